@@ -1,0 +1,40 @@
+# make demo   set up and run the main job on what the repository holds
+# make test   set up and run the tests
+# make bench  the benchmarks: tables in benchmarks/results/
+# make lint   style and types
+# make zoo    train the base model, the labelled adapters and the probes anew (hours; needs DATA)
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= ../shared/data
+STAMP := $(VENV)/.set-up
+
+.PHONY: setup demo test bench lint zoo clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/python -m zoo.demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m benchmarks.scoring
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+zoo: setup
+	$(BIN)/python -m zoo.build --data $(DATA)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

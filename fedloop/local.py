@@ -1,0 +1,171 @@
+"""One client's LoRA training with transformers and peft, one local step at a time.
+
+The model is built once and reused for every client: a client starts by writing its start adapter
+into it and reads its own adapter back out. Everything random comes from the seed that is passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprobe.adapter import Adapter, factor_delta
+from loraprobe.errors import DataError, MissingExtra
+
+from .data import Example, Tokens, collate, encode
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class LoRASettings:
+    """Which LoRA clients train. Defaults: the official scripts (arXiv:2601.07177).
+
+    Attributes:
+        target_modules: names of the adapted modules; None for PEFT's defaults of the model's type.
+    """
+
+    r: int = 8
+    alpha: float = 16
+    dropout: float = 0.05
+    target_modules: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How one client trains in one round. Defaults: the official scripts, April 2026.
+
+    Attributes:
+        lr: AdamW's learning rate, constant over the local steps.
+        steps: optimiser steps.
+        batch_size: examples a step.
+        max_length: tokens an example is cut to.
+        max_grad_norm: gradients of a larger L2 norm are scaled down to it.
+    """
+
+    lr: float = 5e-5
+    steps: int = 10
+    batch_size: int = 16
+    max_length: int = 256
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """After one local step: how far the adapter has moved from where the client started."""
+
+    index: int
+    loss: float
+    num_examples: int
+    delta: Adapter
+
+
+def attach_lora(model: PreTrainedModel, settings: LoRASettings, seed: int) -> PeftModel:
+    """Put a fresh LoRA on a model; the same seed gives the same initial A (B starts at zero).
+
+    Raises:
+        MissingExtra: peft is not installed.
+    """
+    peft = _peft()
+    config = peft.LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.target_modules) if settings.target_modules else None,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return peft.get_peft_model(model, config)
+
+
+def read_adapter(model: PeftModel, base_model: str | None = None) -> Adapter:
+    """A copy of the model's LoRA, on the CPU."""
+    config = model.peft_config[model.active_adapter]
+    state = {key: value.detach().cpu().clone() for key, value in _peft().get_peft_model_state_dict(model).items()}
+    return Adapter.from_state_dict(
+        state, alpha=config.lora_alpha, use_rslora=config.use_rslora, base_model=base_model or config.base_model_name_or_path or None
+    )
+
+
+def write_adapter(model: PeftModel, adapter: Adapter) -> None:
+    """Overwrite the model's LoRA with an adapter of kind "weights".
+
+    Raises:
+        KindMismatch, LayoutMismatch: the adapter is a delta, or does not fit the model.
+    """
+    from loraprobe.adapter import Layout
+
+    Layout.of(read_adapter(model)).check(adapter)
+    _peft().set_peft_model_state_dict(model, adapter.state_dict())
+
+
+def local_steps(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    start: Adapter,
+    training: LocalTraining,
+    seed: int,
+) -> Iterator[LocalStep]:
+    """Train from `start` and yield the factor delta after every local step.
+
+    Batches run through the examples in a seeded order, shuffled anew once all have been seen.
+
+    Raises:
+        DataError: there is no example to train on.
+    """
+    if not examples:
+        raise DataError("got no training examples for this client; expected at least one")
+    write_adapter(model, start)
+    encoded = [encode(example, tokenizer, training.max_length) for example in examples]
+    batches = _batches(encoded, training, torch.Generator().manual_seed(seed))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0)
+    dropout = torch.Generator().manual_seed(seed).get_state()
+    model.train()
+    for index, batch in enumerate(batches, start=1):
+        # Dropout draws from torch's global generator: lend it this client's state for the step only,
+        # so that neither the caller nor another client is disturbed between two yields.
+        with torch.random.fork_rng():
+            torch.set_rng_state(dropout)
+            loss = _step(model, collate(batch, _pad_id(tokenizer)), optimizer, parameters, training.max_grad_norm)
+            dropout = torch.get_rng_state()
+        yield LocalStep(index, loss, len(batch), factor_delta(read_adapter(model, start.base_model), start).load())
+
+
+def _step(
+    model: PeftModel, tensors: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], max_grad_norm: float
+) -> float:
+    loss = model(**{name: tensor.to(model.device) for name, tensor in tensors.items()}).loss
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _batches(encoded: list[Tokens], training: LocalTraining, generator: torch.Generator) -> Iterator[list[Tokens]]:
+    queue: list[int] = []
+    for _ in range(training.steps):
+        while len(queue) < training.batch_size:
+            queue += torch.randperm(len(encoded), generator=generator).tolist()
+        yield [encoded[row] for row in queue[: training.batch_size]]
+        del queue[: training.batch_size]
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtra("peft", "fed", "LoRA training") from error
+    return peft

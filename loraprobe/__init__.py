@@ -1,0 +1,55 @@
+"""loraprobe: from LoRA adapters to features and from features to P(malicious).
+
+>>> from loraprobe import FeatureRecipe
+>>> FeatureRecipe.paper().factors
+('B',)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapter import Adapter, Layout, LoRAPair, factor_delta, pack, unpack, weight_delta
+    from .featurizer import FeatureRecipe, Featurizer
+    from .metrics import EvalReport
+    from .peft_io import load_adapter
+    from .probe import Probe, Verdict, evaluate, fit_probe
+
+# Importing torch takes a second or more; the names are looked up when they are first used, so that
+# the command line can print its help without it.
+_HOMES = {
+    "adapter": ("Adapter", "Layout", "LoRAPair", "factor_delta", "pack", "unpack", "weight_delta"),
+    "featurizer": ("FeatureRecipe", "Featurizer"),
+    "metrics": ("EvalReport",),
+    "peft_io": ("load_adapter",),
+    "probe": ("Probe", "Verdict", "evaluate", "fit_probe"),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Adapter",
+    "EvalReport",
+    "FeatureRecipe",
+    "Featurizer",
+    "Layout",
+    "LoRAPair",
+    "Probe",
+    "Verdict",
+    "evaluate",
+    "factor_delta",
+    "fit_probe",
+    "load_adapter",
+    "pack",
+    "unpack",
+    "weight_delta",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'loraprobe' has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

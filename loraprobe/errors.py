@@ -1,0 +1,58 @@
+"""Every error loraprobe raises on purpose: what was got, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class LoraprobeError(ValueError):
+    """Bad input or an operation that cannot be done safely; the base of all others."""
+
+
+class AdapterFormatError(LoraprobeError):
+    """The file or state dict is not a readable plain-LoRA adapter."""
+
+
+class UnsupportedAdapterError(AdapterFormatError):
+    """The adapter is readable but is not plain LoRA (DoRA, embeddings, modules_to_save, ...)."""
+
+
+class LayoutMismatch(LoraprobeError):
+    """Modules, factors or shapes differ from the ones expected: a wrong base, rank or layer set."""
+
+
+class BaseModelMismatch(LoraprobeError):
+    """The adapter names another base model than the probe was trained on."""
+
+
+class KindMismatch(LoraprobeError):
+    """Weights where a delta is needed, or one kind of delta where another is needed."""
+
+
+class NonFiniteError(LoraprobeError):
+    """A tensor holds NaN or infinity."""
+
+
+class RecipeError(LoraprobeError):
+    """A feature recipe asks for something unknown or for nothing at all."""
+
+
+class FitError(LoraprobeError):
+    """The labelled adapters cannot support the requested fit, threshold or evaluation."""
+
+
+class ProbeFormatError(LoraprobeError):
+    """A probe folder is incomplete, damaged, tampered with or of an unknown format version."""
+
+
+class HubError(LoraprobeError):
+    """A repository, revision or file on the Hub could not be fetched as asked."""
+
+
+class DataError(LoraprobeError):
+    """A dataset file is missing or a row in it cannot be used."""
+
+
+class MissingExtra(ImportError):
+    """An optional dependency is not installed; the message holds the pip line that installs it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'loraprobe[{extra}]'")

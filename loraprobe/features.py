@@ -1,0 +1,143 @@
+"""What can be computed from an adapter, as pure functions: slices, canonical forms, spectra, norms.
+
+The matrices that spectra and norms are taken of depend on the kind of adapter. Weights and weight
+deltas have one matrix per module, the product scaling * B @ A. A factor delta has two, the changes
+of A and of B: their product is the change of nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .adapter import Adapter, Factor, Slot, finite, r_factor
+from .errors import KindMismatch
+
+Matrix = tuple[str, str]  # (module, "A" | "B" | "BA")
+NORMS = ("log_frobenius", "log_spectral", "log_nuclear", "stable_rank", "effective_rank")
+_TINY = 1e-12  # below this a norm counts as zero (arXiv:2601.07177, official code)
+
+
+def slices(adapter: Adapter, slots: Sequence[Slot]) -> Tensor:
+    """The factors named by slots, flattened and concatenated in that order: (p,) float32.
+
+    Raises:
+        NonFiniteError: a factor holds NaN or infinity.
+
+    Source: arXiv:2601.07177, Sec. 3 (there: the B factors of the first layer).
+    """
+    return torch.cat([finite(adapter, slot.module, slot.factor).float().reshape(-1) for slot in slots])
+
+
+def canonical(adapter: Adapter, slots: Sequence[Slot]) -> Tensor:
+    """Like `slices`, of the factors in their canonical gauge (`LoRAPair.canonical`).
+
+    Two adapters with the same product B @ A have the same canonical factors, however they were
+    factorised (for distinct singular values).
+
+    Raises:
+        KindMismatch: a factor delta has no product that a gauge could leave unchanged.
+        NonFiniteError: a factor holds NaN or infinity.
+    """
+    if adapter.kind == "factor_delta":
+        raise KindMismatch("got an adapter of kind 'factor_delta'; the canonical form is one of a product B @ A: use weight_delta(after, before)")
+    gauged = {}
+    for module in dict.fromkeys(slot.module for slot in slots):
+        finite(adapter, module, "A"), finite(adapter, module, "B")
+        gauged[module] = adapter[module].canonical()
+    return torch.cat([_padded(gauged[slot.module].factor(slot.factor), slot.shape).reshape(-1) for slot in slots])
+
+
+def spectra(adapter: Adapter, modules: Sequence[str], factors: Sequence[Factor]) -> dict[Matrix, Tensor]:
+    """Singular values of every matrix of the modules, descending: (min(r, ...),) float64 each.
+
+    Raises:
+        NonFiniteError: a factor holds NaN or infinity.
+    """
+    cores: dict[Matrix, Tensor] = {}
+    for module in modules:
+        if adapter.kind == "factor_delta":
+            for factor in factors:
+                matrix = finite(adapter, module, factor)
+                cores[module, factor] = r_factor(matrix if factor == "B" else matrix.T)
+        else:
+            finite(adapter, module, "A"), finite(adapter, module, "B")
+            cores[module, "BA"] = adapter[module].core()
+    return _batched_svdvals(cores)
+
+
+def norms(values: Tensor) -> Tensor:
+    """`NORMS` of a matrix with these singular values: (5,) float64.
+
+    Natural logarithms of the Frobenius, spectral and nuclear norm (floored at 1e-12); stable rank
+    ||M||_F^2 / ||M||_2^2; effective rank exp(entropy of s / sum s) (Roy & Vetterli, EUSIPCO 2007).
+    A zero matrix has stable and effective rank 0.
+    """
+    frobenius, largest, total = values.square().sum().sqrt(), values.max(), values.sum()
+    if largest < _TINY:
+        ranks = values.new_zeros(2)
+    else:
+        share = values / total
+        entropy = -torch.xlogy(share, share).sum()
+        ranks = torch.stack([(frobenius / largest).square(), entropy.exp()])
+    return torch.cat([torch.stack([frobenius, largest, total]).clamp_min(_TINY).log(), ranks])
+
+
+def pooled(rows: dict[Matrix, Tensor]) -> Tensor:
+    """Mean and standard deviation over layers, per module name and matrix: independent of depth.
+
+    Args:
+        rows: (module, matrix) -> (k,), of one k.
+
+    Returns:
+        (names * matrices * 2 * k,), ordered by module name ("q_proj"), matrix, mean before deviation.
+    """
+    groups: dict[Matrix, list[Tensor]] = {}
+    for (module, matrix), row in rows.items():
+        groups.setdefault((leaf_name(module), matrix), []).append(row)
+    parts = []
+    for key in sorted(groups):
+        stacked = torch.stack(groups[key])
+        parts += [stacked.mean(dim=0), stacked.std(dim=0, correction=0)]
+    return torch.cat(parts)
+
+
+def l2_normalised(vector: Tensor) -> Tensor:
+    """The vector divided by its L2 norm; one with a norm below 1e-12 is left as it is.
+
+    Source: arXiv:2601.07177, official code.
+    """
+    length = torch.linalg.vector_norm(vector, dtype=torch.float64)
+    return vector if length < _TINY else (vector.double() / length).to(vector.dtype)
+
+
+def leaf_name(module: str) -> str:
+    """The last part of a module path.
+
+    >>> leaf_name("model.layers.0.self_attn.q_proj")
+    'q_proj'
+    """
+    return module.rpartition(".")[2]
+
+
+def _padded(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
+    """With zero rows or columns behind: a product thinner than its rank has fewer components."""
+    return torch.nn.functional.pad(matrix, (0, shape[1] - matrix.shape[1], 0, shape[0] - matrix.shape[0]))
+
+
+def _batched_svdvals(cores: dict[Matrix, Tensor]) -> dict[Matrix, Tensor]:
+    """One call per shape instead of one per matrix: the r x r problems are tiny."""
+    by_shape: dict[tuple[int, ...], list[Matrix]] = {}
+    for key, core in cores.items():
+        by_shape.setdefault(tuple(core.shape), []).append(key)
+    values: dict[Matrix, Tensor] = {}
+    for keys in by_shape.values():
+        values.update(zip(keys, torch.linalg.svdvals(torch.stack([cores[key] for key in keys])), strict=True))
+    return {key: values[key] for key in cores}
+
+
+SLOT_FEATURES: dict[str, Callable[[Adapter, Sequence[Slot]], Tensor]] = {"slices": slices, "canonical": canonical}
+SPECTRAL_FEATURES = ("spectra", "norms")
+FEATURES = (*SLOT_FEATURES, *SPECTRAL_FEATURES)

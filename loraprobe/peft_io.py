@@ -1,0 +1,284 @@
+"""From what PEFT writes (a folder, a file, a state dict, a Hub repository) to an Adapter.
+
+Only plain LoRA is read. Whatever would change the model in another way (DoRA, embeddings, trained
+biases, whole modules, initialisations that rewrite the base) is refused by name, because a score of
+half an adapter would be a score of something else. Nothing is ever unpickled into objects.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .adapter import Adapter, LazyTensor, LoRAPair
+from .errors import AdapterFormatError, UnsupportedAdapterError
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+MAX_CONFIG_BYTES = 1 << 20
+MAX_WEIGHT_BYTES = 8 << 30  # an adapter of r = 256 on every module of a 70B model has about 6.6 GB in fp32
+
+# Fields of PEFT's LoraConfig that leave B @ A and its scaling as they are, whatever they hold.
+_HARMLESS = frozenset(
+    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules exclude_modules "
+    "lora_alpha lora_dropout use_rslora layers_to_transform layers_pattern rank_pattern alpha_pattern megatron_core qalora_group_size "
+    "runtime_config eva_config init_lora_weights bias parent_library".split()
+)
+# Fields that may be true but change nothing that is read here; they are reported in Adapter.ignored.
+_REPORTED = frozenset({"fan_in_fan_out", "ensure_weight_tying"})
+# Initialisations that leave the base model alone. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) move
+# part of the base into the adapter, so that B @ A is not the change of the published base.
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+")
+
+
+@dataclass(frozen=True)
+class Scalings:
+    """What PEFT's configuration says about alpha and rank, per module."""
+
+    alpha: float
+    rank: int | None = None
+    use_rslora: bool = False
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("alpha_pattern", "rank_pattern"):
+            for pattern in getattr(self, name):
+                # PEFT runs these as regular expressions; from a stranger's file that is a way to
+                # hang the reader, and in practice they are module names.
+                if not _PATTERN.fullmatch(pattern):
+                    raise UnsupportedAdapterError(f"got {name} key {pattern!r}; expected a module name (regular expressions are not run)")
+        for value in (self.alpha, *self.alpha_pattern.values()):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value == 0:
+                raise AdapterFormatError(f"got alpha {value!r}; expected a finite number other than 0")
+
+    def of(self, module: str, rank: int) -> float:
+        """alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv:2312.03732), of one module."""
+        expected = _by_pattern(self.rank_pattern, module, self.rank)
+        if expected is not None and expected != rank:
+            raise AdapterFormatError(f"the configuration says rank {expected}, the tensors have {rank}: they do not belong together")
+        alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+def load_adapter(
+    source: str | Path,
+    revision: str | None = None,
+    *,
+    alpha: float | None = None,
+    base_model: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    ignore_fields: Collection[str] = (),
+) -> Adapter:
+    """Read a LoRA adapter from a PEFT folder, a single .safetensors or .bin file, or the Hub.
+
+    Tensors of .safetensors files are read when they are needed, so scoring one layer of an 8B
+    model's adapter reads one layer. A bare file without adapter_config.json beside it needs alpha.
+
+    Args:
+        source: a path, or "org/name" on the Hub.
+        revision: Hub only: a commit, tag or branch; a name that moves is resolved to one commit.
+        alpha: lora_alpha, for a bare file.
+        base_model: the base model's name, where the file does not say it.
+        subfolder: the folder inside source that holds the adapter.
+        token: Hub only.
+        ignore_fields: unknown fields of adapter_config.json that you have found to be harmless.
+
+    Raises:
+        AdapterFormatError: missing, truncated, oversized or malformed files.
+        UnsupportedAdapterError: not plain LoRA.
+        HubError: the repository or revision cannot be fetched.
+    """
+    path = Path(source)
+    if not path.exists():
+        from .hub import fetch_adapter, looks_like_repo_id
+
+        if not looks_like_repo_id(str(source)):
+            raise AdapterFormatError(f"no file or folder {str(source)!r}, and it is no Hub id (org/name). Check the path.")
+        path = fetch_adapter(str(source), revision=revision, subfolder=subfolder, token=token)
+    elif revision is not None:
+        raise AdapterFormatError(f"got revision {revision!r} for the local path {path}; revisions belong to Hub ids")
+    if subfolder:
+        path = path / subfolder
+    weights = _weights_file(path) if path.is_dir() else path
+    config = weights.parent / CONFIG_NAME
+    if config.is_file():
+        settings = _read_config(config, ignore_fields)
+    elif path.is_dir():
+        raise AdapterFormatError(f"no {CONFIG_NAME} in {path}; expected a PEFT adapter folder")
+    elif alpha is None:
+        raise AdapterFormatError(f"{weights} has no {CONFIG_NAME} beside it; pass alpha= (PEFT's lora_alpha) to say how B @ A is scaled")
+    else:
+        settings = _Settings(Scalings(alpha), None, ())
+    pairs, ignored = pairs_from_tensors(_open_weights(weights), settings.scalings)
+    return Adapter(pairs, base_model=base_model or settings.base_model, ignored=settings.ignored + ignored)
+
+
+def pairs_from_tensors(tensors: Mapping[str, Tensor | LazyTensor], scalings: Scalings) -> tuple[dict[str, LoRAPair], tuple[str, ...]]:
+    """PEFT's tensor names -> pairs by module path, and the names that were safely left out."""
+    factors: dict[str, dict[str, Tensor | LazyTensor]] = {}
+    ignored, adapter_names = [], set()
+    for key, tensor in tensors.items():
+        if key.endswith("rotary_emb.inv_freq"):
+            ignored.append(key)  # a buffer computed from the base's configuration
+            continue
+        module, factor, name = _parse_key(key)
+        adapter_names.add(name)
+        if isinstance(tensor, Tensor) and tensor.dtype not in _FLOATS:
+            raise AdapterFormatError(f"{key}: got dtype {tensor.dtype}; expected float32, float16, bfloat16 or float64")
+        found = factors.setdefault(module, {})
+        if factor in found:
+            raise AdapterFormatError(f"{module}: lora_{factor} occurs twice, with and without a prefix; expected it once")
+        found[factor] = tensor
+    if len(adapter_names) > 1:
+        raise AdapterFormatError(f"got {len(adapter_names)} adapters in one state dict ({', '.join(map(repr, sorted(adapter_names)))}); expected one")
+    pairs = {}
+    for module, found in factors.items():
+        if len(found) == 1:
+            raise AdapterFormatError(f"{module}: only lora_{next(iter(found))} is there; expected lora_A and lora_B")
+        try:
+            unscaled = LoRAPair(found["A"], found["B"])
+            pairs[module] = LoRAPair(found["A"], found["B"], scalings.of(module, unscaled.rank))
+        except AdapterFormatError as error:
+            raise AdapterFormatError(f"{module}: {error}") from None
+    return pairs, tuple(ignored)
+
+
+def _parse_key(key: str) -> tuple[str, str, str]:
+    """(module path, "A" or "B", adapter name) of a PEFT tensor name."""
+    head, found, tail = key.rpartition(".lora_")
+    parts = tail.split(".")  # "A.weight" or "A.default.weight"
+    if not found or parts[0] not in ("A", "B") or parts[-1] != "weight" or len(parts) > 3 or not head:
+        raise UnsupportedAdapterError(f"{key}: {_what_is(key)}; expected nothing but lora_A.weight and lora_B.weight of linear layers")
+    return head.removeprefix("base_model.model."), parts[0], parts[1] if len(parts) == 3 else ""
+
+
+def _what_is(key: str) -> str:
+    if "lora_magnitude_vector" in key:
+        return "this is DoRA, which also rescales the base weight"
+    if "lora_embedding_" in key:
+        return "this adapts an embedding"
+    if ".lora_" in key and key.endswith(".bias"):
+        return "this is a LoRA bias (lora_bias=True)"
+    if ".lora_" not in key:
+        return "this is a whole trained tensor (modules_to_save, a bias or a base weight), not a LoRA factor"
+    return "this is no tensor of plain LoRA"
+
+
+@dataclass(frozen=True)
+class _Settings:
+    scalings: Scalings
+    base_model: str | None
+    ignored: tuple[str, ...]
+
+
+def _read_config(path: Path, ignore_fields: Collection[str]) -> _Settings:
+    """Check adapter_config.json against what plain LoRA may say, and read alpha and ranks."""
+    config = _json_object(path)
+    if config.get("peft_type") != "LORA":
+        raise UnsupportedAdapterError(f"{path}: got peft_type {config.get('peft_type')!r}; expected 'LORA'")
+    if config.get("bias", "none") != "none":
+        raise UnsupportedAdapterError(f"{path}: got bias {config['bias']!r}: biases of the base were trained too; expected 'none'")
+    if config.get("init_lora_weights", True) not in _PLAIN_INITS:
+        raise UnsupportedAdapterError(
+            f"{path}: got init_lora_weights {config['init_lora_weights']!r}, which moves part of the base into the adapter; "
+            "convert it to plain LoRA first (PEFT: path_initial_model_for_weight_conversion)"
+        )
+    unknown = [name for name, value in config.items() if value and name not in _HARMLESS | _REPORTED | set(ignore_fields)]
+    if unknown:
+        raise UnsupportedAdapterError(
+            f"{path}: {', '.join(f'{name} = {str(config[name])[:60]}' for name in unknown)}: not plain LoRA, or unknown here. "
+            "If you know that it does not change B @ A, pass ignore_fields."
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise AdapterFormatError(f"{path}: got r = {rank!r}; expected a whole number of at least 1")
+    patterns = {name: config.get(name) or {} for name in ("alpha_pattern", "rank_pattern")}
+    for name, pattern in patterns.items():
+        if not isinstance(pattern, dict):
+            raise AdapterFormatError(f"{path}: got {name} of type {type(pattern).__name__}; expected an object of module names")
+    base_model = config.get("base_model_name_or_path")
+    if base_model is not None and not isinstance(base_model, str):
+        raise AdapterFormatError(f"{path}: got base_model_name_or_path of type {type(base_model).__name__}; expected text")
+    scalings = Scalings(alpha, rank, bool(config.get("use_rslora")), **patterns)  # type: ignore[arg-type]  # checked there
+    return _Settings(scalings, base_model or None, tuple(name for name in sorted(_REPORTED | set(ignore_fields)) if config.get(name)))
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    if size > MAX_CONFIG_BYTES:
+        raise AdapterFormatError(f"{path} has {size} bytes; expected at most {MAX_CONFIG_BYTES}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AdapterFormatError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise AdapterFormatError(f"{path} holds a JSON {type(value).__name__}; expected an object")
+    return value
+
+
+def _weights_file(folder: Path) -> Path:
+    for name in WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    raise AdapterFormatError(f"no adapter weights in {folder}; expected {' or '.join(WEIGHT_NAMES)}")
+
+
+def _open_weights(path: Path) -> Mapping[str, Tensor | LazyTensor]:
+    size = path.stat().st_size
+    if size > MAX_WEIGHT_BYTES:
+        raise AdapterFormatError(f"{path} has {size} bytes; expected at most {MAX_WEIGHT_BYTES} for an adapter")
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    if path.suffix in (".bin", ".pt", ".pth"):
+        return _read_torch(path)
+    raise AdapterFormatError(f"got {path.name}; expected a .safetensors file, or PyTorch's .bin with nothing but tensors")
+
+
+def _open_safetensors(path: Path) -> dict[str, Tensor | LazyTensor]:
+    """Names and shapes now, contents when asked for, all from the one file opened here."""
+    try:
+        file = safe_open(path, framework="pt")
+        tensors: dict[str, Tensor | LazyTensor] = {}
+        for key in file.keys():  # noqa: SIM118  # not a mapping
+            view = file.get_slice(key)
+            if view.get_dtype() not in ("F32", "F16", "BF16", "F64"):
+                raise AdapterFormatError(f"{path}, {key}: got dtype {view.get_dtype()}; expected F32, F16, BF16 or F64")
+            tensors[key] = LazyTensor(tuple(view.get_shape()), lambda key=key: file.get_tensor(key))  # type: ignore[misc]
+        return tensors
+    except (SafetensorError, OSError) as error:
+        raise AdapterFormatError(f"{path} is not a readable safetensors file ({error}). It is damaged or incomplete: fetch it again.") from None
+
+
+def _read_torch(path: Path) -> dict[str, Tensor | LazyTensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AdapterFormatError(f"{path} cannot be read as plain tensors ({reason}). Save the adapter as .safetensors.") from None
+    if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
+        raise AdapterFormatError(f"{path} does not hold a dictionary of tensors; expected a PEFT state dict")
+    return dict(tensors)
+
+
+def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """PEFT's rule: the first pattern that the module's path is, or ends with after a dot."""
+    for pattern, value in patterns.items():
+        name = pattern.removeprefix("^")
+        if module == name or (not pattern.startswith("^") and module.endswith("." + name)):
+            return value
+    return default
