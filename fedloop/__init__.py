@@ -1,0 +1,1 @@
+"""fedloop: federated LoRA fine-tuning whose server knows how far to trust each client."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprobe.adapter import Adapter, factor_delta
+from loraprobe.adapter import Adapter, Layout, factor_delta
 from loraprobe.errors import DataError, MissingExtra
 
 from .data import Example, Tokens, collate, encode
@@ -65,6 +65,23 @@ class LocalStep:
     delta: Adapter
 
 
+def load_base(name: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, from a folder or the Hub.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+        DataError: transformers cannot load it; the message holds its reason.
+    """
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise MissingExtra("transformers", "fed", "training") from error
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot load the base model {name!r}: {str(error).splitlines()[0]}") from error
+
+
 def attach_lora(model: PreTrainedModel, settings: LoRASettings, seed: int) -> PeftModel:
     """Put a fresh LoRA on a model; the same seed gives the same initial A (B starts at zero).
 
@@ -99,8 +116,6 @@ def write_adapter(model: PeftModel, adapter: Adapter) -> None:
     Raises:
         KindMismatch, LayoutMismatch: the adapter is a delta, or does not fit the model.
     """
-    from loraprobe.adapter import Layout
-
     Layout.of(read_adapter(model)).check(adapter)
     _peft().set_peft_model_state_dict(model, adapter.state_dict())
 

@@ -21,7 +21,7 @@ Kind = Literal["weights", "factor_delta", "weight_delta"]
 Factor = Literal["A", "B"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)(?:\.|$)")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,9})(?:\.|$)")
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,20 @@ class LoRAPair:
 
         With thin QR factors B = Q_B R_B and A^T = Q_A R_A they are those of the core R_B R_A^T,
         which is at most r x r. Invariant under (B G, G^-1 A) for every invertible G.
+
+        Raises:
+            NonFiniteError: see `core`.
         """
-        return torch.linalg.svdvals(self.core())
+        values: Tensor = torch.linalg.svdvals(self.core())
+        return values
 
     def core(self) -> Tensor:
-        """A small float64 matrix with the singular values of scaling * B @ A: (min(d_out, r), min(d_in, r))."""
-        return self._scaling * r_factor(self.B) @ r_factor(self.A.T).T
+        """A small float64 matrix with the singular values of scaling * B @ A: (min(d_out, r), min(d_in, r)).
+
+        Raises:
+            NonFiniteError: a factor is not finite, or the product overflows.
+        """
+        return _finite_core(self._scaling * r_factor(self.B) @ r_factor(self.A.T).T)
 
     def norm(self, kind: Literal["frobenius", "spectral", "nuclear"] = "frobenius") -> float:
         """A norm of scaling * B @ A, from the r x r core in float64."""
@@ -123,10 +131,13 @@ class LoRAPair:
         From the SVD of the core: B = U sqrt(S), A = sqrt(S) V^T with scaling 1; the sign of each
         component is fixed so that the entry of U of largest magnitude is positive. Unique where the
         singular values are distinct. Shapes (k, d_in) and (d_out, k) with k = min(r, d_out, d_in).
+
+        Raises:
+            NonFiniteError: a factor is not finite, or the product overflows.
         """
         q_b, r_b = torch.linalg.qr(self.B.double())
         q_a, r_a = torch.linalg.qr(self.A.double().T)
-        u, s, vt = torch.linalg.svd(r_b @ r_a.T * self._scaling)
+        u, s, vt = torch.linalg.svd(_finite_core(r_b @ r_a.T * self._scaling))
         rank = s.shape[0]
         u, v = q_b @ u[:, :rank], q_a @ vt[:rank].T
         signs = torch.sign(torch.gather(u, 0, u.abs().argmax(dim=0, keepdim=True)))
@@ -317,7 +328,7 @@ def unpack(vector: Tensor, layout: Layout, *, base_model: str | None = None) -> 
     if vector.shape != (layout.size,):
         raise LayoutMismatch(f"got a vector of shape {tuple(vector.shape)}; expected ({layout.size},) as in the layout")
     factors: dict[str, dict[str, Tensor]] = {}
-    for slot, part in zip(layout.slots, vector.split([slot.size for slot in layout.slots]), strict=True):
+    for slot, part in zip(layout.slots, torch.split(vector, [slot.size for slot in layout.slots]), strict=True):
         factors.setdefault(slot.module, {})[slot.factor] = part.view(slot.shape)
     halves = [module for module, found in factors.items() if set(found) != {"A", "B"}]
     if halves:
@@ -385,13 +396,13 @@ def finite(adapter: Adapter, module: str, factor: Factor) -> Tensor:
     """One factor, read and checked.
 
     Raises:
-        NonFiniteError: it holds NaN or infinity.
+        NonFiniteError: it holds NaN or infinity, or a number that is infinite in float32.
     """
     tensor = adapter[module].factor(factor)
-    if not torch.isfinite(tensor).all():
-        bad = int((~torch.isfinite(tensor)).sum())
+    good = torch.isfinite(tensor.float())
+    if not good.all():
         raise NonFiniteError(
-            f"{module}, lora_{factor}: {bad} of {tensor.numel()} values are NaN or infinite; expected finite numbers. "
+            f"{module}, lora_{factor}: {int((~good).sum())} of {tensor.numel()} values are NaN or infinite; expected finite float32 numbers. "
             "Training diverged or the file is damaged: do not use this adapter."
         )
     return tensor
@@ -405,7 +416,14 @@ def _tensor(tensor: Tensor | LazyTensor) -> Tensor:
 
 def r_factor(matrix: Tensor) -> Tensor:
     """R of the thin QR of a matrix (m, n), in float64: (min(m, n), n), with the same singular values."""
-    return torch.linalg.qr(matrix.double(), mode="r").R
+    r: Tensor = torch.linalg.qr(matrix.double(), mode="r").R
+    return r
+
+
+def _finite_core(core: Tensor) -> Tensor:
+    if not torch.isfinite(core).all():
+        raise NonFiniteError("B @ A times its scaling holds NaN or infinity; expected finite numbers. Do not use this adapter.")
+    return core
 
 
 def _minus(after: LoRAPair, before: LoRAPair, factor: Factor) -> LazyTensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -77,6 +78,8 @@ def fit_calibration(method: Method, scores: np.ndarray, labels: np.ndarray, grou
 
         curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores, labels)
         inputs, outputs = tuple(map(float, curve.X_thresholds_)), tuple(map(float, curve.y_thresholds_))
+        if outputs[0] == outputs[-1]:
+            raise FitError("got scores that do not rise with the labels; an isotonic map of them would give every adapter the same probability")
     return Calibration(method, inputs, outputs, unit, len(scores), len(set(groups)))
 
 
@@ -126,9 +129,7 @@ def _conformal_bound(budget: float, scores: np.ndarray, groups: Sequence[Hashabl
     rank = math.ceil((len(highest) + 1) * (1 - budget))
     if rank > len(highest):
         needed = math.ceil(1 / budget) - 1
-        raise FitError(
-            f"{name}:{budget:g} needs at least {needed} {what} groups, got {len(highest)}. Add groups or allow a larger share of errors."
-        )
+        raise FitError(f"{name}:{budget:g} needs at least {needed} {what} groups, got {len(highest)}. Add groups or allow a larger share of errors.")
     return sorted(highest.values())[rank - 1]
 
 
@@ -137,4 +138,4 @@ def _of(groups: Sequence[Hashable], mask: np.ndarray) -> list[Hashable]:
 
 
 def _rises(values: tuple[float, ...]) -> bool:
-    return all(a <= b for a, b in zip(values, values[1:], strict=False))
+    return all(a <= b for a, b in pairwise(values))

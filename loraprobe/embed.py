@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from loraprobe.errors import DataError, FitError, MissingExtra, NonFiniteError, RecipeError
+from .errors import DataError, FitError, MissingExtra, NonFiniteError, RecipeError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ class Coordinates:
 
     def __post_init__(self) -> None:
         _check_method_and_seed(self.method, self.seed)
-        n = len(self.coordinates)
+        n = self.coordinates.shape[0] if self.coordinates.ndim else 0
         if self.coordinates.dtype != np.float32 or self.coordinates.shape != (n, 2) or n == 0:
             got = f"{self.coordinates.dtype} {self.coordinates.shape}"
             raise FitError(f"got coordinates {got}; expected float32 (n, 2) with n >= 1; pass what embed() returns")
@@ -172,7 +172,7 @@ def plot_embedding(ax: Axes, coordinates: Coordinates, hard_negatives: Collectio
     malicious source's name ("gptfuzz@0.25") sets how pale its points are. The number at a cluster is the one before its
     name in the legend; it sits just above the point nearest the median of the source (of its highest poison share).
     hard_negatives are source names; None asks is_hard_negative. Make the figure with layout="constrained", or the legend
-    is cut off: Figure(figsize=(9.5, 6), layout="constrained").
+    is cut off.
 
     Raises MissingExtra if matplotlib is absent, FitError for a poison share that is no number in (0, 1].
     """
@@ -197,6 +197,24 @@ def plot_embedding(ax: Axes, coordinates: Coordinates, hard_negatives: Collectio
         ax.set(xlabel="UMAP 1 (who is near whom counts; distances between islands mean nothing)", ylabel="UMAP 2", xticks=[], yticks=[])
     else:
         ax.set(xlabel="principal component 1", ylabel="principal component 2")
+
+
+def draw_embedding(path: str | Path, coordinates: Coordinates, hard_negatives: Collection[str] | None = None) -> None:
+    """Write the picture of plot_embedding to path: a .png, .pdf or .svg.
+
+    Raises MissingExtra if matplotlib is absent, RecipeError for another ending, FitError as plot_embedding.
+    """
+    if Path(path).suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise RecipeError(f"got the path {path}; expected one that ends in .png, .pdf or .svg")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "figures", "plotting") from error
+    figure = Figure(figsize=(9.5, 6.0), layout="constrained")  # not pyplot's: needs no display and leaves nothing open
+    ax = figure.subplots()
+    ax.spines[["top", "right"]].set_visible(False)
+    plot_embedding(ax, coordinates, hard_negatives)
+    figure.savefig(path, dpi=160, bbox_inches="tight")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter, Factor, Layout, layer_of
-from .errors import KindMismatch, LayoutMismatch, RecipeError
+from .errors import KindMismatch, LayoutMismatch, LoraprobeError, NonFiniteError, RecipeError
 from .features import FEATURES, SLOT_FEATURES, SPECTRAL_FEATURES, l2_normalised, leaf_name, norms, pooled, spectra
 
 Normalisation = Literal["l2", "none"]
@@ -47,14 +47,16 @@ class FeatureRecipe:
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+        if not isinstance(self.pool, bool):
+            raise RecipeError(f"got pool {self.pool!r}; expected True or False")
         _known("features", self.features, FEATURES)
         _known("factors", self.factors, get_args(Factor))
         _known("normalize", (self.normalize,), get_args(Normalisation))
         if isinstance(self.layers, str):
             _known("layers", (self.layers,), ("all", "first", "last"))
-        elif not self.layers or not all(isinstance(layer, int) and layer >= 0 for layer in self.layers):
+        elif not (_filled(self.layers) and all(type(layer) is int and layer >= 0 for layer in self.layers)):
             raise RecipeError(f"got layers {self.layers!r}; expected 'all', 'first', 'last' or at least one layer number >= 0")
-        if self.modules is not None and not (self.modules and all(isinstance(name, str) and name for name in self.modules)):
+        if self.modules is not None and not (_filled(self.modules) and all(isinstance(name, str) and name for name in self.modules)):
             raise RecipeError(f"got modules {self.modules!r}; expected None or at least one module name such as 'q_proj'")
         if self.pool and not set(self.features) <= set(SPECTRAL_FEATURES):
             raise RecipeError(f"got pool=True with features {self.features}; only {' and '.join(SPECTRAL_FEATURES)} can be pooled over layers")
@@ -95,15 +97,12 @@ class FeatureRecipe:
         Raises:
             RecipeError: a field is unknown or has a value that is not valid.
         """
+        if not isinstance(values, dict):
+            raise RecipeError(f"got a recipe of type {type(values).__name__}; expected an object of recipe fields")
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             raise RecipeError(f"unknown recipe fields {sorted(unknown)}; expected some of {sorted(cls.__dataclass_fields__)}")
-        if not isinstance(values.get("pool", False), bool):
-            raise RecipeError(f"got pool {values['pool']!r}; expected true or false")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise RecipeError(f"a recipe field has a value of the wrong type: {error}") from None
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -148,12 +147,18 @@ class Featurizer:
             return
         if adapter.kind != self.layout.kind:
             raise KindMismatch(f"got an adapter of kind {adapter.kind!r}; expected {self.layout.kind!r}")
+        try:
+            modules = _selected(self.recipe, adapter)
+        except RecipeError as error:
+            raise LayoutMismatch(str(error)) from None
         for what, got, expected in (
-            ("module names", _leaves(_selected(self.recipe, adapter)), _leaves(list(self.layout.scalings))),
-            ("ranks", {adapter[module].rank for module in _selected(self.recipe, adapter)}, {self._rank()}),
+            ("module names", _leaves(modules), _leaves(list(self.layout.scalings))),
+            ("ranks", {adapter[module].rank for module in modules}, {self._rank()}),
         ):
             if got != expected:
-                raise LayoutMismatch(f"got {what} {sorted(got)}; expected {sorted(expected)} as in training. Use a probe made for this kind of adapter.")
+                raise LayoutMismatch(
+                    f"got {what} {sorted(got)}; expected {sorted(expected)} as in training. Use a probe made for this kind of adapter."
+                )
 
     def __call__(self, adapters: Sequence[Adapter]) -> np.ndarray:
         """Feature vectors, one row an adapter: (n, p) float32. One adapter is in memory at a time.
@@ -165,8 +170,11 @@ class Featurizer:
         adapters = _sequence(adapters)
         rows = np.empty((len(adapters), self.num_features), dtype=np.float32)
         for index, adapter in enumerate(adapters):
-            self.check(adapter)
-            rows[index] = self._vector(adapter).numpy()
+            try:
+                self.check(adapter)
+                rows[index] = self._vector(adapter).numpy()
+            except LoraprobeError as error:
+                raise type(error)(f"adapter {index} of {len(adapters)}: {error}") from None
         return rows
 
     def _vector(self, adapter: Adapter) -> Tensor:
@@ -175,7 +183,10 @@ class Featurizer:
             blocks |= self._spectral_blocks(adapter)
         if self.recipe.normalize == "l2":
             blocks = {name: block if name == "norms" else l2_normalised(block) for name, block in blocks.items()}
-        return torch.cat([blocks[name].float() for name in self.recipe.features])
+        vector = torch.cat([blocks[name].float() for name in self.recipe.features])
+        if not torch.isfinite(vector).all():
+            raise NonFiniteError("the features overflow float32: the factors or their scaling are far beyond any trained adapter. Do not use it.")
+        return vector
 
     def _spectral_blocks(self, adapter: Adapter) -> dict[str, Tensor]:
         modules = _selected(self.recipe, adapter) if self.recipe.pool else list(self.layout.scalings)
@@ -235,7 +246,11 @@ def _leaves(modules: Sequence[str]) -> set[str]:
     return {leaf_name(module) for module in modules}
 
 
+def _filled(values: object) -> bool:
+    """Whether it is a tuple with something in it; a bare string would be read letter by letter."""
+    return isinstance(values, tuple) and bool(values)
+
+
 def _known(field: str, values: tuple[str, ...], valid: tuple[str, ...]) -> None:
-    wrong = [value for value in values if value not in valid]
-    if wrong or not values or len(set(values)) != len(values):
+    if not _filled(values) or any(value not in valid for value in values) or len(set(values)) != len(values):
         raise RecipeError(f"got {field} {values!r}; expected some of {', '.join(valid)}, each at most once")

@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+import reprlib
+import sys
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,7 +30,7 @@ from .calibration import Calibration
 from .errors import LoraprobeError, ProbeFormatError
 from .featurizer import FeatureRecipe, Featurizer
 from .heads import HEADS, Head, XGBoostHead
-from .probe import CLASSES, Probe
+from .probe import CLASSES, Probe, check_cuts
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
@@ -37,10 +39,26 @@ HEAD_FILES = {"linear": "head.safetensors", "mlp": "head.safetensors", "xgboost"
 PROBE_FILES = (CONFIG_NAME, "head.safetensors", "head.json", CARD_NAME)
 MAX_CONFIG_BYTES = 16 << 20
 MAX_HEAD_BYTES = 1 << 30
+MAX_FEATURES = MAX_HEAD_BYTES // 4  # more columns than that no head can have a number for
 
 _FIELDS = frozenset(
-    "format_version library library_version classes base_model head recipe layout threshold benign_below calibration facts".split()
+    [
+        "format_version",
+        "library",
+        "library_version",
+        "classes",
+        "base_model",
+        "head",
+        "recipe",
+        "layout",
+        "threshold",
+        "benign_below",
+        "calibration",
+        "facts",
+    ]
 )
+_HEAD_FIELDS = frozenset(["kind", "num_features", "file", "bytes", "sha256"])
+_LAYOUT_FIELDS = frozenset(["kind", "slots", "scalings"])
 
 
 def save_probe(probe: Probe, folder: Path) -> Path:
@@ -55,15 +73,19 @@ def save_probe(probe: Probe, folder: Path) -> Path:
         raise ProbeFormatError(f"got {folder}, which is a file; expected a folder to save the probe in")
     weights = _head_bytes(probe.head)
     try:
-        config = json.dumps(_config(probe, weights), indent=2, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        config = json.dumps(_config(probe, weights), indent=2, allow_nan=False).encode()
+        json.loads(config, object_pairs_hook=_unique)  # {1: ..., "1": ...} becomes one object with the key "1" twice
+        readme = card(probe).encode()
+    except LoraprobeError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
         raise ProbeFormatError(f"the probe's facts are not JSON-ready ({error}); expected plain finite numbers, text, lists and objects") from None
     folder.mkdir(parents=True, exist_ok=True)
     for name in set(HEAD_FILES.values()) - {HEAD_FILES[probe.head.name]}:
         (folder / name).unlink(missing_ok=True)
     (folder / HEAD_FILES[probe.head.name]).write_bytes(weights)
-    (folder / CARD_NAME).write_text(card(probe), encoding="utf-8")
-    (folder / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+    (folder / CARD_NAME).write_bytes(readme)
+    (folder / CONFIG_NAME).write_bytes(config + b"\n")
     return folder
 
 
@@ -77,7 +99,7 @@ def load_probe(folder: Path) -> Probe:
     found = config.get("format_version")
     if isinstance(found, bool) or not isinstance(found, int) or found not in _READERS:
         raise ProbeFormatError(
-            f"{folder / CONFIG_NAME}: got format_version {found!r}; this version of loraprobe reads {sorted(_READERS)}. "
+            f"{folder / CONFIG_NAME}: got format_version {_show(found)}; this version of loraprobe reads {sorted(_READERS)}. "
             "Upgrade loraprobe, or load an older revision of the probe."
         )
     try:
@@ -114,22 +136,20 @@ def _config(probe: Probe, weights: bytes) -> dict[str, Any]:
 
 def _read_version_1(config: dict[str, Any], folder: Path) -> Probe:
     where = folder / CONFIG_NAME
-    if set(config) != _FIELDS:
-        raise ProbeFormatError(
-            f"{where}: missing fields {sorted(_FIELDS - set(config))}, unknown fields {sorted(set(config) - _FIELDS)}; expected exactly the "
-            "fields of format version 1"
-        )
+    _fields(config, _FIELDS, str(where))
+    if config["library"] != "loraprobe":
+        raise ProbeFormatError(f"{where}: got library {_show(config['library'])}; expected 'loraprobe'")
+    _text(config["library_version"], f"{where}: library_version")
     if config["classes"] != list(CLASSES):
-        raise ProbeFormatError(f"{where}: got classes {config['classes']!r}; expected {list(CLASSES)}")
-    base_model = config["base_model"]
-    if base_model is not None and not isinstance(base_model, str):
-        raise ProbeFormatError(f"{where}: got base_model of type {type(base_model).__name__}; expected text or null")
+        raise ProbeFormatError(f"{where}: got classes {_show(config['classes'])}; expected {list(CLASSES)}")
+    base_model = None if config["base_model"] is None else _text(config["base_model"], f"{where}: base_model")
     facts = _object(config["facts"], f"{where}: facts")
-    featurizer = Featurizer(FeatureRecipe.from_dict(_object(config["recipe"], f"{where}: recipe")), _layout_from_json(config["layout"], where))
+    featurizer = _featurizer(config, where)
     threshold = _number(config["threshold"], f"{where}: threshold")
     benign_below = _number(config["benign_below"], f"{where}: benign_below")
-    calibration = None if config["calibration"] is None else _calibration(_object(config["calibration"], f"{where}: calibration"), where)
-    head = _read_head(_object(config["head"], f"{where}: head"), folder, featurizer.num_features)
+    check_cuts(threshold, benign_below)
+    calibration = None if config["calibration"] is None else _calibration(config["calibration"], f"{where}: calibration")
+    head = _read_head(config["head"], folder, featurizer.num_features)
     return Probe(featurizer, head, threshold, benign_below, calibration, base_model, facts)
 
 
@@ -144,29 +164,42 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if size > MAX_CONFIG_BYTES:
         raise ProbeFormatError(f"{path} has {size} bytes; expected at most {MAX_CONFIG_BYTES}")
     try:
-        config = json.loads(path.read_bytes(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        config = json.loads(path.read_bytes(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ProbeFormatError(f"{path} is not readable JSON: {error}") from None
     return _object(config, str(path))
 
 
-def _read_head(facts: dict[str, Any], folder: Path, num_features: int) -> Head:
-    kind = facts.get("kind")
-    if not isinstance(kind, str) or kind not in HEADS:
-        raise ProbeFormatError(f"{folder}: got a head of kind {kind!r}; expected one of {', '.join(HEADS)}")
+def _featurizer(config: dict[str, Any], where: Path) -> Featurizer:
+    recipe = FeatureRecipe.from_dict(_fields(config["recipe"], FeatureRecipe.__dataclass_fields__, f"{where}: recipe"))
+    layout = _layout_from_json(config["layout"], where)
+    if [(slot.module, slot.factor) for slot in layout.slots] != [(module, factor) for module in layout.scalings for factor in recipe.factors]:
+        raise ProbeFormatError(f"{where}: layout.slots must list the factors {recipe.factors} of every module of layout.scalings, in that order")
+    featurizer = Featurizer(recipe, layout)
+    if not 0 < featurizer.num_features <= MAX_FEATURES:
+        raise ProbeFormatError(f"{where}: recipe and layout make {_show(featurizer.num_features)} features; expected at most {MAX_FEATURES}")
+    return featurizer
+
+
+def _read_head(value: Any, folder: Path, num_features: int) -> Head:
+    where = f"{folder / CONFIG_NAME}: head"
+    facts = _fields(value, _HEAD_FIELDS, where)
+    kind = _text(facts["kind"], f"{where}.kind")
+    if kind not in HEADS:
+        raise ProbeFormatError(f"{where}: got kind {_show(kind)}; expected one of {', '.join(HEADS)}")
     # The name is looked up, not taken from the file: a probe cannot point outside its folder.
     path = folder / HEAD_FILES[kind]
-    if facts.get("file") != path.name or not path.is_file():
-        raise ProbeFormatError(f"{folder}: expected the {kind} head in {path.name}; config.json says {facts.get('file')!r}, exists: {path.is_file()}")
-    if facts.get("num_features") != num_features:
-        raise ProbeFormatError(f"{folder}: the head reads {facts.get('num_features')!r} features, recipe and layout make {num_features}")
+    if facts["file"] != path.name or not path.is_file():
+        raise ProbeFormatError(f"{where}: expected the {kind} head in {path.name}; got file {_show(facts['file'])}, exists: {path.is_file()}")
+    if _count(facts["num_features"], f"{where}.num_features") != num_features:
+        raise ProbeFormatError(f"{where}: the head reads {_show(facts['num_features'])} features, recipe and layout make {num_features}")
     size = path.stat().st_size
-    if size > MAX_HEAD_BYTES or size != facts.get("bytes"):
-        raise ProbeFormatError(f"{path} has {size} bytes; config.json says {facts.get('bytes')!r}. The file is incomplete or was exchanged.")
+    if size > MAX_HEAD_BYTES or size != _count(facts["bytes"], f"{where}.bytes"):
+        raise ProbeFormatError(f"{path} has {size} bytes; {CONFIG_NAME} says {_show(facts['bytes'])}. The file is incomplete or was exchanged.")
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    if digest != facts.get("sha256"):
-        raise ProbeFormatError(f"{path} has sha256 {digest}; config.json says {facts.get('sha256')!r}. The file is damaged or was exchanged.")
+    if digest != facts["sha256"]:
+        raise ProbeFormatError(f"{path} has sha256 {digest}; {CONFIG_NAME} says {_show(facts['sha256'])}. The file is damaged or was exchanged.")
     head = HEADS[kind]
     if issubclass(head, XGBoostHead):
         return head.from_json(data, num_features)
@@ -190,46 +223,66 @@ def _layout_to_json(layout: Layout) -> dict[str, Any]:
 
 
 def _layout_from_json(value: Any, where: Path) -> Layout:
-    layout = _object(value, f"{where}: layout")
-    if set(layout) != {"kind", "slots", "scalings"} or layout["kind"] not in KINDS:
-        raise ProbeFormatError(f"{where}: layout needs kind (one of {', '.join(KINDS)}), slots and scalings, got {sorted(layout)}")
-    scalings = {module: _number(scaling, f"{where}: scaling of {module}") for module, scaling in _object(layout["scalings"], f"{where}: scalings").items()}
+    layout = _fields(value, _LAYOUT_FIELDS, f"{where}: layout")
+    if layout["kind"] not in KINDS:
+        raise ProbeFormatError(f"{where}: got layout.kind {_show(layout['kind'])}; expected one of {', '.join(KINDS)}")
+    named = _object(layout["scalings"], f"{where}: layout.scalings")
+    scalings = {module: _number(scaling, f"{where}: layout.scalings[{_show(module)}]") for module, scaling in named.items()}
     rows = layout["slots"]
     if not isinstance(rows, list) or not rows:
         raise ProbeFormatError(f"{where}: layout.slots must be a list with at least one matrix")
-    slots = tuple(_slot(row, f"{where}: slot {number}") for number, row in enumerate(rows))
-    if {slot.module for slot in slots} != set(scalings) or len({(slot.module, slot.factor) for slot in slots}) != len(slots):
-        raise ProbeFormatError(f"{where}: slots and scalings must name the same modules, every matrix once")
-    return Layout(slots, scalings, layout["kind"])
+    return Layout(tuple(_slot(row, f"{where}: layout.slots[{number}]") for number, row in enumerate(rows)), scalings, layout["kind"])
 
 
 def _slot(row: Any, where: str) -> Slot:
     match row:
-        case [str(module), "A" | "B" as factor, [int(rows), int(columns)]] if 0 < rows < 2**31 and 0 < columns < 2**31:
+        case [str(module), "A" | "B" as factor, [rows, columns]] if all(type(size) is int and 0 < size < 2**31 for size in (rows, columns)):
             return Slot(module, factor, (rows, columns))
-    raise ProbeFormatError(f"{where}: got {str(row)[:120]}; expected [module, 'A' or 'B', [rows, columns]]")
+    raise ProbeFormatError(f"{where}: got {_show(row)}; expected [module, 'A' or 'B', [rows, columns]]")
 
 
-def _calibration(values: dict[str, Any], where: Path) -> Calibration:
-    if set(values) != set(Calibration.__dataclass_fields__):
-        raise ProbeFormatError(f"{where}: calibration needs exactly the fields {sorted(Calibration.__dataclass_fields__)}, got {sorted(values)}")
+def _calibration(value: Any, where: str) -> Calibration:
+    values = _fields(value, Calibration.__dataclass_fields__, where)
     knots = {}
     for name in ("inputs", "outputs"):
         if not isinstance(values[name], list):
-            raise ProbeFormatError(f"{where}: calibration.{name} must be a list of numbers")
-        knots[name] = tuple(_number(number, f"{where}: calibration.{name}") for number in values[name])
-    return Calibration(values["method"], knots["inputs"], knots["outputs"], str(values["unit"]), int(values["rows"]), int(values["groups"]))
+            raise ProbeFormatError(f"{where}.{name}: got {_show(values[name])}; expected a list of numbers")
+        knots[name] = tuple(_number(number, f"{where}.{name}") for number in values[name])
+    unit, rows, groups = _text(values["unit"], f"{where}.unit"), _count(values["rows"], f"{where}.rows"), _count(values["groups"], f"{where}.groups")
+    return Calibration(values["method"], knots["inputs"], knots["outputs"], unit, rows, groups)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ProbeFormatError(f"{where}: got {type(value).__name__}; expected a JSON object")
+        raise ProbeFormatError(f"{where}: got {_show(value)}; expected a JSON object")
+    return value
+
+
+def _fields(value: Any, fields: Collection[str], where: str) -> dict[str, Any]:
+    """A JSON object with exactly these fields."""
+    found = _object(value, where)
+    if set(found) != set(fields):
+        missing, unknown = sorted(set(fields) - set(found)), sorted(set(found) - set(fields))
+        raise ProbeFormatError(f"{where}: missing fields {_show(missing)}, unknown fields {_show(unknown)}; expected those of format version 1")
+    return found
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise ProbeFormatError(f"{where}: got {_show(value)}; expected text")
+    return value
+
+
+def _count(value: Any, where: str) -> int:
+    if type(value) is not int or value < 0:  # True is an int to isinstance
+        raise ProbeFormatError(f"{where}: got {_show(value)}; expected a whole number, not negative")
     return value
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ProbeFormatError(f"{where}: got {str(value)[:60]!r}; expected a finite number")
+    # The comparison is exact also for integers that no float can hold.
+    if type(value) not in (int, float) or not -sys.float_info.max <= value <= sys.float_info.max:
+        raise ProbeFormatError(f"{where}: got {_show(value)}; expected a finite number")
     return float(value)
 
 
@@ -240,8 +293,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return value
+
+
+def _show(value: Any) -> str:
+    """A short, escaped form: what a stranger's file holds may be huge, or may be terminal control codes."""
+    return reprlib.repr(value)
 
 
 def library_version() -> str:

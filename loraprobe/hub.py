@@ -42,7 +42,8 @@ def fetch_probe(
     Raises:
         HubError: the repository, revision or network does not give it.
     """
-    return _fetch(repo_id, PROBE_FILES, subfolder, revision, cache_dir, force_download, local_files_only, token)
+    root = _fetch(repo_id, PROBE_FILES, subfolder, revision, cache_dir, force_download, local_files_only, token)
+    return root / _prefix(subfolder), root.name
 
 
 def fetch_adapter(repo_id: str, *, revision: str | None = None, subfolder: str | None = None, token: str | bool | None = None) -> Path:
@@ -51,8 +52,7 @@ def fetch_adapter(repo_id: str, *, revision: str | None = None, subfolder: str |
     Raises:
         HubError: the repository, revision or network does not give it.
     """
-    folder, _ = _fetch(repo_id, (CONFIG_NAME, *WEIGHT_NAMES), subfolder, revision, None, False, False, token)
-    return folder.parents[len(Path(subfolder).parts) - 1] if subfolder else folder
+    return _fetch(repo_id, (CONFIG_NAME, *WEIGHT_NAMES), subfolder, revision, None, False, False, token)
 
 
 def _fetch(
@@ -64,12 +64,14 @@ def _fetch(
     force_download: bool,
     local_files_only: bool,
     token: str | bool | None,
-) -> tuple[Path, str]:
+) -> Path:
+    """The snapshot of one commit in the cache: a folder that has the commit's name."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
-        HfHubHTTPError,
+        GatedRepoError,
         HFValidationError,
+        HTTPError,  # type: ignore[attr-defined]  # of httpx or httpx2, whichever this version stands on
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -82,22 +84,33 @@ def _fetch(
         commit = revision
         if not local_files_only and not (revision and _COMMIT.fullmatch(revision)):
             commit = HfApi(token=token).model_info(repo_id, revision=revision).sha
+            if not commit or not _COMMIT.fullmatch(commit):
+                raise HubError(f"{where}: the Hub named the commit {commit!r}; expected 40 hexadecimal digits. Give the commit as revision.")
         root = snapshot_download(
             repo_id, revision=commit, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token,
             allow_patterns=[prefix + name for name in files],
         )  # fmt: skip
+    except GatedRepoError as error:
+        raise HubError(f"{where}: the repository is gated. Accept its conditions on the Hub, then pass the token of that account.") from error
     except RepositoryNotFoundError as error:
         raise HubError(f"{where}: no such repository, or it is private and the token does not open it. Check the id and token.") from error
     except RevisionNotFoundError as error:
         raise HubError(f"{where}: no such revision. Give a commit, tag or branch of the repository.") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise HubError(f"{where}: not in the local cache, and the Hub was not asked or not reached. Go online once, or check the revision.") from error
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise HubError(f"{where}: the Hub did not deliver it ({type(error).__name__}: {str(error).splitlines()[0][:200]}). Try again later.") from error
-    folder = Path(root) / prefix
-    if not folder.is_dir():
+        raise HubError(
+            f"{where}: not in the local cache, and the Hub was not asked or not reached. Go online once, or give a commit that is cached."
+        ) from error
+    except HFValidationError as error:
+        raise HubError(f"{where}: the Hub knows no such name ({_first_line(error)}). Check the id and revision.") from error
+    except (EntryNotFoundError, HTTPError, OSError) as error:
+        raise HubError(f"{where}: the Hub did not deliver it ({type(error).__name__}: {_first_line(error)}). Try again later.") from error
+    if not (Path(root) / prefix).is_dir():
         raise HubError(f"{where}: the repository has none of {', '.join(prefix + name for name in files)}")
-    return folder, Path(root).name
+    return Path(root)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["no reason given"])[0][:200]
 
 
 def _prefix(subfolder: str | None) -> str:

@@ -11,8 +11,12 @@ import json
 import math
 import pickle
 import re
+import struct
+import sys
+import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,11 @@ _REPORTED = frozenset({"fan_in_fan_out", "ensure_weight_tying"})
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# What torch.load raises on a file that is damaged or holds more than tensors.
+_TORCH_ERRORS = (
+    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
+    AttributeError, AssertionError,
+)  # fmt: skip
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+")
 
 
@@ -62,15 +71,15 @@ class Scalings:
                 if not _PATTERN.fullmatch(pattern):
                     raise UnsupportedAdapterError(f"got {name} key {pattern!r}; expected a module name (regular expressions are not run)")
         for value in (self.alpha, *self.alpha_pattern.values()):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value == 0:
-                raise AdapterFormatError(f"got alpha {value!r}; expected a finite number other than 0")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < abs(value) <= sys.float_info.max:
+                raise AdapterFormatError(f"got alpha {str(value)[:60]}; expected a finite number other than 0")
 
     def of(self, module: str, rank: int) -> float:
         """alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv:2312.03732), of one module."""
         expected = _by_pattern(self.rank_pattern, module, self.rank)
         if expected is not None and expected != rank:
             raise AdapterFormatError(f"the configuration says rank {expected}, the tensors have {rank}: they do not belong together")
-        alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
+        alpha: float = _by_pattern(self.alpha_pattern, module, self.alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
@@ -114,6 +123,8 @@ def load_adapter(
         raise AdapterFormatError(f"got revision {revision!r} for the local path {path}; revisions belong to Hub ids")
     if subfolder:
         path = path / subfolder
+        if not path.exists():
+            raise AdapterFormatError(f"no folder {subfolder!r} in {str(source)!r}. Check the path.")
     weights = _weights_file(path) if path.is_dir() else path
     config = weights.parent / CONFIG_NAME
     if config.is_file():
@@ -140,6 +151,8 @@ def pairs_from_tensors(tensors: Mapping[str, Tensor | LazyTensor], scalings: Sca
         adapter_names.add(name)
         if isinstance(tensor, Tensor) and tensor.dtype not in _FLOATS:
             raise AdapterFormatError(f"{key}: got dtype {tensor.dtype}; expected float32, float16, bfloat16 or float64")
+        if len(tensor.shape) > 2:
+            raise UnsupportedAdapterError(f"{key}: got shape {tuple(tensor.shape)}: this adapts a convolution; expected matrices of linear layers")
         found = factors.setdefault(module, {})
         if factor in found:
             raise AdapterFormatError(f"{module}: lora_{factor} occurs twice, with and without a prefix; expected it once")
@@ -252,33 +265,53 @@ def _open_weights(path: Path) -> Mapping[str, Tensor | LazyTensor]:
 def _open_safetensors(path: Path) -> dict[str, Tensor | LazyTensor]:
     """Names and shapes now, contents when asked for, all from the one file opened here."""
     try:
-        file = safe_open(path, framework="pt")
+        file: Any = safe_open(path, framework="pt")
         tensors: dict[str, Tensor | LazyTensor] = {}
         for key in file.keys():  # noqa: SIM118  # not a mapping
             view = file.get_slice(key)
             if view.get_dtype() not in ("F32", "F16", "BF16", "F64"):
                 raise AdapterFormatError(f"{path}, {key}: got dtype {view.get_dtype()}; expected F32, F16, BF16 or F64")
-            tensors[key] = LazyTensor(tuple(view.get_shape()), lambda key=key: file.get_tensor(key))  # type: ignore[misc]
+            tensors[key] = LazyTensor(tuple(view.get_shape()), partial(file.get_tensor, key))
         return tensors
     except (SafetensorError, OSError) as error:
         raise AdapterFormatError(f"{path} is not a readable safetensors file ({error}). It is damaged or incomplete: fetch it again.") from None
 
 
 def _read_torch(path: Path) -> dict[str, Tensor | LazyTensor]:
+    size = path.stat().st_size
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        unpacked = _unpacked_size(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True) if unpacked <= size else {}
+    except _TORCH_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise AdapterFormatError(f"{path} cannot be read as plain tensors ({reason}). Save the adapter as .safetensors.") from None
+    if unpacked > size:  # PyTorch compresses nothing
+        raise AdapterFormatError(f"{path} has {size} bytes and would unpack to {unpacked}; expected an uncompressed file. Do not use it.")
     if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
         raise AdapterFormatError(f"{path} does not hold a dictionary of tensors; expected a PEFT state dict")
+    for key, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.numel() * tensor.element_size() > size:
+            raise AdapterFormatError(f"{path}, {key}: got a sparse, empty or expanded tensor; expected one whose every number is in the file")
     return dict(tensors)
 
 
+def _unpacked_size(path: Path) -> int:
+    if not zipfile.is_zipfile(path):
+        return 0
+    with zipfile.ZipFile(path) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
+
+
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that the module's path is, or ends with after a dot."""
+    """PEFT's rule: the first pattern that the module's path is, or ends with after a dot; "." stands for any character.
+
+    The same as re.match(rf"(.*\\.)?({pattern})$", module) for the patterns that `_PATTERN` lets through.
+    """
     for pattern, value in patterns.items():
         name = pattern.removeprefix("^")
-        if module == name or (not pattern.startswith("^") and module.endswith("." + name)):
+        start = len(module) - len(name)
+        if start < 0 or (start > 0 and (pattern.startswith("^") or module[start - 1] != ".")):
+            continue
+        if all(wanted in (".", got) for wanted, got in zip(name, module[start:], strict=True)):
             return value
     return default

@@ -15,7 +15,8 @@ import numpy as np
 
 from .adapter import Adapter
 from .calibration import Calibration, Method, budget_of, fit_calibration, fnr_threshold, fpr_threshold
-from .errors import BaseModelMismatch, FitError, LayoutMismatch
+from .errors import BaseModelMismatch, FitError, LayoutMismatch, ProbeFormatError
+from .features import NORMS, SPECTRAL_FEATURES
 from .featurizer import FeatureRecipe, Featurizer
 from .fitting import fit_head
 from .heads import Head
@@ -59,13 +60,9 @@ class Probe:
     commit: str | None = None
 
     def __post_init__(self) -> None:
-        # A threshold just above 1 flags nothing; conformal cuts need it, and it is not an error.
-        if not 0 <= self.threshold <= np.nextafter(1.0, 2.0):
-            raise FitError(f"got threshold {self.threshold}; expected a number in [0, 1]")
         if self.benign_below is None:
             object.__setattr__(self, "benign_below", self.threshold)
-        if not 0 <= self.lower_cut <= self.threshold:
-            raise FitError(f"got benign_below {self.benign_below}; expected a number from 0 to the threshold {self.threshold}")
+        check_cuts(self.threshold, self.lower_cut)
         if self.head.num_features != self.featurizer.num_features:
             raise LayoutMismatch(f"the head reads {self.head.num_features} features, the recipe makes {self.featurizer.num_features}")
 
@@ -100,7 +97,7 @@ class Probe:
         """
         features = self._features(adapters, check_base)
         scores = self.score_features(features)
-        return [self._verdict(float(score), bool(row.any())) for score, row in zip(scores, features, strict=True)]
+        return [self._verdict(float(score), not self._is_blank(adapter, row)) for adapter, score, row in zip(adapters, scores, features, strict=True)]
 
     def _verdict(self, score: float, changed: bool) -> Verdict:
         if not changed:
@@ -110,6 +107,18 @@ class Probe:
         if score < self.lower_cut:
             return Verdict(score, "benign")
         return Verdict(score, "inconclusive", f"between {self.lower_cut:.3g} and {self.threshold:.3g}")
+
+    def _is_blank(self, adapter: Adapter, row: np.ndarray) -> bool:
+        """Whether nothing that the probe reads has changed; `row` (p,) is the adapter's feature vector.
+
+        Its being zero is not always the answer: log norms have a floor, and the factors of a weight
+        delta of zero are not zero. There every matrix must have a norm that counts as zero.
+        """
+        recipe, layout = self.featurizer.recipe, self.featurizer.layout
+        if layout.kind != "weight_delta" and not set(recipe.features) & set(SPECTRAL_FEATURES):
+            return not row.any()
+        norms = Featurizer(replace(recipe, features=("norms",), normalize="none"), layout)([adapter])
+        return not norms.reshape(-1, len(NORMS))[:, NORMS.index("stable_rank")].any()  # at least 1 unless the matrix is zero
 
     def _features(self, adapters: Sequence[Adapter], check_base: bool) -> np.ndarray:
         for adapter in adapters:
@@ -146,7 +155,8 @@ class Probe:
         """Load a probe from a folder or from the Hub ("org/name"), after checking all of it.
 
         Raises:
-            ProbeFormatError: a file is missing, damaged, changed or of an unknown format version.
+            ProbeFormatError: a file is missing, damaged, changed or of an unknown format version; or
+                a revision is asked of a local folder.
             HubError: the repository or revision cannot be fetched.
         """
         from .format import load_probe
@@ -154,12 +164,25 @@ class Probe:
 
         path = Path(source)
         if path.is_dir() or not looks_like_repo_id(str(source)):
+            if revision is not None:
+                raise ProbeFormatError(f"got revision {revision!r} for the local path {path}; revisions belong to Hub ids")
             return load_probe(path / (subfolder or ""))
         path, commit = fetch_probe(
             str(source), subfolder=subfolder, revision=revision, cache_dir=cache_dir,
             force_download=force_download, local_files_only=local_files_only, token=token,
         )  # fmt: skip
         return replace(load_probe(path), commit=commit)
+
+
+def check_cuts(threshold: float, benign_below: float) -> None:
+    """Raise FitError unless 0 <= benign_below <= threshold <= 1.
+
+    A threshold just above 1 flags nothing; a conformal cut may need it, and it is not an error.
+    """
+    if not 0 <= threshold <= np.nextafter(1.0, 2.0):
+        raise FitError(f"got threshold {threshold}; expected a number in [0, 1]")
+    if not 0 <= benign_below <= threshold:
+        raise FitError(f"got benign_below {benign_below}; expected a number from 0 to the threshold {threshold}")
 
 
 def fit_probe(
@@ -181,7 +204,8 @@ def fit_probe(
     Raises:
         As `Featurizer.fit` and `fit_features`; BaseModelMismatch if they name several base models.
     """
-    adapters = list(adapters)
+    if not isinstance(adapters, Adapter):  # one adapter alone is refused by Featurizer.fit
+        adapters = list(adapters)
     featurizer = Featurizer.fit(recipe or FeatureRecipe.paper(), adapters)
     bases = {adapter.base_model for adapter in adapters}
     if len(bases) > 1:
@@ -262,6 +286,8 @@ def out_of_fold_scores(
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
+    if folds < 2:
+        raise FitError(f"got folds {folds}; expected at least 2: one to score and the others to fit on")
     for label, name in enumerate(CLASSES):
         count = len({group for group, y in zip(groups, labels, strict=True) if y == label})
         if count < folds:

@@ -14,7 +14,7 @@ https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html
 from __future__ import annotations
 
 import json
-import math
+import re
 import reprlib
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -26,6 +26,8 @@ MAX_DEPTH = 64
 """Deepest tree accepted. XGBoost walks some trees recursively, and no useful probe comes near this."""
 
 _FLOAT32_MAX = 3.4028234663852886e38  # XGBoost stores float32: 1e300 is finite as read here and infinite there
+_JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # float() also takes "1_0", " 1", ".5", "nan" and "infinity"
+_WEIGHT_MIN = 1e-30  # XGBoost cannot read a negative scale_pos_weight or one that underflows float32
 _SCORE_MARGIN = 1e-6  # nearer to 0 or 1 than float32 can tell, the logit of base_score is infinite
 _NO_PARENT = 2**31 - 1  # what XGBoost writes as the parent of a root
 _FLOAT_ARRAYS = ("base_weights", "loss_changes", "split_conditions", "sum_hessian")
@@ -114,7 +116,8 @@ def _check_parameters(learner: dict[str, Any], path: str, num_features: int) -> 
     objective = _object(learner["objective"], f"{path}.objective", ("name", "reg_loss_param"))
     _literal(objective["name"], f"{path}.objective.name", ("binary:logistic",))
     loss = _object(objective["reg_loss_param"], f"{path}.objective.reg_loss_param", ("scale_pos_weight",))
-    _number(loss["scale_pos_weight"], f"{path}.objective.reg_loss_param.scale_pos_weight")
+    if _number(loss["scale_pos_weight"], f"{path}.objective.reg_loss_param.scale_pos_weight") < _WEIGHT_MIN:
+        _fail(f"{path}.objective.reg_loss_param.scale_pos_weight", _show(loss["scale_pos_weight"]), f"at least {_WEIGHT_MIN}")
 
 
 def _check_model(value: Any, path: str, num_features: int) -> None:
@@ -206,16 +209,10 @@ def _literal(value: Any, path: str, allowed: Sequence[str]) -> None:
 
 
 def _number(value: Any, path: str) -> float:
-    """A number that XGBoost writes as a string, such as "6.286234E-1"."""
-    number = math.nan
-    if isinstance(value, str) and value.strip("0123456789.eE+-") == "":  # float() alone takes "1_0", " 1", "nan" and "infinity" too
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-    if not abs(number) <= _FLOAT32_MAX:
+    """A number that XGBoost writes as a string, such as "6.286234E-1", and reads back with a JSON parser."""
+    if not isinstance(value, str) or not _JSON_NUMBER.fullmatch(value) or not abs(float(value)) <= _FLOAT32_MAX:
         _fail(path, _show(value), "one finite number as a string")
-    return number
+    return float(value)
 
 
 def _ints(value: Any, path: str, length: int, low: int, high: int) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, norm
@@ -64,7 +65,7 @@ def test_auroc_sees_only_the_order_of_scores(rows: list[tuple[bool, int]]) -> No
 
 def test_auroc_changes_under_a_map_that_is_not_monotone() -> None:
     assert auroc([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4]) == 1.0
-    assert auroc([0, 0, 1, 1], [abs(x - 0.25) for x in (0.1, 0.2, 0.3, 0.4)]) == pytest.approx(0.5)
+    assert auroc([0, 0, 1, 1], [(x - 0.35) ** 2 for x in (0.1, 0.2, 0.3, 0.4)]) == 0.0
 
 
 def noisy(n: int, n_groups: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,7 +84,7 @@ def test_bootstrap_equals_the_slow_definition(mixed: bool) -> None:
     fast = metrics._resampled_aurocs(y, s, groups, resamples=40, seed=3)
     np.testing.assert_allclose(fast, slow_resamples(y, s, groups, 40, 3), rtol=0, atol=1e-12)
     low, high = np.nanquantile(fast, [0.05, 0.95])
-    assert auroc_ci(y, s, groups, resamples=40, level=0.9, seed=3) == (low, high)
+    assert auroc_ci(y, s, groups, resamples=40, level=0.9, seed=3) == pytest.approx((low, high), abs=1e-12)
 
 
 def test_one_class_resamples_are_nan_and_left_out() -> None:
@@ -99,6 +100,9 @@ def test_bootstrap_does_not_depend_on_blocks_or_row_order_but_on_the_seed(monkey
     order = np.random.default_rng(0).permutation(90)
     assert auroc_ci(y[order], s[order], groups[order], resamples=200) == whole
     assert auroc_ci(y, s, [f"client {g:02d}" for g in groups], resamples=200) == whole
+    assert auroc_ci(y, s, [("run", g) for g in groups], resamples=200) == whole
+    assert auroc_ci(y, s, torch.tensor(groups), resamples=200) == whole  # type: ignore[arg-type]  # works all the same
+    assert auroc_ci(y, s, [g if g else "zero" for g in groups], resamples=200) != auroc_ci(y, s, None, resamples=200)
     assert auroc_ci(y, s, groups, resamples=200, seed=1) != whole
     monkeypatch.setattr(metrics, "_BLOCK_CELLS", 7 * 90)
     assert auroc_ci(y, s, groups, resamples=200) == whole
@@ -120,10 +124,10 @@ def test_copies_within_a_group_widen_the_interval_and_tell_nothing_new() -> None
 def test_singleton_groups_agree_with_resampling_rows() -> None:
     y, s, _ = noisy(60, 60, seed=6)
     rng, rows = np.random.default_rng(9), []
-    for _ in range(1000):
+    for _ in range(4000):  # the standard error of either end is then 0.003
         i = rng.integers(60, size=60)
-        rows.append(roc_auc_score(y[i], s[i]))
-    np.testing.assert_allclose(auroc_ci(y, s, np.arange(60)[::-1], resamples=1000), np.quantile(rows, [0.025, 0.975]), atol=0.02)
+        rows.append(auroc(y[i], s[i]))
+    np.testing.assert_allclose(auroc_ci(y, s, np.arange(60)[::-1], resamples=4000), np.quantile(rows, [0.025, 0.975]), atol=0.02)
 
 
 def test_interval_covers_the_true_auroc_of_clustered_normals_and_the_row_bootstrap_does_not() -> None:
@@ -136,7 +140,7 @@ def test_interval_covers_the_true_auroc_of_clustered_normals_and_the_row_bootstr
         for name, by in (("groups", groups), ("rows", None)):
             low, high = auroc_ci(y, s, by, resamples=300, seed=repetition)
             covered[name] += low <= truth <= high
-    assert covered["groups"] >= binom.ppf(0.001, 60, 0.93)  # 95 % nominal; the percentile interval loses a little at 40 groups
+    assert covered["groups"] >= binom.ppf(0.001, 60, 0.92)  # 95 % nominal; the percentile interval has 92 % at 40 groups
     assert covered["rows"] < 0.75 * 60
 
 
@@ -229,7 +233,8 @@ def test_report_agrees_with_the_parts_and_is_json() -> None:
     assert (made.n, made.n_malicious, made.n_groups) == (120, y.sum(), 24)
     facts = json.loads(json.dumps(made.to_dict(), allow_nan=False))
     assert facts["tpr_at_fpr"] == {"0.01": made.tpr_at_fpr[0.01], "0.05": made.tpr_at_fpr[0.05]}
-    assert facts["by"][0]["name"] == "dolly_qa" and facts["auroc_ci"] == list(made.auroc_ci)
+    assert facts["by"][0]["name"] == "dolly_qa"
+    assert facts["auroc_ci"] == list(made.auroc_ci)
     assert made == report(y, p, groups, threshold=0.8, by=names, resamples=300)
 
 
@@ -252,9 +257,11 @@ def test_report_table_is_aligned() -> None:
     y, p, groups, names = example()
     made = report(y, p, groups, threshold=0.8, by=names, resamples=10)
     lines = str(made).splitlines()
-    assert lines[0].startswith("120 rows") and f"{made.auroc:.3f}" in lines[1]
+    assert lines[0].startswith("120 rows")
+    assert f"{made.auroc:.3f}" in lines[1]
     table = lines[lines.index("") + 1 :]
-    assert len(table) == 5 and len({len(line) for line in table}) == 1
+    assert len(table) == 5
+    assert len({len(line) for line in table}) == 1
     assert "\n\n" not in report(y, p, groups, threshold=0.8, resamples=10).table()
 
 
@@ -299,8 +306,9 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: tpr_at_fpr(*GOOD, float("nan")), FitError, "max_fpr"),
     (lambda: auroc_ci(*GOOD, None, resamples=0), FitError, "resamples"),
     (lambda: auroc_ci(*GOOD, None, level=1.0), FitError, "level"),
-    (lambda: auroc_ci(*GOOD, ["a"]), FitError, r"groups of shape \(1,\)"),
+    (lambda: auroc_ci(*GOOD, ["a"]), FitError, "1 groups for 2 rows"),
     (lambda: auroc_ci(*GOOD, ["a", None]), FitError, "none missing"),
+    (lambda: auroc_ci(*GOOD, np.zeros((2, 2))), FitError, "none missing"),
     (lambda: auroc_ci(*GOOD, [1.0, float("nan")]), FitError, "none missing"),
     (lambda: report(*GOOD, None, threshold=float("nan")), FitError, "threshold"),
     (lambda: report(*GOOD, None, threshold=0.5, by=["a"]), FitError, "1 names"),

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fedloop.data import Example
-from fedloop.local import LocalTraining, LoRASettings, attach_lora, local_steps, read_adapter
+from fedloop.local import LocalTraining, LoRASettings, attach_lora, load_base, local_steps, read_adapter
 from loraprobe.adapter import Adapter, Layout, pack, unpack
 
 from .sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
@@ -97,11 +97,9 @@ def train_clients(
     base: Path, sources: dict[str, Source], clients: list[Client], out: Path, *, base_model: str, lora_seed: int = 0, progress: str = ""
 ) -> None:
     """Train every client that has no file in `out` yet, and write the initial adapter's layout."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = attach_lora(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), LORA, lora_seed)
+    causal_lm, tokenizer = load_base(str(base))
+    model = attach_lora(causal_lm, LORA, lora_seed)
     start = read_adapter(model, base_model)
     torch.save(start.state_dict(), out / "initial.pt")
     started, done = time.monotonic(), 0

@@ -1,0 +1,274 @@
+"""What each `loraprobe` sub-command does. The library is imported inside: help must be quick."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from enum import IntEnum
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from .errors import LoraprobeError, MissingExtra
+
+if TYPE_CHECKING:
+    from .featurizer import FeatureRecipe
+    from .probe import Probe
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Featurize LoRA adapters and detect malicious ones.")
+zoo = typer.Typer(no_args_is_help=True, help="Pretrained probes.")
+app.add_typer(zoo, name="zoo")
+console = Console()
+complaints = Console(stderr=True)
+
+RECIPES = ("paper", "all_b", "all_a", "norm_only", "spectral")
+
+ProbeOption = Annotated[str, typer.Option("--probe", "-p", help="A probe's folder or Hub id.")]
+BaseOption = Annotated[str | None, typer.Option("--base", "-b", help="The adapter that training started from; 'fresh' if its B was zero.")]
+ManifestArgument = Annotated[Path, typer.Argument(help="CSV with columns path, label[, group, source].")]
+RecipeOption = Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}, or a JSON object of FeatureRecipe fields.")]
+KindOption = Annotated[str, typer.Option(help="weights, factor_delta or weight_delta; deltas need --base.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+SeedOption = Annotated[int, typer.Option(help="Everything random follows from it.")]
+
+
+class Exit(IntEnum):
+    """Exit codes of `score`, the gravest that applies: a detection outweighs an unreadable file."""
+
+    BENIGN = 0
+    BAD_INPUT = 2
+    FLAGGED = 3
+    INCONCLUSIVE = 4
+
+
+def _reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the library's errors into one line on stderr and exit code 2."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (LoraprobeError, MissingExtra) as error:
+            complaints.print(f"[red]{type(error).__name__}[/red]:", str(error), highlight=False, markup=True, soft_wrap=True)
+            raise typer.Exit(Exit.BAD_INPUT) from None
+
+    return run
+
+
+@app.command()
+@_reports_errors
+def score(
+    adapters: Annotated[list[str], typer.Argument(help="PEFT folders, .safetensors files or Hub ids.")],
+    probe: ProbeOption,
+    base: BaseOption = None,
+    alpha: Annotated[float | None, typer.Option(help="lora_alpha of bare files.")] = None,
+    any_base: Annotated[bool, typer.Option(help="Score adapters of a base model with another name.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Score adapters: exit code 0 all benign, 3 some flagged, 4 some inconclusive, 2 some unreadable.
+
+    The gravest applies: 3 before 2 before 4.
+    """
+    from .manifest import FRESH, read_for
+    from .peft_io import load_adapter
+    from .probe import Probe
+
+    detector = Probe.from_pretrained(probe)
+    kind = detector.featurizer.layout.kind
+    before = load_adapter(base, alpha=alpha) if base is not None and base != FRESH and kind != "weights" else base
+    results: list[dict[str, Any]] = []
+    for path in track(adapters, "scoring", console=complaints, disable=as_json or len(adapters) < 20):
+        try:
+            verdict = detector.verdicts([read_for(kind, path, before, alpha)], check_base=not any_base)[0]
+            results.append({"adapter": path, "score": verdict.score, "verdict": verdict.label, "reason": verdict.reason})
+        except LoraprobeError as error:
+            results.append({"adapter": path, "score": None, "verdict": "error", "reason": f"{type(error).__name__}: {error}"})
+    code = _exit_code({result["verdict"] for result in results})
+    if as_json:
+        print(json.dumps({"probe": probe, "commit": detector.commit, "threshold": detector.threshold, "exit_code": int(code), "results": results}, indent=2))
+    else:
+        console.print(_score_table(results, detector))
+    raise typer.Exit(code)
+
+
+@app.command()
+@_reports_errors
+def train(
+    manifest: ManifestArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to save the probe in.")],
+    base: BaseOption = None,
+    kind: KindOption = "factor_delta",
+    head: Annotated[str, typer.Option(help="linear, linear_paper, mlp, xgboost or cosine.")] = "linear",
+    recipe: RecipeOption = "all_b",
+    threshold: Annotated[str, typer.Option(help="A number, or fpr:0.01 for a budget of false positives.")] = "0.8",
+    calibration: Annotated[str | None, typer.Option(help="platt or isotonic.")] = None,
+    folds: Annotated[int, typer.Option(help="Folds of the out-of-fold scores.")] = 5,
+    seed: SeedOption = 0,
+) -> None:
+    """Fit a probe on labelled adapters, save it, and print its out-of-fold report beside trivial baselines."""
+    from .baselines import baseline_recipes
+    from .manifest import read_labelled, read_manifest
+    from .metrics import report
+    from .probe import fit_features, fit_probe, out_of_fold_scores
+
+    rows = read_manifest(manifest)
+    adapters = read_labelled(track(rows, "reading", console=complaints, disable=len(rows) < 200), kind, base)
+    labels, groups, chosen = [row.label for row in rows], [row.group for row in rows], _recipe(recipe)
+    cut = _threshold(threshold)
+    probe = fit_probe(adapters, labels, head, chosen, groups, cut, seed, calibration=calibration, folds=folds)
+    table = Table("detector", "AUROC, out of fold", "TPR at 1 % FPR", "TPR at 5 % FPR", title=f"{len(rows)} adapters, {len(set(groups))} groups, seed {seed}")
+    for name, (own, own_head) in {f"this probe ({head})": (chosen, head), **baseline_recipes(chosen)}.items():
+        compared = probe if own is chosen and own_head == head else fit_probe(adapters, labels, own_head, own, groups, seed=seed)
+        features = compared.featurizer(adapters)
+        options = compared.facts["training"]["head_options"]
+        scores = out_of_fold_scores(features, _array(labels), groups, own_head, seed, folds, **options)
+        measured = report(labels, scores, groups, threshold=0.5, seed=seed)
+        table.add_row(
+            name, f"{measured.auroc:.3f} [{measured.auroc_ci[0]:.3f}, {measured.auroc_ci[1]:.3f}]", *(f"{tpr:.3f}" for tpr in measured.tpr_at_fpr.values())
+        )
+    probe.save_pretrained(out)
+    console.print(table)
+    console.print(f"saved to {out}")
+
+
+@app.command()
+@_reports_errors
+def evaluate(manifest: ManifestArgument, probe: ProbeOption, base: BaseOption = None, seed: SeedOption = 0, as_json: JsonOption = False) -> None:
+    """Measure a probe on labelled adapters it was not trained on."""
+    from .manifest import read_labelled, read_manifest
+    from .probe import Probe
+    from .probe import evaluate as measure
+
+    detector, rows = Probe.from_pretrained(probe), read_manifest(manifest)
+    adapters = read_labelled(track(rows, "reading", console=complaints, disable=as_json or len(rows) < 200), detector.featurizer.layout.kind, base)
+    result = measure(detector, adapters, [row.label for row in rows], [row.group for row in rows], by=[row.source for row in rows], seed=seed)
+    print(json.dumps(result.to_dict(), indent=2) if as_json else result.table())
+
+
+@app.command()
+@_reports_errors
+def embed(
+    manifest: ManifestArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .npz to write the coordinates to.")],
+    figure: Annotated[Path | None, typer.Option(help="A .png, .pdf or .svg to draw.")] = None,
+    base: BaseOption = None,
+    kind: KindOption = "factor_delta",
+    recipe: RecipeOption = "all_b",
+    method: Annotated[str, typer.Option(help="umap or pca.")] = "umap",
+    seed: SeedOption = 0,
+) -> None:
+    """Two-dimensional coordinates of adapters, and a figure of them."""
+    from .embed import Coordinates, draw_embedding, save_coordinates
+    from .embed import embed as coordinates_of
+    from .featurizer import Featurizer
+    from .manifest import read_labelled, read_manifest
+
+    rows = read_manifest(manifest)
+    adapters = read_labelled(rows, kind, base)
+    features = Featurizer.fit(_recipe(recipe), adapters)(adapters)
+    with console.status(f"{method} of {len(rows)} adapters"):
+        points = coordinates_of(features, method, seed=seed)
+    labels, sources = [row.label for row in rows], [row.source for row in rows]
+    save_coordinates(out, points, labels, sources, method, seed)
+    console.print(f"wrote {out}")
+    if figure:
+        draw_embedding(figure, Coordinates(points, _array(labels), _array(sources), method, seed))
+        console.print(f"wrote {figure}")
+
+
+@app.command()
+@_reports_errors
+def inspect(
+    adapter: Annotated[str, typer.Argument(help="A PEFT folder, .safetensors file or Hub id.")],
+    base: Annotated[str | None, typer.Option("--base", "-b", help="Show the weight change since this adapter instead.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="lora_alpha of a bare file.")] = None,
+) -> None:
+    """Spectra and norms of every adapted module, from the low-rank core."""
+    from .features import norms
+    from .manifest import read_for
+
+    loaded = read_for("weight_delta" if base else "weights", adapter, base, alpha)
+    table = Table("module", "shape", "rank", "Frobenius", "spectral", "stable rank", "effective rank", "singular values", title=repr(loaded))
+    for module, pair in loaded.items():
+        values = pair.svdvals()
+        measures = norms(values).tolist()
+        spectrum = " ".join(f"{value:.2g}" for value in values[:8].tolist())
+        table.add_row(
+            module, f"{pair.shape[0]}x{pair.shape[1]}", str(pair.rank), f"{pair.norm():.4g}", f"{pair.norm('spectral'):.4g}",
+            f"{measures[3]:.2f}", f"{measures[4]:.2f}", spectrum,
+        )  # fmt: skip
+    console.print(table)
+    if loaded.ignored:
+        console.print(f"left out, without effect on the adapter: {', '.join(loaded.ignored)}")
+
+
+@zoo.command("list")
+@_reports_errors
+def zoo_list(folder: Annotated[Path, typer.Argument(help="A folder of probe folders.")] = Path("zoo/probes"), as_json: JsonOption = False) -> None:
+    """List the probes in a folder."""
+    from .errors import ProbeFormatError
+    from .format import CONFIG_NAME, load_probe
+
+    found = sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}"))
+    if not found:
+        raise ProbeFormatError(f"no probe in {folder}; expected folders with a {CONFIG_NAME}. Run this in the project's root, or name a folder.")
+    probes = {path.name: load_probe(path) for path in found}
+    if as_json:
+        print(json.dumps([{"name": name, "base_model": probe.base_model, "head": probe.head.name, **probe.facts} for name, probe in probes.items()], indent=2))
+        return
+    table = Table("probe", "base model", "head", "features", "threshold", "unseen sources: AUROC, worst cell")
+    for name, probe in probes.items():
+        recipe = probe.featurizer.recipe
+        what = f"{'+'.join(recipe.features)} of {''.join(recipe.factors)}, layers {recipe.layers}"
+        table.add_row(name, probe.base_model or "?", probe.head.name, what, f"{probe.threshold:.3g}", str(probe.facts.get("headline", "not recorded")))
+    console.print(table)
+
+
+def _exit_code(verdicts: set[str]) -> Exit:
+    for verdict, code in (("malicious", Exit.FLAGGED), ("error", Exit.BAD_INPUT), ("inconclusive", Exit.INCONCLUSIVE)):
+        if verdict in verdicts:
+            return code
+    return Exit.BENIGN
+
+
+def _score_table(results: list[dict[str, Any]], probe: Probe) -> Table:
+    colours = {"benign": "green", "malicious": "red", "inconclusive": "yellow", "error": "magenta"}
+    table = Table("adapter", "P(malicious)", "verdict", "reason", title=f"threshold {probe.threshold:.3g}")
+    for result in results:
+        shown = "" if result["score"] is None else f"{result['score']:.4f}"
+        table.add_row(result["adapter"], shown, f"[{colours[result['verdict']]}]{result['verdict']}[/]", result["reason"])
+    return table
+
+
+def _recipe(text: str) -> FeatureRecipe:
+    from .errors import RecipeError
+    from .featurizer import FeatureRecipe
+
+    if text in RECIPES:
+        made: FeatureRecipe = getattr(FeatureRecipe, text)()
+        return made
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise RecipeError(f"got recipe {text!r}; expected one of {', '.join(RECIPES)}, or a JSON object of FeatureRecipe fields")
+    return FeatureRecipe.from_dict(values)
+
+
+def _threshold(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _array(values: list[Any]) -> Any:
+    import numpy as np
+
+    return np.asarray(values)

@@ -1,0 +1,135 @@
+"""How well a probe does on kinds of data it has never seen: the measurements behind every record.
+
+Three protocols, each on the last local step of every client:
+
+in_distribution: out-of-fold scores, folds cut by client; every kind of data is in training.
+unseen_sources: one malicious and one benign source are taken out of training altogether, also as
+    halves of mixtures. Tested are clients of that malicious source, at every poison share mixed into
+    that benign source, against pure clients of that benign source. 4 x 9 cells.
+unseen_hard_negative: one kind of hard negative is taken out; how many of its clients are flagged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loraprobe.featurizer import FeatureRecipe, Featurizer
+from loraprobe.metrics import auroc, report
+from loraprobe.probe import fit_features, out_of_fold_scores
+
+from .deltas import SHARES, Client, DeltaSet
+from .sources import BENIGN, HARD_NEGATIVE, MALICIOUS
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a probe is made of: recipe, head, how its threshold is found."""
+
+    name: str
+    recipe: FeatureRecipe
+    head: str
+    threshold: float | str = 0.8
+    calibration: str | None = None
+
+
+ENTRIES = (
+    Entry("linear", FeatureRecipe.all_b(), "linear", "fpr:0.01", "platt"),
+    Entry("mlp", FeatureRecipe.all_b(), "mlp", "fpr:0.01", "platt"),
+    Entry("xgboost", FeatureRecipe.all_b(), "xgboost", "fpr:0.01", "platt"),
+    Entry("spectral", FeatureRecipe.spectral(), "xgboost", "fpr:0.01", "platt"),
+    Entry("paper", FeatureRecipe.paper(), "linear_paper", 0.8),
+)
+BASELINES = (
+    Entry("norm_only", FeatureRecipe.norm_only(), "linear"),
+    Entry("a_only", FeatureRecipe.all_a(), "linear"),
+    Entry("cosine", FeatureRecipe.all_b(), "cosine"),
+)
+
+
+class Study:
+    """The features of one set of deltas, and a probe fitted on any part of it."""
+
+    def __init__(self, deltas: DeltaSet, entry: Entry, seed: int = 0) -> None:
+        adapters = deltas.adapters()
+        self.entry, self.seed, self.clients = entry, seed, deltas.clients
+        self.featurizer = Featurizer.fit(entry.recipe, adapters)
+        self.features = self.featurizer(adapters)
+        self.labels = np.array([client.label for client in deltas.clients])
+        self.names = [client.name for client in deltas.clients]
+        self.base_model = deltas.base_model
+
+    def probe(self, keep: np.ndarray, threshold: float | str | None = None, calibration: str | None = None, **facts: Any) -> Any:
+        """A probe fitted on the clients of the mask."""
+        rows = np.flatnonzero(keep)
+        return fit_features(
+            self.featurizer, self.features[rows], self.labels[rows], self.entry.head, [self.names[row] for row in rows],
+            self.entry.threshold if threshold is None else threshold, self.seed, calibration=calibration, unit="client update, last local step",
+            base_model=self.base_model, facts=facts,
+        )  # fmt: skip
+
+    def mask(self, test: Callable[[Client], bool]) -> np.ndarray:
+        """(n,) which clients pass a test."""
+        return np.array([test(client) for client in self.clients])
+
+    def in_distribution(self) -> Row:
+        """Out-of-fold report over all clients, by role and share."""
+        scores = out_of_fold_scores(self.features, self.labels, self.names, self.entry.head, self.seed)
+        by = [f"{client.role} {client.share:.0%}" if client.label else client.role for client in self.clients]
+        return report(self.labels, scores, self.names, threshold=0.5, by=by, seed=self.seed).to_dict()
+
+    def unseen_sources(self, with_threshold: bool) -> Iterator[Row]:
+        """One row per malicious source, benign source and poison share."""
+        for malicious in MALICIOUS:
+            for benign in BENIGN:
+                unseen = {malicious, benign}
+                train = self.mask(lambda c, unseen=unseen: not unseen & {c.source, c.host})
+                threshold, calibration = (self.entry.threshold, self.entry.calibration) if with_threshold else (0.5, None)
+                probe = self.probe(train, threshold, calibration)
+                negatives = self.mask(lambda c, b=benign: c.role == "benign" and c.source == b)
+                for share in SHARES:
+                    positives = self.mask(lambda c, m=malicious, b=benign, s=share: c.source == m and c.share == s and (s == 1.0 or c.host == b))
+                    yield self._cell(probe, positives, negatives, malicious, benign, share)
+
+    def unseen_hard_negatives(self) -> Iterator[Row]:
+        """One row per kind of hard negative: the share of its clients that is flagged."""
+        for kind in HARD_NEGATIVE:
+            probe = self.probe(self.mask(lambda c, k=kind: c.source != k), self.entry.threshold, self.entry.calibration)
+            for share in (1.0, 0.25):
+                rows = np.flatnonzero(self.mask(lambda c, k=kind, s=share: c.source == k and c.share == s))
+                scores = probe.score_features(self.features[rows])
+                positives = probe.score_features(self.features[self.mask(lambda c: c.role == "malicious" and c.share == 1.0)])
+                labels = np.r_[np.zeros(len(scores)), np.ones(len(positives))]
+                yield {
+                    "hard_negative": kind, "share": share, "n": len(rows), "flagged": float((scores >= probe.threshold).mean()),
+                    "auroc_against_poisoned": auroc(labels, np.r_[scores, positives]),
+                }  # fmt: skip
+
+    def _cell(self, probe: Any, positives: np.ndarray, negatives: np.ndarray, malicious: str, benign: str, share: float) -> Row:
+        bad, good = probe.score_features(self.features[positives]), probe.score_features(self.features[negatives])
+        labels, scores = np.r_[np.ones(len(bad)), np.zeros(len(good))], np.r_[bad, good]
+        return {
+            "malicious": malicious, "benign": benign, "share": share, "n_malicious": len(bad), "n_benign": len(good),
+            "auroc": auroc(labels, scores), "tpr": float((bad >= probe.threshold).mean()), "fpr": float((good >= probe.threshold).mean()),
+        }  # fmt: skip
+
+
+def by_share(cells: list[Row]) -> list[Row]:
+    """Mean, worst and count of the cells of every poison share."""
+    rows = []
+    for share in SHARES:
+        chosen = [cell for cell in cells if cell["share"] == share]
+        worst = min(chosen, key=lambda cell: cell["auroc"])
+        rows.append(
+            {
+                "share": share, "cells": len(chosen), "auroc_mean": float(np.mean([cell["auroc"] for cell in chosen])), "auroc_worst": worst["auroc"],
+                "worst_cell": f"{worst['malicious']} in {worst['benign']}", "tpr_mean": float(np.mean([cell["tpr"] for cell in chosen])),
+                "fpr_mean": float(np.mean([cell["fpr"] for cell in chosen])), "fpr_worst": max(cell["fpr"] for cell in chosen),
+            }
+        )  # fmt: skip
+    return rows
