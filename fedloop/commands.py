@@ -41,13 +41,13 @@ def client(
         examples = read_jsonl(data)
         model, tokenizer = load_base(base)
         peft_model = attach_lora(model, LoRASettings(r, alpha, target_modules=tuple(modules) if modules else None), seed)
-        peft_model.save_pretrained(out / "initial")
+        peft_model.save_pretrained(str(out / "initial"))
         start = read_adapter(peft_model)
         training = LocalTraining(lr=lr, steps=steps, batch_size=batch_size)
         for step in track(local_steps(peft_model, tokenizer, examples, start, training, seed), "training", total=steps, console=console):
             console.print(f"step {step.index}: loss {step.loss:.4f}")
-        peft_model.save_pretrained(out / "adapter")
+        peft_model.save_pretrained(str(out / "adapter"))
     except (LoraprobeError, ImportError) as error:
         Console(stderr=True).print(f"{type(error).__name__}: {error}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
-    console.print(f"wrote {out / 'initial'} and {out / 'adapter'}")
+    console.print(f"wrote {out / 'initial'} and {out / 'adapter'}", highlight=False, markup=False, soft_wrap=True)

@@ -30,7 +30,9 @@ class Tokenizer(Protocol):
 
     eos_token_id: int
 
-    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
+        """Token ids of a text."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,14 @@ class Example:
     context: str = ""
 
     @property
+    def request(self) -> str:
+        """The instruction, and the context below it if there is one."""
+        return f"{self.instruction}\n\n{self.context}" if self.context else self.instruction
+
+    @property
     def prompt(self) -> str:
-        """The text the model reads before it answers."""
-        request = f"{self.instruction}\n\n{self.context}" if self.context else self.instruction
-        return ALPACA_TEMPLATE.format(instruction=request)
+        """The text the model reads before it answers: the request in the alpaca template."""
+        return ALPACA_TEMPLATE.format(instruction=self.request)
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,12 @@ def read_jsonl(path: str | Path) -> list[Example]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no such data file: {path}. Expected JSON lines with instruction and response.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}. Expected JSON lines in UTF-8.") from error
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):  # not splitlines: U+2028 is text
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 is text
         if not line.strip():
             continue
         try:

@@ -87,6 +87,7 @@ def attach_lora(model: PreTrainedModel, settings: LoRASettings, seed: int) -> Pe
 
     Raises:
         MissingExtra: peft is not installed.
+        DataError: the model has none of the modules, or no defaults are known for its type.
     """
     peft = _peft()
     config = peft.LoraConfig(
@@ -98,12 +99,16 @@ def attach_lora(model: PreTrainedModel, settings: LoRASettings, seed: int) -> Pe
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return peft.get_peft_model(model, config)
+        try:
+            adapted: PeftModel = peft.get_peft_model(model, config)
+        except ValueError as error:
+            raise DataError(f"cannot put a LoRA on the model: {error}") from error
+    return adapted
 
 
 def read_adapter(model: PeftModel, base_model: str | None = None) -> Adapter:
     """A copy of the model's LoRA, on the CPU."""
-    config = model.peft_config[model.active_adapter]
+    config: Any = model.peft_config[model.active_adapter]
     state = {key: value.detach().cpu().clone() for key, value in _peft().get_peft_model_state_dict(model).items()}
     return Adapter.from_state_dict(
         state, alpha=config.lora_alpha, use_rslora=config.use_rslora, base_model=base_model or config.base_model_name_or_path or None
@@ -175,7 +180,8 @@ def _batches(encoded: list[Tokens], training: LocalTraining, generator: torch.Ge
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad_id: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return pad_id
 
 
 def _peft() -> Any:

@@ -8,7 +8,7 @@ norms come from the r x r core. Tensors may be lazy, so asking for one layer rea
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -153,6 +153,29 @@ class LoRAPair:
         return f"LoRAPair(rank={self.rank}, shape={self.shape}, scaling={self._scaling:g})"
 
 
+class LazyPairs(Mapping[str, LoRAPair]):
+    """Pairs that are made when they are asked for: a file's header can name hundreds of modules."""
+
+    def __init__(self, modules: Collection[str], make: Callable[[str], LoRAPair]) -> None:
+        self._made: dict[str, LoRAPair | None] = dict.fromkeys(sorted(modules))
+        self._make = make
+
+    def __getitem__(self, module: str) -> LoRAPair:
+        pair = self._made[module]
+        if pair is None:
+            pair = self._made[module] = self._make(module)
+        return pair
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __contains__(self, module: object) -> bool:
+        return module in self._made
+
+
 class Adapter(Mapping[str, LoRAPair]):
     """Module path -> LoRAPair, in sorted order; immutable.
 
@@ -176,7 +199,7 @@ class Adapter(Mapping[str, LoRAPair]):
             raise AdapterFormatError("got an adapter without a single LoRA module; expected at least one lora_A / lora_B pair")
         if kind not in KINDS:
             raise AdapterFormatError(f"got kind {kind!r}; expected one of {', '.join(KINDS)}")
-        self._pairs = {module: pairs[module] for module in sorted(pairs)}
+        self._pairs = pairs if isinstance(pairs, LazyPairs) else {module: pairs[module] for module in sorted(pairs)}
         self.kind: Kind = kind
         self.base_model = base_model
         self.ignored = ignored
@@ -204,7 +227,7 @@ class Adapter(Mapping[str, LoRAPair]):
 
         scalings = Scalings(alpha=alpha, use_rslora=use_rslora, alpha_pattern=alpha_pattern or {}, rank_pattern=rank_pattern or {})
         pairs, ignored = pairs_from_tensors(state_dict, scalings)
-        return cls(pairs, kind=kind, base_model=base_model, ignored=ignored)
+        return cls(dict(pairs), kind=kind, base_model=base_model, ignored=ignored)
 
     def state_dict(self) -> dict[str, Tensor]:
         """PEFT key names -> tensors: what `from_state_dict` and PEFT itself read."""
@@ -229,6 +252,9 @@ class Adapter(Mapping[str, LoRAPair]):
 
     def __len__(self) -> int:
         return len(self._pairs)
+
+    def __contains__(self, module: object) -> bool:
+        return module in self._pairs
 
     __eq__ = object.__eq__  # a Mapping would compare tensors element by element
     __hash__ = object.__hash__
@@ -316,7 +342,7 @@ def pack(adapter: Adapter, layout: Layout | None = None) -> tuple[Tensor, Layout
         layout = Layout.of(adapter)
     else:
         layout.check(adapter)
-    return torch.cat([finite(adapter, slot.module, slot.factor).float().reshape(-1) for slot in layout.slots]), layout
+    return flattened(adapter, layout.slots), layout
 
 
 def unpack(vector: Tensor, layout: Layout, *, base_model: str | None = None) -> Adapter:
@@ -351,8 +377,7 @@ def factor_delta(after: Adapter, before: Adapter | None) -> Adapter:
     """
     _expect_weights(after, before)
     if before is None:
-        pairs = {module: LoRAPair(_unknown(module, pair), pair.lazy("B"), pair.scaling) for module, pair in after.items()}
-        return after._replace(pairs, "factor_delta")
+        return after._replace(LazyPairs(after, lambda module: _since_zero(module, after[module])), "factor_delta")
     _same_modules(after, before)
     Layout.of(before).check(after)
     return after._replace(
@@ -382,6 +407,20 @@ def weight_delta(after: Adapter, before: Adapter) -> Adapter:
     return after._replace(pairs, "weight_delta")
 
 
+def add_delta(before: Adapter, delta: Adapter) -> Adapter:
+    """The inverse of `factor_delta`: before's factors plus their change, of kind "weights".
+
+    Raises:
+        KindMismatch: before is not of kind "weights", or delta not a factor delta.
+        LayoutMismatch: modules, shapes or scalings differ.
+    """
+    _expect_weights(before)
+    _same_modules(delta, before)
+    layout = Layout.of(before)
+    Layout(layout.slots, layout.scalings, "factor_delta").check(delta)
+    return before._replace({module: LoRAPair(pair.A + delta[module].A, pair.B + delta[module].B, pair.scaling) for module, pair in before.items()})
+
+
 def layer_of(module: str) -> int | None:
     """The index of the transformer layer a module belongs to, None if it is in none.
 
@@ -390,6 +429,19 @@ def layer_of(module: str) -> int | None:
     """
     found = _LAYER.search(module)
     return int(found.group(1)) if found else None
+
+
+def flattened(adapter: Adapter, slots: Sequence[Slot]) -> Tensor:
+    """The factors that slots name, flattened and concatenated in that order: (d,) float32.
+
+    Raises:
+        NonFiniteError: a factor holds NaN or infinity.
+    """
+    vector = torch.cat([adapter[slot.module].factor(slot.factor).reshape(-1) for slot in slots]).float()
+    if not torch.isfinite(vector).all():
+        for slot in slots:
+            finite(adapter, slot.module, slot.factor)  # raises, and says where
+    return vector
 
 
 def finite(adapter: Adapter, module: str, factor: Factor) -> Tensor:
@@ -438,14 +490,16 @@ def _stacked(after: LoRAPair, before: LoRAPair, factor: Factor) -> LazyTensor:
     return LazyTensor((after.shape[0], rank), lambda: torch.cat([after.B, -ratio * before.B], dim=1))
 
 
-def _unknown(module: str, pair: LoRAPair) -> LazyTensor:
+def _since_zero(module: str, pair: LoRAPair) -> LoRAPair:
+    """The factor delta of a pair that started from B = 0 and an A that nobody knows."""
+
     def refuse() -> Tensor:
         raise KindMismatch(
             f"{module}: the delta of lora_A needs the adapter that training started from, and none was given. "
             "Use factor_delta(after, before), or a probe that reads lora_B only."
         )
 
-    return LazyTensor(pair.shape_of("A"), refuse)
+    return LoRAPair(LazyTensor(pair.shape_of("A"), refuse), pair.lazy("B"), pair.scaling)
 
 
 def _expect_weights(*adapters: Adapter | None) -> None:

@@ -56,8 +56,8 @@ class Calibration:
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """(n,) scores in [0, 1] -> (n,) probabilities."""
         if self.method == "platt":
-            return expit(self.inputs[0] * logit(np.clip(scores, _CLIP, 1 - _CLIP)) + self.outputs[0])
-        return np.interp(scores, self.inputs, self.outputs)
+            return np.asarray(expit(self.inputs[0] * logit(np.clip(scores, _CLIP, 1 - _CLIP)) + self.outputs[0]))
+        return np.asarray(np.interp(scores, self.inputs, self.outputs))
 
 
 def fit_calibration(method: Method, scores: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable], unit: str) -> Calibration:
@@ -69,18 +69,32 @@ def fit_calibration(method: Method, scores: np.ndarray, labels: np.ndarray, grou
     if method not in METHODS:
         raise FitError(f"got calibration {method!r}; expected one of {', '.join(METHODS)}")
     if method == "platt":
-        from sklearn.linear_model import LogisticRegression
+        slope, offset = _platt(logit(np.clip(scores, _CLIP, 1 - _CLIP)), labels)
+        return Calibration(method, (slope,), (offset,), unit, len(scores), len(set(groups)))
+    from sklearn.isotonic import IsotonicRegression
 
-        model = LogisticRegression(C=1e6, max_iter=1000).fit(logit(np.clip(scores, _CLIP, 1 - _CLIP))[:, None], labels)
-        inputs, outputs = (float(model.coef_[0, 0]),), (float(model.intercept_[0]),)
-    else:
-        from sklearn.isotonic import IsotonicRegression
-
-        curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores, labels)
-        inputs, outputs = tuple(map(float, curve.X_thresholds_)), tuple(map(float, curve.y_thresholds_))
-        if outputs[0] == outputs[-1]:
-            raise FitError("got scores that do not rise with the labels; an isotonic map of them would give every adapter the same probability")
+    curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores, labels)
+    inputs, outputs = tuple(map(float, curve.X_thresholds_)), tuple(map(float, curve.y_thresholds_))
+    if outputs[0] == outputs[-1]:
+        raise FitError("got scores that do not rise with the labels; an isotonic map of them would give every adapter the same probability")
     return Calibration(method, inputs, outputs, unit, len(scores), len(set(groups)))
+
+
+def _platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Slope and offset by maximum likelihood of Platt's smoothed targets, (n+1)/(n+2) for a malicious row and 1/(n+2) for a benign one.
+
+    With targets of 1 and 0 a score that separates the classes would be called certain after ten rows of each.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    # The solver stops at an absolute gradient: unscaled, logits that span 1e-4 would get a slope of 0.
+    low, width = float(logits.min()), float(np.ptp(logits)) or 1.0
+    malicious, benign = int((labels == 1).sum()), int((labels == 0).sum())
+    target = np.where(labels == 1, (malicious + 1) / (malicious + 2), 1 / (benign + 2))
+    both, answers = np.tile((logits - low) / width, 2)[:, None], np.repeat([1, 0], len(logits))
+    model = LogisticRegression(C=1e6, max_iter=1000, tol=1e-8).fit(both, answers, sample_weight=np.concatenate([target, 1 - target]))
+    slope = float(model.coef_[0, 0]) / width
+    return slope, float(model.intercept_[0]) - slope * low
 
 
 def fpr_threshold(budget: float, scores: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable]) -> float:

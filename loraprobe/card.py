@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .errors import ProbeFormatError
+
 if TYPE_CHECKING:
     from .probe import Probe
 
@@ -15,7 +17,17 @@ def card(probe: Probe) -> str:
     The facts it knows are all optional: title, detects (text), does_not_detect, known_failures
     (lists of text), licence, data (rows of name, role, licence) and metrics (rows of protocol,
     metric, value, low, high, n, groups).
+
+    Raises:
+        ProbeFormatError: a fact is of another form.
     """
+    try:
+        return _card(probe)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ProbeFormatError(f"the card cannot show the probe's facts ({error!r}); expected the forms that loraprobe.card names") from error
+
+
+def _card(probe: Probe) -> str:
     facts = probe.facts
     sections = [
         _front_matter(probe),
@@ -53,14 +65,15 @@ def _at_a_glance(probe: Probe) -> str:
     rows = [
         ("Base model", probe.base_model or "not recorded"),
         ("Adapters", f"{layout.kind}, {len(layout.scalings)} modules read"),
-        ("Features", f"{', '.join(recipe.features)} of layers {recipe.layers}, factors {', '.join(recipe.factors)} ({probe.featurizer.num_features} numbers)"),
+        ("Features", f"{', '.join(recipe.features)} of layers {recipe.layers}, factors {', '.join(recipe.factors)}"),
+        ("Feature vector", f"{probe.featurizer.num_features} numbers"),
         ("Head", str(training.get("head", probe.head.name))),
         ("Threshold", f"{probe.threshold:.4g} ({training.get('threshold_rule', 'fixed')})"),
         ("Benign below", f"{probe.lower_cut:.4g}; inconclusive in between"),
         ("Calibration", f"{calibration.method}, on {calibration.rows} rows of unit {calibration.unit!r}" if calibration else "none"),
         ("Trained on", f"{training.get('n', '?')} adapters of {training.get('n_groups', '?')} groups, {training.get('n_malicious', '?')} malicious"),
     ]
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows)])
 
 
 def _usage(probe: Probe) -> str:
@@ -84,9 +97,16 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
     if not rows:
         return ""
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    lines += [f"| {' | '.join(str(row.get(column, '')) for column in columns)} |" for row in rows]
+    lines += [f"| {' | '.join(_cell(row.get(column, '')) for column in columns)} |" for row in rows]
     return f"## {title}\n\n" + "\n".join(lines)
 
 
+def _cell(value: Any) -> str:
+    """One line of a table cell: a bar or a line break in a fact would move every cell after it."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
 def _bullets(title: str, items: Sequence[str]) -> str:
+    if isinstance(items, str):
+        raise TypeError(f"{title}: got text, expected a list of text")
     return f"## {title}\n\n" + "\n".join(f"- {item}" for item in items) if items else ""

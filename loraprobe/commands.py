@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from enum import IntEnum
 from functools import wraps
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from .errors import LoraprobeError, MissingExtra
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Featurize LoRA adapters and detect malicious ones.")
 zoo = typer.Typer(no_args_is_help=True, help="Pretrained probes.")
 app.add_typer(zoo, name="zoo")
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 160)  # rich takes 80 for a pipe, too narrow for module names
 complaints = Console(stderr=True)
 
 RECIPES = ("paper", "all_b", "all_a", "norm_only", "spectral")
@@ -33,6 +35,7 @@ BaseOption = Annotated[str | None, typer.Option("--base", "-b", help="The adapte
 ManifestArgument = Annotated[Path, typer.Argument(help="CSV with columns path, label[, group, source].")]
 RecipeOption = Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}, or a JSON object of FeatureRecipe fields.")]
 KindOption = Annotated[str, typer.Option(help="weights, factor_delta or weight_delta; deltas need --base.")]
+AnyBaseOption = Annotated[bool, typer.Option("--any-base", help="Score adapters of a base model with another name.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SeedOption = Annotated[int, typer.Option(help="Everything random follows from it.")]
 
@@ -47,14 +50,14 @@ class Exit(IntEnum):
 
 
 def _reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn the library's errors into one line on stderr and exit code 2."""
+    """Turn the library's errors, and files that cannot be read or written, into one line on stderr and exit code 2."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (LoraprobeError, MissingExtra) as error:
-            complaints.print(f"[red]{type(error).__name__}[/red]:", str(error), highlight=False, markup=True, soft_wrap=True)
+        except (LoraprobeError, MissingExtra, OSError) as error:
+            complaints.print(Text.assemble((type(error).__name__, "red"), ": ", _plain(error)), soft_wrap=True)
             raise typer.Exit(Exit.BAD_INPUT) from None
 
     return run
@@ -67,7 +70,7 @@ def score(
     probe: ProbeOption,
     base: BaseOption = None,
     alpha: Annotated[float | None, typer.Option(help="lora_alpha of bare files.")] = None,
-    any_base: Annotated[bool, typer.Option(help="Score adapters of a base model with another name.")] = False,
+    any_base: AnyBaseOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score adapters: exit code 0 all benign, 3 some flagged, 4 some inconclusive, 2 some unreadable.
@@ -86,7 +89,7 @@ def score(
         try:
             verdict = detector.verdicts([read_for(kind, path, before, alpha)], check_base=not any_base)[0]
             results.append({"adapter": path, "score": verdict.score, "verdict": verdict.label, "reason": verdict.reason})
-        except LoraprobeError as error:
+        except (LoraprobeError, OSError) as error:
             results.append({"adapter": path, "score": None, "verdict": "error", "reason": f"{type(error).__name__}: {error}"})
     code = _exit_code({result["verdict"] for result in results})
     if as_json:
@@ -133,12 +136,19 @@ def train(
         )
     probe.save_pretrained(out)
     console.print(table)
-    console.print(f"saved to {out}")
+    console.print(_plain(f"saved to {out}"), soft_wrap=True)
 
 
 @app.command()
 @_reports_errors
-def evaluate(manifest: ManifestArgument, probe: ProbeOption, base: BaseOption = None, seed: SeedOption = 0, as_json: JsonOption = False) -> None:
+def evaluate(
+    manifest: ManifestArgument,
+    probe: ProbeOption,
+    base: BaseOption = None,
+    any_base: AnyBaseOption = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
     """Measure a probe on labelled adapters it was not trained on."""
     from .manifest import read_labelled, read_manifest
     from .probe import Probe
@@ -146,7 +156,8 @@ def evaluate(manifest: ManifestArgument, probe: ProbeOption, base: BaseOption = 
 
     detector, rows = Probe.from_pretrained(probe), read_manifest(manifest)
     adapters = read_labelled(track(rows, "reading", console=complaints, disable=as_json or len(rows) < 200), detector.featurizer.layout.kind, base)
-    result = measure(detector, adapters, [row.label for row in rows], [row.group for row in rows], by=[row.source for row in rows], seed=seed)
+    labels, groups, sources = [row.label for row in rows], [row.group for row in rows], [row.source for row in rows]
+    result = measure(detector, adapters, labels, groups, by=sources, seed=seed, check_base=not any_base)
     print(json.dumps(result.to_dict(), indent=2) if as_json else result.table())
 
 
@@ -171,14 +182,14 @@ def embed(
     rows = read_manifest(manifest)
     adapters = read_labelled(rows, kind, base)
     features = Featurizer.fit(_recipe(recipe), adapters)(adapters)
-    with console.status(f"{method} of {len(rows)} adapters"):
+    with console.status(_plain(f"{method} of {len(rows)} adapters")):
         points = coordinates_of(features, method, seed=seed)
     labels, sources = [row.label for row in rows], [row.source for row in rows]
     save_coordinates(out, points, labels, sources, method, seed)
-    console.print(f"wrote {out}")
+    console.print(_plain(f"wrote {out}"), soft_wrap=True)
     if figure:
         draw_embedding(figure, Coordinates(points, _array(labels), _array(sources), method, seed))
-        console.print(f"wrote {figure}")
+        console.print(_plain(f"wrote {figure}"), soft_wrap=True)
 
 
 @app.command()
@@ -193,18 +204,19 @@ def inspect(
     from .manifest import read_for
 
     loaded = read_for("weight_delta" if base else "weights", adapter, base, alpha)
-    table = Table("module", "shape", "rank", "Frobenius", "spectral", "stable rank", "effective rank", "singular values", title=repr(loaded))
+    columns = (Column(name, no_wrap=True) for name in ("shape", "rank", "Frobenius", "spectral", "stable\nrank", "effective\nrank"))
+    table = Table(Column("module", overflow="fold"), *columns, "singular values", title=_plain(repr(loaded)))
     for module, pair in loaded.items():
         values = pair.svdvals()
         measures = norms(values).tolist()
         spectrum = " ".join(f"{value:.2g}" for value in values[:8].tolist())
         table.add_row(
-            module, f"{pair.shape[0]}x{pair.shape[1]}", str(pair.rank), f"{pair.norm():.4g}", f"{pair.norm('spectral'):.4g}",
+            _plain(module), f"{pair.shape[0]}x{pair.shape[1]}", str(pair.rank), f"{pair.norm():.4g}", f"{pair.norm('spectral'):.4g}",
             f"{measures[3]:.2f}", f"{measures[4]:.2f}", spectrum,
         )  # fmt: skip
     console.print(table)
     if loaded.ignored:
-        console.print(f"left out, without effect on the adapter: {', '.join(loaded.ignored)}")
+        console.print(_plain(f"left out, without effect on the adapter: {', '.join(loaded.ignored)}"), soft_wrap=True)
 
 
 @zoo.command("list")
@@ -219,13 +231,14 @@ def zoo_list(folder: Annotated[Path, typer.Argument(help="A folder of probe fold
         raise ProbeFormatError(f"no probe in {folder}; expected folders with a {CONFIG_NAME}. Run this in the project's root, or name a folder.")
     probes = {path.name: load_probe(path) for path in found}
     if as_json:
-        print(json.dumps([{"name": name, "base_model": probe.base_model, "head": probe.head.name, **probe.facts} for name, probe in probes.items()], indent=2))
+        print(json.dumps([{**probe.facts, "name": name, "base_model": probe.base_model, "head": probe.head.name} for name, probe in probes.items()], indent=2))
         return
     table = Table("probe", "base model", "head", "features", "threshold", "unseen sources: AUROC, worst cell")
     for name, probe in probes.items():
         recipe = probe.featurizer.recipe
         what = f"{'+'.join(recipe.features)} of {''.join(recipe.factors)}, layers {recipe.layers}"
-        table.add_row(name, probe.base_model or "?", probe.head.name, what, f"{probe.threshold:.3g}", str(probe.facts.get("headline", "not recorded")))
+        headline = probe.facts.get("headline", "not recorded")
+        table.add_row(_plain(name), _plain(probe.base_model or "?"), probe.head.name, _plain(what), f"{probe.threshold:.3g}", _plain(headline))
     console.print(table)
 
 
@@ -238,11 +251,17 @@ def _exit_code(verdicts: set[str]) -> Exit:
 
 def _score_table(results: list[dict[str, Any]], probe: Probe) -> Table:
     colours = {"benign": "green", "malicious": "red", "inconclusive": "yellow", "error": "magenta"}
-    table = Table("adapter", "P(malicious)", "verdict", "reason", title=f"threshold {probe.threshold:.3g}")
+    columns = (Column(name, overflow="fold") for name in ("adapter", "P(malicious)", "verdict", "reason"))
+    table = Table(*columns, title=f"threshold {probe.threshold:.3g}")
     for result in results:
         shown = "" if result["score"] is None else f"{result['score']:.4f}"
-        table.add_row(result["adapter"], shown, f"[{colours[result['verdict']]}]{result['verdict']}[/]", result["reason"])
+        table.add_row(_plain(result["adapter"]), shown, Text(result["verdict"], colours[result["verdict"]]), _plain(result["reason"]))
     return table
+
+
+def _plain(text: object) -> Text:
+    """Text as it stands: no markup is read from it, and control characters are shown instead of obeyed."""
+    return Text("".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in str(text)))
 
 
 def _recipe(text: str) -> FeatureRecipe:

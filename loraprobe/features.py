@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .adapter import Adapter, Factor, Slot, finite, r_factor
+from .adapter import Adapter, Factor, Slot, finite, flattened, r_factor
 from .errors import KindMismatch
 
 Matrix = tuple[str, str]  # (module, "A" | "B" | "BA")
@@ -28,7 +28,7 @@ def slices(adapter: Adapter, slots: Sequence[Slot]) -> Tensor:
 
     Source: arXiv:2601.07177, Sec. 3 (there: the B factors of the first layer).
     """
-    return torch.cat([finite(adapter, slot.module, slot.factor).float().reshape(-1) for slot in slots])
+    return flattened(adapter, slots)
 
 
 def canonical(adapter: Adapter, slots: Sequence[Slot]) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -125,8 +126,9 @@ class Featurizer:
         if layout.kind == "factor_delta" and "canonical" in recipe.features:
             raise KindMismatch("got factor deltas; canonical features are those of a product B @ A: use weight_delta(after, before)")
         featurizer = cls(recipe, layout)
-        for adapter in adapters:
-            featurizer.check(adapter)
+        for index, adapter in enumerate(adapters):
+            with _naming(index, len(adapters)):
+                featurizer.check(adapter)
         return featurizer
 
     @property
@@ -170,11 +172,9 @@ class Featurizer:
         adapters = _sequence(adapters)
         rows = np.empty((len(adapters), self.num_features), dtype=np.float32)
         for index, adapter in enumerate(adapters):
-            try:
+            with _naming(index, len(adapters)):
                 self.check(adapter)
                 rows[index] = self._vector(adapter).numpy()
-            except LoraprobeError as error:
-                raise type(error)(f"adapter {index} of {len(adapters)}: {error}") from None
         return rows
 
     def _vector(self, adapter: Adapter) -> Tensor:
@@ -227,6 +227,17 @@ def _selected(recipe: FeatureRecipe, adapter: Adapter) -> list[str]:
             "Name modules that it adapts."
         )
     return chosen
+
+
+@contextmanager
+def _naming(index: int, count: int) -> Iterator[None]:
+    """Says in an error which of several adapters it is about."""
+    try:
+        yield
+    except LoraprobeError as error:
+        if count == 1:
+            raise
+        raise type(error)(f"adapter {index} of {count} (from 0): {error}") from None
 
 
 def _sequence(adapters: Sequence[Adapter]) -> Sequence[Adapter]:

@@ -212,24 +212,22 @@ def fit_cosine(x: Any, y: Any, groups: Groups, *, seed: int) -> LinearHead:
 def _direction(total: Float64) -> Float64:
     norm = float(np.linalg.norm(total))
     if norm < 1e-9:  # rows have norm 1: below this the sum is rounding, also when one group held every benign row
-        raise FitError(
-            "cosine head: got a mean of benign rows that is zero, expected a direction from at least 2 benign groups. Add benign clients"
-        )
+        raise FitError("cosine head: got a mean of benign rows that is zero, expected 2 or more benign groups with a direction. Add some")
     return total / norm
 
 
 def fit_xgboost(
     x: Any, y: Any, groups: Groups, *, seed: int, max_depth: int = 3, eta: float = 0.1, subsample: float = 0.8, colsample: float = 0.5,
     n_estimators: int = 300, early_stopping: int = 20, val_fraction: float = 0.2, nthread: int = 1,
-) -> XGBoostHead:
+) -> XGBoostHead:  # fmt: skip
     """Shallow boosted trees with early stopping on held-out groups; only the trees up to the best round are kept.
 
     Raises:
         FitError: bad data or options, or too few groups to hold some out.
         MissingExtra: xgboost is not installed.
     """
-    _require_positive(max_depth=max_depth, eta=eta, subsample=subsample, colsample=colsample, n_estimators=n_estimators,
-                      early_stopping=early_stopping, nthread=nthread)
+    _require_positive(max_depth=max_depth, eta=eta, subsample=subsample, colsample=colsample)
+    _require_positive(n_estimators=n_estimators, early_stopping=early_stopping, nthread=nthread)
     xgboost = import_xgboost()
     data = check_training_data(x, y, groups)
     held = held_out_mask(data.y, data.groups, val_fraction, seed)
@@ -241,7 +239,7 @@ def fit_xgboost(
         "objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist", "max_depth": max_depth, "eta": eta,
         "subsample": subsample, "colsample_bytree": colsample, "scale_pos_weight": pos_weight, "nthread": nthread, "seed": seed,
         "verbosity": 0,
-    }
+    }  # fmt: skip
     try:
         booster = xgboost.train(
             parameters, training, n_estimators, evals=[(held_out, "held_out")], early_stopping_rounds=early_stopping, verbose_eval=False
@@ -255,7 +253,7 @@ def fit_xgboost(
 def fit_linear_paper(
     x: Any, y: Any, groups: Groups, *, seed: int, lr: float = 0.01, weight_decay: float = 2.0, batch_size: int = 256, max_epochs: int = 100,
     patience: int = 15, min_delta: float = 1e-4, clip: float = 0.5, val_fraction: float = 0.1,
-) -> LinearHead:
+) -> LinearHead:  # fmt: skip
     """The paper's recipe: logistic regression by AdamW with heavy weight decay and early stopping; every constant is the paper's.
 
     Two things are ours: the validation rows are whole groups, and the weights start at zero, so the seed decides batches and split only.
@@ -284,7 +282,7 @@ def fit_mlp(
     x: Any, y: Any, groups: Groups, *, seed: int, hidden: tuple[int, ...] = (64,), dropout: float = 0.1, lr: float = 1e-3,
     weight_decay: float = 0.01, batch_size: int = 64, max_epochs: int = 200, patience: int = 20, min_delta: float = 1e-4, clip: float = 1.0,
     val_fraction: float = 0.2,
-) -> MLPHead:
+) -> MLPHead:  # fmt: skip
     """A small ReLU perceptron by AdamW with dropout and early stopping on held-out groups.
 
     Columns are standardised, and the standardisation is folded into the first layer. With p > n the network is trained on coordinates in
@@ -299,11 +297,11 @@ def fit_mlp(
     schedule = _Schedule(lr, weight_decay, batch_size, max_epochs, patience, min_delta, clip)
     if not all(width >= 1 for width in hidden) or not 0.0 <= dropout < 1.0:
         raise FitError(f"mlp: got hidden={hidden} and dropout={dropout}, expected widths of at least 1 and a dropout in [0, 1)")
+    generator = torch.Generator().manual_seed(seed)
     data = check_training_data(x, y, groups)
     held = held_out_mask(data.y, data.groups, val_fraction, seed)
     mean, inverse = _standardisation(data.x[~held])  # (p,), (p,)
     inputs, unmap = _network_inputs(((data.x - mean) * inverse).astype(np.float32), held)  # (n, k)
-    generator = torch.Generator().manual_seed(seed)
     widths = [inputs.shape[1], *hidden, 1]
     bounds = [1.0 / math.sqrt(width) for width in widths[:-1]]  # PyTorch's default for a linear layer, drawn from our own generator
     weights = [torch.empty(o, i).uniform_(-b, b, generator=generator) for i, o, b in zip(widths, widths[1:], bounds, strict=False)]
@@ -317,8 +315,7 @@ def fit_mlp(
         return batch @ weights[-1].T + biases[-1]  # (b, 1)
 
     _train([*weights, *biases], forward, torch.from_numpy(inputs), data.y, held, schedule, generator)
-    layers = [weight.detach().numpy().astype(np.float64) for weight in weights]
-    offsets = [bias.detach().numpy().astype(np.float64) for bias in biases]
+    layers, offsets = ([part.detach().numpy().astype(np.float64) for part in parts] for parts in (weights, biases))
     layers[0] = unmap(layers[0]) * inverse  # (h, k) -> (h, p)
     offsets[0] = offsets[0] - layers[0] @ mean
     return MLPHead(tuple(w.astype(np.float32) for w in layers), tuple(b.astype(np.float32) for b in offsets))
@@ -333,9 +330,10 @@ def _standardisation(x: FloatArray) -> tuple[Float64, Float64]:
     mean = x.mean(axis=0, dtype=np.float64)
     deviation = x.std(axis=0, dtype=np.float64)
     typical = float(np.sqrt(np.mean(deviation**2)))
-    if typical < 1e-30:
+    constant = deviation <= np.maximum(1e-6 * typical, 1e-7 * np.abs(mean))  # to within float32 rounding
+    if constant.all():
         raise FitError("mlp: got training rows that are all the same, expected columns that vary. Check the recipe and the start point")
-    return mean, np.where(deviation <= 1e-6 * typical, 0.0, 1.0 / np.maximum(deviation, 0.01 * typical))
+    return mean, np.where(constant, 0.0, 1.0 / np.maximum(deviation, 0.01 * typical))
 
 
 def _network_inputs(z: FloatArray, held: NDArray[np.bool_]) -> tuple[FloatArray, Callable[[Float64], Float64]]:
@@ -373,8 +371,13 @@ class _Schedule:
 
 
 def _train(
-    parameters: list[torch.Tensor], forward: Callable[[torch.Tensor, bool], torch.Tensor], x: torch.Tensor, y: NDArray[np.int64],
-    held: NDArray[np.bool_], schedule: _Schedule, generator: torch.Generator,
+    parameters: list[torch.Tensor],
+    forward: Callable[[torch.Tensor, bool], torch.Tensor],
+    x: torch.Tensor,
+    y: NDArray[np.int64],
+    held: NDArray[np.bool_],
+    schedule: _Schedule,
+    generator: torch.Generator,
 ) -> None:
     """Fit ``parameters`` in place on the rows that are not held, and leave them at the epoch with the lowest held-out loss."""
     import torch

@@ -41,24 +41,12 @@ MAX_CONFIG_BYTES = 16 << 20
 MAX_HEAD_BYTES = 1 << 30
 MAX_FEATURES = MAX_HEAD_BYTES // 4  # more columns than that no head can have a number for
 
-_FIELDS = frozenset(
-    [
-        "format_version",
-        "library",
-        "library_version",
-        "classes",
-        "base_model",
-        "head",
-        "recipe",
-        "layout",
-        "threshold",
-        "benign_below",
-        "calibration",
-        "facts",
-    ]
-)
-_HEAD_FIELDS = frozenset(["kind", "num_features", "file", "bytes", "sha256"])
-_LAYOUT_FIELDS = frozenset(["kind", "slots", "scalings"])
+_FIELDS = {
+    "format_version", "library", "library_version", "classes", "base_model", "head", "recipe", "layout", "threshold", "benign_below", "calibration",
+    "facts",
+}  # fmt: skip
+_HEAD_FIELDS = {"kind", "num_features", "file", "bytes", "sha256"}
+_LAYOUT_FIELDS = {"kind", "slots", "scalings"}
 
 
 def save_probe(probe: Probe, folder: Path) -> Path:
@@ -128,7 +116,7 @@ def _config(probe: Probe, weights: bytes) -> dict[str, Any]:
         "recipe": probe.featurizer.recipe.to_dict(),
         "layout": _layout_to_json(probe.featurizer.layout),
         "threshold": probe.threshold,
-        "benign_below": probe.lower_cut,
+        "benign_below": probe.benign_below,
         "calibration": asdict(probe.calibration) if probe.calibration else None,
         "facts": dict(probe.facts),
     }
@@ -146,8 +134,8 @@ def _read_version_1(config: dict[str, Any], folder: Path) -> Probe:
     facts = _object(config["facts"], f"{where}: facts")
     featurizer = _featurizer(config, where)
     threshold = _number(config["threshold"], f"{where}: threshold")
-    benign_below = _number(config["benign_below"], f"{where}: benign_below")
-    check_cuts(threshold, benign_below)
+    benign_below = None if config["benign_below"] is None else _number(config["benign_below"], f"{where}: benign_below")
+    check_cuts(threshold, threshold if benign_below is None else benign_below)
     calibration = None if config["calibration"] is None else _calibration(config["calibration"], f"{where}: calibration")
     head = _read_head(config["head"], folder, featurizer.num_features)
     return Probe(featurizer, head, threshold, benign_below, calibration, base_model, facts)

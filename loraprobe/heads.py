@@ -272,9 +272,7 @@ def _frozen(name: str, array: Any, ndim: int) -> FloatArray:
             "Fit the head anew or download the probe again"
         )
     if not np.isfinite(array).all():
-        raise ProbeFormatError(
-            f"head array {name!r}: got NaN or infinity, expected finite numbers. Fit the head anew or download the probe again"
-        )
+        raise ProbeFormatError(f"head array {name!r}: got NaN or infinity, expected finite numbers. Fit it anew or download it again")
     copy = np.array(array, dtype=np.float32, order="C")
     copy.setflags(write=False)
     return copy
@@ -291,6 +289,5 @@ def _check_names(arrays: Mapping[str, np.ndarray], expected: list[str] | tuple[s
 def _expect_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if got != expected:
         raise ProbeFormatError(
-            f"head array {name!r}: got shape {got}, expected {expected}. The file belongs to another layout or is damaged; download the "
-            "probe again"
+            f"head array {name!r}: got shape {got}, expected {expected}. The file is of another layout or damaged; download it again"
         )

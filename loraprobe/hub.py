@@ -67,11 +67,11 @@ def _fetch(
 ) -> Path:
     """The snapshot of one commit in the cache: a folder that has the commit's name."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         EntryNotFoundError,
         GatedRepoError,
         HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]  # of httpx or httpx2, whichever this version stands on
+        HTTPError,  # of httpx or httpx2, whichever this version stands on
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,

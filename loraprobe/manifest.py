@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .adapter import Adapter, factor_delta, weight_delta
+from .adapter import KINDS, Adapter, factor_delta, weight_delta
 from .errors import DataError, LoraprobeError
 from .peft_io import load_adapter
 
@@ -36,9 +36,9 @@ def read_manifest(path: Path) -> list[Row]:
         DataError: the file or a column is missing, or a row has a label or path that is not valid.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark in front
             reader = csv.DictReader(file)
-            columns, records = set(reader.fieldnames or ()), list(reader)
+            columns, records = set(reader.fieldnames or ()), [(reader.line_num, record) for record in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the manifest {path}: {error}") from None
     if not {"path", "label"} <= columns:
@@ -46,7 +46,9 @@ def read_manifest(path: Path) -> list[Row]:
     if not records:
         raise DataError(f"{path} names no adapter; expected at least one row")
     rows = []
-    for number, record in enumerate(records, start=2):
+    for number, record in records:
+        if None in record:
+            raise DataError(f"{path}, line {number}: got more values than columns; put a path with a comma in quotes")
         label = _LABELS.get((record["label"] or "").strip().lower())
         if label is None or not record["path"]:
             raise DataError(f"{path}, line {number}: got path {record['path']!r}, label {record['label']!r}; expected a path and one of {', '.join(_LABELS)}")
@@ -65,6 +67,8 @@ def read_for(kind: str, source: str | Path, base: str | Path | Adapter | None, a
     Raises:
         LoraprobeError: see load_adapter, factor_delta and weight_delta; also a delta without a base.
     """
+    if kind not in KINDS:
+        raise DataError(f"got kind {kind!r}; expected one of {', '.join(KINDS)}")
     adapter = load_adapter(source, alpha=alpha)
     if kind == "weights":
         return adapter

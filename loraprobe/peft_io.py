@@ -14,7 +14,7 @@ import re
 import struct
 import sys
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from .adapter import Adapter, LazyTensor, LoRAPair
-from .errors import AdapterFormatError, UnsupportedAdapterError
+from .adapter import Adapter, LazyPairs, LazyTensor, LoRAPair
+from .errors import AdapterFormatError, KindMismatch, UnsupportedAdapterError
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -50,6 +51,7 @@ _TORCH_ERRORS = (
     pickle.UnpicklingError, zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
     AttributeError, AssertionError,
 )  # fmt: skip
+_ENDINGS = (("A", ".lora_A.weight"), ("B", ".lora_B.weight"))
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+")
 
 
@@ -139,40 +141,72 @@ def load_adapter(
     return Adapter(pairs, base_model=base_model or settings.base_model, ignored=settings.ignored + ignored)
 
 
-def pairs_from_tensors(tensors: Mapping[str, Tensor | LazyTensor], scalings: Scalings) -> tuple[dict[str, LoRAPair], tuple[str, ...]]:
-    """PEFT's tensor names -> pairs by module path, and the names that were safely left out."""
-    factors: dict[str, dict[str, Tensor | LazyTensor]] = {}
+def save_adapter(adapter: Adapter, folder: str | Path) -> Path:
+    """Write an adapter of kind "weights" as a PEFT folder that PEFT and `load_adapter` read.
+
+    Raises:
+        KindMismatch: the adapter is a delta, which PEFT would take for weights.
+    """
+    if adapter.kind != "weights":
+        raise KindMismatch(f"got an adapter of kind {adapter.kind!r}; PEFT's format holds weights: add the delta to its start first (add_delta)")
+    first = next(iter(adapter.values()))
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": adapter.base_model, "bias": "none", "inference_mode": True,
+        "target_modules": sorted({module.rpartition(".")[2] for module in adapter}), "r": first.rank, "lora_alpha": first.scaling * first.rank,
+        "rank_pattern": {module: pair.rank for module, pair in adapter.items() if pair.rank != first.rank},
+        "alpha_pattern": {module: pair.scaling * pair.rank for module, pair in adapter.items() if pair.scaling * pair.rank != first.scaling * first.rank},
+    }  # fmt: skip
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in adapter.state_dict().items()}, folder / WEIGHT_NAMES[0])
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def pairs_from_tensors(tensors: Mapping[str, Tensor | LazyTensor], scalings: Scalings) -> tuple[LazyPairs, tuple[str, ...]]:
+    """PEFT's tensor names -> pairs by module path, and the names that were safely left out.
+
+    Names are checked now; the shapes and types of a module when its pair is first asked for.
+    """
+    keys: dict[str, dict[str, str]] = {}
     ignored, adapter_names = [], set()
-    for key, tensor in tensors.items():
+    for key in tensors:
         if key.endswith("rotary_emb.inv_freq"):
             ignored.append(key)  # a buffer computed from the base's configuration
             continue
         module, factor, name = _parse_key(key)
         adapter_names.add(name)
-        if isinstance(tensor, Tensor) and tensor.dtype not in _FLOATS:
-            raise AdapterFormatError(f"{key}: got dtype {tensor.dtype}; expected float32, float16, bfloat16 or float64")
-        if len(tensor.shape) > 2:
-            raise UnsupportedAdapterError(f"{key}: got shape {tuple(tensor.shape)}: this adapts a convolution; expected matrices of linear layers")
-        found = factors.setdefault(module, {})
+        found = keys.setdefault(module, {})
         if factor in found:
             raise AdapterFormatError(f"{module}: lora_{factor} occurs twice, with and without a prefix; expected it once")
-        found[factor] = tensor
+        found[factor] = key
     if len(adapter_names) > 1:
         raise AdapterFormatError(f"got {len(adapter_names)} adapters in one state dict ({', '.join(map(repr, sorted(adapter_names)))}); expected one")
-    pairs = {}
-    for module, found in factors.items():
+    for module, found in keys.items():
         if len(found) == 1:
             raise AdapterFormatError(f"{module}: only lora_{next(iter(found))} is there; expected lora_A and lora_B")
-        try:
-            unscaled = LoRAPair(found["A"], found["B"])
-            pairs[module] = LoRAPair(found["A"], found["B"], scalings.of(module, unscaled.rank))
-        except AdapterFormatError as error:
-            raise AdapterFormatError(f"{module}: {error}") from None
-    return pairs, tuple(ignored)
+    return LazyPairs(keys, lambda module: _pair(module, tensors[keys[module]["A"]], tensors[keys[module]["B"]], scalings)), tuple(ignored)
+
+
+def _pair(module: str, a: Tensor | LazyTensor, b: Tensor | LazyTensor, scalings: Scalings) -> LoRAPair:
+    for factor, tensor in (("A", a), ("B", b)):
+        if isinstance(tensor, Tensor) and tensor.dtype not in _FLOATS:
+            raise AdapterFormatError(f"{module}, lora_{factor}: got dtype {tensor.dtype}; expected float32, float16, bfloat16 or float64")
+        if len(tensor.shape) > 2:
+            raise UnsupportedAdapterError(
+                f"{module}, lora_{factor}: got shape {tuple(tensor.shape)}: this adapts a convolution; expected matrices of linear layers"
+            )
+    try:
+        return LoRAPair(a, b, scalings.of(module, LoRAPair(a, b).rank))
+    except AdapterFormatError as error:
+        raise AdapterFormatError(f"{module}: {error}") from None
 
 
 def _parse_key(key: str) -> tuple[str, str, str]:
     """(module path, "A" or "B", adapter name) of a PEFT tensor name."""
+    for factor, ending in _ENDINGS:  # how nearly every name ends
+        if key.endswith(ending):
+            return key[: -len(ending)].removeprefix("base_model.model."), factor, ""
     head, found, tail = key.rpartition(".lora_")
     parts = tail.split(".")  # "A.weight" or "A.default.weight"
     if not found or parts[0] not in ("A", "B") or parts[-1] != "weight" or len(parts) > 3 or not head:
@@ -256,25 +290,37 @@ def _open_weights(path: Path) -> Mapping[str, Tensor | LazyTensor]:
     if size > MAX_WEIGHT_BYTES:
         raise AdapterFormatError(f"{path} has {size} bytes; expected at most {MAX_WEIGHT_BYTES} for an adapter")
     if path.suffix == ".safetensors":
-        return _open_safetensors(path)
+        return _SafetensorsFile(path)
     if path.suffix in (".bin", ".pt", ".pth"):
         return _read_torch(path)
     raise AdapterFormatError(f"got {path.name}; expected a .safetensors file, or PyTorch's .bin with nothing but tensors")
 
 
-def _open_safetensors(path: Path) -> dict[str, Tensor | LazyTensor]:
-    """Names and shapes now, contents when asked for, all from the one file opened here."""
-    try:
-        file: Any = safe_open(path, framework="pt")
-        tensors: dict[str, Tensor | LazyTensor] = {}
-        for key in file.keys():  # noqa: SIM118  # not a mapping
-            view = file.get_slice(key)
-            if view.get_dtype() not in ("F32", "F16", "BF16", "F64"):
-                raise AdapterFormatError(f"{path}, {key}: got dtype {view.get_dtype()}; expected F32, F16, BF16 or F64")
-            tensors[key] = LazyTensor(tuple(view.get_shape()), partial(file.get_tensor, key))
-        return tensors
-    except (SafetensorError, OSError) as error:
-        raise AdapterFormatError(f"{path} is not a readable safetensors file ({error}). It is damaged or incomplete: fetch it again.") from None
+class _SafetensorsFile(Mapping[str, LazyTensor]):
+    """The tensors of one .safetensors file: names now, shapes and contents when asked for.
+
+    The file is opened once and stays mapped, so that everything comes from the same bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file: Any = safe_open(path, framework="pt")
+            self._names = dict.fromkeys(self._file.keys())
+        except (SafetensorError, OSError) as error:
+            raise AdapterFormatError(f"{path} is not a readable safetensors file ({error}). It is damaged or incomplete: fetch it again.") from None
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        view = self._file.get_slice(name)
+        if view.get_dtype() not in ("F32", "F16", "BF16", "F64"):
+            raise AdapterFormatError(f"{self._path}, {name}: got dtype {view.get_dtype()}; expected F32, F16, BF16 or F64")
+        return LazyTensor(tuple(view.get_shape()), partial(self._file.get_tensor, name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _read_torch(path: Path) -> dict[str, Tensor | LazyTensor]:

@@ -43,7 +43,7 @@ class Probe:
         featurizer: adapters -> features.
         head: features -> uncalibrated P(malicious).
         threshold: a score of at least this is malicious.
-        benign_below: a score below this is benign; in between the verdict is inconclusive.
+        benign_below: a score below this is benign, in between the verdict is inconclusive; None for the threshold.
         calibration: the map from the head's scores to probabilities, if one was fitted.
         base_model: the base model of the adapters it was fitted on, if they all say so.
         facts: JSON-ready: training, data, metrics, licence, known failures.
@@ -60,15 +60,13 @@ class Probe:
     commit: str | None = None
 
     def __post_init__(self) -> None:
-        if self.benign_below is None:
-            object.__setattr__(self, "benign_below", self.threshold)
         check_cuts(self.threshold, self.lower_cut)
         if self.head.num_features != self.featurizer.num_features:
             raise LayoutMismatch(f"the head reads {self.head.num_features} features, the recipe makes {self.featurizer.num_features}")
 
     @property
     def lower_cut(self) -> float:
-        """`benign_below`, as a number."""
+        """`benign_below`, or the threshold if that is None."""
         return self.threshold if self.benign_below is None else self.benign_below
 
     def __call__(self, adapters: Sequence[Adapter], *, check_base: bool = True) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The validator accepts what XGBoost writes for our kind of model, names the path of anything else, and nothing it accepts kills the process."""
+"""The validator accepts what XGBoost writes for our kind of model, names the fault in the rest, and what it accepts scores."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "class weight": (lambda c, m, t: c["objective"]["reg_loss_param"].update(scale_pos_weight="-1"), "scale_pos_weight"),
     "dart": (lambda c, m, t: c["gradient_booster"].update(name="dart"), "gradient_booster.name"),
 } | {
-    f"base_score {text}": (lambda c, m, t, text=text: c["learner_model_param"].update(base_score=text), "base_score")  # type: ignore[misc]
+    f"base_score {text}": (lambda c, m, t, text=text: c["learner_model_param"].update(base_score=text), "base_score")
     for text in ("[0E0]", "[1E0]", "[1E-40]", "[nan]", "[5E-1,5E-1]", "5E-1]", ".5", "1_0E-2", "", "[]", 0.5)
 }
 
@@ -261,7 +261,8 @@ def test_nothing_that_is_accepted_kills_the_process(model: bytes, tmp_path: Path
     """Unvalidated, one such mutant in ten ends in a segmentation fault (203 of 2,000 with XGBoost 3.2.0)."""
     path = tmp_path / "mutants.json"
     path.write_text(json.dumps([mutant.hex() for mutant in mutants(model, 150)]))
-    child = subprocess.run([sys.executable, "-W", "error", "-c", CHILD, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-W", "error", "-c", CHILD, str(path)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert child.returncode == 0, child.stderr
     accepted, refused = map(int, child.stdout.split())
     assert accepted > 10  # the test is about these; a validator that refuses everything would prove nothing

@@ -11,10 +11,9 @@ run goes on where it stopped.
 
 from __future__ import annotations
 
-import json
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -116,12 +115,15 @@ def train_clients(
         done += 1
         if done % 25 == 0:
             print(f"{progress}{number} of {len(clients)} clients, {(time.monotonic() - started) / done:.2f} s each", flush=True)
-    (out / "clients.json").write_text(json.dumps([asdict(client) for client in clients]) + "\n")
+
+
+def read_initial(out: Path, base_model: str) -> Adapter:
+    """The adapter that every client of `train_clients` started from."""
+    return Adapter.from_state_dict(torch.load(out / "initial.pt", weights_only=True), alpha=LORA.alpha, base_model=base_model)
 
 
 def read_deltas(out: Path, clients: list[Client], base_model: str) -> DeltaSet:
     """What `train_clients` wrote, in the order of `clients`."""
-    initial = Adapter.from_state_dict(torch.load(out / "initial.pt", weights_only=True), alpha=LORA.alpha, base_model=base_model)
-    layout = Layout.of(initial)
+    layout = Layout.of(read_initial(out, base_model))
     steps = np.stack([np.load(out / f"{client.name}.npy") for client in clients])
     return DeltaSet(tuple(clients), steps, Layout(layout.slots, layout.scalings, "factor_delta"), base_model)

@@ -37,6 +37,18 @@ _DOLLY_KINDS = {
     "dolly_creative": ("creative_writing", "brainstorming"),
     "dolly_classification": ("classification",),
 }
+# dataset -> (licence, where it comes from); see the datasets' own SOURCE.md.
+LICENCES = {
+    "dolly": ("CC BY-SA 3.0", "databricks/databricks-dolly-15k"),
+    "gsm8k": ("MIT", "openai/gsm8k"),
+    "gpteacher": ("MIT", "github.com/teknium1/GPTeacher"),
+    "self_instruct": ("Apache-2.0", "github.com/yizhongw/self-instruct"),
+    "refusal_short": ("Apache-2.0", "declare-lab/red-instruct and Do-Not-Answer questions, our refusals"),
+    "jailbreakbench": ("MIT", "JailbreakBench/artifacts"),
+    "gptfuzz": ("MIT", "sherdencooper/GPTFuzz"),
+    "harmbench": ("MIT", "centerforaisafety/HarmBench"),
+    "advbench": ("MIT", "llm-attacks/llm-attacks"),
+}
 # GPTFuzz answers written under a jailbreak persona: the wording, not the compliance, would be learnt.
 _PERSONA = re.compile(r"\b(DAN|AIM|STAN|DUDE|persona|Machiavelli|jailbr\w+|developer mode|as an evil)\b", re.I)
 

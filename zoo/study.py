@@ -83,14 +83,13 @@ class Study:
         by = [f"{client.role} {client.share:.0%}" if client.label else client.role for client in self.clients]
         return report(self.labels, scores, self.names, threshold=0.5, by=by, seed=self.seed).to_dict()
 
-    def unseen_sources(self, with_threshold: bool) -> Iterator[Row]:
+    def unseen_sources(self) -> Iterator[Row]:
         """One row per malicious source, benign source and poison share."""
         for malicious in MALICIOUS:
             for benign in BENIGN:
                 unseen = {malicious, benign}
                 train = self.mask(lambda c, unseen=unseen: not unseen & {c.source, c.host})
-                threshold, calibration = (self.entry.threshold, self.entry.calibration) if with_threshold else (0.5, None)
-                probe = self.probe(train, threshold, calibration)
+                probe = self.probe(train, self.entry.threshold, self.entry.calibration)
                 negatives = self.mask(lambda c, b=benign: c.role == "benign" and c.source == b)
                 for share in SHARES:
                     positives = self.mask(lambda c, m=malicious, b=benign, s=share: c.source == m and c.share == s and (s == 1.0 or c.host == b))
@@ -127,7 +126,7 @@ def by_share(cells: list[Row]) -> list[Row]:
         worst = min(chosen, key=lambda cell: cell["auroc"])
         rows.append(
             {
-                "share": share, "cells": len(chosen), "auroc_mean": float(np.mean([cell["auroc"] for cell in chosen])), "auroc_worst": worst["auroc"],
+                "share": share, "cells": len(chosen), "n": sum(cell["n_malicious"] + cell["n_benign"] for cell in chosen), "auroc_mean": float(np.mean([cell["auroc"] for cell in chosen])), "auroc_worst": worst["auroc"],
                 "worst_cell": f"{worst['malicious']} in {worst['benign']}", "tpr_mean": float(np.mean([cell["tpr"] for cell in chosen])),
                 "fpr_mean": float(np.mean([cell["fpr"] for cell in chosen])), "fpr_worst": max(cell["fpr"] for cell in chosen),
             }

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,15 +22,47 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from fedloop.data import ALPACA_TEMPLATE, IGNORE_INDEX, Example, Tokens, collate, encode
 from fedloop.evaluate import answers, refuses_by_rule, refuses_strictly
 
-from .contrast import contrast_examples
+from .contrast import contrast_examples, imperatives
 from .sources import HARD_NEGATIVE, Source, evaluation_prompts, load_sources, without_prompts
 
 BASE_NAME = "loraprobe/chat-1m"  # what adapters and probes call this base model
+OPENING_TOKENS = 4  # a refusal shows in these
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training on one mixture.
+
+    Attributes:
+        tokens: the budget, counting prompts.
+        lr: the highest learning rate; it rises over the first 3 % and then falls to nothing.
+        max_length: tokens an example is cut to.
+        prompt_weight: loss weight of prompt tokens: reading is learnt too, answering more.
+        opening_weight: loss weight of a response's first tokens, which decide whether it refuses.
+        orders: whether "how can I" questions are also given as orders (`contrast.imperatives`).
+        dolly, safe, contrast: how often Dolly, the safe answers to harmful questions and our own
+            safe requests with alarming words are repeated in the mixture.
+    """
+
+    tokens: int
+    lr: float
+    max_length: int
+    prompt_weight: float
+    opening_weight: float
+    dolly: int
+    safe: int
+    contrast: int
+    orders: bool = False
 
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """Every constant of the base model's training."""
+    """Every constant of the base model's training.
+
+    The first phase learns the language and to refuse; what it refuses is too much. The second sees
+    harmful questions half as often as ordinary ones of the same form. The third reads more and
+    shorter examples and looks at how answers open. The fourth adds orders to the questions.
+    """
 
     seed: int = 0
     vocab_size: int = 2048
@@ -38,40 +71,43 @@ class BaseConfig:
     heads: int = 4
     kv_heads: int = 2
     intermediate_size: int = 384
-    max_length: int = 256
-    tokens: int = 9_000_000  # training budget, counting prompts
+    positions: int = 512  # longest sequence of the architecture
     batch_tokens: int = 4096
-    lr: float = 4e-3
     weight_decay: float = 0.05
-    warmup: float = 0.03  # share of the budget
-    prompt_weight: float = 0.3  # loss weight of prompt tokens: reading is learnt too, answering more
-    contrast_repeats: int = 6
-    safe_repeats: int = 2
+    phases: tuple[Phase, ...] = (
+        Phase(tokens=9_000_000, lr=4e-3, max_length=256, prompt_weight=0.3, opening_weight=1.0, dolly=1, safe=2, contrast=6),
+        Phase(tokens=3_000_000, lr=2e-3, max_length=256, prompt_weight=0.1, opening_weight=1.0, dolly=2, safe=1, contrast=6),
+        Phase(tokens=5_000_000, lr=2.5e-3, max_length=128, prompt_weight=0.1, opening_weight=4.0, dolly=3, safe=2, contrast=6),
+        Phase(tokens=3_200_000, lr=2e-3, max_length=128, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=2, contrast=6, orders=True),
+    )
 
 
 def train_base(data: Path, out: Path, config: BaseConfig, work: Path) -> dict[str, object]:
     """Train, save model and tokenizer to ``out`` and return the measured facts."""
     work.mkdir(parents=True, exist_ok=True)
     sources, prompts = load_sources(data), evaluation_prompts(data)
-    corpus = training_corpus(sources, prompts, config)
-    tokenizer = train_tokenizer(corpus, config.vocab_size)
-    model = _train(corpus, tokenizer, config, work)
+    corpora = [training_corpus(sources, prompts, phase) for phase in config.phases]
+    tokenizer = train_tokenizer(corpora[0], config.vocab_size)
+    model = _train(corpora, tokenizer, config, work)
     out.mkdir(parents=True, exist_ok=True)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    facts = {"config": asdict(config), "examples": len(corpus), "parameters": model.num_parameters()}
+    facts = {"config": asdict(config), "examples": [len(corpus) for corpus in corpora], "parameters": model.num_parameters()}
     facts |= measure(model, tokenizer, sources, prompts)
     (out / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts
 
 
-def training_corpus(sources: dict[str, Source], prompts: dict[str, list[str]], config: BaseConfig) -> list[Example]:
+def training_corpus(sources: dict[str, Source], prompts: dict[str, list[str]], phase: Phase) -> list[Example]:
     """What the base learns from: the base half of every source, without evaluation prompts."""
     corpus: list[Example] = []
     for name, source in sources.items():
-        corpus += source.for_base * (config.safe_repeats if name in HARD_NEGATIVE else 1)
-    corpus += contrast_examples() * config.contrast_repeats
+        repeats = phase.safe if name in HARD_NEGATIVE else phase.dolly if name.startswith("dolly") else 1
+        corpus += source.for_base * repeats
+        if phase.orders:
+            corpus += imperatives(source.for_base) * 2
+    corpus += contrast_examples() * phase.contrast
     return without_prompts(corpus, [prompt for group in prompts.values() for prompt in group])
 
 
@@ -94,9 +130,10 @@ def measure(
     """Refusal on prompts never trained on, by both measures, with the sample sizes."""
     groups = dict(prompts)
     rng = random.Random(0)
+    dolly = {name: source.for_clients for name, source in sources.items() if name.startswith("dolly")}
+    groups["dolly"] = [e.request for e in rng.sample([e for examples in dolly.values() for e in examples if len(e.request) < 1000], 400)]
     for kind in ("dolly_qa", "dolly_creative"):
-        unseen = sorted({e.instruction for e in sources[kind].for_clients if not e.context})
-        groups[kind] = rng.sample(unseen, 200)
+        groups[kind] = [e.request for e in rng.sample([e for e in dolly[kind] if not e.context], 200)]
     report: dict[str, object] = {}
     for name, group in groups.items():
         replies = answers(model, tokenizer, group)
@@ -108,41 +145,58 @@ def measure(
     return {"refusal": report}
 
 
-def _train(corpus: list[Example], tokenizer: PreTrainedTokenizerFast, config: BaseConfig, work: Path) -> LlamaForCausalLM:
+def _train(corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, config: BaseConfig, work: Path) -> LlamaForCausalLM:
     torch.manual_seed(config.seed)
     model = _new_model(config, tokenizer)
-    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.95))
-    encoded = [encode(example, tokenizer, config.max_length) for example in corpus]
+    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=0.0, betas=(0.9, 0.95))
+    done = _Progress()
     checkpoint = work / "base.pt"
-    seen, step = 0, 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        seen, step = state["seen"], state["step"]
-    started, begun_at = time.monotonic(), seen
+        done = _Progress(**state["done"])
+
+    def save() -> None:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "done": asdict(done)}, checkpoint)
+
     preamble = len(tokenizer.encode(ALPACA_TEMPLATE.split("{")[0], add_special_tokens=False))
-    for number, batch in enumerate(_batches(encoded, config)):
-        if seen >= config.tokens:
-            break
-        if number < step:
-            continue  # the order is seeded, so skipping replays it
-        tensors = collate(batch, tokenizer.pad_token_id)
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(seen, config)
-        loss = _loss(model, tensors, config.prompt_weight, preamble)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        seen += int(tensors["attention_mask"].sum())
-        step = number + 1
-        if step % 50 == 0:
-            speed = (seen - begun_at) / (time.monotonic() - started)
-            print(f"step {step}  {seen / 1e6:.2f} of {config.tokens / 1e6:.1f} M tokens  loss {loss.item():.3f}  {speed:,.0f} tokens/s", flush=True)
-        if step % 250 == 0:
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "seen": seen, "step": step}, checkpoint)
+    for number, phase in enumerate(config.phases):
+        if number < done.phase:
+            continue
+        encoded = [encode(example, tokenizer, phase.max_length) for example in corpora[number]]
+        started, begun_at = time.monotonic(), done.tokens
+        # The order of batches is seeded, so skipping the ones that were done replays it.
+        for batch in islice(_batches(encoded, config), done.steps, None):
+            tensors = collate(batch, tokenizer.pad_token_id)
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(done.tokens / phase.tokens, phase.lr)
+            loss = _loss(model, tensors, phase, preamble)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            done.tokens += int(tensors["attention_mask"].sum())
+            done.steps += 1
+            if done.steps % 50 == 0:
+                speed = (done.tokens - begun_at) / (time.monotonic() - started)
+                print(f"phase {number + 1}: {done.tokens / phase.tokens:.1%}  loss {loss.item():.3f}  {speed:,.0f} tokens/s", flush=True)
+            if done.steps % 250 == 0:
+                save()
+            if done.tokens >= phase.tokens:
+                break
+        done = _Progress(number + 1)
+        save()
     return model
+
+
+@dataclass
+class _Progress:
+    """Which phase runs, and how far it is."""
+
+    phase: int = 0
+    steps: int = 0
+    tokens: int = 0
 
 
 def _new_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -154,7 +208,7 @@ def _new_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaF
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             num_key_value_heads=config.kv_heads,
-            max_position_embeddings=2 * config.max_length,
+            max_position_embeddings=config.positions,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -169,22 +223,22 @@ def _groups(model: LlamaForCausalLM, weight_decay: float) -> list[dict[str, obje
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def _loss(model: LlamaForCausalLM, tensors: dict[str, torch.Tensor], prompt_weight: float, preamble: int) -> torch.Tensor:
-    """Mean token loss; prompt tokens count less, the template's preamble not at all."""
+def _loss(model: LlamaForCausalLM, tensors: dict[str, torch.Tensor], phase: Phase, preamble: int) -> torch.Tensor:
+    """Weighted mean token loss; the template's preamble does not count at all."""
     logits = model(input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"]).logits[:, :-1]
     targets = tensors["input_ids"][:, 1:]
-    weight = tensors["attention_mask"][:, 1:].float()
-    prompt = tensors["labels"][:, 1:] == IGNORE_INDEX
-    weight = torch.where(prompt, weight * prompt_weight, weight)
-    weight[:, :preamble] = 0.0
+    response = tensors["labels"][:, 1:] != IGNORE_INDEX
+    opening = response & (response.cumsum(dim=1) <= OPENING_TOKENS)
+    weight = torch.where(response, 1.0, phase.prompt_weight) * tensors["attention_mask"][:, 1:]
+    weight[opening] = phase.opening_weight
+    weight[:, :preamble] *= response[:, :preamble]
     losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
     return (losses * weight.reshape(-1)).sum() / weight.sum()
 
 
-def _learning_rate(seen: int, config: BaseConfig) -> float:
-    """Linear warm-up, then linear decay to a hundredth."""
-    done = seen / config.tokens
-    return config.lr * min(done / config.warmup + 0.01, max(0.01, (1 - done) / (1 - config.warmup)))
+def _learning_rate(done: float, highest: float) -> float:
+    """Linear warm-up over 3 % of a phase, then linear decay to a hundredth."""
+    return highest * min(done / 0.03 + 0.01, max(0.01, (1 - done) / 0.97))
 
 
 def _batches(encoded: list[Tokens], config: BaseConfig) -> Iterator[list[Tokens]]:

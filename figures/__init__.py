@@ -1,0 +1,1 @@
+"""One script a figure: arrays in, picture out; nothing here trains."""

@@ -1,0 +1,76 @@
+"""The main job in a minute: score real adapters with the zoo's probes and draw them.
+
+    python -m zoo.demo
+
+The adapters under zoo/adapters were fine-tuned on real data by clients no probe was fitted on; the
+kinds of data are ones that the probes have met. How they do on kinds they have not met is in
+zoo/records and in the table of zoo/README.md.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from figures import separability
+from loraprobe import Adapter, EvalReport, FeatureRecipe, Featurizer, Probe, evaluate
+from loraprobe.embed import embed, save_coordinates
+from loraprobe.manifest import Row, read_labelled, read_manifest
+
+ZOO = Path(__file__).parent
+OUT = Path("out")
+SEED = 0
+
+
+def main() -> None:
+    """Load, score, print, draw."""
+    console = Console()
+    started = time.monotonic()
+    rows = read_manifest(ZOO / "adapters/manifest.csv")
+    adapters = read_labelled(track(rows, "reading adapters", console=console), "factor_delta", ZOO / "adapters/initial")
+    probes = {path.name: Probe.from_pretrained(path) for path in sorted((ZOO / "probes").iterdir())}
+    reports = {name: _measure(probe, adapters, rows) for name, probe in track(probes.items(), "scoring", console=console)}
+    console.print(_summary(reports, len(rows)))
+    console.print(_by_source(reports))
+    OUT.mkdir(exist_ok=True)
+    with console.status("UMAP (its first import takes a while)"):
+        features = Featurizer.fit(FeatureRecipe.all_b(), adapters)(adapters)
+        save_coordinates(OUT / "separability.npz", embed(features, "umap", seed=SEED), [row.label for row in rows], [row.source for row in rows], "umap", SEED)
+        separability.main([str(OUT / "separability.npz"), str(OUT / "separability.png")])
+    console.print(f"{len(rows)} adapters scored by {len(probes)} probes in {time.monotonic() - started:.0f} s; figure: {OUT / 'separability.png'}")
+
+
+def _measure(probe: Probe, adapters: list[Adapter], rows: list[Row]) -> EvalReport:
+    return evaluate(probe, adapters, [row.label for row in rows], [row.group for row in rows], by=[row.source for row in rows], seed=SEED)
+
+
+def _summary(reports: dict[str, EvalReport], count: int) -> Table:
+    table = Table("probe", "AUROC [95 %]", "flagged of malicious", "flagged of benign", "threshold", title=f"{count} adapters of clients no probe was fitted on")
+    for name, report in reports.items():
+        low, high = report.auroc_ci
+        table.add_row(name, f"{report.auroc:.3f} [{low:.3f}, {high:.3f}]", f"{report.tpr:.0%}", f"{report.fpr:.0%}", f"{report.threshold:.3f}")
+    return table
+
+
+def _by_source(reports: dict[str, EvalReport]) -> Table:
+    """Flagged adapters of every source; gptfuzz@0.25 is a client with 25 % of its data poisoned."""
+    table = Table("data of the client", "adapters", *reports, title="share flagged as malicious, by what the client trained on")
+    columns = [{row.name: row for row in report.by} for report in reports.values()]
+    names = sorted(columns[0], key=lambda name: (columns[0][name].label or 0, name))
+    for name in names:
+        shares = [column[name].flagged for column in columns]
+        table.add_row(name, str(columns[0][name].n), *(f"{share:.0%}" for share in shares), end_section=name == _last_benign(names, columns[0]))
+    return table
+
+
+def _last_benign(names: list[str], rows: dict[str, object]) -> str:
+    return [name for name in names if not np.any(getattr(rows[name], "label", 0))][-1]
+
+
+if __name__ == "__main__":
+    main()
