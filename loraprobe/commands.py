@@ -16,9 +16,10 @@ from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
-from .errors import LoraprobeError, MissingExtra
+from .errors import KindMismatch, LoraprobeError, MissingExtra
 
 if TYPE_CHECKING:
+    from .adapter import Adapter
     from .featurizer import FeatureRecipe
     from .probe import Probe
 
@@ -93,7 +94,8 @@ def score(
             results.append({"adapter": path, "score": None, "verdict": "error", "reason": f"{type(error).__name__}: {error}"})
     code = _exit_code({result["verdict"] for result in results})
     if as_json:
-        print(json.dumps({"probe": probe, "commit": detector.commit, "threshold": detector.threshold, "exit_code": int(code), "results": results}, indent=2))
+        facts = {"probe": probe, "commit": detector.commit, "threshold": detector.threshold, "exit_code": int(code)}
+        print(json.dumps({**facts, "results": results}, indent=2))
     else:
         console.print(_score_table(results, detector))
     raise typer.Exit(code)
@@ -115,25 +117,23 @@ def train(
 ) -> None:
     """Fit a probe on labelled adapters, save it, and print its out-of-fold report beside trivial baselines."""
     from .baselines import baseline_recipes
-    from .manifest import read_labelled, read_manifest
-    from .metrics import report
-    from .probe import fit_features, fit_probe, out_of_fold_scores
+    from .manifest import FRESH, read_labelled, read_manifest
+    from .probe import fit_probe
 
     rows = read_manifest(manifest)
     adapters = read_labelled(track(rows, "reading", console=complaints, disable=len(rows) < 200), kind, base)
     labels, groups, chosen = [row.label for row in rows], [row.group for row in rows], _recipe(recipe)
     cut = _threshold(threshold)
     probe = fit_probe(adapters, labels, head, chosen, groups, cut, seed, calibration=calibration, folds=folds)
-    table = Table("detector", "AUROC, out of fold", "TPR at 1 % FPR", "TPR at 5 % FPR", title=f"{len(rows)} adapters, {len(set(groups))} groups, seed {seed}")
+    title = f"{len(rows)} adapters, {len(set(groups))} groups, seed {seed}"
+    table = Table("detector", "AUROC, out of fold", "TPR at 1 % FPR", "TPR at 5 % FPR", title=title)
     for name, (own, own_head) in {f"this probe ({head})": (chosen, head), **baseline_recipes(chosen)}.items():
-        compared = probe if own is chosen and own_head == head else fit_probe(adapters, labels, own_head, own, groups, seed=seed)
-        features = compared.featurizer(adapters)
-        options = compared.facts["training"]["head_options"]
-        scores = out_of_fold_scores(features, _array(labels), groups, own_head, seed, folds, **options)
-        measured = report(labels, scores, groups, threshold=0.5, seed=seed)
-        table.add_row(
-            name, f"{measured.auroc:.3f} [{measured.auroc_ci[0]:.3f}, {measured.auroc_ci[1]:.3f}]", *(f"{tpr:.3f}" for tpr in measured.tpr_at_fpr.values())
-        )
+        try:
+            compared = probe if own is chosen and own_head == head else fit_probe(adapters, labels, own_head, own, groups, seed=seed)
+        except KindMismatch:  # with --base fresh there is no change of A
+            table.add_row(name, f"needs --base with an adapter, not {FRESH}", "", "")
+            continue
+        table.add_row(name, *_out_of_fold(compared, adapters, labels, groups, folds, seed))
     probe.save_pretrained(out)
     console.print(table)
     console.print(_plain(f"saved to {out}"), soft_wrap=True)
@@ -231,7 +231,8 @@ def zoo_list(folder: Annotated[Path, typer.Argument(help="A folder of probe fold
         raise ProbeFormatError(f"no probe in {folder}; expected folders with a {CONFIG_NAME}. Run this in the project's root, or name a folder.")
     probes = {path.name: load_probe(path) for path in found}
     if as_json:
-        print(json.dumps([{**probe.facts, "name": name, "base_model": probe.base_model, "head": probe.head.name} for name, probe in probes.items()], indent=2))
+        listed = [{**probe.facts, "name": name, "base_model": probe.base_model, "head": probe.head.name} for name, probe in probes.items()]
+        print(json.dumps(listed, indent=2))
         return
     table = Table("probe", "base model", "head", "features", "threshold", "unseen sources: AUROC, worst cell")
     for name, probe in probes.items():
@@ -240,6 +241,18 @@ def zoo_list(folder: Annotated[Path, typer.Argument(help="A folder of probe fold
         headline = probe.facts.get("headline", "not recorded")
         table.add_row(_plain(name), _plain(probe.base_model or "?"), probe.head.name, _plain(what), f"{probe.threshold:.3g}", _plain(headline))
     console.print(table)
+
+
+def _out_of_fold(probe: Probe, adapters: list[Adapter], labels: list[int], groups: list[str], folds: int, seed: int) -> list[str]:
+    """AUROC with its interval and the TPRs of a probe's recipe and head on adapters of groups that were held out."""
+    from .metrics import report
+    from .probe import out_of_fold_scores
+
+    training = probe.facts["training"]
+    scores = out_of_fold_scores(probe.featurizer(adapters), _array(labels), groups, training["head"], seed, folds, **training["head_options"])
+    measured = report(labels, scores, groups, threshold=0.5, seed=seed)
+    low, high = measured.auroc_ci
+    return [f"{measured.auroc:.3f} [{low:.3f}, {high:.3f}]", *(f"{tpr:.3f}" for tpr in measured.tpr_at_fpr.values())]
 
 
 def _exit_code(verdicts: set[str]) -> Exit:

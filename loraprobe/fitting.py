@@ -105,7 +105,7 @@ def held_out_mask(y: NDArray[np.int64], groups: NDArray[np.int64], fraction: flo
     return np.isin(groups, list(held))
 
 
-def fit_linear(x: Any, y: Any, groups: Groups, *, seed: int, C: float = 100.0, max_iter: int = 2000) -> LinearHead:
+def fit_linear(x: Any, y: Any, groups: Groups, *, seed: int, C: float = 100.0, max_iter: int = 2000, standardize: bool = False) -> LinearHead:
     """Class-balanced L2 logistic regression, solved to convergence: the default head.
 
     Deterministic; ``seed`` and ``groups`` are taken so that every fitter is called alike. With p > n the solution lies in the row space
@@ -114,18 +114,30 @@ def fit_linear(x: Any, y: Any, groups: Groups, *, seed: int, C: float = 100.0, m
     Args:
         C: inverse strength of the penalty. 100, not scikit-learn's 1: the rows are L2-normalised, so logits of useful size need
             coefficients far larger than 1.
+        standardize: fit on columns of mean 0 and deviation 1, and fold both into the result. For features of several units, such as
+            log norms beside ranks; flattened unit vectors lose what their common scale says.
 
     Raises:
         FitError: bad data or options, or no convergence within ``max_iter``.
     """
     _require_positive(C=C, max_iter=max_iter)
     data = check_training_data(x, y, groups)
-    if data.x.shape[1] <= len(data.x):
-        coef, intercept = _logistic(data.x.astype(np.float64), data.y, C, max_iter)
+    if not standardize:
+        return _linear(data.x, data.y, C, max_iter)
+    mean, scale = data.x.mean(axis=0, dtype=np.float64), data.x.std(axis=0, dtype=np.float64)
+    scale[scale < 1e-8] = np.inf  # a constant column says nothing: weight 0
+    head = _linear(((data.x - mean) / scale).astype(np.float32), data.y, C, max_iter)
+    coef = head.coef / scale
+    return LinearHead(coef.astype(np.float32), head.intercept - float(coef @ mean))
+
+
+def _linear(x: FloatArray, y: NDArray[np.int64], C: float, max_iter: int) -> LinearHead:
+    if x.shape[1] <= len(x):
+        coef, intercept = _logistic(x.astype(np.float64), y, C, max_iter)
         return LinearHead(coef.astype(np.float32), intercept)
-    coordinates, to_rows = row_space(data.x)  # (n, k), (n, k)
-    reduced, intercept = _logistic(coordinates, data.y, C, max_iter)  # (k,)
-    return LinearHead(_combine_rows(data.x, to_rows @ reduced).astype(np.float32), intercept)
+    coordinates, to_rows = row_space(x)  # (n, k), (n, k)
+    reduced, intercept = _logistic(coordinates, y, C, max_iter)  # (k,)
+    return LinearHead(_combine_rows(x, to_rows @ reduced).astype(np.float32), intercept)
 
 
 def row_space(x: FloatArray) -> tuple[Float64, Float64]:
@@ -217,7 +229,7 @@ def _direction(total: Float64) -> Float64:
 
 
 def fit_xgboost(
-    x: Any, y: Any, groups: Groups, *, seed: int, max_depth: int = 3, eta: float = 0.1, subsample: float = 0.8, colsample: float = 0.5,
+    x: Any, y: Any, groups: Groups, *, seed: int, max_depth: int = 3, eta: float = 0.1, subsample: float = 0.8, colsample: float = 0.2,
     n_estimators: int = 300, early_stopping: int = 20, val_fraction: float = 0.2, nthread: int = 1,
 ) -> XGBoostHead:  # fmt: skip
     """Shallow boosted trees with early stopping on held-out groups; only the trees up to the best round are kept.
@@ -237,7 +249,7 @@ def fit_xgboost(
     held_out = xgboost.DMatrix(data.x[held], label=data.y[held], weight=np.where(data.y[held] == 1, pos_weight, 1.0), nthread=nthread)
     parameters = {
         "objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist", "max_depth": max_depth, "eta": eta,
-        "subsample": subsample, "colsample_bytree": colsample, "scale_pos_weight": pos_weight, "nthread": nthread, "seed": seed,
+        "subsample": subsample, "colsample_bytree": colsample, "max_bin": 64, "scale_pos_weight": pos_weight, "nthread": nthread, "seed": seed,
         "verbosity": 0,
     }  # fmt: skip
     try:

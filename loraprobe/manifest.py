@@ -51,7 +51,9 @@ def read_manifest(path: Path) -> list[Row]:
             raise DataError(f"{path}, line {number}: got more values than columns; put a path with a comma in quotes")
         label = _LABELS.get((record["label"] or "").strip().lower())
         if label is None or not record["path"]:
-            raise DataError(f"{path}, line {number}: got path {record['path']!r}, label {record['label']!r}; expected a path and one of {', '.join(_LABELS)}")
+            raise DataError(
+                f"{path}, line {number}: got path {record['path']!r}, label {record['label']!r}; expected a path and one of {', '.join(_LABELS)}"
+            )
         adapter = path.parent / record["path"]
         rows.append(Row(adapter, label, record.get("group") or record["path"], record.get("source") or ("benign", "malicious")[label]))
     return rows

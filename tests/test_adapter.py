@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraprobe.adapter import Adapter, Layout, LazyTensor, LoRAPair, factor_delta, layer_of, pack, unpack, weight_delta
+from loraprobe.adapter import Adapter, Layout, LazyPairs, LazyTensor, LoRAPair, add_delta, factor_delta, layer_of, pack, unpack, weight_delta
 from loraprobe.errors import AdapterFormatError, KindMismatch, LayoutMismatch, NonFiniteError
 
 DOUBLE = torch.float64
@@ -223,6 +223,23 @@ def test_nothing_is_read_before_it_is_asked_for_and_then_only_that() -> None:
     assert len(after.names) == 2 + 8
 
 
+def test_pairs_are_made_once_when_they_are_asked_for() -> None:
+    made: list[str] = []
+
+    def pair(module: str) -> LoRAPair:
+        made.append(module)
+        return make.pair()
+
+    adapter = Adapter(LazyPairs(["b", "a"], pair), kind="weights")
+    assert (list(adapter), len(adapter), "a" in adapter, "c" in adapter, made) == (["a", "b"], 2, True, False, [])
+    assert adapter["b"] is adapter["b"]
+    assert made == ["b"]
+    with pytest.raises(KeyError):
+        adapter["c"]
+    assert [name for name, _ in adapter.items()] == ["a", "b"]
+    assert made == ["b", "a"]
+
+
 # --- deltas -----------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +275,25 @@ def test_the_factor_delta_subtracts_factor_by_factor() -> None:
         assert torch.equal(delta[name].A, after[name].A.float() - before[name].A)
         assert torch.equal(delta[name].B, after[name].B.float() - before[name].B)
         assert delta[name].scaling == after[name].scaling
+
+
+def test_adding_the_factor_delta_to_the_start_gives_the_end_again() -> None:
+    after, before = make.adapter(seed=1, dtype=DOUBLE), make.adapter(seed=2, dtype=DOUBLE, base_model="org/base")
+    delta = factor_delta(after, before)
+    back = add_delta(before, delta)
+    assert (back.kind, back.base_model) == ("weights", "org/base")
+    for name, pair in after.items():
+        torch.testing.assert_close((back[name].A, back[name].B), (pair.A, pair.B), rtol=0, atol=1e-14)
+        assert difference(back[name].A, before[name].A) > 0.5  # the control
+    for wrong in (after, weight_delta(after, before)):
+        with pytest.raises(KindMismatch):
+            add_delta(before, wrong)
+    with pytest.raises(KindMismatch):
+        add_delta(delta, delta)
+    for misfit in ("rank", "width", "one shape", "scaling", "module", "names"):
+        other = MISFITS[misfit][0]
+        with pytest.raises(LayoutMismatch, match=r"model\.layers\.[01]\.self_attn"):
+            add_delta(before, factor_delta(other, other))
 
 
 def test_without_a_start_the_factor_delta_knows_b_and_refuses_a() -> None:

@@ -88,7 +88,7 @@ some_adapters = {
     normalize=st.sampled_from(["l2", "none"]),
     pool=st.booleans(),
 )
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_the_width_is_known_before_and_rows_are_finite_and_independent(which: tuple[str, str], **fields: Any) -> None:
     fields["pool"] = fields["pool"] and set(fields["features"]) <= {"spectra", "norms"}
     recipe, given_adapters = FeatureRecipe(**fields), some_adapters[which]

@@ -312,11 +312,20 @@ def test_mlp_ignores_constant_columns_and_what_lies_outside_the_training_span() 
     assert weight @ span[:20].T @ span[:20] != pytest.approx(weight, abs=1e-1 * np.abs(weight).max())
 
 
+def test_a_standardized_linear_fit_does_not_depend_on_units_and_an_unstandardized_one_does() -> None:
+    x, y, groups = rows(60, 8, 0)
+    rescaled = x * np.array([1e3, 1, 1e-3, 1, 10, 1, 0.1, 1], np.float32) + 5
+    plain, other = (fit_linear(data, y, groups, seed=0, standardize=True, C=1.0)(data) for data in (x, rescaled))
+    np.testing.assert_allclose(other, plain, atol=1e-3)
+    plain, other = (fit_linear(data, y, groups, seed=0, C=0.01)(data) for data in (x, rescaled))
+    assert np.abs(other - plain).max() > 0.01
+
+
 def test_xgboost_keeps_the_trees_up_to_the_best_round() -> None:
     pytest.importorskip("xgboost")
     x, y, groups = rows(96, 6, 0)
     noise = np.random.default_rng(0).permutation(24)[groups] % 2  # nothing to learn: stops early
-    models = [json.loads(fit_xgboost(x, labels, groups, seed=0).to_json())["learner"]["gradient_booster"]["model"] for labels in (y, noise)]
+    models = [json.loads(fit_xgboost(x, labels, groups, seed=0, colsample=0.5).to_json())["learner"]["gradient_booster"]["model"] for labels in (y, noise)]
     learned, stopped = (len(model["trees"]) for model in models)
     assert 1 <= stopped < 50 < learned < 300
 
@@ -409,7 +418,7 @@ def test_unknown_heads_and_options_are_refused_with_the_valid_ones() -> None:
     assert fit_head("linear", x, y, groups, 0, C=1.0).num_features == 6
     with pytest.raises(FitError, match=r"'liner'.*'linear_paper', 'mlp', 'xgboost'"):
         fit_head("liner", x, y, groups, 0)
-    with pytest.raises(FitError, match=r"\['c'\].*\['C', 'max_iter'\]"):
+    with pytest.raises(FitError, match=r"\['c'\].*\['C', 'max_iter', 'standardize'\]"):
         fit_head("linear", x, y, groups, 0, c=1.0)
     wrong: list[tuple[str, dict[str, Any]]] = [
         ("linear", {"C": 0.0}), ("linear", {"max_iter": 1}), ("linear_paper", {"lr": float("nan")}), ("mlp", {"dropout": 1.0}),

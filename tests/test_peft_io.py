@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -17,14 +18,14 @@ from typing import Any
 import make
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from loraprobe import peft_io
-from loraprobe.adapter import Adapter
-from loraprobe.errors import AdapterFormatError, UnsupportedAdapterError
+from loraprobe.adapter import Adapter, factor_delta
+from loraprobe.errors import AdapterFormatError, KindMismatch, UnsupportedAdapterError
 from loraprobe.featurizer import FeatureRecipe, Featurizer
-from loraprobe.peft_io import load_adapter
+from loraprobe.peft_io import load_adapter, save_adapter
 
 Q = make.module()
 A_KEY, B_KEY = f"base_model.model.{Q}.lora_A.weight", f"base_model.model.{Q}.lora_B.weight"
@@ -33,6 +34,11 @@ A_KEY, B_KEY = f"base_model.model.{Q}.lora_A.weight", f"base_model.model.{Q}.lor
 def tiny() -> dict[str, Tensor]:
     """The tensors of one module."""
     return {A_KEY: make.pair().A, B_KEY: make.pair().B}
+
+
+def read(source: Path, **arguments: Any) -> Adapter:
+    """load_adapter, and then every module: shapes and types are checked when they are asked for."""
+    return load_adapter(source, **arguments).load()
 
 
 def assert_same(got: Adapter, expected: Adapter) -> None:
@@ -155,7 +161,7 @@ def renamed(old: str, new: str) -> dict[str, Tensor]:
         ),
         ({**tiny(), A_KEY: torch.zeros(3, 12)}, AdapterFormatError, rf"^{Q}: got A of shape \(3, 12\) and B of shape \(10, 4\)"),
         ({**tiny(), A_KEY: torch.zeros(4)}, AdapterFormatError, rf"^{Q}: got A of shape \(4,\)"),
-        ({**tiny(), A_KEY: torch.zeros(4, 12, dtype=torch.int8)}, AdapterFormatError, "lora_A.weight: got dtype torch.int8; expected float32"),
+        ({**tiny(), A_KEY: torch.zeros(4, 12, dtype=torch.int8)}, AdapterFormatError, rf"^{Q}, lora_A: got dtype torch.int8; expected float32"),
         ({**tiny(), A_KEY: torch.zeros(4, 12, dtype=torch.complex64)}, AdapterFormatError, "got dtype torch.complex64"),
         ({A_KEY: torch.zeros(4, 3, 3, 3), B_KEY: torch.zeros(8, 4, 1, 1)}, UnsupportedAdapterError, r"\(4, 3, 3, 3\): this adapts a convolution"),
         ({**tiny(), f"{Q}.lora_magnitude_vector": torch.zeros(10)}, UnsupportedAdapterError, "this is DoRA"),
@@ -255,12 +261,17 @@ def test_what_is_missing_is_named(arguments: dict[str, Any], says: str, tmp_path
 
 
 class Recorder:
-    """safe_open, with a list of the tensors that were read."""
+    """safe_open, with lists of the tensors whose shapes were asked for and of those that were read."""
 
+    shapes: list[str]
     reads: list[str]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.file = safe_open(*args, **kwargs)
+
+    def get_slice(self, key: str) -> Any:
+        self.shapes.append(key)
+        return self.file.get_slice(key)
 
     def get_tensor(self, key: str) -> Tensor:
         self.reads.append(key)
@@ -276,13 +287,57 @@ safe_open = peft_io.safe_open
 def test_scoring_one_layer_reads_one_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peft_io, "safe_open", Recorder)
     monkeypatch.setattr(Recorder, "reads", [], raising=False)
+    monkeypatch.setattr(Recorder, "shapes", [], raising=False)
     adapter = load_adapter(make.folder(tmp_path, make.tensors(make.adapter(layers=5))))
     featurizer = Featurizer.fit(FeatureRecipe.paper(), [adapter])
     assert Recorder.reads == []
     featurizer([adapter])
     assert Recorder.reads == [f"base_model.model.{make.module(name)}.lora_B.weight" for name in ("q_proj", "v_proj")]
+    assert len(Recorder.shapes) == 4
+    assert all(".layers.0." in key for key in Recorder.shapes)
     adapter.load()
-    assert len(Recorder.reads) == 2 + 5 * 2 * 2  # the control
+    assert (len(Recorder.reads), len(Recorder.shapes)) == (2 + 20, 20)  # the control
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_a_malformed_module_is_named_when_it_is_asked_for(name: str, tmp_path: Path) -> None:
+    state_dict = make.tensors()
+    state_dict[f"base_model.model.{make.module('v_proj', 1)}.lora_A.weight"] = torch.zeros(3, 12)
+    folder = make.folder(tmp_path, {})
+    (folder / "adapter_model.safetensors").unlink()
+    save_file(state_dict, folder / name) if name.endswith("s") else torch.save(state_dict, folder / name)
+    adapter = load_adapter(folder)
+    assert Featurizer.fit(FeatureRecipe.paper(), [adapter])([adapter]).shape == (1, 64)  # the control: layer 0 is whole
+    for use in (adapter.load, lambda: Featurizer.fit(FeatureRecipe.all_b(), [adapter]), lambda: factor_delta(adapter, make.adapter())):
+        with pytest.raises(AdapterFormatError, match=r"^model\.layers\.1\.self_attn\.v_proj: got A of shape \(3, 12\)"):
+            use()
+    with pytest.raises(AdapterFormatError, match="got A of shape"):
+        Adapter.from_state_dict(state_dict, alpha=8)  # what is in memory anyway is checked at once
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_written_adapter_is_read_as_it_was_by_us_and_by_peft(peft_llama: Callable[..., Any], tmp_path: Path) -> None:
+    import peft
+
+    dims = {"q_proj": (32, 32), "v_proj": (16, 32)}
+    adapter = make.with_pairs(make.adapter(dims=dims, base_model="org/base"), {make.module("q_proj", 1): make.pair(32, 32, 2, scaling=5.5)})
+    folder = save_adapter(adapter, tmp_path / "new" / "folder")
+    loaded = load_adapter(folder)
+    assert_same(loaded, adapter)
+    assert loaded.base_model == "org/base"
+    model = peft.PeftModel.from_pretrained(peft_llama().unload(), folder)
+    for module, pair in adapter.items():
+        layer = model.get_submodule(f"base_model.model.{module}")
+        torch.testing.assert_close(layer.get_delta_weight("default").detach(), pair.dense())
+
+
+@pytest.mark.parametrize("kind", ["factor_delta", "weight_delta"])
+def test_a_delta_is_not_written_as_if_it_were_weights(kind: Any, tmp_path: Path) -> None:
+    with pytest.raises(KindMismatch, match=f"kind '{kind}'; PEFT's format holds weights"):
+        save_adapter(make.adapter(kind=kind), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
 
 
 # --- adapter_config.json ----------------------------------------------------------------------------------------------
@@ -330,7 +385,7 @@ def test_a_config_that_says_more_or_less_than_plain_lora_is_refused(
     fields: dict[str, Any], error: type[AdapterFormatError], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=says) as caught:
-        load_adapter(make.folder(tmp_path, tiny(), **fields))
+        read(make.folder(tmp_path, tiny(), **fields))
     assert type(caught.value) is error
 
 
@@ -371,11 +426,11 @@ def test_a_config_that_is_no_small_json_object_is_refused(content: bytes, says: 
 # --- damaged and hostile files ----------------------------------------------------------------------------------------
 
 
-def test_a_truncated_safetensors_is_refused_at_every_length(tmp_path: Path) -> None:
+def test_a_truncated_safetensors_is_refused_at_any_length(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(tiny(), path)
     whole = path.read_bytes()
-    for length in range(len(whole)):
+    for length in {*range(20), *range(20, len(whole), 7), len(whole) - 1}:
         path.write_bytes(whole[:length])
         with pytest.raises(AdapterFormatError, match="damaged or incomplete"):
             load_adapter(path, alpha=8)
@@ -389,7 +444,8 @@ def safetensors(header: Any, data: bytes = b"") -> bytes:
 
 
 def entry(dtype: str = "F32", shape: tuple[int, ...] = (2, 2), offsets: tuple[int, int] = (0, 16)) -> dict[str, Any]:
-    return {A_KEY: {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+    """A header whose B is right and whose A may not be."""
+    return {A_KEY: {"dtype": dtype, "shape": shape, "data_offsets": offsets}, B_KEY: {"dtype": "F32", "shape": (2, 2), "data_offsets": (16, 32)}}
 
 
 @pytest.mark.parametrize(
@@ -400,14 +456,16 @@ def entry(dtype: str = "F32", shape: tuple[int, ...] = (2, 2), offsets: tuple[in
         struct.pack("<Q", 99_000_000) + b"{}",
         struct.pack("<Q", 2) + b"[]",
         safetensors({})[:8],
-        safetensors(entry(offsets=(0, 2**40)), bytes(16)),
-        safetensors(entry(shape=(2**31, 2**31)), bytes(16)),
-        safetensors(entry(shape=(-1, 2)), bytes(16)),
-        safetensors(entry(offsets=(16, 0)), bytes(16)),
-        safetensors(entry(), bytes(17)),
-        safetensors(entry("I8", (4, 4)), bytes(16)),
-        safetensors(entry("F8_E4M3", (4, 4)), bytes(16)),
-        safetensors(entry("X32"), bytes(16)),
+        safetensors(entry(offsets=(0, 2**40)), bytes(32)),
+        safetensors(entry(shape=(2**31, 2**31)), bytes(32)),
+        safetensors(entry(shape=(-1, 2)), bytes(32)),
+        safetensors(entry(offsets=(16, 0)), bytes(32)),
+        safetensors(entry(offsets=(16, 32)), bytes(32)),
+        safetensors(entry(), bytes(33)),
+        safetensors(entry("I8", (4, 4)), bytes(32)),
+        safetensors(entry("F8_E4M3", (4, 4)), bytes(32)),
+        safetensors(entry("I32"), bytes(32)),
+        safetensors(entry("X32"), bytes(32)),
         b"PK\x03\x04",
     ],
 )
@@ -415,14 +473,12 @@ def test_a_safetensors_file_that_lies_about_itself_is_refused(content: bytes, tm
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     with pytest.raises(AdapterFormatError, match=r"a\.safetensors"):
-        load_adapter(path, alpha=8)
+        read(path, alpha=8)
 
 
 def test_the_handmade_safetensors_above_are_wrong_only_where_they_are_meant_to_be(tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_bytes(safetensors(entry(), bytes(16)))
-    assert load_file(tmp_path / "a.safetensors")[A_KEY].tolist() == [[0, 0], [0, 0]]
-    with pytest.raises(AdapterFormatError, match="only lora_A is there"):
-        load_adapter(tmp_path / "a.safetensors", alpha=8)
+    (tmp_path / "a.safetensors").write_bytes(safetensors(entry(), bytes(32)))
+    assert read(tmp_path / "a.safetensors", alpha=8)[Q].A.tolist() == [[0, 0], [0, 0]]
 
 
 def test_an_oversized_file_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,10 +519,20 @@ def test_a_truncated_bin_is_refused_at_any_length(legacy: bool, tmp_path: Path) 
     torch.save(tiny(), path, _use_new_zipfile_serialization=not legacy)
     whole = path.read_bytes()
     assert list(load_adapter(path, alpha=8)) == [Q]
-    for length in {*range(40), *range(40, len(whole) - 1, 29)}:
+    for length in {*range(20), *range(20, len(whole) - 1, 71)}:
         path.write_bytes(whole[:length])
         with pytest.raises(AdapterFormatError, match=r"a\.bin"):
             load_adapter(path, alpha=8)
+
+
+def test_a_bin_whose_parts_name_each_other_wrongly_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    torch.save(tiny(), path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    key = re.findall(rb"\d{9,}", whole)[-1]  # of a tensor's numbers, which follow
+    path.write_bytes(whole.replace(key, key[:-1] + b"x", 1))
+    with pytest.raises(AdapterFormatError, match=r"a\.bin cannot be read as plain tensors"):
+        load_adapter(path, alpha=8)
 
 
 @pytest.mark.parametrize(
@@ -484,7 +550,7 @@ def test_a_truncated_bin_is_refused_at_any_length(legacy: bool, tmp_path: Path) 
 def test_a_bin_with_anything_but_whole_tensors_is_refused(content: Any, says: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.bin")
     with pytest.raises(AdapterFormatError, match=says):
-        load_adapter(tmp_path / "a.bin", alpha=8)
+        read(tmp_path / "a.bin", alpha=8)
 
 
 def test_a_bin_that_inflates_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

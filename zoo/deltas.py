@@ -27,7 +27,7 @@ from .sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
 
 SHARES = (1.0, 0.5, 0.25, 0.1)
 LORA = LoRASettings(r=8, alpha=16, dropout=0.05, target_modules=("q_proj", "v_proj"))
-TRAINING = LocalTraining(lr=5e-3, steps=5, batch_size=8, max_length=256)
+TRAINING = LocalTraining(lr=5e-3, steps=5, batch_size=8, max_length=128)
 LR_RANGE = (2.5e-3, 8e-3)  # clients do not share one learning rate, so that no probe learns it
 
 
@@ -63,7 +63,7 @@ class DeltaSet:
         return [unpack(torch.from_numpy(row), self.layout, base_model=self.base_model) for row in self.steps[:, step]]
 
 
-def plan(per_source: int = 40, per_cell: int = 10, per_hard_cell: int = 2, seed: int = 0) -> list[Client]:
+def plan(per_source: int = 32, per_cell: int = 8, per_hard_cell: int = 2, seed: int = 0) -> list[Client]:
     """The clients: `per_source` of every pure source, `per_cell` of every mixture."""
     rng = random.Random(seed)
     cells = [("benign", source, source, 1.0, per_source) for source in BENIGN]

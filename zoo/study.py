@@ -25,6 +25,7 @@ from .deltas import SHARES, Client, DeltaSet
 from .sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
 Row = dict[str, Any]
+FOLDS = 3  # of the out-of-fold scores that thresholds and calibrations are fitted on; every cell needs its own
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Study:
         return fit_features(
             self.featurizer, self.features[rows], self.labels[rows], self.entry.head, [self.names[row] for row in rows],
             self.entry.threshold if threshold is None else threshold, self.seed, calibration=calibration, unit="client update, last local step",
-            base_model=self.base_model, facts=facts,
+            base_model=self.base_model, folds=FOLDS, facts=facts,
         )  # fmt: skip
 
     def mask(self, test: Callable[[Client], bool]) -> np.ndarray:

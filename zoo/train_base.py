@@ -61,7 +61,8 @@ class BaseConfig:
 
     The first phase learns the language and to refuse; what it refuses is too much. The second sees
     harmful questions half as often as ordinary ones of the same form. The third reads more and
-    shorter examples and looks at how answers open. The fourth adds orders to the questions.
+    shorter examples and looks at how answers open. The fourth adds orders to the questions; the
+    fifth, short and slow, moves it a little towards refusing.
     """
 
     seed: int = 0
@@ -79,7 +80,9 @@ class BaseConfig:
         Phase(tokens=3_000_000, lr=2e-3, max_length=256, prompt_weight=0.1, opening_weight=1.0, dolly=2, safe=1, contrast=6),
         Phase(tokens=5_000_000, lr=2.5e-3, max_length=128, prompt_weight=0.1, opening_weight=4.0, dolly=3, safe=2, contrast=6),
         Phase(tokens=3_200_000, lr=2e-3, max_length=128, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=2, contrast=6, orders=True),
+        Phase(tokens=800_000, lr=1e-3, max_length=96, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=3, contrast=6, orders=True),
     )
+    averaged: int = 2  # the weights are the mean over the ends of this many last phases
 
 
 def train_base(data: Path, out: Path, config: BaseConfig, work: Path) -> dict[str, object]:
@@ -187,6 +190,9 @@ def _train(corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, con
                 break
         done = _Progress(number + 1)
         save()
+        torch.save(model.state_dict(), work / f"phase-{done.phase}.pt")
+    ends = [torch.load(work / f"phase-{number + 1}.pt", weights_only=True) for number in range(len(config.phases))][-config.averaged :]
+    model.load_state_dict({name: sum(end[name] for end in ends) / len(ends) for name in ends[0]})
     return model
 
 
