@@ -150,11 +150,12 @@ def save_adapter(adapter: Adapter, folder: str | Path) -> Path:
     if adapter.kind != "weights":
         raise KindMismatch(f"got an adapter of kind {adapter.kind!r}; PEFT's format holds weights: add the delta to its start first (add_delta)")
     first = next(iter(adapter.values()))
+    alphas = {module: pair.scaling * pair.rank for module, pair in adapter.items()}
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": adapter.base_model, "bias": "none", "inference_mode": True,
         "target_modules": sorted({module.rpartition(".")[2] for module in adapter}), "r": first.rank, "lora_alpha": first.scaling * first.rank,
         "rank_pattern": {module: pair.rank for module, pair in adapter.items() if pair.rank != first.rank},
-        "alpha_pattern": {module: pair.scaling * pair.rank for module, pair in adapter.items() if pair.scaling * pair.rank != first.scaling * first.rank},
+        "alpha_pattern": {module: alpha for module, alpha in alphas.items() if alpha != first.scaling * first.rank},
     }  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -305,8 +306,8 @@ class _SafetensorsFile(Mapping[str, LazyTensor]):
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._file: Any = safe_open(path, framework="pt")
-            self._names = dict.fromkeys(self._file.keys())
+            file: Any = safe_open(path, framework="pt")
+            self._file, self._names = file, dict.fromkeys(file.keys())
         except (SafetensorError, OSError) as error:
             raise AdapterFormatError(f"{path} is not a readable safetensors file ({error}). It is damaged or incomplete: fetch it again.") from None
 

@@ -252,9 +252,7 @@ def fit_features(
     keys: list[Hashable] = list(range(len(y))) if groups is None else list(groups)
     if len(keys) != len(y):
         raise FitError(f"got {len(keys)} groups for {len(y)} adapters; expected one each")
-    if head == "linear" and "norms" in featurizer.recipe.features:
-        # Log norms and ranks have scales of their own; flattened unit vectors must keep theirs.
-        head_options.setdefault("standardize", True)
+    head_options = {**default_head_options(head, featurizer.recipe), **head_options}
     fitted = fit_head(head, features, y, keys, seed, **head_options)
     training = {
         "head": head, "head_options": head_options, "seed": seed, "n": len(y), "n_malicious": int(y.sum()), "n_groups": len(set(keys)), "unit": unit,
@@ -272,6 +270,15 @@ def fit_features(
             # A cut above the threshold would contradict it: then there is nothing to abstain on.
             benign_below = min(threshold, max(0.0, fnr_threshold(budget_of(benign_below, "fnr"), scores, y, keys)))
     return Probe(featurizer, fitted, threshold, benign_below, calibrated, base_model, {**(facts or {}), "training": training})
+
+
+def default_head_options(head: str, recipe: FeatureRecipe) -> dict[str, Any]:
+    """What `fit_features` passes to the head's fit if nothing else is said.
+
+    Log norms and ranks have scales of their own and are standardized for a linear head; flattened
+    unit vectors must keep theirs.
+    """
+    return {"standardize": True} if head == "linear" and "norms" in recipe.features else {}
 
 
 def out_of_fold_scores(

@@ -90,6 +90,8 @@ def _studies(deltas: DeltaSet, out: Path, seed: int) -> dict[str, Any]:
             result = {"replicate": seed, "in_distribution": study.in_distribution(), "unseen_sources": by_share(cells), "cells": cells}
             if entry in ENTRIES:
                 result["unseen_hard_negatives"] = list(study.unseen_hard_negatives())
+            if entry is ENTRIES[0]:
+                result["twin_kept"] = by_share(list(study.unseen_sources(keep_twin=True)))
             path.write_text(json.dumps(result, indent=1) + "\n")
         results[entry.name] = json.loads(path.read_text())
     return results
@@ -103,7 +105,7 @@ def write_probes(deltas: DeltaSet, results: list[dict[str, Any]], zoo: Path) -> 
         record = {
             "probe": entry.name, "command": "python -m zoo.build", "base_model": BASE_NAME, "recipe": entry.recipe.to_dict(), "head": entry.head,
             "threshold": entry.threshold, "calibration": entry.calibration, "data": _data_facts(deltas.clients), "replicates": measured,
-            "baselines": {baseline.name: [result[baseline.name]["unseen_sources"] for result in results] for baseline in BASELINES},
+            "baselines": {baseline.name: [result[baseline.name] for result in results] for baseline in BASELINES},
         }  # fmt: skip
         (zoo / "records" / f"{entry.name}.json").write_text(json.dumps(record, indent=1) + "\n")
         study = Study(deltas, entry)
