@@ -9,18 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapter import Adapter, Layout, LoRAPair, factor_delta, pack, unpack, weight_delta
+    from .adapter import Adapter, Layout, factor_delta, pack, unpack, weight_delta
     from .featurizer import FeatureRecipe, Featurizer
     from .metrics import EvalReport
+    from .pair import LoRAPair
     from .peft_io import load_adapter
     from .probe import Probe, Verdict, evaluate, fit_probe
 
 # Importing torch takes a second or more; the names are looked up when they are first used, so that
 # the command line can print its help without it.
 _HOMES = {
-    "adapter": ("Adapter", "Layout", "LoRAPair", "factor_delta", "pack", "unpack", "weight_delta"),
+    "adapter": ("Adapter", "Layout", "factor_delta", "pack", "unpack", "weight_delta"),
     "featurizer": ("FeatureRecipe", "Featurizer"),
     "metrics": ("EvalReport",),
+    "pair": ("LoRAPair",),
     "peft_io": ("load_adapter",),
     "probe": ("Probe", "Verdict", "evaluate", "fit_probe"),
 }

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .adapter import Adapter, Factor, Slot, finite, flattened, r_factor
+from .adapter import Adapter, Slot, finite, flattened
 from .errors import KindMismatch
+from .pair import Factor, r_factor
 
 Matrix = tuple[str, str]  # (module, "A" | "B" | "BA")
 NORMS = ("log_frobenius", "log_spectral", "log_nuclear", "stable_rank", "effective_rank")

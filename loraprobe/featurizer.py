@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .adapter import Adapter, Factor, Layout, layer_of
+from .adapter import Adapter, Layout, layer_of
 from .errors import KindMismatch, LayoutMismatch, LoraprobeError, NonFiniteError, RecipeError
 from .features import FEATURES, SLOT_FEATURES, SPECTRAL_FEATURES, l2_normalised, leaf_name, norms, pooled, spectra
+from .pair import Factor
 
 Normalisation = Literal["l2", "none"]
 
@@ -108,10 +109,17 @@ class FeatureRecipe:
 
 @dataclass(frozen=True)
 class Featurizer:
-    """A recipe and the layout of the adapters it was fitted on: adapters in, (n, p) float32 out."""
+    """A recipe and the layout of the adapters it was fitted on: adapters in, (n, p) float32 out.
+
+    Attributes:
+        layout: the matrices that are read.
+        modules: every module the training adapters had, also those that are not read. An adapter
+            that adapts anything else is refused: what it does there would go unscored.
+    """
 
     recipe: FeatureRecipe
     layout: Layout
+    modules: frozenset[str]
 
     @classmethod
     def fit(cls, recipe: FeatureRecipe, adapters: Sequence[Adapter]) -> Featurizer:
@@ -125,7 +133,7 @@ class Featurizer:
         layout = Layout.of(adapters[0], _selected(recipe, adapters[0]), recipe.factors)
         if layout.kind == "factor_delta" and "canonical" in recipe.features:
             raise KindMismatch("got factor deltas; canonical features are those of a product B @ A: use weight_delta(after, before)")
-        featurizer = cls(recipe, layout)
+        featurizer = cls(recipe, layout, frozenset(adapters[0]))
         for index, adapter in enumerate(adapters):
             with _naming(index, len(adapters)):
                 featurizer.check(adapter)
@@ -141,9 +149,16 @@ class Featurizer:
         """Raise unless the adapter fits.
 
         Raises:
-            KindMismatch, LayoutMismatch: see `Layout.check`; a pooled recipe compares only kind,
-                module names and rank.
+            KindMismatch, LayoutMismatch: see `Layout.check`, or a module is adapted that was not in
+                training; a pooled recipe compares only kind, module names and rank.
         """
+        name = leaf_name if self.recipe.pool else str
+        unknown = {name(module) for module in adapter} - {name(module) for module in self.modules}
+        if unknown:
+            raise LayoutMismatch(
+                f"the adapter changes {len(unknown)} modules that the training adapters did not, first {min(unknown)!r}: they would go unscored. "
+                "Use a probe made for this kind of adapter."
+            )
         if not self.recipe.pool:
             self.layout.check(adapter)
             return

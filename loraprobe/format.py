@@ -42,7 +42,7 @@ MAX_HEAD_BYTES = 1 << 30
 MAX_FEATURES = MAX_HEAD_BYTES // 4  # more columns than that no head can have a number for
 
 _FIELDS = {
-    "format_version", "library", "library_version", "classes", "base_model", "head", "recipe", "layout", "threshold", "benign_below", "calibration",
+    "format_version", "library", "library_version", "classes", "base_model", "head", "recipe", "layout", "modules", "threshold", "benign_below", "calibration",
     "facts",
 }  # fmt: skip
 _HEAD_FIELDS = {"kind", "num_features", "file", "bytes", "sha256"}
@@ -115,6 +115,7 @@ def _config(probe: Probe, weights: bytes) -> dict[str, Any]:
         },
         "recipe": probe.featurizer.recipe.to_dict(),
         "layout": _layout_to_json(probe.featurizer.layout),
+        "modules": sorted(probe.featurizer.modules),
         "threshold": probe.threshold,
         "benign_below": probe.benign_below,
         "calibration": asdict(probe.calibration) if probe.calibration else None,
@@ -163,7 +164,10 @@ def _featurizer(config: dict[str, Any], where: Path) -> Featurizer:
     layout = _layout_from_json(config["layout"], where)
     if [(slot.module, slot.factor) for slot in layout.slots] != [(module, factor) for module in layout.scalings for factor in recipe.factors]:
         raise ProbeFormatError(f"{where}: layout.slots must list the factors {recipe.factors} of every module of layout.scalings, in that order")
-    featurizer = Featurizer(recipe, layout)
+    modules = config["modules"]
+    if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules) or not set(layout.scalings) <= set(modules):
+        raise ProbeFormatError(f"{where}: modules must list the names of all adapted modules, those of the layout among them")
+    featurizer = Featurizer(recipe, layout, frozenset(modules))
     if not 0 < featurizer.num_features <= MAX_FEATURES:
         raise ProbeFormatError(f"{where}: recipe and layout make {_show(featurizer.num_features)} features; expected at most {MAX_FEATURES}")
     return featurizer

@@ -25,8 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .adapter import Adapter, LazyPairs, LazyTensor, LoRAPair
+from .adapter import Adapter, LazyPairs
 from .errors import AdapterFormatError, KindMismatch, UnsupportedAdapterError
+from .pair import LazyTensor, LoRAPair
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -110,7 +111,8 @@ def load_adapter(
         ignore_fields: unknown fields of adapter_config.json that you have found to be harmless.
 
     Raises:
-        AdapterFormatError: missing, truncated, oversized or malformed files.
+        AdapterFormatError: missing, truncated, oversized or malformed files. Of .safetensors files
+            names are checked at once, a module's shapes and types when it is first asked for.
         UnsupportedAdapterError: not plain LoRA.
         HubError: the repository or revision cannot be fetched.
     """
@@ -131,6 +133,8 @@ def load_adapter(
     config = weights.parent / CONFIG_NAME
     if config.is_file():
         settings = _read_config(config, ignore_fields)
+        if alpha not in (None, settings.scalings.alpha):
+            raise AdapterFormatError(f"got alpha = {alpha}; {config} says {settings.scalings.alpha}. Leave alpha out: it is for files without a configuration")
     elif path.is_dir():
         raise AdapterFormatError(f"no {CONFIG_NAME} in {path}; expected a PEFT adapter folder")
     elif alpha is None:
@@ -206,7 +210,7 @@ def _pair(module: str, a: Tensor | LazyTensor, b: Tensor | LazyTensor, scalings:
 def _parse_key(key: str) -> tuple[str, str, str]:
     """(module path, "A" or "B", adapter name) of a PEFT tensor name."""
     for factor, ending in _ENDINGS:  # how nearly every name ends
-        if key.endswith(ending):
+        if key.endswith(ending) and len(key) > len(ending):
             return key[: -len(ending)].removeprefix("base_model.model."), factor, ""
     head, found, tail = key.rpartition(".lora_")
     parts = tail.split(".")  # "A.weight" or "A.default.weight"

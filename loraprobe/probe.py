@@ -115,7 +115,7 @@ class Probe:
         recipe, layout = self.featurizer.recipe, self.featurizer.layout
         if layout.kind != "weight_delta" and not set(recipe.features) & set(SPECTRAL_FEATURES):
             return not row.any()
-        norms = Featurizer(replace(recipe, features=("norms",), normalize="none"), layout)([adapter])
+        norms = replace(self.featurizer, recipe=replace(recipe, features=("norms",), normalize="none"))([adapter])
         return not norms.reshape(-1, len(NORMS))[:, NORMS.index("stable_rank")].any()  # at least 1 unless the matrix is zero
 
     def _features(self, adapters: Sequence[Adapter], check_base: bool) -> np.ndarray:

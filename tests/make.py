@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraprobe.adapter import Adapter, Kind, LoRAPair
+from loraprobe.adapter import Adapter, Kind
+from loraprobe.pair import LoRAPair
 
 DIMS: Mapping[str, tuple[int, int]] = {"q_proj": (10, 12), "v_proj": (6, 12)}  # name -> (d_out, d_in)
 

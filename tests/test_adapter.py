@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraprobe.adapter import Adapter, Layout, LazyPairs, LazyTensor, LoRAPair, add_delta, factor_delta, layer_of, pack, unpack, weight_delta
+from loraprobe.adapter import Adapter, Layout, LazyPairs, add_delta, factor_delta, layer_of, pack, unpack, weight_delta
 from loraprobe.errors import AdapterFormatError, KindMismatch, LayoutMismatch, NonFiniteError
+from loraprobe.pair import LazyTensor, LoRAPair
 
 DOUBLE = torch.float64
 SHAPES = [(10, 12, 4), (3, 12, 8), (12, 3, 8), (5, 5, 5), (6, 4, 9), (7, 2, 1), (1, 1, 3)]  # (d_out, d_in, r); some r > min(d)

@@ -22,6 +22,7 @@ OUTSIDE = {"zoo", "figures", "paper_repro", "benchmarks", "tests"}
 # loraprobe, from the bottom to the top: a module imports from rows above its own only; the last row among itself.
 ROWS = (
     {"errors"},
+    {"pair"},
     {"adapter"},
     {"peft_io", "features"},
     {"featurizer"},

@@ -23,11 +23,12 @@ from typer.testing import CliRunner
 
 from fedloop import commands as fed_commands
 from loraprobe import commands
-from loraprobe.adapter import Adapter, LoRAPair, factor_delta
+from loraprobe.adapter import Adapter, factor_delta
 from loraprobe.embed import load_coordinates
 from loraprobe.features import norms
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.manifest import read_for, read_labelled, read_manifest
+from loraprobe.pair import LoRAPair
 from loraprobe.peft_io import load_adapter
 from loraprobe.probe import Probe, evaluate, fit_probe
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from loraprobe.adapter import Adapter, Layout, LoRAPair, factor_delta, weight_delta
+from loraprobe.adapter import Adapter, Layout, factor_delta, weight_delta
 from loraprobe.errors import KindMismatch, NonFiniteError
 from loraprobe.features import canonical, l2_normalised, norms, pooled, slices, spectra
+from loraprobe.pair import LoRAPair
 from loraprobe.peft_io import load_adapter
 
 DOUBLE = torch.float64

@@ -389,7 +389,7 @@ def test_every_field_is_required_and_no_other_is_allowed(folder: Path, monkeypat
     scores_of(folder)
     forbid_heads(monkeypatch)
     cases = list(fields_of(config))
-    assert len(cases) == 12 + 5 + 6 + 3 + 6 + 5
+    assert len(cases) == 13 + 5 + 6 + 3 + 6 + 5
     for path, field in cases:
         edited = copy.deepcopy(config)
         target = edited

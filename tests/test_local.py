@@ -17,8 +17,9 @@ from torch.nn import functional
 from fedloop import local
 from fedloop.data import Example, Tokens, encode
 from fedloop.local import LocalStep, LocalTraining, LoRASettings, attach_lora, load_base, local_steps, read_adapter, write_adapter
-from loraprobe.adapter import Adapter, LoRAPair, factor_delta, pack
+from loraprobe.adapter import Adapter, factor_delta, pack
 from loraprobe.errors import DataError, KindMismatch, LayoutMismatch, MissingExtra
+from loraprobe.pair import LoRAPair
 
 MODULES = ("q_proj", "v_proj")
 LORA = LoRASettings(r=4, alpha=8, target_modules=MODULES)

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from loraprobe import manifest
-from loraprobe.adapter import Adapter, Layout, LoRAPair, factor_delta, pack, weight_delta
+from loraprobe.adapter import Adapter, Layout, factor_delta, pack, weight_delta
 from loraprobe.errors import AdapterFormatError, DataError, KindMismatch, LayoutMismatch, NonFiniteError
 from loraprobe.features import slices
 from loraprobe.manifest import Row, read_for, read_labelled, read_manifest
+from loraprobe.pair import LoRAPair
 
 
 def written(path: Path, text: str) -> Path:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from loraprobe.adapter import Adapter, Layout, LoRAPair
+from loraprobe.adapter import Adapter, Layout
+from loraprobe.pair import LoRAPair
 from zoo.deltas import SHARES, DeltaSet, plan
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 from zoo.study import ENTRIES, Study, by_share
