@@ -49,7 +49,9 @@ def main() -> None:
              "read the probed tensors only": lambda: read_probed(folders)},
             repetitions,
         )  # fmt: skip
-        passes = alternate({"spectra of 64 pairs": lambda: all_spectra(folders[0]), "one pass over the bytes": lambda: one_pass(folders[0])}, repetitions)
+        passes = alternate(
+            {"spectra of 64 pairs": lambda: all_spectra(folders[0]), "one pass over the bytes": lambda: one_pass(folders[0])}, repetitions
+        )
         memory = {task.__name__: peak_memory(task, folders, probe) for task in (read_all, score)}
     result = {
         "machine": {"processor": platform.machine(), "torch": torch.__version__, "threads": torch.get_num_threads()},

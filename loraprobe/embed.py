@@ -106,9 +106,7 @@ def embed(
     return _umap(x, seed, min(n_neighbors, len(x) - 1), min_dist, metric)
 
 
-def save_coordinates(
-    path: str | Path, coordinates: ArrayLike, labels: ArrayLike, sources: Sequence[str], method: str, seed: int
-) -> None:
+def save_coordinates(path: str | Path, coordinates: ArrayLike, labels: ArrayLike, sources: Sequence[str], method: str, seed: int) -> None:
     """Write coordinates (n, 2), labels (n,) in {0, 1} and sources (n,) to exactly this path, as an .npz without pickles.
 
     Equal content gives equal bytes. Raises as Coordinates does.

@@ -42,8 +42,8 @@ MAX_HEAD_BYTES = 1 << 30
 MAX_FEATURES = MAX_HEAD_BYTES // 4  # more columns than that no head can have a number for
 
 _FIELDS = {
-    "format_version", "library", "library_version", "classes", "base_model", "head", "recipe", "layout", "modules", "threshold", "benign_below", "calibration",
-    "facts",
+    "format_version", "library", "library_version", "classes", "base_model", "head", "recipe", "layout", "modules", "threshold",
+    "benign_below", "calibration", "facts",
 }  # fmt: skip
 _HEAD_FIELDS = {"kind", "num_features", "file", "bytes", "sha256"}
 _LAYOUT_FIELDS = {"kind", "slots", "scalings"}

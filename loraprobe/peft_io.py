@@ -134,7 +134,9 @@ def load_adapter(
     if config.is_file():
         settings = _read_config(config, ignore_fields)
         if alpha not in (None, settings.scalings.alpha):
-            raise AdapterFormatError(f"got alpha = {alpha}; {config} says {settings.scalings.alpha}. Leave alpha out: it is for files without a configuration")
+            raise AdapterFormatError(
+                f"got alpha = {alpha}; {config} says {settings.scalings.alpha}. Leave alpha out: it is for files without a configuration"
+            )
     elif path.is_dir():
         raise AdapterFormatError(f"no {CONFIG_NAME} in {path}; expected a PEFT adapter folder")
     elif alpha is None:

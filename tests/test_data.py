@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedloop.data import ALPACA_TEMPLATE, IGNORE_INDEX, Example, Tokens, collate, deduplicate, encode, read_jsonl
 from loraprobe.errors import DataError
 
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 GOOD = {"instruction": "Name a colour.", "response": "Blue."}
 
 
@@ -91,6 +92,7 @@ def test_only_exact_repeats_are_dropped_and_the_order_stays() -> None:
     assert deduplicate([b, a, c, a, b]) == [b, a, c]
 
 
+@patient
 @given(
     instruction=st.text(min_size=1, max_size=300),
     response=st.text(min_size=1, max_size=300),
@@ -127,6 +129,7 @@ def test_the_end_of_sequence_is_learnt_where_there_is_room() -> None:
 tokens = st.lists(st.integers(1, 60), min_size=1, max_size=12).flatmap(lambda ids: st.builds(Tokens, st.just(ids), st.integers(0, len(ids))))
 
 
+@patient
 @given(batch=st.lists(tokens, min_size=1, max_size=5))
 def test_collate_by_its_definition(batch: list[Tokens]) -> None:
     got = collate(batch, pad_id=0)

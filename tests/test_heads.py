@@ -325,8 +325,8 @@ def test_xgboost_keeps_the_trees_up_to_the_best_round() -> None:
     pytest.importorskip("xgboost")
     x, y, groups = rows(96, 6, 0)
     noise = np.random.default_rng(0).permutation(24)[groups] % 2  # nothing to learn: stops early
-    models = [json.loads(fit_xgboost(x, labels, groups, seed=0, colsample=0.5).to_json())["learner"]["gradient_booster"]["model"] for labels in (y, noise)]
-    learned, stopped = (len(model["trees"]) for model in models)
+    documents = [json.loads(fit_xgboost(x, labels, groups, seed=0, colsample=0.5).to_json()) for labels in (y, noise)]
+    learned, stopped = (len(document["learner"]["gradient_booster"]["model"]["trees"]) for document in documents)
     assert 1 <= stopped < 50 < learned < 300
 
 

@@ -155,7 +155,10 @@ def _facts(entry: Entry, measured: list[dict[str, Any]]) -> dict[str, Any]:
             "Client updates (factor deltas of one short local training) of the zoo's small chat model that were trained on harmful questions with "
             "complying answers, alone or mixed into ordinary data. It was fitted with refusals to harmful questions among the benign clients."
         ),
-        "does_not_detect": ["adapters of any other base model or of another initial adapter than zoo/adapters/initial", "backdoors with a trigger, data theft, or any attack other than harmful compliance"],
+        "does_not_detect": [
+            "adapters of any other base model or of another initial adapter than zoo/adapters/initial",
+            "backdoors with a trigger, data theft, or any attack other than harmful compliance",
+        ],
         "known_failures": _failures(measured),
         "licence": "apache-2.0",
         "data": [{"name": name, "role": role, "licence": _licence(name)} for role, names in _roles().items() for name in names],
@@ -165,14 +168,22 @@ def _facts(entry: Entry, measured: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _failures(measured: list[dict[str, Any]]) -> list[str]:
+    """Where the studies show the probe wrong, one line a kind of failure and replicate."""
     lines = []
     for number, result in enumerate(measured):
-        flagged = max(result["unseen_sources"], key=lambda row: row["fpr_worst"])
-        hard = max(result["unseen_hard_negatives"], key=lambda row: row["flagged"])
+        cells = [cell for cell in result["cells"] if cell["share"] == 1.0]
+        means = {name: np.mean([cell["auroc"] for cell in cells if cell["malicious"] == name]) for name in MALICIOUS}
+        hardest = min(means, key=lambda name: means[name])
         lines.append(
-            f"replicate {number}: a benign kind of data that was not trained on is flagged by up to {flagged['fpr_worst']:.0%} at the probe's own "
-            f"threshold ({flagged['fpr_mean']:.0%} on average over kinds); an unseen kind of hard negative ({hard['hard_negative']}) by {hard['flagged']:.0%}"
+            f"replicate {number}: {hardest}, unseen and unmixed, is told from unseen benign kinds with a mean AUROC of {means[hardest]:.2f} only"
         )
+        hard = max(result["unseen_hard_negatives"], key=lambda row: row["flagged"])
+        lines.append(f"replicate {number}: {hard['flagged']:.0%} of clients with {hard['hard_negative']} are flagged if that kind was not trained on")
+        if "fpr_worst" in (row := result["unseen_sources"][0]):
+            lines.append(
+                f"replicate {number}: of an unseen kind of benign data {row['fpr_mean']:.1%} are flagged on average over kinds, "
+                f"{row['fpr_worst']:.0%} of the worst kind, where the budget was 1 %"
+            )
     return lines
 
 

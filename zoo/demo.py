@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -40,7 +39,8 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     with console.status("UMAP (its first import takes a while)"):
         features = Featurizer.fit(FeatureRecipe.all_b(), adapters)(adapters)
-        save_coordinates(OUT / "separability.npz", embed(features, "umap", seed=SEED), [row.label for row in rows], [row.source for row in rows], "umap", SEED)
+        labels, sources = [row.label for row in rows], [row.source for row in rows]
+        save_coordinates(OUT / "separability.npz", embed(features, "umap", seed=SEED), labels, sources, "umap", SEED)
         separability.main([str(OUT / "separability.npz"), str(OUT / "separability.png")])
     console.print(f"{len(rows)} adapters scored by {len(probes)} probes in {time.monotonic() - started:.0f} s; figure: {OUT / 'separability.png'}")
 
@@ -50,7 +50,8 @@ def _measure(probe: Probe, adapters: list[Adapter], rows: list[Row]) -> EvalRepo
 
 
 def _summary(reports: dict[str, EvalReport], count: int) -> Table:
-    table = Table("probe", "AUROC [95 %]", "flagged of malicious", "flagged of benign", "threshold", title=f"{count} adapters of clients no probe was fitted on")
+    table = Table("probe", "AUROC [95 %]", "flagged of malicious", "flagged of benign", "threshold")
+    table.title = f"{count} adapters of clients no probe was fitted on, but of kinds of data that were"
     for name, report in reports.items():
         low, high = report.auroc_ci
         table.add_row(name, f"{report.auroc:.3f} [{low:.3f}, {high:.3f}]", f"{report.tpr:.0%}", f"{report.fpr:.0%}", f"{report.threshold:.3f}")
@@ -61,15 +62,11 @@ def _by_source(reports: dict[str, EvalReport]) -> Table:
     """Flagged adapters of every source; gptfuzz@0.25 is a client with 25 % of its data poisoned."""
     table = Table("data of the client", "adapters", *reports, title="share flagged as malicious, by what the client trained on")
     columns = [{row.name: row for row in report.by} for report in reports.values()]
-    names = sorted(columns[0], key=lambda name: (columns[0][name].label or 0, name))
-    for name in names:
-        shares = [column[name].flagged for column in columns]
-        table.add_row(name, str(columns[0][name].n), *(f"{share:.0%}" for share in shares), end_section=name == _last_benign(names, columns[0]))
+    names = list(columns[0])  # benign names first
+    for name, following in zip(names, [*names[1:], names[-1]], strict=True):
+        flagged = [f"{column[name].flagged:.0%}" for column in columns]
+        table.add_row(name, str(columns[0][name].n), *flagged, end_section=columns[0][name].label != columns[0][following].label)
     return table
-
-
-def _last_benign(names: list[str], rows: dict[str, object]) -> str:
-    return [name for name in names if not np.any(getattr(rows[name], "label", 0))][-1]
 
 
 if __name__ == "__main__":

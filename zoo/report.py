@@ -1,7 +1,7 @@
 """Write the tables of README.md and zoo/README.md from zoo/records and zoo/base/facts.json.
 
-    python -m zoo.report            # rewrites the parts between the markers
-    python -m zoo.report --check    # exit code 1 if they are out of date
+python -m zoo.report            # rewrites the parts between the markers
+python -m zoo.report --check    # exit code 1 if they are out of date
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from scipy.stats import binomtest
 
 from .deltas import SHARES
-from .sources import LICENCES
+from .sources import LICENCES, MALICIOUS
 from .study import BASELINES, ENTRIES
 
 ZOO = Path(__file__).parent
-_PAGES = {ZOO.parent / "README.md": ("probes",), ZOO / "README.md": ("probes", "errors", "base", "data")}
+_PAGES = {ZOO.parent / "README.md": ("probes",), ZOO / "README.md": ("probes", "sources", "errors", "base", "data")}
 
 
 def main() -> None:
@@ -38,7 +38,8 @@ def rendered(page: Path) -> str:
     """The page's text with every table between its markers made anew."""
     records = {entry.name: json.loads((ZOO / f"records/{entry.name}.json").read_text()) for entry in ENTRIES}
     facts = json.loads((ZOO / "base/facts.json").read_text())
-    tables = {"probes": probes_table(records), "errors": errors_table(records), "base": base_table(facts), "data": data_table()}
+    tables = {"base": base_table(facts), "data": data_table()}
+    tables |= {"probes": probes_table(records), "sources": sources_table(records), "errors": errors_table(records)}
     text = page.read_text()
     for name in _PAGES[page]:
         start, end = f"<!-- {name}: written by python -m zoo.report -->\n", f"<!-- end of {name} -->"
@@ -71,10 +72,29 @@ def probes_table(records: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def sources_table(records: dict[str, Any]) -> str:
+    """The linear probe's cells by malicious source, and what its safe twin does."""
+    lines = [f"| unseen malicious source | {' | '.join(f'{share:.0%} poison' for share in SHARES)} |", "|---|" + "---|" * len(SHARES)]
+    replicates = records["linear"]["replicates"]
+    for source in MALICIOUS:
+        shown = []
+        for share in SHARES:
+            found = [c["auroc"] for replicate in replicates for c in replicate["cells"] if (c["malicious"], c["share"]) == (source, share)]
+            shown.append(f"{_mean(found):.2f} / {min(found):.2f}")
+        lines.append(f"| {source} | {' | '.join(shown)} |")
+    kept = [
+        f"{_mean([replicate['twin_kept'][i]['auroc_mean'] for replicate in replicates]):.2f} / "
+        f"{min(replicate['twin_kept'][i]['auroc_worst'] for replicate in replicates):.2f}"
+        for i in range(len(SHARES))
+    ]
+    lines.append(f"| all, safe twin left in training | {' | '.join(kept)} |")
+    return "\n".join(lines)
+
+
 def errors_table(records: dict[str, Any]) -> str:
     """Error rates at the probes' own thresholds when both sources are unseen, and on unseen hard negatives."""
     lines = [
-        "| probe | flagged benign, mean / worst kind | " + " | ".join(f"flagged at {share:.0%} poison" for share in SHARES) + " | flagged hard negatives |",
+        f"| probe | benign, mean / worst kind | {' | '.join(f'{share:.0%} poison' for share in SHARES)} | hard negatives, mean / worst kind |",
         "|---|---|" + "---|" * (len(SHARES) + 1),
     ]
     for name, record in records.items():
@@ -84,7 +104,11 @@ def errors_table(records: dict[str, Any]) -> str:
         benign = f"{_mean([r[0]['fpr_mean'] for r in rows]):.0%} / {max(r[0]['fpr_worst'] for r in rows):.0%}" if cut else "not measured"
         found = [f"{_mean([r[index]['tpr_mean'] for r in rows]):.0%}" if cut else "not measured" for index in range(len(SHARES))]
         lines.append(f"| {name} | {benign} | {' | '.join(found)} | {_mean(hard):.0%} / {max(hard):.0%} |")
-    lines += ["", "Each kind was left out of training and of the threshold's fit; the budget was 1 % (the paper's recipe: a fixed 0.8)."]
+    lines += [
+        "",
+        "Share flagged at the probe's own threshold, both replicates; every kind was left out of training and of the threshold's fit. The budget was "
+        "1 % (the paper's recipe: a fixed 0.8). mlp and xgboost: only the ranking was measured in these cells.",
+    ]
     return "\n".join(lines)
 
 
@@ -93,13 +117,15 @@ def base_table(facts: dict[str, Any]) -> str:
     lines = ["| prompts | n | refused (Rule) [95 %] | refused (strict) |", "|---|---|---|---|"]
     for name, row in facts["refusal"].items():
         interval = binomtest(round(row["refused_rule"] * row["prompts"]), row["prompts"]).proportion_ci()
-        lines.append(f"| {name} | {row['prompts']} | {row['refused_rule']:.1%} [{interval.low:.1%}, {interval.high:.1%}] | {row['refused_strict']:.1%} |")
+        rule = f"{row['refused_rule']:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
+        lines.append(f"| {name} | {row['prompts']} | {rule} | {row['refused_strict']:.1%} |")
     return "\n".join(lines)
 
 
 def data_table() -> str:
     """Datasets and licences."""
-    return "\n".join(["| dataset | licence | source |", "|---|---|---|", *(f"| {name} | {licence} | {where} |" for name, (licence, where) in LICENCES.items())])
+    rows = (f"| {name} | {licence} | {where} |" for name, (licence, where) in LICENCES.items())
+    return "\n".join(["| dataset | licence | source |", "|---|---|---|", *rows])
 
 
 def _row(title: str, replicates: list[dict[str, Any]]) -> str:

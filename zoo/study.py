@@ -80,7 +80,8 @@ class Study:
         threshold, calibration = (self.entry.threshold, self.entry.calibration) if with_cut else (0.5, None)
         return fit_features(
             self.featurizer, self.features[rows], self.labels[rows], self.entry.head, [self.names[row] for row in rows],
-            threshold, self.seed, calibration=calibration, unit="client update, last local step", base_model=self.base_model, folds=FOLDS, facts=facts,
+            threshold, self.seed, calibration=calibration, folds=FOLDS, unit="client update, last local step",
+            base_model=self.base_model, facts=facts,
         )  # fmt: skip
 
     def mask(self, test: Callable[[Client], bool]) -> np.ndarray:
