@@ -109,7 +109,7 @@ def write_probes(deltas: DeltaSet, results: list[dict[str, Any]], zoo: Path) -> 
         }  # fmt: skip
         (zoo / "records" / f"{entry.name}.json").write_text(json.dumps(record, indent=1) + "\n")
         study = Study(deltas, entry)
-        probe = study.probe(np.ones(len(deltas.clients), bool), entry.threshold, entry.calibration, **_facts(entry, measured))
+        probe = study.probe(np.ones(len(deltas.clients), bool), **_facts(entry, measured))
         probe.save_pretrained(zoo / "probes" / entry.name)
 
 
