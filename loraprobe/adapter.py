@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import AdapterFormatError, KindMismatch, LayoutMismatch, NonFiniteError
-from .pair import Factor, LazyTensor, LoRAPair
+from .pair import Factor, LazyTensor, LoRAPair, all_finite
 
 Kind = Literal["weights", "factor_delta", "weight_delta"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -303,8 +304,9 @@ def flattened(adapter: Adapter, slots: Sequence[Slot]) -> Tensor:
     Raises:
         NonFiniteError: a factor holds NaN or infinity.
     """
-    vector = torch.cat([adapter[slot.module].factor(slot.factor).reshape(-1) for slot in slots]).float()
-    if not torch.isfinite(vector).all():
+    parts = [adapter[slot.module].factor(slot.factor).reshape(-1).numpy() for slot in slots]
+    vector = torch.from_numpy(np.concatenate(parts)).float()
+    if not all_finite(vector):
         for slot in slots:
             finite(adapter, slot.module, slot.factor)  # raises, and says where
     return vector

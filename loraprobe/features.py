@@ -7,14 +7,16 @@ of A and of B: their product is the change of nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .adapter import Adapter, Slot, finite, flattened
-from .errors import KindMismatch
-from .pair import Factor, r_factor
+from .errors import KindMismatch, NonFiniteError
+from .pair import Factor, triangular_factors
 
 Matrix = tuple[str, str]  # (module, "A" | "B" | "BA")
 NORMS = ("log_frobenius", "log_spectral", "log_nuclear", "stable_rank", "effective_rank")
@@ -57,16 +59,18 @@ def spectra(adapter: Adapter, modules: Sequence[str], factors: Sequence[Factor])
     Raises:
         NonFiniteError: a factor holds NaN or infinity.
     """
-    cores: dict[Matrix, Tensor] = {}
-    for module in modules:
-        if adapter.kind == "factor_delta":
-            for factor in factors:
-                matrix = finite(adapter, module, factor)
-                cores[module, factor] = r_factor(matrix if factor == "B" else matrix.T)
-        else:
-            finite(adapter, module, "A"), finite(adapter, module, "B")
-            cores[module, "BA"] = adapter[module].core()
-    return _batched_svdvals(cores)
+    read = [(module, factor) for module in modules for factor in (factors if adapter.kind == "factor_delta" else ("B", "A"))]
+    matrices = [adapter[module].factor(factor) if factor == "B" else adapter[module].factor(factor).T for module, factor in read]
+    try:
+        triangular = triangular_factors(matrices)
+    except NonFiniteError:
+        for module, factor in read:
+            finite(adapter, module, factor)  # raises, and says where
+        raise
+    if adapter.kind == "factor_delta":
+        return _batched_svdvals(dict(zip(read, triangular, strict=True)))
+    pairs = zip(modules, triangular[::2], triangular[1::2], strict=True)
+    return _batched_svdvals({(module, "BA"): adapter[module].scaling * right @ left.T for module, right, left in pairs})
 
 
 def norms(values: Tensor) -> Tensor:
@@ -110,8 +114,10 @@ def l2_normalised(vector: Tensor) -> Tensor:
 
     Source: arXiv:2601.07177, official code.
     """
-    length = torch.linalg.vector_norm(vector, dtype=torch.float64)
-    return vector if length < _TINY else (vector.double() / length).to(vector.dtype)
+    numbers = vector.numpy()  # NumPy: torch would wake its threads for a few thousand numbers
+    wide = numbers.astype(np.float64)
+    length = math.sqrt(np.einsum("p,p->", wide, wide))
+    return vector if length < _TINY else torch.from_numpy(numbers / numbers.dtype.type(length))
 
 
 def leaf_name(module: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .adapter import Adapter, Layout, layer_of
 from .errors import KindMismatch, LayoutMismatch, LoraprobeError, NonFiniteError, RecipeError
 from .features import FEATURES, SLOT_FEATURES, SPECTRAL_FEATURES, l2_normalised, leaf_name, norms, pooled, spectra
-from .pair import Factor
+from .pair import Factor, all_finite
 
 Normalisation = Literal["l2", "none"]
 
@@ -152,8 +152,7 @@ class Featurizer:
             KindMismatch, LayoutMismatch: see `Layout.check`, or a module is adapted that was not in
                 training; a pooled recipe compares only kind, module names and rank.
         """
-        name = leaf_name if self.recipe.pool else str
-        unknown = {name(module) for module in adapter} - {name(module) for module in self.modules}
+        unknown = _leaves(list(adapter)) - _leaves(list(self.modules)) if self.recipe.pool else adapter.keys() - self.modules
         if unknown:
             raise LayoutMismatch(
                 f"the adapter changes {len(unknown)} modules that the training adapters did not, first {min(unknown)!r}: they would go unscored. "
@@ -199,7 +198,7 @@ class Featurizer:
         if self.recipe.normalize == "l2":
             blocks = {name: block if name == "norms" else l2_normalised(block) for name, block in blocks.items()}
         vector = torch.cat([blocks[name].float() for name in self.recipe.features])
-        if not torch.isfinite(vector).all():
+        if not all_finite(vector):
             raise NonFiniteError("the features overflow float32: the factors or their scaling are far beyond any trained adapter. Do not use it.")
         return vector
 

@@ -59,7 +59,10 @@ class LinearHead:
         """
         x = check_features(x, self.num_features)  # (n, p)
         # float64: with 40,960 columns the rounding of a float32 sum is visible in the third digit of the logit
-        return _probabilities(x.astype(np.float64) @ self.coef.astype(np.float64) + self.intercept)
+        # Row by row, so that the wide copy is of one row; einsum, because BLAS would wake its threads for it. Both cost more than the product
+        coef = self.coef.astype(np.float64)
+        logits = np.array([np.einsum("p,p->", row.astype(np.float64), coef) for row in x], np.float64)  # (n,)
+        return _probabilities(logits + self.intercept)
 
     def arrays(self) -> dict[str, FloatArray]:
         """What to save: ``coef`` (p,) and ``intercept`` (1,), float32."""

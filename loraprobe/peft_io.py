@@ -52,7 +52,8 @@ _TORCH_ERRORS = (
     pickle.UnpicklingError, zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
     AttributeError, AssertionError,
 )  # fmt: skip
-_ENDINGS = (("A", ".lora_A.weight"), ("B", ".lora_B.weight"))
+_ENDINGS = {".lora_A.weight": "A", ".lora_B.weight": "B"}
+_PREFIX = "base_model.model."
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+")
 
 
@@ -211,14 +212,14 @@ def _pair(module: str, a: Tensor | LazyTensor, b: Tensor | LazyTensor, scalings:
 
 def _parse_key(key: str) -> tuple[str, str, str]:
     """(module path, "A" or "B", adapter name) of a PEFT tensor name."""
-    for factor, ending in _ENDINGS:  # how nearly every name ends
-        if key.endswith(ending) and len(key) > len(ending):
-            return key[: -len(ending)].removeprefix("base_model.model."), factor, ""
+    factor = _ENDINGS.get(key[-14:])  # how nearly every name ends; an adapter can have hundreds
+    if factor and len(key) > 14:
+        return key[:-14].removeprefix(_PREFIX), factor, ""
     head, found, tail = key.rpartition(".lora_")
     parts = tail.split(".")  # "A.weight" or "A.default.weight"
     if not found or parts[0] not in ("A", "B") or parts[-1] != "weight" or len(parts) > 3 or not head:
         raise UnsupportedAdapterError(f"{key}: {_what_is(key)}; expected nothing but lora_A.weight and lora_B.weight of linear layers")
-    return head.removeprefix("base_model.model."), parts[0], parts[1] if len(parts) == 3 else ""
+    return head.removeprefix(_PREFIX), parts[0], parts[1] if len(parts) == 3 else ""
 
 
 def _what_is(key: str) -> str:

@@ -161,10 +161,14 @@ def test_a_budget_holds_on_new_clients_where_the_training_scores_would_not() -> 
     assert np.mean(naive) > 2 * budget  # negative control
 
 
-def test_thresholds_from_budgets_are_those_of_the_out_of_fold_scores() -> None:
+@pytest.mark.parametrize("calibration", [None, "platt"])
+def test_thresholds_from_budgets_are_those_of_the_calibrated_out_of_fold_scores(calibration: Any) -> None:
     data = labelled(24, 2, signal=0.2)
-    probe = fit_probe(data.adapters, data.labels, groups=data.groups, threshold="fpr:0.25", benign_below="fnr:0.2")
+    probe = fit_probe(data.adapters, data.labels, groups=data.groups, threshold="fpr:0.25", benign_below="fnr:0.2", calibration=calibration)
     scores = out_of_fold_scores(probe.featurizer(data.adapters), data.labels, data.groups, "linear", 0)
+    if probe.calibration is not None:
+        assert probe.threshold != fpr_threshold(0.25, scores, data.labels, data.groups)
+        scores = probe.calibration(scores)
     assert probe.threshold == fpr_threshold(0.25, scores, data.labels, data.groups)
     assert 0 < probe.lower_cut < probe.threshold
     flagged = {group for group, score, label in zip(data.groups, scores, data.labels, strict=True) if label == 0 and score >= probe.threshold}

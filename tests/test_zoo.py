@@ -15,6 +15,7 @@ from zoo.report import _PAGES, rendered
 from zoo.study import ENTRIES
 
 ZOO = Path(__file__).parent.parent / "zoo"
+FIRST = "model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +37,8 @@ def test_probes_load_and_tell_poisoned_clients_from_benign_ones(entry, rows: lis
 def test_samples_hold_every_kind_of_client_and_none_twice(rows: list[Row]) -> None:
     sources = {row.source for row in rows}
     assert {"gptfuzz@1", "gptfuzz@0.25", "advbench@0.1", "gsm8k", "jailbreakbench_safe"} <= sources
-    digests = {load_adapter(row.path).state_dict()[f"base_model.model.{module}.lora_B.weight"].numpy().tobytes() for row in rows for module in [FIRST]}
-    assert len(digests) == len(rows)
-
-
-FIRST = "model.layers.0.self_attn.q_proj"
+    contents = {load_adapter(row.path)[FIRST].B.numpy().tobytes() for row in rows}
+    assert len(contents) == len(rows)
 
 
 def test_a_zoo_probe_refuses_what_is_not_its_own(rows: list[Row]) -> None:
