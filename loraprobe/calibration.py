@@ -63,24 +63,30 @@ class Calibration:
 def fit_calibration(method: Method, scores: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable], unit: str) -> Calibration:
     """Fit on out-of-fold scores (n,) in [0, 1] and labels (n,) 0 / 1.
 
+    The two classes weigh the same, so the probabilities are those for a prior of one half: the share
+    of malicious rows among training adapters is chosen, and says nothing of those to be scored.
+
     Raises:
         FitError: unknown method, or the scores do not rise with the labels.
     """
     if method not in METHODS:
         raise FitError(f"got calibration {method!r}; expected one of {', '.join(METHODS)}")
+    if len(set(labels.tolist())) < 2:
+        raise FitError("got labels of one class only; a calibration needs both")
+    weights = 0.5 * len(labels) / np.bincount(labels, minlength=2)[labels]  # (n,)
     if method == "platt":
-        slope, offset = _platt(logit(np.clip(scores, _CLIP, 1 - _CLIP)), labels)
+        slope, offset = _platt(logit(np.clip(scores, _CLIP, 1 - _CLIP)), labels, weights)
         return Calibration(method, (slope,), (offset,), unit, len(scores), len(set(groups)))
     from sklearn.isotonic import IsotonicRegression
 
-    curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores, labels)
+    curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores, labels, sample_weight=weights)
     inputs, outputs = tuple(map(float, curve.X_thresholds_)), tuple(map(float, curve.y_thresholds_))
     if outputs[0] == outputs[-1]:
         raise FitError("got scores that do not rise with the labels; an isotonic map of them would give every adapter the same probability")
     return Calibration(method, inputs, outputs, unit, len(scores), len(set(groups)))
 
 
-def _platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def _platt(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Slope and offset by maximum likelihood of Platt's smoothed targets, (n+1)/(n+2) for a malicious row and 1/(n+2) for a benign one.
 
     With targets of 1 and 0 a score that separates the classes would be called certain after ten rows of each.
@@ -92,7 +98,9 @@ def _platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     malicious, benign = int((labels == 1).sum()), int((labels == 0).sum())
     target = np.where(labels == 1, (malicious + 1) / (malicious + 2), 1 / (benign + 2))
     both, answers = np.tile((logits - low) / width, 2)[:, None], np.repeat([1, 0], len(logits))
-    model = LogisticRegression(C=1e6, max_iter=1000, tol=1e-8).fit(both, answers, sample_weight=np.concatenate([target, 1 - target]))
+    model = LogisticRegression(C=1e6, max_iter=1000, tol=1e-8).fit(
+        both, answers, sample_weight=np.concatenate([weights * target, weights * (1 - target)])
+    )
     slope = float(model.coef_[0, 0]) / width
     return slope, float(model.intercept_[0]) - slope * low
 

@@ -70,7 +70,10 @@ def _at_a_glance(probe: Probe) -> str:
         ("Head", str(training.get("head", probe.head.name))),
         ("Threshold", f"{probe.threshold:.4g} ({training.get('threshold_rule', 'fixed')})"),
         ("Benign below", f"{probe.lower_cut:.4g}; inconclusive in between"),
-        ("Calibration", f"{calibration.method}, on {calibration.rows} rows of unit {calibration.unit!r}" if calibration else "none"),
+        (
+            "Calibration",
+            f"{calibration.method}, on {calibration.rows} rows of unit {calibration.unit!r}; for a prior of one half" if calibration else "none",
+        ),
         ("Trained on", f"{training.get('n', '?')} adapters of {training.get('n_groups', '?')} groups, {training.get('n_malicious', '?')} malicious"),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows)])

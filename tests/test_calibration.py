@@ -179,3 +179,16 @@ def test_maps_that_are_not_monotone_probabilities_cannot_be_made(method: Any, in
 def test_unknown_methods_are_refused_with_the_valid_ones() -> None:
     with pytest.raises(FitError, match="platt, isotonic"):
         fit_calibration("beta", np.array([0.1, 0.9]), np.array([0, 1]), range(2), "adapter")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_probabilities_are_for_a_prior_of_one_half_whatever_the_training_shares(method: Method) -> None:
+    rng = np.random.default_rng(0)
+    benign, malicious = (1 / (1 + np.exp(-rng.normal(mean, 1, 20_000))) for mean in (-1.0, 1.0))
+    points = np.array([0.3, 0.5, 0.8])
+    maps = []
+    for share in (2_000, 20_000):  # of the malicious rows that are in training
+        scores, labels = np.r_[benign, malicious[:share]], np.r_[np.zeros(20_000, int), np.ones(share, int)]
+        maps.append(fit_calibration(method, scores, labels, range(len(labels)), "adapter")(points))
+    assert maps[0] == pytest.approx(maps[1], abs=0.04)
+    assert maps[0][1] == pytest.approx(0.5, abs=0.05)  # halfway between the two classes; by the training shares it would be 0.09

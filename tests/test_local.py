@@ -114,6 +114,15 @@ def test_dropout_and_the_order_of_examples_both_follow_from_the_seed(tokenizer: 
         assert torch.equal(one, other) is not differs
 
 
+def test_dropout_draws_anew_in_every_step(tokenizer: Any) -> None:
+    idle = LocalTraining(lr=0.0, steps=3, batch_size=2, max_length=220)  # so that nothing but dropout can change the loss
+    for settings, different in ((LORA, 3), (STILL, 1)):
+        model = attach_lora(tiny.llama(), settings, seed=0)
+        trained = {module: LoRAPair(pair.A, torch.ones_like(pair.B), pair.scaling) for module, pair in read_adapter(model).items()}
+        steps = train(model, tokenizer, Adapter(trained), training=idle, examples=EXAMPLES[:1])
+        assert len({step.loss for step in steps}) == different
+
+
 def test_the_callers_generators_are_where_they_were_after_every_step(model: Any, tokenizer: Any) -> None:
     start = read_adapter(model)
     torch.manual_seed(11)
