@@ -115,8 +115,7 @@ def l2_normalised(vector: Tensor) -> Tensor:
     Source: arXiv:2601.07177, official code.
     """
     numbers = vector.numpy()  # NumPy: torch would wake its threads for a few thousand numbers
-    wide = numbers.astype(np.float64)
-    length = math.sqrt(np.einsum("p,p->", wide, wide))
+    length = math.sqrt(np.einsum("p,p->", numbers, numbers, dtype=np.float64))
     return vector if length < _TINY else torch.from_numpy(numbers / numbers.dtype.type(length))
 
 

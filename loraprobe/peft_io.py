@@ -118,19 +118,21 @@ def load_adapter(
         HubError: the repository or revision cannot be fetched.
     """
     path = Path(source)
-    if not path.exists():
+    is_folder = path.is_dir()
+    if not is_folder and not path.exists():
         from .hub import fetch_adapter, looks_like_repo_id
 
         if not looks_like_repo_id(str(source)):
             raise AdapterFormatError(f"no file or folder {str(source)!r}, and it is no Hub id (org/name). Check the path.")
-        path = fetch_adapter(str(source), revision=revision, subfolder=subfolder, token=token)
+        path, is_folder = fetch_adapter(str(source), revision=revision, subfolder=subfolder, token=token), True
     elif revision is not None:
         raise AdapterFormatError(f"got revision {revision!r} for the local path {path}; revisions belong to Hub ids")
     if subfolder:
         path = path / subfolder
         if not path.exists():
             raise AdapterFormatError(f"no folder {subfolder!r} in {str(source)!r}. Check the path.")
-    weights = _weights_file(path) if path.is_dir() else path
+        is_folder = path.is_dir()
+    weights = _weights_file(path) if is_folder else path
     config = weights.parent / CONFIG_NAME
     if config.is_file():
         settings = _read_config(config, ignore_fields)
@@ -138,7 +140,7 @@ def load_adapter(
             raise AdapterFormatError(
                 f"got alpha = {alpha}; {config} says {settings.scalings.alpha}. Leave alpha out: it is for files without a configuration"
             )
-    elif path.is_dir():
+    elif is_folder:
         raise AdapterFormatError(f"no {CONFIG_NAME} in {path}; expected a PEFT adapter folder")
     elif alpha is None:
         raise AdapterFormatError(f"{weights} has no {CONFIG_NAME} beside it; pass alpha= (PEFT's lora_alpha) to say how B @ A is scaled")
@@ -274,11 +276,12 @@ def _read_config(path: Path, ignore_fields: Collection[str]) -> _Settings:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    if size > MAX_CONFIG_BYTES:
-        raise AdapterFormatError(f"{path} has {size} bytes; expected at most {MAX_CONFIG_BYTES}")
+    with path.open("rb") as file:
+        text = file.read(MAX_CONFIG_BYTES + 1)
+    if len(text) > MAX_CONFIG_BYTES:
+        raise AdapterFormatError(f"{path} has more bytes; expected at most {MAX_CONFIG_BYTES}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise AdapterFormatError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(value, dict):
@@ -287,9 +290,9 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _weights_file(folder: Path) -> Path:
-    for name in WEIGHT_NAMES:
-        if (folder / name).is_file():
-            return folder / name
+    for path in map(folder.joinpath, WEIGHT_NAMES):
+        if path.is_file():
+            return path
     raise AdapterFormatError(f"no adapter weights in {folder}; expected {' or '.join(WEIGHT_NAMES)}")
 
 
