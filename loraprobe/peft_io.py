@@ -168,7 +168,9 @@ def save_adapter(adapter: Adapter, folder: str | Path) -> Path:
     }  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in adapter.state_dict().items()}, folder / WEIGHT_NAMES[0])
+    # Copies: safetensors refuses to write tensors that share memory, and modules of an adapter may.
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in adapter.state_dict().items()}
+    save_file(tensors, folder / WEIGHT_NAMES[0])
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return folder
 

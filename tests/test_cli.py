@@ -25,6 +25,7 @@ from fedloop import commands as fed_commands
 from fedloop.data import read_jsonl
 from fedloop.local import LocalTraining, LoRASettings, attach_lora, load_base, local_steps, read_adapter
 from loraprobe import commands
+from loraprobe import embed as embedding
 from loraprobe.adapter import Adapter, factor_delta, pack
 from loraprobe.embed import load_coordinates
 from loraprobe.featurizer import FeatureRecipe
@@ -76,7 +77,8 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(box / "nan", changed(first, B=nan))
     save(box / "other base", first, base_model_name_or_path="other/base")
     save(box / "one layer", Adapter({module: pair for module, pair in first.items() if ".0." in module}))
-    save(box / "more layers", Adapter({**first, **{module.replace(".0.", ".7."): pair for module, pair in first.items()}}))
+    copy = changed(first, A=torch.clone, B=torch.clone)
+    save(box / "more layers", Adapter({**first, **{module.replace(".0.", ".7."): pair for module, pair in copy.items()}}))
     save(box / "[red]x[/red]", first)
     save(box / "cut", first)
     file = box / "cut" / "adapter_model.safetensors"
@@ -349,6 +351,19 @@ def test_embed_writes_coordinates_and_a_figure(box: Path, tmp_path: Path) -> Non
     saturated = np.ptp(colours, axis=1) > 80  # neither paper, ink nor grey: the points of the coloured sources
     assert counts[saturated].sum() > 200
     assert 0.5 < counts.max() / counts.sum() < 0.99
+
+
+def test_embed_passes_on_what_was_asked_for(box: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pca, asked = embedding.embed, []
+
+    def recording(features: np.ndarray, method: str, *, seed: int) -> np.ndarray:  # UMAP itself takes seconds to import
+        asked.append((features.shape, method, seed))
+        return pca(features, "pca")
+
+    monkeypatch.setattr(embedding, "embed", recording)
+    invoke("embed", box / "m.csv", "-o", tmp_path / "c.npz", "--base", box / "start", "--seed", 4, "--recipe", "norm_only")
+    got = load_coordinates(tmp_path / "c.npz")
+    assert (asked, got.method, got.seed) == ([((20, 40), "umap", 4)], "umap", 4)
 
 
 @pytest.mark.parametrize("base", [None, "later"])

@@ -563,3 +563,11 @@ def test_a_bin_that_inflates_is_refused_before_it_is_unpacked(tmp_path: Path, mo
     monkeypatch.setattr(torch, "load", None)
     with pytest.raises(AdapterFormatError, match="would unpack to"):
         load_adapter(tmp_path / "b.bin", alpha=8)
+
+
+def test_modules_that_share_memory_are_saved_each_for_itself(tmp_path: Path) -> None:
+    pair = make.pair(seed=3)
+    shared = Adapter({make.module(layer=0): pair, make.module(layer=7): pair})
+    loaded = load_adapter(save_adapter(shared, tmp_path))
+    assert sorted(loaded) == sorted(shared)
+    assert all(torch.equal(loaded[module].B, pair.B) for module in shared)
