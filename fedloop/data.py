@@ -98,7 +98,12 @@ def encode(example: Example, tokenizer: Tokenizer, max_length: int) -> Tokens:
 
     A prompt that leaves no room for the response is cut from the left, to at most three quarters
     of the length, so that every example keeps a response to learn from.
+
+    Raises:
+        DataError: max_length leaves no room for a response.
     """
+    if max_length < 4:
+        raise DataError(f"got max_length {max_length}; expected at least 4 tokens, or no response would be left to learn from")
     prompt = tokenizer.encode(example.prompt, add_special_tokens=False)
     response = tokenizer.encode(example.response, add_special_tokens=False) + [tokenizer.eos_token_id]
     longest_prompt = max_length - min(len(response), max_length // 4)

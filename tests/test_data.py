@@ -150,3 +150,10 @@ def test_padding_is_no_label_even_where_the_pad_is_the_end_of_sequence() -> None
     got = collate([Tokens([5, 6, 1], 1), Tokens([7, 8, 9, 4, 1], 2)], pad_id=1)
     assert got["labels"].tolist() == [[IGNORE_INDEX, 6, 1, IGNORE_INDEX, IGNORE_INDEX], [IGNORE_INDEX, IGNORE_INDEX, 9, 4, 1]]
     assert got["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+
+
+def test_a_length_that_leaves_no_response_is_refused() -> None:
+    example = Example(**GOOD)
+    with pytest.raises(DataError, match="max_length 3"):
+        encode(example, Letters(), 3)
+    assert len(encode(example, Letters(), 4).ids) == 4
