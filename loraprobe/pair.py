@@ -151,7 +151,8 @@ class LoRAPair:
 
 
 def _tensor(tensor: Tensor | LazyTensor) -> Tensor:
-    loaded = tensor.load() if isinstance(tensor, LazyTensor) else tensor.detach()
+    # On the CPU, wherever the model is: the arithmetic is small, and NumPy does part of it.
+    loaded = tensor.load() if isinstance(tensor, LazyTensor) else tensor.detach().cpu()
     # Half precision is only a way of storing: arithmetic on it loses what deltas consist of.
     return loaded if loaded.dtype in (torch.float32, torch.float64) else loaded.float()
 
