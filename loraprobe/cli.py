@@ -15,7 +15,8 @@ def main() -> None:
     except ImportError as error:
         print(MissingExtra(str(error.name), "cli", "The loraprobe command"), file=sys.stderr)
         raise SystemExit(2) from None
-    from .commands import app
+    from . import commands, commands_hub  # noqa: F401  # they join the app
+    from .terminal import app
 
     app()
 

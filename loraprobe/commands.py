@@ -1,71 +1,36 @@
-"""What each `loraprobe` sub-command does. The library is imported inside: help must be quick."""
+"""The `loraprobe` sub-commands that read adapters and make probes of them. The library is imported inside: help must be quick."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
-from enum import IntEnum
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
-from .errors import KindMismatch, LoraprobeError, MissingExtra
+from .errors import KindMismatch, LoraprobeError
+from .terminal import Exit, JsonOption, ProbeOption, app, complaints, console, plain, reports_errors
 
 if TYPE_CHECKING:
     from .adapter import Adapter
     from .featurizer import FeatureRecipe
     from .probe import Probe
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Featurize LoRA adapters and detect malicious ones.")
-zoo = typer.Typer(no_args_is_help=True, help="Pretrained probes.")
-app.add_typer(zoo, name="zoo")
-console = Console(width=None if sys.stdout.isatty() else 160)  # rich takes 80 for a pipe, too narrow for module names
-complaints = Console(stderr=True)
-
 RECIPES = ("paper", "all_b", "all_a", "norm_only", "spectral")
 
-ProbeOption = Annotated[str, typer.Option("--probe", "-p", help="A probe's folder or Hub id.")]
 BaseOption = Annotated[str | None, typer.Option("--base", "-b", help="The adapter that training started from; 'fresh' if its B was zero.")]
 ManifestArgument = Annotated[Path, typer.Argument(help="CSV with columns path, label[, group, source].")]
 RecipeOption = Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}, or a JSON object of FeatureRecipe fields.")]
 KindOption = Annotated[str, typer.Option(help="weights, factor_delta or weight_delta; deltas need --base.")]
 AnyBaseOption = Annotated[bool, typer.Option("--any-base", help="Score adapters of a base model with another name.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SeedOption = Annotated[int, typer.Option(help="Everything random follows from it.")]
 
 
-class Exit(IntEnum):
-    """Exit codes of `score`, the gravest that applies: a detection outweighs an unreadable file."""
-
-    BENIGN = 0
-    BAD_INPUT = 2
-    FLAGGED = 3
-    INCONCLUSIVE = 4
-
-
-def _reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn the library's errors, and files that cannot be read or written, into one line on stderr and exit code 2."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (LoraprobeError, MissingExtra, OSError) as error:
-            complaints.print(Text.assemble((type(error).__name__, "red"), ": ", _plain(error)), soft_wrap=True)
-            raise typer.Exit(Exit.BAD_INPUT) from None
-
-    return run
-
-
 @app.command()
-@_reports_errors
+@reports_errors
 def score(
     adapters: Annotated[list[str], typer.Argument(help="PEFT folders, .safetensors files or Hub ids.")],
     probe: ProbeOption,
@@ -102,7 +67,7 @@ def score(
 
 
 @app.command()
-@_reports_errors
+@reports_errors
 def train(
     manifest: ManifestArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to save the probe in.")],
@@ -136,11 +101,11 @@ def train(
         table.add_row(name, *_out_of_fold(compared, adapters, labels, groups, folds, seed))
     probe.save_pretrained(out)
     console.print(table)
-    console.print(_plain(f"saved to {out}"), soft_wrap=True)
+    console.print(plain(f"saved to {out}"), soft_wrap=True)
 
 
 @app.command()
-@_reports_errors
+@reports_errors
 def evaluate(
     manifest: ManifestArgument,
     probe: ProbeOption,
@@ -162,7 +127,7 @@ def evaluate(
 
 
 @app.command()
-@_reports_errors
+@reports_errors
 def embed(
     manifest: ManifestArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The .npz to write the coordinates to.")],
@@ -182,18 +147,18 @@ def embed(
     rows = read_manifest(manifest)
     adapters = read_labelled(rows, kind, base)
     features = Featurizer.fit(_recipe(recipe), adapters)(adapters)
-    with console.status(_plain(f"{method} of {len(rows)} adapters")):
+    with console.status(plain(f"{method} of {len(rows)} adapters")):
         points = coordinates_of(features, method, seed=seed)
     labels, sources = [row.label for row in rows], [row.source for row in rows]
     save_coordinates(out, points, labels, sources, method, seed)
-    console.print(_plain(f"wrote {out}"), soft_wrap=True)
+    console.print(plain(f"wrote {out}"), soft_wrap=True)
     if figure:
         draw_embedding(figure, Coordinates(points, _array(labels), _array(sources), method, seed))
-        console.print(_plain(f"wrote {figure}"), soft_wrap=True)
+        console.print(plain(f"wrote {figure}"), soft_wrap=True)
 
 
 @app.command()
-@_reports_errors
+@reports_errors
 def inspect(
     adapter: Annotated[str, typer.Argument(help="A PEFT folder, .safetensors file or Hub id.")],
     base: Annotated[str | None, typer.Option("--base", "-b", help="Show the weight change since this adapter instead.")] = None,
@@ -205,42 +170,18 @@ def inspect(
 
     loaded = read_for("weight_delta" if base else "weights", adapter, base, alpha)
     columns = (Column(name, no_wrap=True) for name in ("shape", "rank", "Frobenius", "spectral", "stable\nrank", "effective\nrank"))
-    table = Table(Column("module", overflow="fold"), *columns, "singular values", title=_plain(repr(loaded)))
+    table = Table(Column("module", overflow="fold"), *columns, "singular values", title=plain(repr(loaded)))
     for module, pair in loaded.items():
         values = pair.svdvals()
         measures = norms(values).tolist()
         spectrum = " ".join(f"{value:.2g}" for value in values[:8].tolist())
         table.add_row(
-            _plain(module), f"{pair.shape[0]}x{pair.shape[1]}", str(pair.rank), f"{pair.norm():.4g}", f"{pair.norm('spectral'):.4g}",
+            plain(module), f"{pair.shape[0]}x{pair.shape[1]}", str(pair.rank), f"{pair.norm():.4g}", f"{pair.norm('spectral'):.4g}",
             f"{measures[3]:.2f}", f"{measures[4]:.2f}", spectrum,
         )  # fmt: skip
     console.print(table)
     if loaded.ignored:
-        console.print(_plain(f"left out, without effect on the adapter: {', '.join(loaded.ignored)}"), soft_wrap=True)
-
-
-@zoo.command("list")
-@_reports_errors
-def zoo_list(folder: Annotated[Path, typer.Argument(help="A folder of probe folders.")] = Path("zoo/probes"), as_json: JsonOption = False) -> None:
-    """List the probes in a folder."""
-    from .errors import ProbeFormatError
-    from .format import CONFIG_NAME, load_probe
-
-    found = sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}"))
-    if not found:
-        raise ProbeFormatError(f"no probe in {folder}; expected folders with a {CONFIG_NAME}. Run this in the project's root, or name a folder.")
-    probes = {path.name: load_probe(path) for path in found}
-    if as_json:
-        listed = [{**probe.facts, "name": name, "base_model": probe.base_model, "head": probe.head.name} for name, probe in probes.items()]
-        print(json.dumps(listed, indent=2))
-        return
-    table = Table("probe", "base model", "head", "features", "threshold", "unseen sources: AUROC, worst cell")
-    for name, probe in probes.items():
-        recipe = probe.featurizer.recipe
-        what = f"{'+'.join(recipe.features)} of {''.join(recipe.factors)}, layers {recipe.layers}"
-        headline = probe.facts.get("headline", "not recorded")
-        table.add_row(_plain(name), _plain(probe.base_model or "?"), probe.head.name, _plain(what), f"{probe.threshold:.3g}", _plain(headline))
-    console.print(table)
+        console.print(plain(f"left out, without effect on the adapter: {', '.join(loaded.ignored)}"), soft_wrap=True)
 
 
 def _out_of_fold(probe: Probe, adapters: list[Adapter], labels: list[int], groups: list[str], folds: int, seed: int) -> list[str]:
@@ -268,13 +209,8 @@ def _score_table(results: list[dict[str, Any]], probe: Probe) -> Table:
     table = Table(*columns, title=f"threshold {probe.threshold:.3g}")
     for result in results:
         shown = "" if result["score"] is None else f"{result['score']:.4f}"
-        table.add_row(_plain(result["adapter"]), shown, Text(result["verdict"], colours[result["verdict"]]), _plain(result["reason"]))
+        table.add_row(plain(result["adapter"]), shown, Text(result["verdict"], colours[result["verdict"]]), plain(result["reason"]))
     return table
-
-
-def _plain(text: object) -> Text:
-    """Text as it stands: no markup is read from it, and control characters are shown instead of obeyed."""
-    return Text("".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in str(text)))
 
 
 def _recipe(text: str) -> FeatureRecipe:

@@ -28,7 +28,7 @@ ROWS = (
     {"peft_io", "features"},
     {"featurizer"},
     {"probe"},
-    {"format", "hub", "card", "baselines", "manifest", "serve", "commands", "cli"},
+    {"format", "hub", "card", "baselines", "manifest", "serve", "terminal", "commands", "commands_hub", "cli"},
 )
 # These take arrays, not adapters: they import errors and each other, and are imported from probe upwards.
 ARRAYS = {"heads", "fitting", "xgb_json", "metrics", "embed", "calibration"}

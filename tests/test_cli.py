@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from fedloop import commands as fed_commands
 from fedloop.data import read_jsonl
 from fedloop.local import LocalTraining, LoRASettings, attach_lora, load_base, local_steps, read_adapter
-from loraprobe import commands
+from loraprobe import commands, commands_hub
 from loraprobe import embed as embedding
 from loraprobe.adapter import Adapter, factor_delta, pack
 from loraprobe.embed import load_coordinates
@@ -95,7 +95,7 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(console, "width", 1000)
 
 
-def invoke(*arguments: object, code: int = 0, app: Any = commands.app) -> Any:
+def invoke(*arguments: object, code: int = 0, app: Any = commands_hub.app) -> Any:
     """Run the command in this process, without letting an exception pass for an exit code."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):

@@ -29,6 +29,7 @@ EXTRAS = {
     "gpu": {"bitsandbytes"},
     "tensorboard": {"tensorboard"},
     "flower": {"flwr"},
+    "nvflare": {"nvflare"},
     "serve": {"fastapi", "uvicorn", "prometheus-client"},
 }
 COLLECTIONS = {"all", "dev"}  # made of others
@@ -87,8 +88,8 @@ def test_the_extras_are_the_documented_ones(metadata: Message) -> None:
     for extra, packages in EXTRAS.items():
         assert requirements(metadata, extra) == packages
     [everything] = requirements(metadata, "all")
-    assert set(everything.removeprefix("loraprobe[").removesuffix("]").split(",")) == {"cli", "xgboost", "figures", "fed", "tensorboard"}
-    assert {"loraprobe[all]", "pytest", "ruff", "mypy"} <= requirements(metadata, "dev")
+    assert set(everything.removeprefix("loraprobe[").removesuffix("]").split(",")) == {"cli", "xgboost", "figures", "fed", "tensorboard", "serve"}
+    assert {"loraprobe[all,flower,nvflare]", "pytest", "ruff", "mypy"} <= requirements(metadata, "dev")
 
 
 def missing_extras() -> Iterator[tuple[str, str]]:
