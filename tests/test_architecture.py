@@ -31,7 +31,7 @@ ROWS = (
     {"format", "hub", "card", "baselines", "manifest", "serve", "terminal", "commands", "commands_hub", "cli"},
 )
 # These take arrays, not adapters: they import errors and each other, and are imported from probe upwards.
-ARRAYS = {"heads", "fitting", "xgb_json", "metrics", "embed", "calibration"}
+ARRAYS = {"heads", "training_data", "torch_fitting", "fitting", "xgb_json", "metrics", "embed", "calibration"}
 # Calls upwards, made when a function runs: constructors that name the file formats and the Hub they read.
 DEFERRED = {("adapter", "peft_io"), ("peft_io", "hub"), ("probe", "format"), ("probe", "hub")}
 # fedloop's numbers in, numbers out: usable without loraprobe.

@@ -18,18 +18,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from loraprobe.errors import FitError, LayoutMismatch, MissingExtra, NonFiniteError, ProbeFormatError
-from loraprobe.fitting import (
-    HEAD_FITTERS,
-    fit_cosine,
-    fit_head,
-    fit_linear,
-    fit_linear_paper,
-    fit_mlp,
-    fit_xgboost,
-    held_out_mask,
-    row_space,
-)
+from loraprobe.fitting import HEAD_FITTERS, fit_cosine, fit_head, fit_linear, fit_xgboost
 from loraprobe.heads import HEADS, Head, LinearHead, MLPHead, XGBoostHead
+from loraprobe.torch_fitting import fit_linear_paper, fit_mlp
+from loraprobe.training_data import held_out_mask, row_space
 
 SEEDED = ("linear_paper", "mlp", "xgboost")  # the others take the seed and have no use for it
 QUICK: dict[str, dict[str, Any]] = {"mlp": {"max_epochs": 40}, "linear_paper": {"max_epochs": 30}, "xgboost": {"n_estimators": 40}}
