@@ -8,7 +8,7 @@ and summed in float64.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -20,6 +20,7 @@ from .errors import AggregationError
 
 Array = Tensor | NDArray[Any]
 BLOCK = 1 << 16  # columns: 20 rows of float64 are 10 MB
+BLOCK_NUMBERS = 1 << 24  # but no more numbers than this: 134 MB of float64, however many rows there are
 
 
 def tensor(value: Array, name: str) -> Tensor:
@@ -117,10 +118,10 @@ def inner_products(rows: Tensor, shift: Tensor | None = None) -> NDArray[np.floa
         AggregationError: they overflow.
     """
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for start in range(0, rows.shape[1], BLOCK):
-        block = rows[:, start : start + BLOCK].double()
+    for part in _columns(rows):
+        block = rows[:, part].double()
         if shift is not None:
-            block = block + shift[start : start + BLOCK]
+            block = block + shift[part]
         total += block @ block.T
     if not total.isfinite().all():
         raise AggregationError("got deltas so long that their inner products overflow; expected lengths below 1e150. Reject such clients first.")
@@ -139,20 +140,26 @@ def combine(rows: Tensor, coefficients: NDArray[np.float64]) -> Tensor:
     """The sum of coefficient x row: (m,) -> (d,), or (k, m) -> (k, d); summed in float64, in the rows' own type."""
     factors = torch.from_numpy(np.ascontiguousarray(coefficients, dtype=np.float64))
     result = torch.empty(*factors.shape[:-1], rows.shape[1], dtype=rows.dtype)
-    for start in range(0, rows.shape[1], BLOCK):
-        result[..., start : start + BLOCK] = factors @ rows[:, start : start + BLOCK].double()
+    for part in _columns(rows):
+        result[..., part] = factors @ rows[:, part].double()
     return result
 
 
 def by_sorted_columns(rows: Tensor, function: Callable[[NDArray[Any]], NDArray[Any]]) -> Tensor:
     """(d,): `function` of every coordinate's values in ascending order, (columns, n) -> (columns,)."""
     result = torch.empty(rows.shape[1], dtype=rows.dtype)
-    for start in range(0, rows.shape[1], BLOCK):
+    for part in _columns(rows):
         # Copied so that each coordinate's values lie together: many times faster to sort than across rows.
-        values = rows[:, start : start + BLOCK].numpy().T.copy()
+        values = rows[:, part].numpy().T.copy()
         values.sort(axis=1)
-        result[start : start + BLOCK] = torch.from_numpy(function(values))
+        result[part] = torch.from_numpy(function(values))
     return result
+
+
+def _columns(rows: Tensor) -> Iterator[slice]:
+    """The columns of rows (n, d) in blocks that fit into memory; the rows themselves may lie in a mapped file."""
+    width = max(1, min(BLOCK, BLOCK_NUMBERS // len(rows)))
+    return (slice(start, start + width) for start in range(0, rows.shape[1], width))
 
 
 class StreamingMean:

@@ -30,16 +30,17 @@ UNREADABLE = (ValueError, TypeError, RuntimeError, OSError)
 
 @dataclass(frozen=True)
 class Checked:
-    """A well-formed update: its change since the round's global LoRA, packed, and its evidence.
+    """A well-formed update: its change since the round's global LoRA, and its evidence.
 
     Attributes:
-        delta: kind "factor_delta".
-        vector: (d,) float32, the same packed.
+        delta: kind "factor_delta". Read again when it is scored, not held: where adapters lie in files, a round of
+            thousands of clients takes the memory of one.
+        digest: of its numbers, all of them.
     """
 
     num_examples: int
     delta: Adapter
-    vector: torch.Tensor
+    digest: bytes
     steps: tuple[Adapter, ...]
     evidence_digest: bytes | None = None
 
@@ -155,15 +156,15 @@ def _check_tensors(
     expected.check(delta)
     if len(update.steps) > max_steps:
         raise EvidenceError(f"got {len(update.steps)} steps of evidence; expected at most {max_steps}")
-    vector, _ = pack(delta, expected)
+    digest = _digest(pack(delta, expected)[0].numpy())
     if featurizer is not None:
         featurizer.check(delta)
         evidence = [_probed(step, delta, featurizer) for step in update.steps]
         if trajectory and evidence:
             _check_last(evidence[-1], update.steps[-1], delta, featurizer)
-        digest = _digest(*(numbers.numpy() for numbers in evidence)) if evidence else None
-        return Checked(update.num_examples, delta, vector, update.steps, digest)
-    return Checked(update.num_examples, delta, vector, ())
+        of_evidence = _digest(*(numbers.numpy() for numbers in evidence)) if evidence else None
+        return Checked(update.num_examples, delta, digest, update.steps, of_evidence)
+    return Checked(update.num_examples, delta, digest, ())
 
 
 def _probed(step: Adapter, delta: Adapter, featurizer: Featurizer) -> torch.Tensor:
@@ -193,7 +194,7 @@ def _copies(checked: Mapping[str, Checked]) -> dict[str, list[str]]:
     """Clients whose update or evidence is byte for byte that of another, with those others. Who copied cannot be known."""
     owners: dict[bytes, list[str]] = {}
     for client, update in checked.items():
-        owners.setdefault(b"update" + _digest(update.vector.numpy()), []).append(client)
+        owners.setdefault(b"update" + update.digest, []).append(client)
         if update.evidence_digest is not None:
             owners.setdefault(b"steps" + update.evidence_digest, []).append(client)
     found: dict[str, list[str]] = {}

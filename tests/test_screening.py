@@ -137,16 +137,24 @@ def test_malformed_updates_are_refused_with_a_reason_and_the_others_are_not(case
     assert not refused
 
 
-def test_a_checked_update_is_its_delta_packed() -> None:
+def test_a_checked_update_is_its_delta_whatever_was_sent() -> None:
     sent = good()
     [one] = check(sent)[0].values()
     assert one.num_examples == 40
     assert one.steps == sent.steps
-    assert torch.equal(one.vector, pack(sent.adapter)[0])
+    assert torch.equal(pack(one.delta)[0], pack(sent.adapter)[0])
     as_weights = replace(sent, adapter=add_delta(START, sent.adapter), steps=())
     [other] = check(as_weights)[0].values()
     assert other.delta.kind == "factor_delta"
-    assert torch.allclose(other.vector, one.vector, atol=1e-6)
+    assert torch.allclose(pack(other.delta)[0], pack(one.delta)[0], atol=1e-6)
+
+
+def test_no_numbers_of_an_update_are_held_once_it_is_checked() -> None:
+    """What a round holds of clients whose adapters lie in files does not grow with their size."""
+    [one] = check(good())[0].values()
+    held = {name: value for name, value in vars(one).items() if name not in ("delta", "steps")}  # those are the caller's own
+    assert not [name for name, value in held.items() if isinstance(value, torch.Tensor)]
+    assert len(one.digest) == 64
 
 
 def test_the_last_step_may_be_rounded_and_not_more() -> None:
