@@ -52,15 +52,22 @@ class Adapter(Mapping[str, LoRAPair]):
             (the factors of s (B_t A_t - B_0 A_0)). See `factor_delta` and `weight_delta`.
         base_model: the Hub id or path of the base model, if it is known.
         ignored: what the file held that does not change the adapter and was left out.
+        commit: the Hub commit it was loaded from, if it came from there; a delta has none.
 
     Raises:
         AdapterFormatError: there is no pair at all, or the kind is unknown.
     """
 
-    __slots__ = ("_pairs", "base_model", "ignored", "kind")
+    __slots__ = ("_pairs", "base_model", "commit", "ignored", "kind")
 
     def __init__(
-        self, pairs: Mapping[str, LoRAPair], *, kind: Kind = "weights", base_model: str | None = None, ignored: tuple[str, ...] = ()
+        self,
+        pairs: Mapping[str, LoRAPair],
+        *,
+        kind: Kind = "weights",
+        base_model: str | None = None,
+        ignored: tuple[str, ...] = (),
+        commit: str | None = None,
     ) -> None:
         if not pairs:
             raise AdapterFormatError("got an adapter without a single LoRA module; expected at least one lora_A / lora_B pair")
@@ -70,6 +77,7 @@ class Adapter(Mapping[str, LoRAPair]):
         self.kind: Kind = kind
         self.base_model = base_model
         self.ignored = ignored
+        self.commit = commit
 
     @classmethod
     def from_state_dict(
@@ -106,7 +114,8 @@ class Adapter(Mapping[str, LoRAPair]):
 
     def load(self) -> Adapter:
         """The same adapter with every tensor read into memory."""
-        return self._replace({module: LoRAPair(pair.A, pair.B, pair.scaling) for module, pair in self._pairs.items()})
+        pairs = {module: LoRAPair(pair.A, pair.B, pair.scaling) for module, pair in self._pairs.items()}
+        return Adapter(pairs, kind=self.kind, base_model=self.base_model, ignored=self.ignored, commit=self.commit)
 
     def _replace(self, pairs: Mapping[str, LoRAPair], kind: Kind | None = None) -> Adapter:
         return Adapter(pairs, kind=kind or self.kind, base_model=self.base_model, ignored=self.ignored)

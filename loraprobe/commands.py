@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from .errors import KindMismatch, LoraprobeError
-from .terminal import Exit, JsonOption, ProbeOption, app, complaints, console, plain, reports_errors
+from .terminal import Exit, JsonOption, ProbeOption, RevisionOption, SubfolderOption, app, complaints, console, plain, reports_errors
 
 if TYPE_CHECKING:
     from .adapter import Adapter
@@ -32,8 +32,10 @@ SeedOption = Annotated[int, typer.Option(help="Everything random follows from it
 @app.command()
 @reports_errors
 def score(
-    adapters: Annotated[list[str], typer.Argument(help="PEFT folders, .safetensors files or Hub ids.")],
+    adapters: Annotated[list[str], typer.Argument(help="PEFT folders, .safetensors files, or Hub ids: org/name or org/name@revision.")],
     probe: ProbeOption,
+    revision: RevisionOption = None,
+    subfolder: SubfolderOption = None,
     base: BaseOption = None,
     alpha: Annotated[float | None, typer.Option(help="lora_alpha of bare files.")] = None,
     any_base: AnyBaseOption = False,
@@ -44,23 +46,28 @@ def score(
     The gravest applies: 3 before 2 before 4.
     """
     from .manifest import FRESH, read_for
-    from .peft_io import load_adapter
     from .probe import Probe
 
-    detector = Probe.from_pretrained(probe)
+    detector = Probe.from_pretrained(probe, subfolder, revision)
     kind = detector.featurizer.layout.kind
-    before = load_adapter(base, alpha=alpha) if base is not None and base != FRESH and kind != "weights" else base
+    if base is not None and kind == "weights":
+        raise KindMismatch(f"got --base {base}; the probe scores adapters as they are (kind 'weights') and has no use for it. Leave --base out.")
+    before = base if base in (None, FRESH) else _adapter(base, alpha)
     results: list[dict[str, Any]] = []
-    for path in track(adapters, "scoring", console=complaints, disable=as_json or len(adapters) < 20):
+    for name in track(adapters, "scoring", console=complaints, disable=as_json or len(adapters) < 20):
+        result = {"adapter": name, "commit": None}
         try:
-            verdict = detector.verdicts([read_for(kind, path, before, alpha)], check_base=not any_base)[0]
-            results.append({"adapter": path, "score": verdict.score, "verdict": verdict.label, "reason": verdict.reason})
+            adapter = _adapter(name, alpha)
+            result["commit"] = adapter.commit
+            verdict = detector.verdicts([read_for(kind, adapter, before)], check_base=not any_base)[0]
+            results.append({**result, "score": verdict.score, "verdict": verdict.label, "reason": verdict.reason})
         except (LoraprobeError, OSError) as error:
-            results.append({"adapter": path, "score": None, "verdict": "error", "reason": f"{type(error).__name__}: {error}"})
+            results.append({**result, "score": None, "verdict": "error", "reason": f"{type(error).__name__}: {error}"})
     code = _exit_code({result["verdict"] for result in results})
     if as_json:
         facts = {"probe": probe, "commit": detector.commit, "threshold": detector.threshold, "exit_code": int(code)}
-        print(json.dumps({**facts, "results": results}, indent=2))
+        start = {"base": base, "base_commit": getattr(before, "commit", None)}
+        print(json.dumps({**facts, **start, "results": results}, indent=2))
     else:
         console.print(_score_table(results, detector))
     raise typer.Exit(code)
@@ -182,6 +189,17 @@ def inspect(
     console.print(table)
     if loaded.ignored:
         console.print(plain(f"left out, without effect on the adapter: {', '.join(loaded.ignored)}"), soft_wrap=True)
+
+
+def _adapter(source: str, alpha: float | None) -> Adapter:
+    """An adapter by its path or Hub id; org/name@revision, where no such path exists, is a revision on the Hub."""
+    from .hub import looks_like_repo_id
+    from .peft_io import load_adapter
+
+    repo, _, revision = source.partition("@")
+    if revision and looks_like_repo_id(repo) and not Path(source).exists():
+        return load_adapter(repo, revision, alpha=alpha)
+    return load_adapter(source, alpha=alpha)
 
 
 def _out_of_fold(probe: Probe, adapters: list[Adapter], labels: list[int], groups: list[str], folds: int, seed: int) -> list[str]:

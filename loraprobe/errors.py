@@ -51,6 +51,19 @@ class DataError(LoraprobeError):
     """A dataset file is missing or a row in it cannot be used."""
 
 
+class ServiceError(LoraprobeError):
+    """A scoring service cannot be set up or reached, or refused a request for a reason that has no class here.
+
+    Attributes:
+        type: the service's own word for it, "ServiceError" where there was no answer.
+        status: the HTTP status, None where there was no answer.
+    """
+
+    def __init__(self, message: str, type: str = "ServiceError", status: int | None = None) -> None:
+        super().__init__(message)
+        self.type, self.status = type, status
+
+
 class MissingExtra(ImportError):
     """An optional dependency is not installed; the message holds the pip line that installs it."""
 

@@ -59,7 +59,7 @@ def read_manifest(path: Path) -> list[Row]:
     return rows
 
 
-def read_for(kind: str, source: str | Path, base: str | Path | Adapter | None, alpha: float | None = None) -> Adapter:
+def read_for(kind: str, source: str | Path | Adapter, base: str | Path | Adapter | None, alpha: float | None = None) -> Adapter:
     """Load an adapter and, where a delta is wanted, subtract the one training started from.
 
     Args:
@@ -71,7 +71,7 @@ def read_for(kind: str, source: str | Path, base: str | Path | Adapter | None, a
     """
     if kind not in KINDS:
         raise DataError(f"got kind {kind!r}; expected one of {', '.join(KINDS)}")
-    adapter = load_adapter(source, alpha=alpha)
+    adapter = source if isinstance(source, Adapter) else load_adapter(source, alpha=alpha)
     if kind == "weights":
         return adapter
     if base is None:

@@ -15,7 +15,8 @@ import numpy as np
 
 from .adapter import Adapter
 from .calibration import Calibration, Method, budget_of, fit_calibration, fnr_threshold, fpr_threshold
-from .errors import BaseModelMismatch, FitError, LayoutMismatch, ProbeFormatError
+from .card_figure import distribution_of
+from .errors import BaseModelMismatch, FitError, HubError, LayoutMismatch, ProbeFormatError
 from .features import NORMS, SPECTRAL_FEATURES
 from .featurizer import FeatureRecipe, Featurizer
 from .fitting import fit_head
@@ -138,6 +139,24 @@ class Probe:
 
         return save_probe(self, Path(folder))
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        subfolder: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+    ) -> str:
+        """Publish to the Hub in one commit, and return that commit (40 hexadecimal digits). See loraprobe.hub.push_probe."""
+        from .hub import push_probe
+
+        return push_probe(
+            self, repo_id, subfolder=subfolder, private=private, token=token, branch=branch, create_pr=create_pr, commit_message=commit_message
+        )
+
     @classmethod
     def from_pretrained(
         cls,
@@ -152,10 +171,20 @@ class Probe:
     ) -> Probe:
         """Load a probe from a folder or from the Hub ("org/name"), after checking all of it.
 
+        Args:
+            subfolder: the folder inside source that holds the probe.
+            revision: Hub only: a commit, tag or branch; a name that moves is resolved to one commit,
+                which the probe then names. With a full commit that is in the cache nothing is asked.
+            cache_dir: Hub only: the library's cache if None.
+            force_download: Hub only: fetch it again even if it is in the cache.
+            local_files_only: Hub only: ask nothing of the network, as with HF_HUB_OFFLINE=1. A branch or
+                tag then means the commit that it was when it was last loaded.
+            token: Hub only: HF_TOKEN or the library's login if None.
+
         Raises:
             ProbeFormatError: a file is missing, damaged, changed or of an unknown format version; or
                 a revision is asked of a local folder.
-            HubError: the repository or revision cannot be fetched.
+            HubError: the repository or revision cannot be fetched, or gives other content than the Hub lists.
         """
         from .format import load_probe
         from .hub import fetch_probe, looks_like_repo_id
@@ -165,10 +194,11 @@ class Probe:
             if revision is not None:
                 raise ProbeFormatError(f"got revision {revision!r} for the local path {path}; revisions belong to Hub ids")
             return load_probe(path / (subfolder or ""))
-        path, commit = fetch_probe(
-            str(source), subfolder=subfolder, revision=revision, cache_dir=cache_dir,
-            force_download=force_download, local_files_only=local_files_only, token=token,
-        )  # fmt: skip
+        options = {"cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only, "token": token}
+        try:
+            path, commit = fetch_probe(str(source), subfolder=subfolder, revision=revision, **options)
+        except HubError as error:
+            raise HubError(f"{error} (There is no local folder {str(source)!r} either.)") from error
         return replace(load_probe(path), commit=commit)
 
 
@@ -232,7 +262,8 @@ def fit_features(
 
     The head is fitted on everything (one that stops early, on all but its held-out groups). What
     must not be measured on training data (calibration, thresholds from a budget) is fitted on
-    out-of-fold scores: `folds` more fits, each scoring groups it did not see.
+    out-of-fold scores: `folds` more fits, each scoring groups it did not see. Their distribution is
+    recorded in facts["training"]["score_distribution"], calibrated, for the figure on the card.
 
     Args:
         features: (n, p) float32.
@@ -263,7 +294,10 @@ def fit_features(
         if calibration:
             calibrated = fit_calibration(calibration, scores, y, keys, unit)
             scores = calibrated(scores)
+        what = "out-of-fold scores" + (f", {calibration}-calibrated" if calibration else "")
+        classes = {name: scores[y == label] for label, name in enumerate(CLASSES)}
         training |= {"folds": folds, "threshold_rule": str(threshold), "benign_below_rule": str(benign_below)}
+        training |= {"score_distribution": distribution_of(what, unit, classes)}
         if isinstance(threshold, str):
             threshold = fpr_threshold(budget_of(threshold, "fpr"), scores, y, keys)
         if isinstance(benign_below, str):

@@ -19,6 +19,8 @@ console = Console(width=None if sys.stdout.isatty() else 160)  # rich takes 80 f
 complaints = Console(stderr=True)
 
 ProbeOption = Annotated[str, typer.Option("--probe", "-p", help="A probe's folder or Hub id.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Hub only: a commit, tag or branch. Only a 40-digit commit stays what it is.")]
+SubfolderOption = Annotated[str | None, typer.Option(help="The folder inside it that holds the probe.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

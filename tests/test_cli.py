@@ -192,7 +192,14 @@ def test_a_probe_of_deltas_asks_for_the_start(box: Path) -> None:
     assert later["score"] != scores(probe, box / "malicious0", code=3, options=["-b", "fresh"])[0]["score"]
     [same] = scores(probe, box / "benign0", code=4, options=["--base", box / "benign0"])
     assert "nothing that the probe reads has changed" in same["reason"]
-    assert scores(box / "of weights", box / "benign0", options=["--base", "fresh"])[0]["verdict"] == "benign"  # weights need none
+
+
+@pytest.mark.parametrize("base", ["fresh", "start", "absent"])
+def test_a_probe_of_weights_refuses_a_start_instead_of_ignoring_it(box: Path, base: str) -> None:
+    source = base if base == "fresh" else box / base
+    result = invoke("score", box / "benign0", "-p", box / "of weights", "--base", source, "--json", code=2)
+    assert result.stdout == ""
+    assert re.match(rf"KindMismatch: got --base .*{base}.*'weights'.*Leave --base out", result.stderr)
 
 
 def test_a_base_that_cannot_be_read_ends_the_run(box: Path) -> None:
@@ -246,13 +253,19 @@ def test_markup_and_control_characters_in_names_are_shown(box: Path, monkeypatch
 
 
 def test_names_inside_an_adapter_cannot_write_on_the_terminal(tmp_path: Path) -> None:
-    tensors = {f"base_model.model.model.layers.0.[/]\x1b[2J.lora_{factor}.weight": torch.ones(2, 2) for factor in "AB"}
-    path = make.folder(tmp_path / "[bold]a", tensors, r=2, base_model_name_or_path="[/bold]\x1b[2J", fan_in_fan_out=True)
-    shown = invoke("inspect", path).stdout
-    assert "\x1b" not in shown
-    assert r"[/]\x1b[2J" in shown
-    assert r"base_model='[/bold]\x1b[2J'" in shown
+    def inspected(module: str, base: str, code: int = 0) -> Any:
+        tensors = {f"base_model.model.model.layers.0.{module}.lora_{factor}.weight": torch.ones(2, 2) for factor in "AB"}
+        path = make.folder(tmp_path / "[bold]a", tensors, r=2, base_model_name_or_path=base, fan_in_fan_out=True)
+        result = invoke("inspect", path, code=code)
+        assert "\x1b" not in result.output
+        return result
+
+    shown = inspected("[/]", "[/bold]").stdout
+    assert "model.layers.0.[/]" in shown
+    assert "base_model='[/bold]'" in shown
     assert "left out, without effect on the adapter: fan_in_fan_out" in shown
+    for module, base in (("[/]\x1b[2J", "base"), ("q", "[/]\x1b[2J")):
+        assert r"[/]\x1b[2J" in inspected(module, base, code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -480,7 +493,7 @@ print(sorted(heavy & set(sys.modules)), file=sys.stderr)
 
 @pytest.mark.parametrize(
     ("package", "arguments"),
-    [("loraprobe", ["--help"]), ("loraprobe", ["score", "--help"]), ("fedloop", ["--help"]), ("fedloop", ["run", "--help"])],
+    [("loraprobe", ["--help"]), ("loraprobe", ["push", "--help"]), ("fedloop", ["--help"]), ("fedloop", ["run", "--help"])],
 )
 def test_help_is_quick_and_imports_nothing_heavy(package: str, arguments: list[str]) -> None:
     seconds = []

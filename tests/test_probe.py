@@ -94,6 +94,23 @@ def test_facts_record_the_training_and_probes_cannot_be_edited() -> None:
         probe.threshold = 0.0  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("calibration", [None, "platt", "isotonic"])
+def test_the_distribution_of_out_of_fold_scores_is_recorded_as_the_threshold_sees_them(calibration: Any) -> None:
+    data = labelled(24, 2, signal=0.2)
+    probe = fit_probe(data.adapters, data.labels, groups=data.groups, threshold="fpr:0.25", calibration=calibration, unit="update")
+    scores = out_of_fold_scores(probe.featurizer(data.adapters), data.labels, data.groups, "linear", 0)
+    if probe.calibration is not None:
+        scores = probe.calibration(scores)
+    found = probe.facts["training"]["score_distribution"]
+    assert (found["what"], found["unit"]) == (f"out-of-fold scores, {calibration}-calibrated" if calibration else "out-of-fold scores", "update")
+    for label, name in enumerate(("benign", "malicious")):
+        bins = np.minimum((scores[data.labels == label] * 40).astype(int), 39)  # the last bin holds 1.0 too
+        assert found["counts"][name] == np.bincount(bins, minlength=40).tolist()
+        assert sum(found["counts"][name]) == 24
+    assert found["counts"]["benign"] != found["counts"]["malicious"]
+    assert "score_distribution" not in fit_probe(data.adapters, data.labels, groups=data.groups).facts["training"]  # nothing was held out
+
+
 # ---- groups ----
 
 
