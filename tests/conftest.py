@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,15 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import federated
 
     return federated.written(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """(`loopback_hub.Hub`, `loopback_client.Client`) for the tests over the wire, which have sockets enabled."""
+    from wire import serving
+
+    with serving(tmp_path_factory.mktemp("wire")) as pair:
+        yield pair
 
 
 @pytest.fixture(scope="session")
