@@ -116,6 +116,8 @@ def l2_normalised(vector: Tensor) -> Tensor:
     """
     numbers = vector.numpy()  # NumPy: torch would wake its threads for a few thousand numbers
     length = math.sqrt(np.einsum("p,p->", numbers, numbers, dtype=np.float64))
+    if length > float(np.finfo(numbers.dtype).max):  # as float32 it is infinite, every quotient zero: the vector of an adapter without a change
+        return torch.from_numpy((numbers / np.float64(length)).astype(numbers.dtype))
     return vector if length < _TINY else torch.from_numpy(numbers / numbers.dtype.type(length))
 
 

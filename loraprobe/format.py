@@ -7,16 +7,18 @@ checked, and an unknown field or version is refused rather than guessed at.
 FORMAT_VERSION goes up by one whenever a folder written by the new code would be misread, or not be
 read, by the old code, or the other way round. The reader of every earlier version stays in
 _READERS, with a test that loads a folder of that version.
+
+Version 1: as below, without a digest: a changed digit of the threshold was loaded as if it were meant.
+Version 2: "digest", the sha256 of all the other fields, is checked before any of them is believed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import reprlib
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,8 +33,10 @@ from .errors import LoraprobeError, ProbeFormatError
 from .featurizer import FeatureRecipe, Featurizer
 from .heads import HEADS, Head, XGBoostHead
 from .probe import CLASSES, Probe, check_cuts
+from .safetensors_header import check_header
+from .strict_json import quoted, read_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
 HEAD_FILES = {"linear": "head.safetensors", "mlp": "head.safetensors", "xgboost": "head.json"}
@@ -55,25 +59,29 @@ def save_probe(probe: Probe, folder: Path) -> Path:
     Raises:
         ProbeFormatError: a fact is not JSON-ready, or the path is a file.
     """
-    from .card import card
+    from .card import PAGES, card_files
 
     if folder.exists() and not folder.is_dir():
         raise ProbeFormatError(f"got {folder}, which is a file; expected a folder to save the probe in")
     weights = _head_bytes(probe.head)
     try:
-        config = json.dumps(_config(probe, weights), indent=2, allow_nan=False).encode()
-        json.loads(config, object_pairs_hook=_unique)  # {1: ..., "1": ...} becomes one object with the key "1" twice
-        readme = card(probe).encode()
+        # What is written is what is read: {1: ..., "1": ...} becomes one object with the key "1" twice, and is refused here.
+        config: dict[str, Any] = read_json(json.dumps(_config(probe, weights), allow_nan=False).encode())
+        text = json.dumps({**config, "digest": config_digest(config)}, indent=2).encode() + b"\n"
+        pages = card_files(probe)
     except LoraprobeError:
         raise
     except (TypeError, ValueError, RecursionError) as error:
         raise ProbeFormatError(f"the probe's facts are not JSON-ready ({error}); expected plain finite numbers, text, lists and objects") from None
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ProbeFormatError(f"got facts that make {CONFIG_NAME} {len(text)} bytes long; expected at most {MAX_CONFIG_BYTES}")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in set(HEAD_FILES.values()) - {HEAD_FILES[probe.head.name]}:
+    for name in {*HEAD_FILES.values(), *PAGES} - {HEAD_FILES[probe.head.name], *pages}:
         (folder / name).unlink(missing_ok=True)
     (folder / HEAD_FILES[probe.head.name]).write_bytes(weights)
-    (folder / CARD_NAME).write_bytes(readme)
-    (folder / CONFIG_NAME).write_bytes(config + b"\n")
+    for name, page in pages.items():
+        (folder / name).write_bytes(page)
+    (folder / CONFIG_NAME).write_bytes(text)
     return folder
 
 
@@ -97,6 +105,15 @@ def load_probe(folder: Path) -> Probe:
     except LoraprobeError as error:
         # A recipe, layout or calibration that contradicts itself is a damaged probe to the reader.
         raise ProbeFormatError(f"{folder / CONFIG_NAME}: {error}") from error
+
+
+def config_digest(fields: Mapping[str, Any]) -> str:
+    """sha256 of all fields but "digest", as JSON with sorted keys and without spaces: 64 hexadecimal digits.
+
+    It finds damage and edits by hand. It is no signature: whoever replaces the folder can compute it too.
+    """
+    rest = {name: value for name, value in fields.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def _config(probe: Probe, weights: bytes) -> dict[str, Any]:
@@ -142,7 +159,17 @@ def _read_version_1(config: dict[str, Any], folder: Path) -> Probe:
     return Probe(featurizer, head, threshold, benign_below, calibration, base_model, facts)
 
 
-_READERS: dict[int, Callable[[dict[str, Any], Path], Probe]] = {1: _read_version_1}
+def _read_version_2(config: dict[str, Any], folder: Path) -> Probe:
+    expected = config_digest(config)
+    if config.get("digest") != expected:
+        raise ProbeFormatError(
+            f"{folder / CONFIG_NAME}: got digest {_show(config.get('digest'))}; its other fields have {expected}. The file was damaged, or edited "
+            "by hand. Fetch the probe again; to change a value, load it, dataclasses.replace(probe, threshold=...) and save_pretrained()."
+        )
+    return _read_version_1({name: value for name, value in config.items() if name != "digest"}, folder)
+
+
+_READERS: dict[int, Callable[[dict[str, Any], Path], Probe]] = {1: _read_version_1, 2: _read_version_2}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -153,8 +180,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if size > MAX_CONFIG_BYTES:
         raise ProbeFormatError(f"{path} has {size} bytes; expected at most {MAX_CONFIG_BYTES}")
     try:
-        config = json.loads(path.read_bytes(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
+        config = read_json(path.read_bytes())
+    except ValueError as error:
         raise ProbeFormatError(f"{path} is not readable JSON: {error}") from None
     return _object(config, str(path))
 
@@ -195,10 +222,11 @@ def _read_head(value: Any, folder: Path, num_features: int) -> Head:
     head = HEADS[kind]
     if issubclass(head, XGBoostHead):
         return head.from_json(data, num_features)
+    check_header(data)
     try:
         arrays = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ProbeFormatError(f"{path} is not a readable safetensors file: {error}") from None
+        raise ProbeFormatError(f"{path} is not a readable safetensors file: {quoted(str(error), 200)}") from None
     return head.from_arrays(arrays, num_features)
 
 
@@ -255,7 +283,7 @@ def _fields(value: Any, fields: Collection[str], where: str) -> dict[str, Any]:
     found = _object(value, where)
     if set(found) != set(fields):
         missing, unknown = sorted(set(fields) - set(found)), sorted(set(found) - set(fields))
-        raise ProbeFormatError(f"{where}: missing fields {_show(missing)}, unknown fields {_show(unknown)}; expected those of format version 1")
+        raise ProbeFormatError(f"{where}: missing fields {_show(missing)}, unknown fields {_show(unknown)}; expected those of this format version")
     return found
 
 
@@ -276,20 +304,6 @@ def _number(value: Any, where: str) -> float:
     if type(value) not in (int, float) or not -sys.float_info.max <= value <= sys.float_info.max:
         raise ProbeFormatError(f"{where}: got {_show(value)}; expected a finite number")
     return float(value)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key occurs twice in one object")
-    return values
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is not a finite number")
-    return value
 
 
 def _show(value: Any) -> str:

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import re
-import struct
 import sys
-import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,12 +23,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .adapter import Adapter, LazyPairs
-from .errors import AdapterFormatError, KindMismatch, UnsupportedAdapterError
+from .errors import AdapterFormatError, HubError, KindMismatch, UnsupportedAdapterError
 from .pair import LazyTensor, LoRAPair
+from .safetensors_header import check_file_header
+from .strict_json import quoted, read_json
+from .torch_file import read_torch_file
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 MAX_CONFIG_BYTES = 1 << 20
+MAX_NAME = 500
 MAX_WEIGHT_BYTES = 8 << 30  # an adapter of r = 256 on every module of a 70B model has about 6.6 GB in fp32
 
 # Fields of PEFT's LoraConfig that leave B @ A and its scaling as they are, whatever they hold.
@@ -47,11 +48,6 @@ _REPORTED = frozenset({"fan_in_fan_out", "ensure_weight_tying"})
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# What torch.load raises on a file that is damaged or holds more than tensors.
-_TORCH_ERRORS = (
-    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
-    AttributeError, AssertionError,
-)  # fmt: skip
 _ENDINGS = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 _PREFIX = "base_model.model."
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+")
@@ -73,10 +69,13 @@ class Scalings:
                 # PEFT runs these as regular expressions; from a stranger's file that is a way to
                 # hang the reader, and in practice they are module names.
                 if not _PATTERN.fullmatch(pattern):
-                    raise UnsupportedAdapterError(f"got {name} key {pattern!r}; expected a module name (regular expressions are not run)")
+                    raise UnsupportedAdapterError(f"got {name} key {_shown(pattern)}; expected a module name (regular expressions are not run)")
+        for rank in self.rank_pattern.values():
+            if type(rank) is not int or rank < 1:
+                raise AdapterFormatError(f"got rank {_shown(rank)} in rank_pattern; expected a whole number of at least 1")
         for value in (self.alpha, *self.alpha_pattern.values()):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < abs(value) <= sys.float_info.max:
-                raise AdapterFormatError(f"got alpha {str(value)[:60]}; expected a finite number other than 0")
+                raise AdapterFormatError(f"got alpha {quoted(str(value))}; expected a finite number other than 0")
 
     def of(self, module: str, rank: int) -> float:
         """alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv:2312.03732), of one module."""
@@ -94,6 +93,9 @@ def load_adapter(
     alpha: float | None = None,
     base_model: str | None = None,
     subfolder: str | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
     token: str | bool | None = None,
     ignore_fields: Collection[str] = (),
 ) -> Adapter:
@@ -108,7 +110,7 @@ def load_adapter(
         alpha: lora_alpha, for a bare file.
         base_model: the base model's name, where the file does not say it.
         subfolder: the folder inside source that holds the adapter.
-        token: Hub only.
+        cache_dir, force_download, local_files_only, token: Hub only, as in Probe.from_pretrained.
         ignore_fields: unknown fields of adapter_config.json that you have found to be harmless.
 
     Raises:
@@ -117,17 +119,22 @@ def load_adapter(
         UnsupportedAdapterError: not plain LoRA.
         HubError: the repository or revision cannot be fetched.
     """
-    path = Path(source)
+    path, commit = Path(source), None
     is_folder = path.is_dir()
     if not is_folder and not path.exists():
         from .hub import fetch_adapter, looks_like_repo_id
 
         if not looks_like_repo_id(str(source)):
             raise AdapterFormatError(f"no file or folder {str(source)!r}, and it is no Hub id (org/name). Check the path.")
-        path, is_folder = fetch_adapter(str(source), revision=revision, subfolder=subfolder, token=token), True
+        options = {"cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only, "token": token}
+        try:
+            path, commit = fetch_adapter(str(source), subfolder=subfolder, revision=revision, **options)
+        except HubError as error:
+            raise HubError(f"{error} (There is no local file or folder {str(source)!r} either.)") from error
+        is_folder = True
     elif revision is not None:
         raise AdapterFormatError(f"got revision {revision!r} for the local path {path}; revisions belong to Hub ids")
-    if subfolder:
+    elif subfolder:
         path = path / subfolder
         if not path.exists():
             raise AdapterFormatError(f"no folder {subfolder!r} in {str(source)!r}. Check the path.")
@@ -147,7 +154,7 @@ def load_adapter(
     else:
         settings = _Settings(Scalings(alpha), None, ())
     pairs, ignored = pairs_from_tensors(_open_weights(weights), settings.scalings)
-    return Adapter(pairs, base_model=base_model or settings.base_model, ignored=settings.ignored + ignored)
+    return Adapter(pairs, base_model=base_model or settings.base_model, ignored=settings.ignored + ignored, commit=commit)
 
 
 def save_adapter(adapter: Adapter, folder: str | Path) -> Path:
@@ -183,6 +190,8 @@ def pairs_from_tensors(tensors: Mapping[str, Tensor | LazyTensor], scalings: Sca
     keys: dict[str, dict[str, str]] = {}
     ignored, adapter_names = [], set()
     for key in tensors:
+        if len(key) > MAX_NAME:
+            raise AdapterFormatError(f"got a tensor named {_shown(key)}; expected a name of at most {MAX_NAME} characters")
         if key.endswith("rotary_emb.inv_freq"):
             ignored.append(key)  # a buffer computed from the base's configuration
             continue
@@ -193,7 +202,8 @@ def pairs_from_tensors(tensors: Mapping[str, Tensor | LazyTensor], scalings: Sca
             raise AdapterFormatError(f"{module}: lora_{factor} occurs twice, with and without a prefix; expected it once")
         found[factor] = key
     if len(adapter_names) > 1:
-        raise AdapterFormatError(f"got {len(adapter_names)} adapters in one state dict ({', '.join(map(repr, sorted(adapter_names)))}); expected one")
+        names = ", ".join(map(repr, sorted(adapter_names)[:5]))
+        raise AdapterFormatError(f"got {len(adapter_names)} adapters in one state dict ({names}); expected one")
     for module, found in keys.items():
         if len(found) == 1:
             raise AdapterFormatError(f"{module}: only lora_{next(iter(found))} is there; expected lora_A and lora_B")
@@ -249,23 +259,26 @@ def _read_config(path: Path, ignore_fields: Collection[str]) -> _Settings:
     """Check adapter_config.json against what plain LoRA may say, and read alpha and ranks."""
     config = _json_object(path)
     if config.get("peft_type") != "LORA":
-        raise UnsupportedAdapterError(f"{path}: got peft_type {config.get('peft_type')!r}; expected 'LORA'")
+        raise UnsupportedAdapterError(f"{path}: got peft_type {_shown(config.get('peft_type'))}; expected 'LORA'")
     if config.get("bias", "none") != "none":
-        raise UnsupportedAdapterError(f"{path}: got bias {config['bias']!r}: biases of the base were trained too; expected 'none'")
+        raise UnsupportedAdapterError(f"{path}: got bias {_shown(config['bias'])}: biases of the base were trained too; expected 'none'")
     if config.get("init_lora_weights", True) not in _PLAIN_INITS:
         raise UnsupportedAdapterError(
-            f"{path}: got init_lora_weights {config['init_lora_weights']!r}, which moves part of the base into the adapter; "
+            f"{path}: got init_lora_weights {_shown(config['init_lora_weights'])}, which moves part of the base into the adapter; "
             "convert it to plain LoRA first (PEFT: path_initial_model_for_weight_conversion)"
         )
     unknown = [name for name, value in config.items() if value and name not in _HARMLESS | _REPORTED | set(ignore_fields)]
     if unknown:
+        fields = ", ".join(f"{quoted(name)} = {quoted(str(config[name]))}" for name in unknown[:10])
         raise UnsupportedAdapterError(
-            f"{path}: {', '.join(f'{name} = {str(config[name])[:60]}' for name in unknown)}: not plain LoRA, or unknown here. "
-            "If you know that it does not change B @ A, pass ignore_fields."
+            f"{path}: {fields}: not plain LoRA, or unknown here. If you know that it does not change B @ A, pass ignore_fields."
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise AdapterFormatError(f"{path}: got r = {rank!r}; expected a whole number of at least 1")
+        raise AdapterFormatError(f"{path}: got r = {_shown(rank)}; expected a whole number of at least 1")
+    rslora = config.get("use_rslora")
+    if not isinstance(rslora, bool | None):
+        raise AdapterFormatError(f"{path}: got use_rslora {_shown(rslora)}; expected true or false")
     patterns = {name: config.get(name) or {} for name in ("alpha_pattern", "rank_pattern")}
     for name, pattern in patterns.items():
         if not isinstance(pattern, dict):
@@ -273,7 +286,9 @@ def _read_config(path: Path, ignore_fields: Collection[str]) -> _Settings:
     base_model = config.get("base_model_name_or_path")
     if base_model is not None and not isinstance(base_model, str):
         raise AdapterFormatError(f"{path}: got base_model_name_or_path of type {type(base_model).__name__}; expected text")
-    scalings = Scalings(alpha, rank, bool(config.get("use_rslora")), **patterns)  # type: ignore[arg-type]  # checked there
+    if base_model and (len(base_model) > MAX_NAME or not base_model.isprintable()):
+        raise AdapterFormatError(f"{path}: got base_model_name_or_path {_shown(base_model)}; expected at most {MAX_NAME} printable characters")
+    scalings = Scalings(alpha, rank, bool(rslora), **patterns)  # type: ignore[arg-type]  # checked there
     return _Settings(scalings, base_model or None, tuple(name for name in sorted(_REPORTED | set(ignore_fields)) if config.get(name)))
 
 
@@ -283,8 +298,8 @@ def _json_object(path: Path) -> dict[str, Any]:
     if len(text) > MAX_CONFIG_BYTES:
         raise AdapterFormatError(f"{path} has more bytes; expected at most {MAX_CONFIG_BYTES}")
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = read_json(text, finite=False)  # PEFT writes NaN as NaN; the numbers that count are checked where they are used
+    except ValueError as error:
         raise AdapterFormatError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(value, dict):
         raise AdapterFormatError(f"{path} holds a JSON {type(value).__name__}; expected an object")
@@ -305,7 +320,7 @@ def _open_weights(path: Path) -> Mapping[str, Tensor | LazyTensor]:
     if path.suffix == ".safetensors":
         return _SafetensorsFile(path)
     if path.suffix in (".bin", ".pt", ".pth"):
-        return _read_torch(path)
+        return read_torch_file(path)
     raise AdapterFormatError(f"got {path.name}; expected a .safetensors file, or PyTorch's .bin with nothing but tensors")
 
 
@@ -320,8 +335,12 @@ class _SafetensorsFile(Mapping[str, LazyTensor]):
         try:
             file: Any = safe_open(path, framework="pt")
             self._file, self._names = file, dict.fromkeys(file.keys())
+            check_file_header(path, len(self._names))
         except (SafetensorError, OSError) as error:
-            raise AdapterFormatError(f"{path} is not a readable safetensors file ({error}). It is damaged or incomplete: fetch it again.") from None
+            reason = quoted(str(error), 200)
+            raise AdapterFormatError(f"{path} is not a readable safetensors file ({reason}). It is damaged or incomplete: fetch it again.") from None
+        except AdapterFormatError as error:
+            raise AdapterFormatError(f"{path}: {error}") from None
 
     def __getitem__(self, name: str) -> LazyTensor:
         view = self._file.get_slice(name)
@@ -336,29 +355,8 @@ class _SafetensorsFile(Mapping[str, LazyTensor]):
         return len(self._names)
 
 
-def _read_torch(path: Path) -> dict[str, Tensor | LazyTensor]:
-    size = path.stat().st_size
-    try:
-        unpacked = _unpacked_size(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True) if unpacked <= size else {}
-    except _TORCH_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AdapterFormatError(f"{path} cannot be read as plain tensors ({reason}). Save the adapter as .safetensors.") from None
-    if unpacked > size:  # PyTorch compresses nothing
-        raise AdapterFormatError(f"{path} has {size} bytes and would unpack to {unpacked}; expected an uncompressed file. Do not use it.")
-    if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
-        raise AdapterFormatError(f"{path} does not hold a dictionary of tensors; expected a PEFT state dict")
-    for key, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.numel() * tensor.element_size() > size:
-            raise AdapterFormatError(f"{path}, {key}: got a sparse, empty or expanded tensor; expected one whose every number is in the file")
-    return dict(tensors)
-
-
-def _unpacked_size(path: Path) -> int:
-    if not zipfile.is_zipfile(path):
-        return 0
-    with zipfile.ZipFile(path) as archive:
-        return sum(entry.file_size for entry in archive.infolist())
+def _shown(value: object) -> str:
+    return quoted(repr(value))
 
 
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
