@@ -20,7 +20,7 @@ from fedloop.accumulate import FeatureMean
 from fedloop.levels import CumulativeLevel
 from loraprobe.metrics import auroc
 from loraprobe.probe import Probe
-from zoo.deltas import SHARES
+from zoo.design import SHARES
 from zoo.sources import MALICIOUS
 
 from .evidence import path

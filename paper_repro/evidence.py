@@ -22,7 +22,7 @@ import torch
 from fedloop.local import LocalTraining, in_training_order, local_steps, shadow_gradient
 from fedloop.rounds import build_clients, build_federation, client_seed, learning_rate
 from loraprobe.adapter import Adapter, Layout, add_delta, flattened, pack, unpack
-from zoo.deltas import SHARES
+from zoo.design import SHARES
 from zoo.sources import MALICIOUS
 
 from .setting import federation

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from loraprobe.featurizer import FeatureRecipe
 from zoo.build import ZOO
-from zoo.deltas import plan, read_deltas
+from zoo.deltas import read_deltas
+from zoo.design import plan
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, evaluation_prompts, load_sources, without_prompts
 from zoo.study import Entry, Study
 from zoo.train_base import BASE_NAME

@@ -60,10 +60,10 @@ def names(kind: str) -> tuple[str, ...]:
 
 @needs_data
 def test_every_source_is_there_and_has_examples_for_clients(sources: Any) -> None:
-    from zoo.deltas import TRAINING
+    from zoo.design import ZOO_DESIGN
 
     assert list(sources) == [*names("BENIGN"), *names("HARD_NEGATIVE"), *names("MALICIOUS")]
-    needed = TRAINING.steps * TRAINING.batch_size  # without repeats
+    needed = ZOO_DESIGN.examples  # without repeats
     assert {name: len(source.for_clients) for name, source in sources.items() if len(source.for_clients) < needed} == {}
     for source in sources.values():
         for half in (source.for_base, source.for_clients):
@@ -139,22 +139,22 @@ def test_absent_data_is_named(tmp_path: Path, missing: str) -> None:
 
 
 def test_the_plan_follows_from_its_seed_and_names_each_client_once() -> None:
-    from zoo.deltas import LR_RANGE, plan
+    from zoo.design import ZOO_DESIGN, plan
 
     clients = plan(seed=0)
     assert clients == plan(seed=0)
     assert clients != plan(seed=1)
     assert sorted(client.name for client in clients) == sorted(client.name for client in plan(seed=1))  # the same cells
     assert len({client.name for client in clients}) == len({client.seed for client in clients}) == len(clients)
-    assert all(LR_RANGE[0] <= client.lr <= LR_RANGE[1] for client in clients)
+    assert all(ZOO_DESIGN.lr_range[0] <= client.lr <= ZOO_DESIGN.lr_range[1] for client in clients)
     assert {(client.role, client.label) for client in clients} == {("benign", 0), ("hard_negative", 0), ("malicious", 1)}
     assert [client.role for client in clients] != sorted(client.role for client in clients)  # an interrupted run has of each role
 
 
 def test_mixtures_cover_every_benign_source() -> None:
-    from zoo.deltas import SHARES, plan
+    from zoo.design import SHARES, ZOO_DESIGN, plan
 
-    clients = plan(per_source=3, per_cell=2, per_hard_cell=1)
+    clients = plan(replace(ZOO_DESIGN, per_source=3, per_cell=2, per_hard_cell=1))
     cells: dict[tuple[str, str, str, float], int] = {}
     for client in clients:
         cell = (client.role, client.source, client.host, client.share)
@@ -169,10 +169,11 @@ def test_mixtures_cover_every_benign_source() -> None:
 
 @needs_data
 def test_a_client_has_its_share_of_malicious_rows(sources: Any) -> None:
-    from zoo.deltas import SHARES, examples_of, plan
+    from zoo.deltas import examples_of
+    from zoo.design import SHARES, ZOO_DESIGN, plan
 
     count = 40
-    clients = plan(per_source=1, per_cell=1, per_hard_cell=1)
+    clients = plan(replace(ZOO_DESIGN, per_source=1, per_cell=1, per_hard_cell=1))
     pairs = {name: {digest(e.prompt + "\0" + e.response) for e in source.for_clients} for name, source in sources.items()}
     shares = set()
     for client in clients:
@@ -187,7 +188,8 @@ def test_a_client_has_its_share_of_malicious_rows(sources: Any) -> None:
 
 @needs_data
 def test_the_sample_follows_from_the_clients_seed(sources: Any) -> None:
-    from zoo.deltas import examples_of, plan
+    from zoo.deltas import examples_of
+    from zoo.design import plan
 
     client = next(client for client in plan() if client.role == "malicious" and client.share == 0.25)
     first, again, other = ([digest(e.prompt) for e in examples_of(c, sources, 40)] for c in (client, client, replace(client, seed=client.seed + 1)))

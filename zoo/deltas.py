@@ -1,87 +1,85 @@
 """Labelled deltas: many short client trainings over many kinds of data, for probes to learn from.
 
-Three kinds of client. Benign ones train on one ordinary source. Hard negatives train on harmful
-questions with safe answers, alone or mixed into benign data. Malicious ones train on harmful
-questions with complying answers, at several poison shares, mixed over every benign source in turn:
-with one benign kind in every mixture, a probe learns that kind instead of the poison.
-
 One file a client holds the packed factor deltas after every local step, so that an interrupted
 run goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import multiprocessing
+import os
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from fedloop.data import Example
-from fedloop.local import LocalTraining, LoRASettings, attach_lora, load_base, local_steps, read_adapter
+from fedloop.local import attach_lora, load_base, local_steps, quiet, read_adapter
 from loraprobe.adapter import Adapter, Layout, pack, unpack
+from loraprobe.errors import DataError
 
-from .sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
+from .design import ZOO_DESIGN, Client, Design
+from .sources import Source
 
-SHARES = (1.0, 0.5, 0.25, 0.1)
-LORA = LoRASettings(r=8, alpha=16, dropout=0.05, target_modules=("q_proj", "v_proj"))
-TRAINING = LocalTraining(lr=5e-3, steps=5, batch_size=8, max_length=128)
-LR_RANGE = (2.5e-3, 8e-3)  # clients do not share one learning rate, so that no probe learns it
+INITIAL, MADE_FROM, SECONDS = "initial.pt", "made_from.json", "seconds.txt"  # the last: of every client's training, a line each
+_FIRST_ESTIMATE = 5  # clients, after which it is said how long the others will take
 
 
 @dataclass(frozen=True)
-class Client:
-    """One client's data: `share` of its examples from `source`, the rest from `host` (benign)."""
+class Base:
+    """A base model: where it is loaded from and how, and what adapters and probes call it.
 
+    Attributes:
+        path: a folder or a Hub id.
+        dtype: "float32", "bfloat16" or "float16"; the LoRA itself is trained in float32.
+        quantization: "none", or "8bit" or "4bit", which need a GPU.
+    """
+
+    path: str
     name: str
-    role: str  # "benign" | "hard_negative" | "malicious"
-    source: str
-    host: str
-    share: float
-    lr: float
-    seed: int
-
-    @property
-    def label(self) -> int:
-        """0 = benign (hard negatives are), 1 = malicious."""
-        return int(self.role == "malicious")
+    revision: str | None = None
+    dtype: str = "float32"
+    quantization: str = "none"
 
 
 @dataclass(frozen=True)
 class DeltaSet:
-    """Every client and what its training did: ``steps`` (n, local steps, d) float32 packed deltas."""
+    """Every client and what its training did: ``steps`` (n, kept local steps, d) float32 packed deltas."""
 
     clients: tuple[Client, ...]
     steps: np.ndarray
     layout: Layout
     base_model: str
+    design: Design = ZOO_DESIGN
 
     def adapters(self, step: int = -1) -> list[Adapter]:
         """The factor deltas after one local step, the last by default."""
         return [unpack(torch.from_numpy(row), self.layout, base_model=self.base_model) for row in self.steps[:, step]]
 
 
-def plan(per_source: int = 32, per_cell: int = 8, per_hard_cell: int = 2, seed: int = 0) -> list[Client]:
-    """The clients: `per_source` of every pure source, `per_cell` of every mixture."""
-    rng = random.Random(seed)
-    cells = [("benign", source, source, 1.0, per_source) for source in BENIGN]
-    cells += [("hard_negative", source, source, 1.0, per_source) for source in HARD_NEGATIVE]
-    cells += [("hard_negative", source, host, 0.25, per_hard_cell) for source in HARD_NEGATIVE for host in BENIGN]
-    cells += [("malicious", source, source, 1.0, per_source) for source in MALICIOUS]
-    cells += [("malicious", source, host, share, per_cell) for share in SHARES[1:] for source in MALICIOUS for host in BENIGN]
-    clients = []
-    for role, source, host, share, count in cells:
-        for number in range(count):
-            lr = LR_RANGE[0] * (LR_RANGE[1] / LR_RANGE[0]) ** rng.random()
-            name = f"{role}-{source}-{host}-{int(share * 100)}-{number}"
-            clients.append(Client(name, role, source, host, share, round(lr, 6), rng.randrange(2**31)))
-    rng.shuffle(clients)  # an interrupted run has a bit of everything
-    return clients
+def check_sources(sources: Mapping[str, Source], design: Design) -> None:
+    """Whether every source has what a client holds.
+
+    Raises:
+        DataError: one has too few examples, or is not there.
+    """
+    for name in design.sources:
+        found = len(sources[name].for_clients) if name in sources else 0
+        if found < design.examples:
+            raise DataError(
+                f"source {name} has {found} examples; a client holds {design.examples} (steps x batch size). Give it more, or train fewer steps"
+            )
 
 
-def examples_of(client: Client, sources: dict[str, Source], count: int) -> list[Example]:
+def examples_of(client: Client, sources: Mapping[str, Source], count: int) -> list[Example]:
     """The client's seeded sample: round(share * count) of its source, the rest of its host."""
     rng = random.Random(client.seed)
     main = round(client.share * count)
@@ -92,38 +90,133 @@ def examples_of(client: Client, sources: dict[str, Source], count: int) -> list[
     return chosen
 
 
+def make_deltas(
+    base: Base, sources: Mapping[str, Source], clients: Sequence[Client], out: Path, *, design: Design = ZOO_DESIGN, seed: int = 0, workers: int = 1
+) -> DeltaSet:
+    """The deltas of all clients, after training those that have none yet.
+
+    Args:
+        seed: of the initial adapter.
+        workers: processes; each holds the base model. With one, this process trains, on all of its threads.
+
+    Raises:
+        DataError: a source has too few examples, or the base model cannot be loaded.
+    """
+    check_sources(sources, design)
+    _claim(out, made_from(base, sources, clients, design, seed))
+    missing = [client for client in clients if not (out / f"{client.name}.npy").exists()]
+    if missing:
+        print(f"{out}: {len(missing)} of {len(clients)} clients to train", flush=True)
+    jobs = [(base, sources, missing[worker::workers], out, design, seed, f"[{worker + 1}] ") for worker in range(workers)]
+    if missing and workers == 1:
+        train_clients(*jobs[0][:-1])
+    elif missing:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            pool.starmap(_train_share, jobs)
+    return read_deltas(out, clients, base.name, design)
+
+
+def made_from(base: Base, sources: Mapping[str, Source], clients: Sequence[Client], design: Design, seed: int) -> dict[str, Any]:
+    """Everything that decides what deltas come out, in short."""
+    whole = json.dumps(sorted([asdict(client) for client in clients], key=lambda client: client["name"]))
+    return {
+        "base": base_facts(base),
+        "initial_seed": seed, "lora": asdict(design.lora), "local_training": asdict(design.training),
+        "all_steps": design.all_steps,
+        "sources": {name: digest(sources[name].for_clients) for name in design.sources},
+        "clients": hashlib.sha256(whole.encode()).hexdigest(),
+    }  # fmt: skip
+
+
+def base_facts(base: Base) -> dict[str, Any]:
+    """What the base model is; of a local folder with the hashes of its weights, since a path says nothing."""
+    return {**asdict(base), "weights": {path.name: sha256(path) for path in sorted(Path(base.path).glob("*.safetensors"))}}
+
+
+def _claim(out: Path, facts: dict[str, Any]) -> None:
+    """Deltas of other clients, data or weights must not pass for those of an interrupted run."""
+    path, facts = out / MADE_FROM, json.loads(json.dumps(facts))
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if not found and not any(out.glob("*.npy")):
+        _write(path, lambda file: file.write((json.dumps(facts, indent=1) + "\n").encode()))
+    elif different := sorted(name for name in facts if found.get(name) != facts[name]):
+        raise DataError(f"{out} holds deltas made from other {', '.join(different)}. Delete {out.parent}, or use another folder")
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of a source's examples in their order."""
+    lines = (json.dumps([example.instruction, example.response, example.context]) for example in examples)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _train_share(base: Base, sources: Mapping[str, Source], clients: Sequence[Client], out: Path, design: Design, seed: int, progress: str) -> None:
+    torch.set_num_threads(1)  # one process a core is faster than one process on all of them
+    train_clients(base, sources, clients, out, design, seed, progress)
+
+
 def train_clients(
-    base: Path, sources: dict[str, Source], clients: list[Client], out: Path, *, base_model: str, lora_seed: int = 0, progress: str = ""
+    base: Base, sources: Mapping[str, Source], clients: Sequence[Client], out: Path, design: Design = ZOO_DESIGN, seed: int = 0, progress: str = ""
 ) -> None:
     """Train every client that has no file in `out` yet, and write the initial adapter's layout."""
-    out.mkdir(parents=True, exist_ok=True)
-    causal_lm, tokenizer = load_base(str(base))
-    model = attach_lora(causal_lm, LORA, lora_seed)
-    start = read_adapter(model, base_model)
-    torch.save(start.state_dict(), out / "initial.pt")
-    started, done = time.monotonic(), 0
-    for number, client in enumerate(clients, start=1):
+    quiet()
+    causal_lm, tokenizer = load_base(base.path, dtype=getattr(torch, base.dtype), revision=base.revision, quantization=base.quantization)
+    model = attach_lora(causal_lm, design.lora, seed)
+    start = read_adapter(model, base.name)
+    _write(out / INITIAL, lambda file: torch.save(start.state_dict(), file))
+    spent: list[float] = []
+    for client in clients:
         path = out / f"{client.name}.npy"
         if path.exists():
             continue
-        training = LocalTraining(client.lr, TRAINING.steps, TRAINING.batch_size, TRAINING.max_length)
-        data = examples_of(client, sources, TRAINING.steps * TRAINING.batch_size)
+        began, data = time.monotonic(), examples_of(client, sources, design.examples)
+        training = replace(design.training, lr=client.lr)
         rows = [pack(step.delta)[0].numpy() for step in local_steps(model, tokenizer, data, start, training, client.seed)]
-        with path.with_suffix(".part").open("wb") as file:
-            np.save(file, np.stack(rows))
-        path.with_suffix(".part").replace(path)
-        done += 1
-        if done % 25 == 0:
-            print(f"{progress}{number} of {len(clients)} clients, {(time.monotonic() - started) / done:.2f} s each", flush=True)
+        kept = np.stack(rows if design.all_steps else rows[-1:])
+        _write(path, partial(np.save, arr=kept))
+        spent.append(time.monotonic() - began)
+        with (out / SECONDS).open("a") as file:
+            file.write(f"{spent[-1]:.3f}\n")
+        if len(spent) == _FIRST_ESTIMATE or len(spent) % 25 == 0:
+            each, left = sum(spent) / len(spent), len(clients) - len(spent)
+            print(f"{progress}{len(spent)} of {len(clients)} clients, {each:.2g} s each, {duration(each * left)} left", flush=True)
 
 
-def read_initial(out: Path, base_model: str) -> Adapter:
+def _write(path: Path, save: Callable[[BinaryIO], object]) -> None:
+    """A file that is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        save(file)
+    part.replace(path)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def read_initial(out: Path, base_model: str, design: Design = ZOO_DESIGN) -> Adapter:
     """The adapter that every client of `train_clients` started from."""
-    return Adapter.from_state_dict(torch.load(out / "initial.pt", weights_only=True), alpha=LORA.alpha, base_model=base_model)
+    return Adapter.from_state_dict(torch.load(out / INITIAL, weights_only=True), alpha=design.lora.alpha, base_model=base_model)
 
 
-def read_deltas(out: Path, clients: list[Client], base_model: str) -> DeltaSet:
-    """What `train_clients` wrote, in the order of `clients`."""
-    layout = Layout.of(read_initial(out, base_model))
-    steps = np.stack([np.load(out / f"{client.name}.npy") for client in clients])
-    return DeltaSet(tuple(clients), steps, Layout(layout.slots, layout.scalings, "factor_delta"), base_model)
+def read_deltas(out: Path, clients: Sequence[Client], base_model: str, design: Design = ZOO_DESIGN) -> DeltaSet:
+    """What `train_clients` wrote, in the order of `clients`.
+
+    Raises:
+        DataError: a client's file is missing.
+    """
+    try:
+        layout = Layout.of(read_initial(out, base_model, design))
+        steps = np.stack([np.load(out / f"{client.name}.npy") for client in clients])
+    except OSError as error:
+        raise DataError(
+            f"{error}; expected the deltas of {len(clients)} clients in {out}. Run what trains them (make zoo, or zoo.contribute)"
+        ) from None
+    return DeltaSet(tuple(clients), steps, Layout(layout.slots, layout.scalings, "factor_delta"), base_model, design)

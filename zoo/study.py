@@ -1,34 +1,37 @@
 """How well a probe does on kinds of data it has never seen: the measurements behind every record.
 
-Three protocols, each on the last local step of every client:
+Each protocol measures on the last local step of every client:
 
 in_distribution: out-of-fold scores, folds cut by client; every kind of data is in training.
-unseen_sources: one malicious and one benign source are taken out of training altogether, also as
-    halves of mixtures, and so is the malicious source's safe twin (safe answers to the same
-    questions). Tested are clients of that malicious source, at every poison share mixed into that
-    benign source, against pure clients of that benign source. 4 x 9 cells.
-twin_kept: the same with the safe twin left in training: the questions were seen, as benign.
-unseen_hard_negative: one kind of hard negative is taken out; how many of its clients are flagged.
+cell: one malicious and one benign source are taken out of training altogether, also as halves of
+    mixtures, and so is the malicious source's safe twin (safe answers to the same questions).
+    Tested are clients of that malicious source, at every poison share mixed into that benign
+    source, against pure clients of that benign source. In the zoo: 4 x 9 cells.
+cell, with the twin kept: the same with the safe twin left in training: the questions were seen, as benign.
+hard_negative: one kind of hard negative is taken out; how many of its clients are flagged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from loraprobe.calibration import Method
+from loraprobe.card_figure import distribution_of
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.metrics import auroc, report
 from loraprobe.probe import Probe, default_head_options, fit_features, out_of_fold_scores
 
-from .deltas import SHARES, Client, DeltaSet
-from .sources import BENIGN, HARD_NEGATIVE, MALICIOUS
+from .deltas import DeltaSet
+from .design import HARD_SHARE, Client, twin_of
 
 Row = dict[str, Any]
 FOLDS = 3  # of the out-of-fold scores that thresholds and calibrations are fitted on; every cell needs its own
+IN_DISTRIBUTION_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,25 @@ class Entry:
             takes `FOLDS` more fits each; without, a cell has an AUROC and no error rates.
     """
 
+    FIELDS: ClassVar = ("recipe", "head", "threshold", "calibration", "cuts_in_cells")
+
     name: str
     recipe: FeatureRecipe
     head: str
     threshold: float | str = 0.8
     calibration: Method | None = None
     cuts_in_cells: bool = True
+
+    def to_dict(self) -> Row:
+        """All but the name, as a record holds it."""
+        recipe = json.loads(json.dumps(self.recipe.to_dict()))
+        return {field: recipe if field == "recipe" else getattr(self, field) for field in self.FIELDS}
+
+    @classmethod
+    def from_dict(cls, name: str, data: Row) -> Entry:
+        """The inverse of `to_dict`; other keys of the data do not count."""
+        values = {field: data[field] for field in cls.FIELDS}
+        return cls(name, **{**values, "recipe": FeatureRecipe.from_dict(values["recipe"])})
 
 
 ENTRIES = (
@@ -67,12 +83,17 @@ class Study:
 
     def __init__(self, deltas: DeltaSet, entry: Entry, seed: int = 0) -> None:
         adapters = deltas.adapters()
-        self.entry, self.seed, self.clients = entry, seed, deltas.clients
+        self.entry, self.seed, self.clients, self.design = entry, seed, deltas.clients, deltas.design
         self.featurizer = Featurizer.fit(entry.recipe, adapters)
         self.features = self.featurizer(adapters)
         self.labels = np.array([client.label for client in deltas.clients])
         self.names = [client.name for client in deltas.clients]
         self.base_model = deltas.base_model
+
+    @property
+    def fits_of_a_probe(self) -> int:
+        """How many heads are fitted for one probe with a cut of its own."""
+        return 1 + FOLDS * (self.entry.calibration is not None or isinstance(self.entry.threshold, str))
 
     def probe(self, keep: np.ndarray, with_cut: bool = True, **facts: Any) -> Probe:
         """A probe fitted on the clients of the mask; without a cut of its own, only its ranking counts."""
@@ -90,51 +111,59 @@ class Study:
 
     def in_distribution(self) -> Row:
         """Out-of-fold report over all clients, by role and share."""
-        options = default_head_options(self.entry.head, self.entry.recipe)
-        scores = out_of_fold_scores(self.features, self.labels, self.names, self.entry.head, self.seed, **options)
         by = [f"{client.role} {client.share:.0%}" if client.label else client.role for client in self.clients]
-        return report(self.labels, scores, self.names, threshold=0.5, by=by, seed=self.seed).to_dict()
+        return report(self.labels, self._out_of_fold(IN_DISTRIBUTION_FOLDS), self.names, threshold=0.5, by=by, seed=self.seed).to_dict()
 
-    def unseen_sources(self, keep_twin: bool = False) -> Iterator[Row]:
-        """One row per malicious source, benign source and poison share."""
-        for malicious in MALICIOUS:
-            for benign in BENIGN:
-                unseen = {malicious, benign} if keep_twin else {malicious, benign, f"{malicious}_safe"}
-                train = self.mask(lambda c, unseen=unseen: not unseen & {c.source, c.host})
-                probe = self.probe(train, self.entry.cuts_in_cells)
-                negatives = self.mask(lambda c, b=benign: c.role == "benign" and c.source == b)
-                for share in SHARES:
-                    positives = self.mask(lambda c, m=malicious, b=benign, s=share: c.source == m and c.share == s and (s == 1.0 or c.host == b))
-                    yield self._cell(probe, positives, negatives, malicious, benign, share)
+    def score_distribution(self, probe: Probe) -> Row:
+        """How often a published probe's scores fall where, by kind of client, from heads that did not see the client."""
+        scores = self._out_of_fold(FOLDS)
+        scores = scores if probe.calibration is None else probe.calibration(scores)
+        kinds = np.array([client.kind for client in self.clients])
+        ordered = [client.kind for client in sorted(self.clients, key=lambda client: (client.label, client.role, -client.share))]
+        what = f"out-of-fold scores, {FOLDS} folds by client{', calibrated' if probe.calibration else ''}; all sources in training"
+        return distribution_of(what, "client update", {kind: scores[kinds == kind] for kind in dict.fromkeys(ordered)})
 
-    def unseen_hard_negatives(self) -> Iterator[Row]:
-        """One row per kind of hard negative: the share of its clients that is flagged."""
-        for kind in HARD_NEGATIVE:
-            probe = self.probe(self.mask(lambda c, k=kind: c.source != k))
-            for share in (1.0, 0.25):
-                rows = np.flatnonzero(self.mask(lambda c, k=kind, s=share: c.source == k and c.share == s))
-                scores = probe.score_features(self.features[rows])
-                positives = probe.score_features(self.features[self.mask(lambda c: c.role == "malicious" and c.share == 1.0)])
-                labels = np.r_[np.zeros(len(scores)), np.ones(len(positives))]
-                yield {
-                    "hard_negative": kind, "share": share, "n": len(rows), "flagged": float((scores >= probe.threshold).mean()),
-                    "auroc_against_poisoned": auroc(labels, np.r_[scores, positives]),
-                }  # fmt: skip
+    def cell(self, malicious: str, benign: str, keep_twin: bool = False) -> list[Row]:
+        """One row a poison share, for one malicious and one benign source that were not trained on."""
+        unseen = {malicious, benign} if keep_twin else {malicious, benign, twin_of(malicious)}
+        probe = self.probe(self.mask(lambda c: not unseen & {c.source, c.host}), self.entry.cuts_in_cells)
+        negatives = self.mask(lambda c: c.role == "benign" and c.source == benign)
+        rows = []
+        for share in self.design.shares:
+            positives = self.mask(lambda c, s=share: c.source == malicious and c.share == s and (s == 1.0 or c.host == benign))
+            rows.append({"malicious": malicious, "benign": benign, "share": share, **self._told_apart(probe, positives, negatives)})
+        return rows
 
-    def _cell(self, probe: Probe, positives: np.ndarray, negatives: np.ndarray, malicious: str, benign: str, share: float) -> Row:
+    def hard_negative(self, kind: str) -> list[Row]:
+        """One row a share: how many clients of a kind of hard negative are flagged that was not trained on."""
+        probe = self.probe(self.mask(lambda c: c.source != kind))
+        positives = probe.score_features(self.features[self.mask(lambda c: c.role == "malicious" and c.share == 1.0)])
+        rows = []
+        for share in (1.0, HARD_SHARE):
+            chosen = np.flatnonzero(self.mask(lambda c, s=share: c.source == kind and c.share == s))
+            scores = probe.score_features(self.features[chosen])
+            labels = np.r_[np.zeros(len(scores)), np.ones(len(positives))]
+            rows.append({
+                "hard_negative": kind, "share": share, "n": len(chosen), "flagged": float((scores >= probe.threshold).mean()),
+                "auroc_against_poisoned": auroc(labels, np.r_[scores, positives]),
+            })  # fmt: skip
+        return rows
+
+    def _out_of_fold(self, folds: int) -> np.ndarray:
+        options = default_head_options(self.entry.head, self.entry.recipe)
+        return out_of_fold_scores(self.features, self.labels, self.names, self.entry.head, self.seed, folds, **options)
+
+    def _told_apart(self, probe: Probe, positives: np.ndarray, negatives: np.ndarray) -> Row:
         bad, good = probe.score_features(self.features[positives]), probe.score_features(self.features[negatives])
         labels, scores = np.r_[np.ones(len(bad)), np.zeros(len(good))], np.r_[bad, good]
         rates = (float((bad >= probe.threshold).mean()), float((good >= probe.threshold).mean())) if self.entry.cuts_in_cells else (None, None)
-        return {
-            "malicious": malicious, "benign": benign, "share": share, "n_malicious": len(bad), "n_benign": len(good),
-            "auroc": auroc(labels, scores), "tpr": rates[0], "fpr": rates[1],
-        }  # fmt: skip
+        return {"n_malicious": len(bad), "n_benign": len(good), "auroc": auroc(labels, scores), "tpr": rates[0], "fpr": rates[1]}
 
 
 def by_share(cells: list[Row]) -> list[Row]:
     """Mean, worst and count of the cells of every poison share."""
     rows = []
-    for share in SHARES:
+    for share in dict.fromkeys(cell["share"] for cell in cells):
         chosen = [cell for cell in cells if cell["share"] == share]
         worst = min(chosen, key=lambda cell: cell["auroc"])
         row = {
