@@ -1,0 +1,32 @@
+"""Log lines of JSON: one a request, and one for whatever else there is to say. Nothing a client sent is in them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+LOGGER = logging.getLogger("loraprobe.serve")
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON: time, level and event, and the fields that came with it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, without a line break in it."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {"time": f"{at}.{int(record.msecs):03d}Z", "level": record.levelname.lower(), "event": record.getMessage()}
+        line |= record.__dict__.get("fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def log_to_stderr() -> None:
+    """Send the service's and uvicorn's records to stderr as lines of JSON."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    for logger, level in ((LOGGER, logging.INFO), (logging.getLogger("uvicorn.error"), logging.WARNING)):
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)

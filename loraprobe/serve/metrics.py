@@ -1,0 +1,63 @@
+"""What Prometheus is told. No label comes from a client: routes, error types and probe names are ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtra
+
+if TYPE_CHECKING:
+    from .answers import Result
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_BYTES = tuple(float(4**power) for power in range(5, 16))  # 1 KiB to 1 GiB
+
+
+class Metrics:
+    """The counters of one service, in a registry of its own.
+
+    Raises:
+        MissingExtra: prometheus_client is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import prometheus_client as prometheus
+        except ImportError:
+            raise MissingExtra("prometheus-client", "serve", "The scoring service") from None
+
+        self.registry = registry = prometheus.CollectorRegistry()
+        self.media_type: str = prometheus.CONTENT_TYPE_LATEST
+        self._latest: Any = prometheus.generate_latest
+        requests = prometheus.Counter("loraprobe_requests", "Requests answered.", ("route", "status"), registry=registry)
+        errors = prometheus.Counter("loraprobe_errors", "Requests refused, by the type of the error.", ("type",), registry=registry)
+        verdicts = prometheus.Counter("loraprobe_verdicts", "Verdicts given.", ("probe", "verdict"), registry=registry)
+        self.in_flight = prometheus.Gauge("loraprobe_in_flight", "Requests being answered now.", registry=registry)
+        self.scoring_seconds = prometheus.Histogram(
+            "loraprobe_scoring_seconds", "From a complete body to its scores.", buckets=_SECONDS, registry=registry
+        )
+        self.body_bytes = prometheus.Histogram("loraprobe_body_bytes", "Bytes of the bodies that came in whole.", buckets=_BYTES, registry=registry)
+        self.held_bytes = prometheus.Gauge("loraprobe_held_bytes", "Bytes of bodies in memory now.", registry=registry)
+        prometheus.ProcessCollector(registry=registry)
+        # Looked up once per combination, of which there are few: `labels` takes longer than counting.
+        self._requests = cache(lambda route, status: requests.labels(route, str(status)))
+        self._errors = cache(errors.labels)
+        self._verdicts = cache(verdicts.labels)
+
+    def count_request(self, route: str, status: int, error: str | None = None) -> None:
+        """One request that was answered, and the type of its error if it was refused."""
+        self._requests(route, status).inc()
+        if error is not None:
+            self._errors(error).inc()
+
+    def count_verdicts(self, results: Iterable[Result]) -> None:
+        """The verdicts of one body."""
+        for result in results:
+            self._verdicts(result.probe, result.verdict).inc()
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus' format."""
+        shown: bytes = self._latest(self.registry)
+        return shown
