@@ -15,6 +15,7 @@ def main() -> None:
     except ImportError as error:
         print(MissingExtra(str(error.name), "cli", "The fedloop command"), file=sys.stderr)
         raise SystemExit(2) from None
+    from . import commands_flower  # noqa: F401  # it joins the app
     from .commands import app
 
     app()

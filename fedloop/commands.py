@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from loraprobe.errors import LoraprobeError
 from .errors import FedloopError
 
 if TYPE_CHECKING:
+    from .config import Config
     from .rounds import RunResult, Watch
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Federated LoRA fine-tuning that weighs its clients.")
@@ -25,7 +27,7 @@ console = Console()
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Errors that are about the input are printed, not traced; exit code 2."""
     try:
         yield
@@ -34,39 +36,69 @@ def _told() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+class Engine(StrEnum):
+    """Where the clients of an experiment run."""
+
+    IN_PROCESS = "in-process"
+    FLOWER = "flower"
+
+
+EngineOption = Annotated[Engine, typer.Option(help="in-process, or flower: a SuperLink and one SuperNode a client, on this machine.")]
+TimeoutOption = Annotated[float, typer.Option(help="flower: seconds until a round's missing clients are given up.")]
+WireOption = Annotated[str, typer.Option(help="flower: float32, or float16 for half the bytes.")]
+
+
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="The experiment: a TOML file; `fedloop example` prints one.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for records, checkpoints and adapters; output.folder if not given.")] = None,
+    engine: EngineOption = Engine.IN_PROCESS,
+    round_timeout: TimeoutOption = 600.0,
+    wire: WireOption = "float32",
 ) -> None:
-    """Run a federation in this process, or go on with one that was interrupted."""
-    with _told():
+    """Run a federation on this machine, or go on with one that was interrupted."""
+    with told():
         from .config import Config
-        from .local import quiet
-        from .rounds import simulate
 
-        quiet()
         experiment = Config.read(config)
         if out is not None:
             experiment = experiment.model_copy(update={"output": experiment.output.model_copy(update={"folder": str(out)})})
-        with _progress(experiment.rounds, experiment.clients.sampled or experiment.clients.count) as watch:
-            result = simulate(experiment, watch=watch)
+        result = _play(experiment, engine, round_timeout, wire)
     _print(result)
 
 
 @app.command()
-def resume(folder: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")]) -> None:
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")],
+    engine: EngineOption = Engine.IN_PROCESS,
+    round_timeout: TimeoutOption = 600.0,
+    wire: WireOption = "float32",
+) -> None:
     """Go on with an interrupted run; it ends bit for bit where an uninterrupted one would have."""
-    with _told():
-        from .local import quiet
-        from .rounds import resume
+    with told():
         from .run_folder import read_config
 
-        quiet()
         experiment = read_config(folder)
-        with _progress(experiment.rounds, experiment.clients.sampled or experiment.clients.count) as watch:
-            result = resume(folder, watch=watch)
+        experiment = experiment.model_copy(update={"output": experiment.output.model_copy(update={"folder": str(folder)})})
+        result = _play(experiment, engine, round_timeout, wire)
     _print(result)
+
+
+def _play(experiment: Config, engine: Engine, round_timeout: float, wire: str) -> RunResult:
+    """Run or go on with an experiment, with progress bars."""
+    from .local import quiet
+
+    quiet()
+    with _progress(experiment.rounds, experiment.clients.sampled or experiment.clients.count) as watch:
+        if engine is Engine.IN_PROCESS:
+            from .rounds import simulate
+
+            return simulate(experiment, watch=watch)
+        from .flower.launch import run_on_loopback
+        from .flower.settings import EngineSettings
+
+        settings = EngineSettings(round_timeout=round_timeout, wire=wire)
+        return run_on_loopback(experiment, settings, watch=watch, say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
 
 
 @app.command()
@@ -75,7 +107,7 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The page to write; FOLDER/report.html if not given.")] = None,
 ) -> None:
     """Write one HTML page: trust, scores, weights, metrics and the overhead ledger of a run."""
-    with _told():
+    with told():
         from .report import write_report
 
         page = write_report(folder, out)
@@ -90,7 +122,7 @@ def mt_bench(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.")] = 1024,
 ) -> None:
     """Answer MT-Bench's first turns with a run's global model, in FastChat's format, for its judge."""
-    with _told():
+    with told():
         from .local import quiet
         from .mtbench import first_turn_answers, read_questions, write_answers
         from .rounds import global_model
@@ -126,7 +158,7 @@ def client(
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
 ) -> None:
     """Train one client's LoRA on its own data, as a round of the federation would."""
-    with _told():
+    with told():
         from .data import read_jsonl
         from .local import LocalTraining, LoRASettings, attach_lora, load_base, local_steps, read_adapter
 

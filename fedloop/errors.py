@@ -21,3 +21,11 @@ class AggregationError(FedloopError):
 
 class StateError(FedloopError):
     """A saved state or checkpoint is damaged, of another version or of another experiment."""
+
+
+class MessageError(FedloopError):
+    """A message between a server and its clients is not what they agreed on."""
+
+
+class EngineError(FedloopError):
+    """A distributed engine could not be started, or its run came to an end before its last round."""

@@ -1,4 +1,7 @@
-"""The state of a federation between rounds, and one round of it: train, attack, assess, aggregate, apply."""
+"""The state of a federation between rounds, and one round of it: train, attack, assess, aggregate, apply.
+
+`GlobalLoRA` is the server's half, the same for every engine; `Federation` adds clients that train in this process.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,11 @@ from .clients import Client
 from .config import AggregationConfig, Config
 from .defense import Defense
 from .errors import AggregationError
-from .folding import FoldedBase
+from .folding import FoldedBase, ResidualSum
 from .local import LocalTraining, write_adapter
 from .lora_aggregation import average_exactly
 from .poisoning import attacked
-from .server_side import ServerSide
+from .server_side import GradientChange, ServerSide
 from .trainer import ClientTrainer, Trained
 from .types import RoundRecord
 
@@ -35,53 +38,57 @@ if TYPE_CHECKING:
 _FLOAT_BYTES = 4
 
 
-class Federation:
-    """A loaded model, the global LoRA, and everything else that one round hands to the next.
+class GlobalLoRA:
+    """The global LoRA and everything that decides how it moves: defence, rule, server optimiser. It knows no engine.
+
+    Args:
+        initial: the LoRA before the first round, kind "weights".
+        base: takes the residuals of exact aggregation; if None they are summed and go nowhere.
 
     Attributes:
         lora: the global LoRA, kind "weights".
+        initial: as given; where shadows start.
         defense: decides how much each update counts.
     """
 
-    def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, initial: Adapter, defense: Defense, config: Config) -> None:
-        self.lora, self.defense = initial, defense
-        self._config, self._model, self._tokenizer = config, model, tokenizer
+    def __init__(self, initial: Adapter, defense: Defense, config: Config, base: ResidualSum | None = None) -> None:
+        self.lora, self.initial, self.defense = initial, initial, defense
+        self._config = config
         self._layout = Layout.of(initial)
-        self._base = FoldedBase(model)
-        of = config.training
-        self._trainer = ClientTrainer(
-            model, tokenizer, initial, defense.level.evidence if defense.level else None, defense.probe.featurizer if defense.probe else None,
-            LocalTraining(of.shadow_lr or of.lr, of.steps, of.batch_size, of.max_length, of.max_grad_norm), of.shadow_examples, self._base.unfolded,
-        )  # fmt: skip
-        self._server = ServerSide(config.aggregation, self._layout, of.proximal, config.clients.count)
+        self._base = ResidualSum() if base is None else base
+        self._server = ServerSide(config.aggregation, self._layout, config.training.proximal, config.clients.count)
         self._history: dict[str, Tensor] = {}
 
-    def round(
-        self, number: int, clients: Sequence[Client], training: LocalTraining, seeds: Sequence[int], generator: np.random.Generator,
-        after: Callable[[str, float], None],
+    @property
+    def residual(self) -> Mapping[str, Tensor]:
+        """Module -> (d_out, d_in): what exact aggregation has added to the base so far."""
+        return self._base.residual
+
+    def asks(self, client: str) -> GradientChange:
+        """What the server optimiser asks of this client's gradients in the coming round."""
+        return self._server.asks(client)
+
+    def finish(
+        self, number: int, trained: Mapping[str, Trained], asked: Sequence[str], malicious: Sequence[str],
+        training: LocalTraining, generator: np.random.Generator, refused: Mapping[str, str] | None = None,
     ) -> RoundRecord:  # fmt: skip
-        """Play one round with these clients and make its result the global LoRA.
+        """Weigh what the clients of a round sent and make the result the global LoRA.
 
         Args:
-            seeds: one a client, of its order of examples and of dropout.
+            trained: client -> what it sent, as far as it could be read.
+            asked: every client of the round; one that is not in `trained` has factor 0.
+            malicious: who plays the configured attack on updates, in an experiment.
             generator: of what attackers and randomised rules draw.
-            after: called with a client's id and its mean loss once it has trained.
+            refused: client -> why nothing of it could be read, or nothing came.
         """
-        ids = [client.client_id for client in clients]
-        wanted = self.defense.wanted(ids)
-        trained = {}
-        for client, seed in zip(clients, seeds, strict=True):
-            adjust = self._server.adjustment(self._model, self.lora, client.client_id)
-            one = self._trainer.train(client.client_id, client.examples, self.lora, training, seed, wanted=client.client_id in wanted, adjust=adjust)
-            trained[client.client_id] = one
-            after(client.client_id, one.loss)
-        malicious = [client.client_id for client in clients if client.role == "malicious"]
         note = ""
         try:
-            trained = attacked(trained, malicious, self._config.clients, self.defense, self.lora, generator)
+            present = [client for client in malicious if client in trained]
+            trained = attacked(trained, present, self._config.clients, self.defense, self.lora, generator)
         except AggregationError as error:  # too few honest clients in this round to make it from: they send what they trained
             note = f"no update attack: {error}"
-        record = self.defense.assess(number, [one.update for one in trained.values()], start=self.lora, expected=ids)
+        record = self.defense.assess(number, [one.update for one in trained.values()], start=self.lora, expected=asked)
+        record = replace(record, reasons=dict(sorted({**record.reasons, **(refused or {})}.items())))
         began = time.perf_counter()
         if not record.skipped:
             try:
@@ -127,11 +134,6 @@ class Federation:
                 residual[module] = averaged.left @ averaged.right
         self._base.add(residual)
 
-    def model_for_measuring(self) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-        """The model with the global LoRA on it."""
-        write_adapter(self._model, self.lora)
-        return self._model, self._tokenizer
-
     def state_dict(self) -> dict[str, Any]:
         """What the next round needs beyond the configuration: plain data, arrays and tensors."""
         return {
@@ -150,6 +152,47 @@ class Federation:
         self._server.load_state_dict(state["server"])
         self._history = dict(state["history"])
         self._base.set(state["residual"])
+
+
+class Federation(GlobalLoRA):
+    """A global LoRA with a loaded model that plays all of its clients, one after the other, in this process."""
+
+    def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, initial: Adapter, defense: Defense, config: Config) -> None:
+        base = FoldedBase(model)
+        super().__init__(initial, defense, config, base)
+        self._model, self._tokenizer = model, tokenizer
+        of = config.training
+        self._trainer = ClientTrainer(
+            model, tokenizer, initial, defense.level.evidence if defense.level else None, defense.probe.featurizer if defense.probe else None,
+            LocalTraining(of.shadow_lr or of.lr, of.steps, of.batch_size, of.max_length, of.max_grad_norm), of.shadow_examples, base.unfolded,
+        )  # fmt: skip
+
+    def round(
+        self, number: int, clients: Sequence[Client], training: LocalTraining, seeds: Sequence[int], generator: np.random.Generator,
+        after: Callable[[str, float], None],
+    ) -> RoundRecord:  # fmt: skip
+        """Play one round with these clients and make its result the global LoRA.
+
+        Args:
+            seeds: one a client, of its order of examples and of dropout.
+            generator: of what attackers and randomised rules draw.
+            after: called with a client's id and its mean loss once it has trained.
+        """
+        ids = [client.client_id for client in clients]
+        wanted = self.defense.wanted(ids)
+        trained = {}
+        for client, seed in zip(clients, seeds, strict=True):
+            adjust = self._server.adjustment(self._model, self.lora, client.client_id)
+            one = self._trainer.train(client.client_id, client.examples, self.lora, training, seed, wanted=client.client_id in wanted, adjust=adjust)
+            trained[client.client_id] = one
+            after(client.client_id, one.loss)
+        malicious = [client.client_id for client in clients if client.role == "malicious"]
+        return self.finish(number, trained, ids, malicious, training, generator)
+
+    def model_for_measuring(self) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+        """The model with the global LoRA on it."""
+        write_adapter(self._model, self.lora)
+        return self._model, self._tokenizer
 
 
 def rule_options(of: AggregationConfig, n: int, generator: np.random.Generator) -> dict[str, Any]:

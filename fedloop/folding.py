@@ -14,7 +14,35 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-class FoldedBase:
+class ResidualSum:
+    """The sum of a run's residuals: what a server keeps of them that has no model."""
+
+    def __init__(self) -> None:
+        self._residual: dict[str, torch.Tensor] = {}
+
+    @property
+    def residual(self) -> dict[str, torch.Tensor]:
+        """Module -> (d_out, d_in) float32, the sum of everything added so far."""
+        return self._residual
+
+    def add(self, residual: Mapping[str, torch.Tensor]) -> None:
+        """Add one round's residual, module -> (d_out, d_in).
+
+        Raises:
+            AggregationError: it is folded into a base that is quantised, so that a small residual would be lost in rounding.
+        """
+        self.set({module: self._residual.get(module, 0) + change.float() for module, change in residual.items()})
+
+    def set(self, residual: Mapping[str, torch.Tensor]) -> None:
+        """Take this sum in place of the former one.
+
+        Raises:
+            AggregationError: as `add`.
+        """
+        self._residual = dict(residual)
+
+
+class FoldedBase(ResidualSum):
     """A model's adapted weights as they were loaded, and the sum of residuals that is on them now.
 
     It keeps a copy of every adapted weight once the first residual comes: folding always starts from the loaded weights,
@@ -22,22 +50,9 @@ class FoldedBase:
     """
 
     def __init__(self, model: PeftModel) -> None:
+        super().__init__()
         self._model = model
         self._loaded: dict[str, torch.Tensor] = {}
-        self._residual: dict[str, torch.Tensor] = {}
-
-    @property
-    def residual(self) -> dict[str, torch.Tensor]:
-        """Module -> (d_out, d_in) float32, the sum of everything folded in so far."""
-        return self._residual
-
-    def add(self, residual: Mapping[str, torch.Tensor]) -> None:
-        """Fold one round's residual in, module -> (d_out, d_in).
-
-        Raises:
-            AggregationError: the base is quantised, so that a small residual would be lost in rounding.
-        """
-        self.set({module: self._residual.get(module, 0) + change.float() for module, change in residual.items()})
 
     def set(self, residual: Mapping[str, torch.Tensor]) -> None:
         """Put this sum of residuals on the loaded weights, instead of the former one.
@@ -54,7 +69,7 @@ class FoldedBase:
                     raise AggregationError(f"{module} has {weight.dtype} weights; exact aggregation needs a base that is not quantised")
                 self._loaded[module] = weight.clone()
             weight.copy_((self._loaded[module].float() + change.to(weight.device)).to(weight.dtype))
-        self._residual = dict(residual)
+        super().set(residual)
 
     @contextmanager
     def unfolded(self) -> Iterator[None]:

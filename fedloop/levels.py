@@ -364,7 +364,7 @@ LEVELS: dict[str, type[Level]] = {
 }
 
 
-def make_level(name: str, **values: Any) -> Level:
+def make_level(name: str, /, **values: Any) -> Level:
     """The level of this name, with these fields set and the paper's constants for the others.
 
     Raises:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from loraprobe.peft_io import save_adapter
 from loraprobe.probe import Probe
 
 from .clients import Client, Group, Role, make_clients
-from .config import ClientsConfig, Config, TrainingConfig
+from .config import ClientsConfig, Config, LoRAConfig, ModelConfig, TrainingConfig
 from .corpora import load_corpus
 from .data import Example
 from .defense import Defense
 from .errors import ConfigError, StateError
-from .federation import Federation
+from .federation import Federation, GlobalLoRA
 from .local import LocalTraining, LoRASettings, attach_lora, load_base, read_adapter
 from .measure import Measurement
 from .partition import by_column, iid, mixtures
@@ -79,32 +79,69 @@ def simulate(config: Config | Mapping[str, Any] | str | Path, *, watch: Watch | 
     if not isinstance(config, Config):
         config = Config.read(config) if isinstance(config, str | Path) else Config.of(config)
     clients = build_clients(config)
-    roles = {client.client_id: {"role": client.role, "source": client.source, "share": client.share} for client in clients}
-    folder = RunFolder.create(Path(config.output.folder), config, roles) if config.output.folder else None
+    folder = RunFolder.create(Path(config.output.folder), config, roles_of(clients)) if config.output.folder else None
     federation = build_federation(config)
-    measure = Measurement.of(config.evaluation, config.seed, config.training.max_length)
-    state, records = folder.load() if folder else (None, [])
-    if state is not None:
-        federation.load_state_dict(state)
-    elif folder:
-        save_adapter(federation.lora, folder.path / "initial")
-    board = _Board(folder.path if folder and config.output.tensorboard else None, records)
-    for number in range(len(records) + 1, config.rounds + 1):
-        record = _round(federation, config, clients, number, watch)
-        if measure and (number == config.rounds or (config.evaluation.every and number % config.evaluation.every == 0)):
+    with Run(config, federation, folder, watch, federation.model_for_measuring) as run:
+        for number in run.ahead():
+            run.finish(_round(federation, config, clients, number, watch))
+    return run.result(roles_of(clients))
+
+
+class Run:
+    """What a run has done so far: in memory, in its folder, and for whoever watches. Engines play rounds; this finishes them.
+
+    Args:
+        federation: set to the state after the last finished round, if the folder holds one.
+        model: the model with the global LoRA on it, for measuring; None if nothing is measured.
+
+    Raises:
+        DataError, MissingExtra: what the evaluation names cannot be had.
+        StateError: the folder is damaged.
+    """
+
+    def __init__(
+        self, config: Config, federation: GlobalLoRA, folder: RunFolder | None, watch: Watch | None = None,
+        model: Callable[[], tuple[PeftModel, PreTrainedTokenizerBase]] | None = None,
+    ) -> None:  # fmt: skip
+        self._config, self._federation, self._folder, self._watch, self._model = config, federation, folder, watch, model
+        self._measure = Measurement.of(config.evaluation, config.seed, config.training.max_length)
+        state, self.records = folder.load() if folder else (None, [])
+        if state is not None:
+            federation.load_state_dict(state)
+        elif folder:
+            save_adapter(federation.lora, folder.path / "initial")
+        self._board = _Board(folder.path if folder and config.output.tensorboard else None, self.records)
+
+    def ahead(self) -> range:
+        """The numbers of the rounds that are still to be played."""
+        return range(len(self.records) + 1, self._config.rounds + 1)
+
+    def finish(self, record: RoundRecord) -> None:
+        """Measure the global model if it is time to, save the round, and tell who watches."""
+        of, number = self._config.evaluation, record.round
+        if self._measure and self._model and (number == self._config.rounds or (of.every and number % of.every == 0)):
             began = time.perf_counter()
-            record = replace(record, metrics=measure(*federation.model_for_measuring()))
+            record = replace(record, metrics=self._measure(*self._model()))
             record = replace(record, seconds={**record.seconds, "evaluate": time.perf_counter() - began})
-        records.append(record)
-        if folder:
-            folder.save(record, federation.state_dict())
-        board.write(record)
-        if watch:
-            watch("round", number, "", sum(record.factors.values()) / len(record.factors))
-    if folder:
-        save_adapter(federation.lora, folder.path / "adapter")
-    board.close()
-    return RunResult(config, tuple(records), federation.lora, records[-1].metrics, roles, folder.path if folder else None)
+        self.records.append(record)
+        if self._folder:
+            self._folder.save(record, self._federation.state_dict())
+        self._board.write(record)
+        if self._watch:
+            self._watch("round", number, "", sum(record.factors.values()) / len(record.factors))
+
+    def result(self, roles: Mapping[str, Mapping[str, Any]]) -> RunResult:
+        """What the run leaves, once every round is finished; writes the final adapter."""
+        if self._folder:
+            save_adapter(self._federation.lora, self._folder.path / "adapter")
+        folder = self._folder.path if self._folder else None
+        return RunResult(self._config, tuple(self.records), self._federation.lora, self.records[-1].metrics, roles, folder)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._board.close()
 
 
 def resume(folder: str | Path, *, watch: Watch | None = None) -> RunResult:
@@ -130,6 +167,11 @@ def global_model(folder: str | Path) -> tuple[PeftModel, PreTrainedTokenizerBase
     federation = build_federation(config)
     federation.load_state_dict(state)
     return federation.model_for_measuring()
+
+
+def roles_of(clients: Sequence[Client]) -> dict[str, dict[str, Any]]:
+    """Client -> what reports say of it."""
+    return {client.client_id: {"role": client.role, "source": client.source, "share": client.share} for client in clients}
 
 
 def build_clients(config: Config) -> list[Client]:
@@ -175,12 +217,21 @@ def build_federation(config: Config) -> Federation:
     Raises:
         ConfigError: the base model is not the one the probe was made for.
     """
-    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[config.model.dtype]
-    base, tokenizer = load_base(config.model.base, dtype=dtype, revision=config.model.revision, quantization=config.model.quantization)
-    lora = LoRASettings(config.lora.r, config.lora.alpha, config.lora.dropout, config.lora.target_modules)
-    model = attach_lora(base, lora, config.lora.seed, frozen_a=config.aggregation.lora == "frozen_a")
+    model, tokenizer = load_adapted(config.model, config.lora, frozen_a=config.aggregation.lora == "frozen_a")
     initial = read_adapter(model, config.model.name or config.model.base)
     return Federation(model, tokenizer, initial, build_defense(config, initial), config)
+
+
+def load_adapted(of: ModelConfig, lora: LoRAConfig, *, frozen_a: bool) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The base model with a fresh LoRA on it, and its tokenizer.
+
+    Raises:
+        DataError, MissingExtra: it cannot be loaded.
+    """
+    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[of.dtype]
+    base, tokenizer = load_base(of.base, dtype=dtype, revision=of.revision, quantization=of.quantization)
+    settings = LoRASettings(lora.r, lora.alpha, lora.dropout, lora.target_modules)
+    return attach_lora(base, settings, lora.seed, frozen_a=frozen_a), tokenizer
 
 
 def build_defense(config: Config, initial: Adapter) -> Defense:
@@ -221,19 +272,40 @@ def learning_rate(training: TrainingConfig, number: int, rounds: int) -> float:
     return training.min_lr + (training.lr - training.min_lr) * (1 + math.cos(math.pi * (number - 1) / rounds)) / 2
 
 
-def _round(federation: Federation, config: Config, clients: list[Client], number: int, watch: Watch | None) -> RoundRecord:
-    """One round: who takes part, with which learning rate and seeds."""
+class RoundPlan(NamedTuple):
+    """Who takes part in a round and how they train; it follows from the configuration and the round's number alone.
+
+    Attributes:
+        chosen: numbers of the clients, rising.
+        seeds: one for each of them, of its order of examples and of dropout.
+        generator: of what attackers and randomised rules draw.
+    """
+
+    number: int
+    chosen: tuple[int, ...]
+    training: LocalTraining
+    seeds: tuple[int, ...]
+    generator: np.random.Generator
+
+
+def plan_round(config: Config, number: int) -> RoundPlan:
+    """The plan of a round (from 1)."""
     generator = np.random.default_rng([config.seed, number])
-    chosen = sorted(generator.choice(len(clients), config.clients.sampled or len(clients), replace=False))
-    of = config.training
+    count, of = config.clients.count, config.training
+    chosen = tuple(sorted(map(int, generator.choice(count, config.clients.sampled or count, replace=False))))
     training = LocalTraining(learning_rate(of, number, config.rounds), of.steps, of.batch_size, of.max_length, of.max_grad_norm)
-    seeds = [client_seed(config.seed, number, int(index)) for index in chosen]
+    return RoundPlan(number, chosen, training, tuple(client_seed(config.seed, number, index) for index in chosen), generator)
+
+
+def _round(federation: Federation, config: Config, clients: list[Client], number: int, watch: Watch | None) -> RoundRecord:
+    """One round of clients in this process."""
+    plan = plan_round(config, number)
 
     def after(client: str, loss: float) -> None:
         if watch:
             watch("client", number, client, loss)
 
-    return federation.round(number, [clients[index] for index in chosen], training, seeds, generator, after)
+    return federation.round(number, [clients[index] for index in plan.chosen], plan.training, plan.seeds, plan.generator, after)
 
 
 class _Board:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,29 @@ if TYPE_CHECKING:
 
 Adjust = Callable[[list[torch.nn.Parameter]], None]
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.[^.]+\.weight")
+
+
+@dataclass(frozen=True)
+class GradientChange:
+    """What the server optimiser asks of one client's gradients before every local step: the clients' half of it.
+
+    Attributes:
+        proximal: FedProx's mu; None for no pull to the round's start.
+        correction: SCAFFOLD's, packed (d,), to be added; None for none.
+    """
+
+    proximal: float | None = None
+    correction: Tensor | None = None
+
+    def of(self, model: PeftModel, layout: Layout, start: Adapter) -> Adjust | None:
+        """The change for `local_steps`, None if nothing is asked; `start` is the round's global LoRA."""
+        if self.proximal is not None:
+            mu, origins = self.proximal, _by_parameter(model, layout, pack(start, layout)[0])
+            return lambda parameters: _add(parameters, [proximal_gradient(p.detach(), o, mu) for p, o in zip(parameters, origins, strict=True)])
+        if self.correction is not None:
+            correction = _by_parameter(model, layout, self.correction)
+            return lambda parameters: _add(parameters, correction)
+        return None
 
 
 class ServerSide:
@@ -42,18 +66,18 @@ class ServerSide:
         self._variate = torch.zeros(layout.size)
         self._client_variates: dict[str, Tensor] = {}
 
-    def adjustment(self, model: PeftModel, start: Adapter, client: str) -> Adjust | None:
-        """What changes this client's gradients before every local step, if the optimiser asks for it."""
+    def asks(self, client: str) -> GradientChange:
+        """What this client's gradients have to go through in the coming round."""
         if self._name == "fedprox":
-            origins = self._by_parameter(model, pack(start, self._layout)[0])
-            return lambda parameters: _add(
-                parameters, [proximal_gradient(p.detach(), o, self._proximal) for p, o in zip(parameters, origins, strict=True)]
-            )
+            return GradientChange(proximal=self._proximal)
         if self._name == "scaffold":
             own = self._client_variates.get(client, torch.zeros_like(self._variate))
-            correction = self._by_parameter(model, scaffold_correction(self._variate, own))
-            return lambda parameters: _add(parameters, correction)
-        return None
+            return GradientChange(correction=scaffold_correction(self._variate, own))
+        return GradientChange()
+
+    def adjustment(self, model: PeftModel, start: Adapter, client: str) -> Adjust | None:
+        """What changes this client's gradients before every local step, if the optimiser asks for it."""
+        return self.asks(client).of(model, self._layout, start)
 
     def step(self, delta: Tensor, clients: Sequence[str], deltas: Tensor, training: LocalTraining) -> Tensor:
         """What to add to the global LoRA, (d,), given the aggregate (d,) and the deltas (n, d) of the clients that counted."""
@@ -78,12 +102,13 @@ class ServerSide:
         self._state = dict(state["optimizer"])
         self._variate, self._client_variates = state["variate"], dict(state["client_variates"])
 
-    def _by_parameter(self, model: PeftModel, vector: Tensor) -> list[Tensor]:
-        """The parts of a packed vector in the order, the shapes and on the device of the model's trained parameters."""
-        parts = torch.split(vector, [slot.size for slot in self._layout.slots])
-        by_slot = {(slot.module, slot.factor): part.view(slot.shape) for slot, part in zip(self._layout.slots, parts, strict=True)}
-        trained = [(_FACTOR.fullmatch(name), parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        return [by_slot[found[1], found[2]].to(parameter) for found, parameter in trained if found]  # type: ignore[index]
+
+def _by_parameter(model: PeftModel, layout: Layout, vector: Tensor) -> list[Tensor]:
+    """The parts of a packed vector in the order, the shapes and on the device of the model's trained parameters."""
+    parts = torch.split(vector, [slot.size for slot in layout.slots])
+    by_slot = {(slot.module, slot.factor): part.view(slot.shape) for slot, part in zip(layout.slots, parts, strict=True)}
+    trained = [(_FACTOR.fullmatch(name), parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [by_slot[found[1], found[2]].to(parameter) for found, parameter in trained if found]  # type: ignore[index]
 
 
 def _add(parameters: Sequence[torch.nn.Parameter], changes: Sequence[Tensor]) -> None:

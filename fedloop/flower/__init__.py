@@ -1,0 +1,42 @@
+"""Flower as the engine: the server's half of a federation in a ServerApp, one client's in a ClientApp.
+
+Importing this package switches off Flower's telemetry and update checks in this process, unless the environment says
+otherwise; processes that fedloop starts have them off in any case.
+"""
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from loraprobe.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from .client import client_app
+    from .server import server_app
+    from .strategy import DefendedStrategy
+
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)  # flwr reads them when it is imported, which is after this
+
+_MODULE_OF = {"DefendedStrategy": "strategy", "client_app": "client", "server_app": "server"}
+
+__all__ = ["QUIET", "DefendedStrategy", "client_app", "server_app"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'fedloop.flower' has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def require_flower() -> None:
+    """Say what is missing before anything is started.
+
+    Raises:
+        MissingExtra: flwr is not installed.
+    """
+    try:
+        import flwr  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("flwr", "flower", "the Flower engine") from error
