@@ -154,6 +154,8 @@ def test_normalising_makes_length_one_whatever_the_length_was() -> None:
         torch.testing.assert_close(l2_normalised(direction * length), torch.tensor([0.6, -0.8]))
     assert l2_normalised(direction * 1e-14).tolist() == (direction * 1e-14).tolist()
     assert l2_normalised(torch.zeros(3)).tolist() == [0, 0, 0]
+    # A length beyond float32 would make every quotient zero: the vector of an adapter without a change.
+    torch.testing.assert_close(l2_normalised(torch.full((4,), 3e38)), torch.full((4,), 0.5))
 
 
 # --- bad numbers ------------------------------------------------------------------------------------------------------

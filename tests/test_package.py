@@ -20,6 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ("loraprobe", "fedloop")
+SUFFIXES = (".py", ".typed", ".toml", ".html")
 CORE = {"torch", "numpy", "scipy", "safetensors", "huggingface-hub", "scikit-learn"}
 EXTRAS = {
     "cli": {"typer", "rich"},
@@ -58,9 +59,7 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 
 def test_the_wheel_holds_both_packages_whole_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert names == {
-        str(path.relative_to(ROOT)) for package in SHIPPED for path in (ROOT / package).rglob("*") if path.suffix in (".py", ".typed", ".toml")
-    }
+    assert names == {str(path.relative_to(ROOT)) for package in SHIPPED for path in (ROOT / package).rglob("*") if path.suffix in SUFFIXES}
     assert {"loraprobe/py.typed", "fedloop/py.typed", "loraprobe/probe.py", "fedloop/local.py", "fedloop/example.toml"} <= names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel.namelist())
 
