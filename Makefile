@@ -1,6 +1,8 @@
 # make demo   set up and run the main job on what the repository holds
 # make test   set up and run the tests
 # make bench  the benchmarks: tables in benchmarks/results/
+# make fuzz   damaged and hostile files into every loader (about ten minutes): fuzz/results/
+# make verify what the zoo's records say, measured again (add ARGS=--studies after make zoo)
 # make lint   style and types
 # make paper  the defended federations on real data: tables in paper_repro/ (hours; needs DATA and what make zoo kept)
 # make zoo    train the base model, the labelled adapters and the probes anew (hours; needs DATA)
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test bench lint paper zoo clean
+.PHONY: setup demo test bench fuzz verify lint paper zoo clean
 
 setup: $(STAMP)
 
@@ -30,6 +32,14 @@ test: setup
 bench: setup
 	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.aggregation
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.scale
+
+fuzz: setup
+	$(BIN)/python -m fuzz
+
+verify: setup
+	$(BIN)/python -m zoo.verify $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

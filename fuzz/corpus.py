@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
+import pickletools
 import re
+import struct
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -121,9 +124,11 @@ def tree(index: int, width: int, rng: np.random.Generator, depth: int = 3) -> di
                 below += [left[node], right[node]]
         level = below
     n = len(left)
-    floats = {name: rng.normal(size=n).astype(np.float32).astype(float).tolist() for name in ("base_weights", "loss_changes", "sum_hessian")}
+    # The shortest decimals that float32 reads back, as XGBoost writes them.
+    arrays = ("base_weights", "loss_changes", "split_conditions", "sum_hessian")
+    floats = {name: [float(str(number)) for number in rng.normal(size=n).astype(np.float32)] for name in arrays}
     return {
-        **floats, "split_conditions": rng.normal(size=n).astype(np.float32).astype(float).tolist(),
+        **floats,
         "categories": [], "categories_nodes": [], "categories_segments": [], "categories_sizes": [],
         "default_left": [0] * n, "id": index, "left_children": left, "parents": parents, "right_children": right,
         "split_indices": rng.integers(0, width, n).tolist(), "split_type": [0] * n,
@@ -161,14 +166,29 @@ def adapters() -> tuple[Files, ...]:
 @cache
 def bins() -> tuple[Files, ...]:
     """PEFT folders with .bin files of both formats."""
-    found = []
-    for legacy, config, dtype in ((False, CONFIGS[0], torch.float32), (True, CONFIGS[0], torch.float32), (False, CONFIGS[1], torch.bfloat16)):
-        file = io.BytesIO()
-        torch.save(tensors(dtype), file, _use_new_zipfile_serialization=not legacy)
-        data = file.getvalue()
-        if legacy:  # the keys of its storages are addresses in memory
-            keys = sorted(set(re.findall(rb"(?<=X.\0\0\0)\d{9,}", data, re.DOTALL)), key=data.index)
-            for number, key in enumerate(keys):
-                data = data.replace(key, b"%0*d" % (len(key), number))
-        found.append({"adapter_model.bin": data, "adapter_config.json": json.dumps(config).encode()})
-    return tuple(found)
+    return tuple(
+        {"adapter_model.bin": data, "adapter_config.json": json.dumps(config).encode()}
+        for data, config in ((_zipped(tensors()), CONFIGS[0]), (_legacy(tensors()), CONFIGS[0]), (_zipped(tensors(torch.bfloat16)), CONFIGS[1]))
+    )
+
+
+def _zipped(found: dict[str, torch.Tensor]) -> bytes:
+    file = io.BytesIO()
+    torch.save(found, file)
+    return file.getvalue()
+
+
+def _legacy(found: dict[str, torch.Tensor]) -> bytes:
+    """The format before PyTorch 1.6. Its storages are named by their addresses and come in that order: here they are numbered."""
+    file = io.BytesIO()
+    torch.save(found, file, _use_new_zipfile_serialization=False)
+    file.seek(0)
+    for _ in range(4):  # magic number, protocol, system, state dict
+        list(pickletools.genops(file))
+    said = file.getvalue()[: file.tell()]
+    keys = re.findall(rb"(?<=\0\0\0)\d{9,}(?=q)", said)
+    names = [f"{number:0{len(key)}d}" for number, key in enumerate(keys)]
+    for key, name in zip(keys, names, strict=True):
+        said = said.replace(key, name.encode())
+    numbers = [struct.pack("<q", tensor.numel()) + tensor.numpy().tobytes() for tensor in found.values()]
+    return said + pickle.dumps(names, 2) + b"".join(numbers)

@@ -197,7 +197,8 @@ class Featurizer:
             blocks |= self._spectral_blocks(adapter)
         if self.recipe.normalize == "l2":
             blocks = {name: block if name == "norms" else l2_normalised(block) for name, block in blocks.items()}
-        vector = torch.cat([blocks[name].float() for name in self.recipe.features])
+        parts = [blocks[name].float() for name in self.recipe.features]
+        vector = parts[0] if len(parts) == 1 else torch.cat(parts)
         if not all_finite(vector):
             raise NonFiniteError("the features overflow float32: the factors or their scaling are far beyond any trained adapter. Do not use it.")
         return vector

@@ -60,9 +60,12 @@ class LinearHead:
         x = check_features(x, self.num_features)  # (n, p)
         # float64: with 40,960 columns the rounding of a float32 sum is visible in the third digit of the logit
         # Row by row, so that the wide copy is of one row; einsum, because BLAS would wake its threads for it. Both cost more than the product
-        coef = self.coef.astype(np.float64)
-        logits = np.array([np.einsum("p,p->", row.astype(np.float64), coef) for row in x], np.float64)  # (n,)
+        logits = np.array([np.einsum("p,p->", row.astype(np.float64), self._wide_coef) for row in x], np.float64)  # (n,)
         return _probabilities(logits + self.intercept)
+
+    @cached_property
+    def _wide_coef(self) -> Probabilities:
+        return self.coef.astype(np.float64)
 
     def arrays(self) -> dict[str, FloatArray]:
         """What to save: ``coef`` (p,) and ``intercept`` (1,), float32."""
