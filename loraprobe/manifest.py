@@ -64,6 +64,7 @@ def read_for(kind: str, source: str | Path | Adapter, base: str | Path | Adapter
 
     Args:
         kind: "weights", "factor_delta" or "weight_delta".
+        source: a path or Hub id, or an adapter that is loaded already.
         base: the adapter that training started from, or its path; "fresh" for B = 0.
 
     Raises:

@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import torch
 from federated import Files, settings
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -15,16 +17,24 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedloop.config import Config
+from fedloop.flower import strategy
 from fedloop.flower.client import NodeTrainer
 from fedloop.flower.nodes import Node, write_nodes
 from fedloop.flower.server import serve
 from fedloop.rounds import RunResult, build_clients, build_federation, plan_round, roles_of
 from fedloop.run_folder import RunFolder
 from loraprobe import FeatureRecipe, Probe, fit_probe
+from loraprobe.adapter import pack
 
 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1  # of the server: a message is sent by the task of its process
 
 TRAINER = NodeTrainer()  # keeps the last model it loaded
+
+
+def vector(result: RunResult) -> torch.Tensor:
+    """The final global LoRA, packed."""
+    return pack(result.adapter)[0]
+
 
 Sent = Callable[[Message, Message], Sequence[Message]]  # what a node was asked, its honest reply -> what arrives of it
 
@@ -115,8 +125,9 @@ class Deployment:
         self.configs = {node: {"experiment": str(self.folder), "partition-id": index} for index, node in enumerate(self.nodes.values())}
 
     def serve(self, behaviour: Mapping[str, Sent] | None = None, grid: FakeGrid | None = None) -> RunResult:
-        """Play the run."""
-        return serve(grid or self.grid(behaviour), self.run_config)
+        """Play the run, looking for replies all the time."""
+        with patch.object(strategy, "_POLL", 0.001):
+            return serve(grid or self.grid(behaviour), self.run_config)
 
     def grid(self, behaviour: Mapping[str, Sent] | None = None) -> FakeGrid:
         """A grid with these nodes."""

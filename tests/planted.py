@@ -64,10 +64,14 @@ def _too_certain(folder: Path) -> Probe:
     return replace(probe, head=_BeyondOne(np.ones(width, np.float32), 0.0), calibration=None)
 
 
-def _unsteady(folder: Path) -> Probe:
-    """Another probe every time."""
+class _Forgetful(LinearHead):
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {**super().arrays(), "intercept": np.zeros(1, np.float32)}
+
+
+def _saved_otherwise(folder: Path) -> Probe:
     probe = Probe.from_pretrained(folder)
-    return replace(probe, head=LinearHead(np.full(probe.featurizer.num_features, time.monotonic() % 7, np.float32), 0.0))
+    return replace(probe, head=_Forgetful(np.ones(probe.featurizer.num_features, np.float32), 0.5))
 
 
 def _without_header_check(folder: Path) -> Adapter:
@@ -103,7 +107,7 @@ WARNS = _planted("config", _where_refused(lambda: warnings.warn("something is od
 COLOURS = _planted("config", _where_refused(lambda: _raise(ProbeFormatError("\x1b[2J"))))
 ESSAY = _planted("config", _where_refused(lambda: _raise(ProbeFormatError("x" * 5000))))
 TOO_CERTAIN = _planted("config-sealed", _too_certain)
-UNSTEADY = _planted("config-sealed", _unsteady)
+SAVED_OTHERWISE = _planted("config-sealed", _saved_otherwise)
 TWICE = _planted("adapter-tensors", _without_header_check)
 ROUNDING = _planted("adapter-tensors", _rounding)
 OTHER_SCALING = _planted("adapter-config", _other_scaling)

@@ -232,14 +232,14 @@ def part_with_faults(made: Deployment, folder: Path, told: Story) -> None:
 
 
 def part_with_the_server_killed(made: Deployment, folder: Path, told: Story) -> None:
-    """A run that waits for the victim to be let in again, loses all of the server after its first round, and goes on."""
+    """Once the victim is let in again: a run that loses all of the server after its first round, and goes on."""
     victim = list(made.sites.values())[2]
     victim.start()
-    first = made.start(folder)
     make_certificates(made.place / "elsewhere")
     told.refused["unregistered"] = made.refused("stranger", made.authority)
     told.refused["another authority"] = made.refused("astray", made.place / "elsewhere" / "ca.crt")
     wait(victim.keep_up, "the killed node to be let in again")
+    first = made.start(folder)
     first.until(folder / "run", 1)
     doomed = made.server.running()
     for pid in doomed:
@@ -273,8 +273,8 @@ def same(folder: Path, expected: RunResult) -> None:
     _, _, found = read_run(folder)
     assert [record.factors for record in found] == [record.factors for record in expected.records]
     assert torch.allclose(pack(load_adapter(folder / "adapter"))[0], pack(expected.adapter)[0], rtol=0, atol=1e-6)
-    assert [record for record in resume(folder).records] == found
-    assert "malicious" in write_report(folder).read_text() or expected.roles.keys() == read_run(folder)[1].keys()
+    assert list(resume(folder).records) == found
+    assert all(client in write_report(folder).read_text() for client in expected.roles)
 
 
 def test_the_malicious_client_has_no_weight(story: Story) -> None:
@@ -312,14 +312,16 @@ def test_a_node_that_returns_with_its_key_is_the_same_client_with_the_same_trust
 def test_a_run_that_is_stopped_goes_on_later(story: Story) -> None:
     code, shown = story.told["stopped"]
     assert code not in (0, 2)
-    assert "round 2 of 3" in shown
-    assert "round 3 of 3" in story.told["went on"][1]
+    assert "round 1 of 3" in shown
+    later = story.told["went on"][1].removeprefix(shown)
+    assert "round 3 of 3" in later
+    assert "round 1 of 3" not in later
 
 
 def test_who_has_no_registered_key_or_does_not_know_the_server_is_not_let_in(story: Story) -> None:
-    assert "could not be activated" in story.refused["unregistered"] or "No SuperNode found" in story.refused["unregistered"]
+    assert "Failed to activate SuperNode" in story.refused["unregistered"]
     assert "CERTIFICATE_VERIFY_FAILED" in story.refused["another authority"]
-    assert all("SuperNode ID" not in log for log in story.refused.values())
+    assert all("SuperNode ID" not in log and "EngineError: the SuperNode ended" in log for log in story.refused.values())
 
 
 # --- everything on this machine with one command ---------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import ssl
 import subprocess
@@ -297,7 +299,8 @@ def test_every_process_is_started_quiet(tmp_path: Path) -> None:
     assert flower_command("flower-supernode").is_file()
     with pytest.raises(EngineError, match="cannot find flower-nothing"):
         flower_command("flower-nothing")
-    script = "import os, fedloop.flower; from flwr.supercore.telemetry import FLWR_TELEMETRY_ENABLED as e; print(e, os.environ['FLWR_DISABLE_UPDATE_CHECK'])"
+    script = "import os, fedloop.flower; from flwr.supercore import telemetry; "
+    script += "print(telemetry.FLWR_TELEMETRY_ENABLED, os.environ['FLWR_DISABLE_UPDATE_CHECK'])"
     loud = {name: value for name, value in os.environ.items() if name not in QUIET}
     shown = subprocess.run([sys.executable, "-c", script], env=loud, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
     assert shown.stdout.split() == ["0", "1"]
@@ -367,7 +370,7 @@ def test_a_superlink_that_is_not_there_and_keys_of_another_kind_are_told(tmp_pat
 def test_a_node_config_may_hold_any_path(tmp_path: Path) -> None:
     import tomllib
 
-    config: dict[str, str | int] = {"data": "/it's \"odd\" = here/x.jsonl", "partition-id": 3}
+    config: dict[str, str | int] = {"data": '/it\'s "odd" = here/x.jsonl', "partition-id": 3}
     assert tomllib.loads(write_node_config(tmp_path / "node.toml", config).read_text()) == config
     with pytest.raises(ConfigError, match="cannot find"):
         run_node("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "key", config)
@@ -380,3 +383,64 @@ def test_a_run_on_loopback_needs_a_folder_and_respects_what_is_in_it(tiny_files:
     with pytest.raises(ValueError, match="is not empty and holds no run"):
         run_on_loopback(Config.of(settings(tiny_files, output={"folder": str(tmp_path)})), EngineSettings())
     assert json.dumps([path.name for path in tmp_path.iterdir()]) == '["mine"]'
+
+
+# --- the guide -----------------------------------------------------------------------------------------------------------------------------
+
+GUIDE = (ROOT / "docs" / "flower.md").read_text(encoding="utf-8")
+
+
+def block(name: str) -> str:
+    """The lines of the guide below a mark."""
+    [found] = re.findall(rf"<!-- {name} -->\n```\n(.*?)```", GUIDE, re.DOTALL)
+    return str(found)
+
+
+@pytest.mark.skipif(not (shutil.which("openssl") and shutil.which("ssh-keygen")), reason="needs openssl and ssh-keygen, as the guide's reader does")
+def test_the_guides_certificates_and_keys_are_taken(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+    from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
+
+    subprocess.run(["bash", "-euc", block("certificates") + block("node key")], cwd=tmp_path, check=True, capture_output=True)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "certificates" / "server.pem", tmp_path / "certificates" / "server.key")
+    client = ssl.create_default_context(cafile=tmp_path / "certificates" / "ca.crt")
+    for name, known in (("server.example.org", True), ("127.0.0.1", True), ("localhost", True), ("other.example.org", False)):
+        assert handshake(server, client, name) is known, name
+    for secret in ("certificates/ca.key", "certificates/server.key", "site-a"):
+        assert (tmp_path / secret).stat().st_mode & 0o077 == 0, secret
+    load_ssh_private_key((tmp_path / "site-a").read_bytes(), None)
+    assert uses_nist_ec_curve(load_ssh_public_key((tmp_path / "site-a.pub").read_bytes()))  # type: ignore[arg-type]  # it is one of them
+
+
+def test_every_command_of_the_guide_is_one() -> None:
+    from typer.main import get_command
+
+    from fedloop.commands import app
+
+    lines = [*re.findall(r"^(fedloop .*)$", GUIDE, re.MULTILINE), *re.findall(r"`(fedloop [^`]*)`", GUIDE)]
+    checked = set()
+    for line in lines:
+        command: Any = get_command(app)
+        words = shlex.split(line.partition(">")[0])[1:]
+        path = []
+        while hasattr(command, "commands") and words:
+            path.append(words[0])
+            command, words = command.commands[words[0]], words[1:]
+        if words:  # a bare name in running text has no arguments to check
+            command.make_context("guide", words)
+        checked.add(" ".join(path))
+    assert {
+        "run",
+        "resume",
+        "report",
+        "example",
+        *(f"flower {name}" for name in ("init", "superlink", "register", "unregister", "node", "start")),
+    } <= checked
+
+
+def test_the_guide_names_every_setting_with_its_default() -> None:
+    for name, value in EngineSettings().run_config().items():
+        shown = f"{value:g}" if isinstance(value, float) else f"`{value}`" if isinstance(value, str) else str(value)
+        assert f"| `{name}` | {shown} |" in GUIDE
+        assert f"{name} = " in (ROOT / "fedloop" / "flower" / "template" / "pyproject.toml").read_text()

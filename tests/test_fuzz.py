@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +61,7 @@ PLANTED = {
     "COLOURS": (20, "failure", "a message that cannot be shown, of 4 characters"),
     "ESSAY": (20, "failure", "a message that cannot be shown, of 5000 characters"),
     "TOO_CERTAIN": (60, "failure", r"scores \[1\."),
-    "UNSTEADY": (60, "failure", "a probe that is another one after it was saved"),
+    "SAVED_OTHERWISE": (60, "failure", "a probe that is another one after it was saved"),
     "TWICE": (300, "failure", "loaded although a key occurs twice"),
     "ROUNDING": (60, "failure", "other numbers than the file holds"),
     "OTHER_SCALING": (60, "failure", "scaling 4.0, the file says 2.0"),
@@ -72,13 +74,10 @@ def test_a_planted_bug_is_found_and_named(bug: str) -> None:
     tally = run(f"planted:{bug}", 0, 0, cases, Limits(seconds=3.0))
     found = [failure for failure in tally.failures if failure[1] == kind]
     assert found
-    if bug != "UNSTEADY":  # a probe that changes is seen to be different in more than one way
-        assert {failure[1] for failure in tally.failures} == {kind}
+    assert {failure[1] for failure in tally.failures} == {kind}
     numbers = [number for number, *_ in tally.failures]
     assert numbers == sorted(set(numbers))
     assert set(numbers) <= set(range(cases))
-    import re
-
     assert any(re.search(says, what) for *_, what in found), found[0]
     assert tally.cases == outcomes(tally).total() == cases  # those after the one that was fatal were run too
 
@@ -86,7 +85,7 @@ def test_a_planted_bug_is_found_and_named(bug: str) -> None:
 def test_a_crash_is_blamed_on_the_case_that_crashed() -> None:
     """Where the whole loader refuses, the one that crashes instead of refusing crashes: case by case, in children of their own."""
     refused = {number for number in range(8) if _outcome("config", number) == "refused"}
-    assert 2 < len(refused) < 8 or refused
+    assert 0 < len(refused) < 8
     tally = run("planted:KILLED", 0, 0, 8)
     assert {number for number, *_ in tally.failures} == refused
 
@@ -166,16 +165,12 @@ def test_a_failure_is_in_the_report_with_the_command_that_repeats_it(
 ) -> None:
     monkeypatch.setitem(TARGETS, "planted:KEY_ERROR", TARGETS["config"])
     assert main(["--target", "planted:KEY_ERROR", "--cases", "5", "--out", str(tmp_path)]) == 1
-    failures = report.load(tmp_path)["failures"]
-    assert failures
-    for failure in failures:
-        assert failure["again"] in capsys.readouterr().out or failure is not failures[0]
-        words = failure["again"].split()
-        assert words[:3] == ["python", "-m", "fuzz"]
-        again = [*words[3:-1], str(tmp_path / str(failure["number"]))]
-        assert main(again) == 1
-        [same] = report.load(tmp_path / str(failure["number"]))["failures"]
-        assert (same["number"], same["what"]) == (failure["number"], failure["what"])
+    failure = report.load(tmp_path)["failures"][-1]
+    assert failure["again"] in capsys.readouterr().out
+    words = failure["again"].split()
+    assert words[:3] == ["python", "-m", "fuzz"]
+    assert main([*words[3:-1], str(tmp_path / "again")]) == 1
+    assert report.load(tmp_path / "again")["failures"] == [failure]
 
 
 def test_the_committed_report_adds_up_and_names_no_failure() -> None:
@@ -187,7 +182,7 @@ def test_the_committed_report_adds_up_and_names_no_failure() -> None:
         assert all(set(counts) <= set(OUTCOMES) for counts in mutations.values())
         runs = sorted((run["seed"], run["first"], run["cases"]) for run in found["runs"] if run["target"] == target)
         assert report.of_target(found, target).total() == sum(cases for *_, cases in runs)
-        assert all(a[0] < b[0] or a[1] + a[2] <= b[1] for a, b in zip(runs, runs[1:], strict=False))  # no case twice
+        assert all(a[0] < b[0] or a[1] + a[2] <= b[1] for a, b in pairwise(runs))  # no case twice
     assert report.of_target(found, "head-trees-sealed").total() >= 6_000
     assert sum(report.of_target(found, target).total() for target in TARGETS) >= 40_000
 

@@ -128,7 +128,7 @@ def test_the_documentation_names_every_parameter_answer_and_error(service: servi
     assert set(document["paths"]) == {"/v1/score", "/v1/probes", "/healthz", "/metrics"}
     route = document["paths"]["/v1/score"]["post"]
     assert [one["name"] for one in route["parameters"]] == ["probe", "kind", "alpha", "base_model", "spectra", "Content-Digest"]
-    assert set(route["responses"]) == {"200", "400", "401", "408", "413", "415", "422", "500", "503"}
+    assert set(route["responses"]) == {"200", "400", "401", "408", "413", "415", "422", "431", "500", "503"}
     schema = route["responses"]["200"]["content"]["application/json"]["schema"]["properties"]
     answer = service.score(save_whole(serving.uploaded()), "spectra=true").body
     assert set(schema) == set(answer)
@@ -385,6 +385,16 @@ def test_told_to_stop_it_finishes_what_it_began_refuses_the_rest_and_exits_with_
         assert answer.body["results"] == [asdict(serving.of_upload("paper", serving.uploaded()))]
         assert service.process.wait(20) == 0
     assert all(line["level"] == "info" for line in service.lines())
+
+
+def test_answers_are_not_held_back_until_the_client_acknowledges(service: serving.Service) -> None:
+    """The head and the body of an answer in two segments would cost 40 ms a request, the time after which a client acknowledges the first."""
+    with service.connect() as connection:
+        begun = time.monotonic()
+        for _ in range(60):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: service\r\n\r\n")
+            assert serving.read_answer(connection) is not None
+        assert time.monotonic() - begun < 60 * 0.03
 
 
 def test_requests_beside_each_other_get_their_own_answers(service: serving.Service) -> None:

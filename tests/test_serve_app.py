@@ -107,7 +107,7 @@ def test_what_is_held_is_counted_while_it_is_held(monkeypatch: pytest.MonkeyPatc
     async def run() -> None:
         app = create_app(paper(max_body=len(data), max_held=len(data) + 100, inline=1))
         entered, finish = threading.Event(), threading.Event()
-        monkeypatch.setattr(Scorer, "__call__", lambda self, *given: entered.set() or finish.wait(20) and score(self, *given))
+        monkeypatch.setattr(Scorer, "__call__", lambda self, *given: entered.set() or (finish.wait(20) and score(self, *given)))
         first = asyncio.create_task(ask(app, "/v1/score", data))
         assert await asyncio.to_thread(entered.wait, 20)
         answers.append(await ask(app, "/v1/score", data))  # no room beside the one that is being scored
@@ -235,7 +235,7 @@ def test_fresh_is_a_start_for_probes_that_read_b_only() -> None:
     [result], _ = scorer(save_whole(after), parse_question(b"probe=paper", names))
     delta = Adapter({name: LoRAPair(torch.zeros_like(pair.A), pair.B, pair.scaling) for name, pair in after.items()}, kind="factor_delta")
     assert result.score == probes.tiny_probe("linear", "paper")([delta])[0]
-    with pytest.raises(Exception, match="probe 'all_a': .*needs the adapter that training started from"):
+    with pytest.raises(Exception, match=r"probe 'all_a': .*needs the adapter that training started from"):
         scorer(save_whole(after), parse_question(b"probe=all_a", names))
 
 

@@ -69,6 +69,8 @@ class State:
 
 def main() -> None:
     """Verify, then say or do what is to be done."""
+    from huggingface_hub.utils import disable_progress_bars
+
     options = _options()
     if not looks_like_repo_id(f"{options.namespace}/{COLLECTION}"):
         sys.exit(f"got --namespace {options.namespace!r}; expected the name of a user or an organisation on the Hub")
@@ -81,6 +83,7 @@ def main() -> None:
     with TemporaryDirectory(prefix="loraprobe-zoo-") as scratch:
         wanted = targets(shown, options.zoo, options.namespace, Path(scratch))
         if options.push:
+            disable_progress_bars()  # of hundreds of small files; a line a repository says more
             for target in wanted:
                 print(f"{target.repo_id}: {push(hub_api(None), target, options.private)}", flush=True)
         else:

@@ -92,7 +92,7 @@ def guarded_protocol(settings: Settings, on_refused: Callable[[Refusal], None]) 
                 if self._headers_due is not None:
                     self._headers_due.cancel()
                     self._headers_due = None
-            else:
+            elif self._headers_due is None:
                 self._headers_due = self.loop.call_later(settings.timeout, self._headers_late)
 
         def _headers_late(self) -> None:
