@@ -23,8 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     minutes = MINUTES if options.minutes is None and options.cases is None else options.minutes
     until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     failed, left = 0, dict.fromkeys(options.target or TARGETS, options.cases or 10**9)
-    while left and time.monotonic() < until:
+    while left:
         for target in list(left):  # in turn, so that every target gets its share of the time
+            if time.monotonic() > until:
+                return 1 if failed else 0
             first = reports.next_number(report, target, options.seed) if options.first is None else options.first + options.cases - left[target]
             cases = min(left[target], BATCH)
             if reports.overlaps(report, target, options.seed, range(first, first + cases)):

@@ -75,7 +75,9 @@ def overlaps(report: Report, target: str, seed: int, numbers: range) -> bool:
 def save(report: Report, folder: Path) -> None:
     """Write the report; the README beside the package is written where its own results are."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    part = folder / "report.json.part"
+    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    part.replace(folder / "report.json")  # a run may be stopped at any moment
     if folder.resolve() == RESULTS:
         text = README.read_text(encoding="utf-8")
         before, after = text.partition(START)[0], text.partition(END)[2]

@@ -279,7 +279,7 @@ def _read_config(path: Path, ignore_fields: Collection[str]) -> _Settings:
     rslora = config.get("use_rslora")
     if not isinstance(rslora, bool | None):
         raise AdapterFormatError(f"{path}: got use_rslora {_shown(rslora)}; expected true or false")
-    patterns = {name: config.get(name) or {} for name in ("alpha_pattern", "rank_pattern")}
+    patterns = {name: {} if config.get(name) is None else config[name] for name in ("alpha_pattern", "rank_pattern")}
     for name, pattern in patterns.items():
         if not isinstance(pattern, dict):
             raise AdapterFormatError(f"{path}: got {name} of type {type(pattern).__name__}; expected an object of module names")
@@ -335,7 +335,7 @@ class _SafetensorsFile(Mapping[str, LazyTensor]):
         try:
             file: Any = safe_open(path, framework="pt")
             self._file, self._names = file, dict.fromkeys(file.keys())
-            check_file_header(path, len(self._names))
+            check_file_header(path, len(self._names), file.metadata())
         except (SafetensorError, OSError) as error:
             reason = quoted(str(error), 200)
             raise AdapterFormatError(f"{path} is not a readable safetensors file ({reason}). It is damaged or incomplete: fetch it again.") from None

@@ -1,4 +1,4 @@
-"""What the safetensors library does not check of a header: that no tensor is named twice.
+"""What the safetensors library does not check of a header: that nothing is named twice.
 
 The library (0.5 to 0.8) refuses a header that is longer than the file, byte ranges that overlap, leave a gap
 or do not reach the end of the file, and unknown types. Of two entries with one name it keeps the last
@@ -9,32 +9,31 @@ Source: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from mmap import mmap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .errors import AdapterFormatError
-from .strict_json import quoted
+from .strict_json import quoted, read_json
 
 MAX_HEADER_BYTES = 16 << 20
 """The library allows 100 MB, which take seconds to parse; 16 MiB name a hundred thousand tensors."""
 
 
-def check_header(data: bytes | bytearray | memoryview | mmap, tensors: int | None = None) -> None:
-    """Raise unless the header of a safetensors file, or of the body of a request, is whole and names every tensor once, in printable text.
+def check_header(data: bytes | bytearray | memoryview | mmap, tensors: int | None = None, metadata: Mapping[str, str] | None = None) -> None:
+    """Raise unless the header of a safetensors file, or of the body of a request, is whole and unambiguous and its names are printable.
 
     This does not replace the library's own checks: read the same bytes with it too, before or after.
 
     Args:
         data: the file from its first byte; nothing after the header is looked at.
-        tensors: how many tensors the library found in it, if that is known: then nothing is parsed here as a rule.
+        tensors: how many tensors the library found in it, if that is known: then a usual header is not parsed here.
+        metadata: what the library found under __metadata__, along with `tensors`.
 
     Raises:
-        AdapterFormatError: cut short, longer than MAX_HEADER_BYTES, not a JSON object, or a name occurs twice or is not printable.
+        AdapterFormatError: cut short, longer than MAX_HEADER_BYTES, not a JSON object, a key twice, or a name that is not printable.
     """
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(MAX_HEADER_BYTES, len(data) - 8):
@@ -43,26 +42,22 @@ def check_header(data: bytes | bytearray | memoryview | mmap, tensors: int | Non
             "It is damaged or incomplete: fetch it again."
         )
     header = bytes(data[8 : 8 + length])
-    if tensors is not None and _is_plain(header, tensors):
+    if tensors is not None and _is_usual(header, tensors, metadata):
         return
     try:
-        pairs = json.loads(header.decode("utf-8"), object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError) as error:
-        raise AdapterFormatError(f"the safetensors header is not readable JSON ({error}). It is damaged: fetch it again.") from None
-    if not isinstance(pairs, _Pairs):
+        entries = read_json(header)
+    except ValueError as error:
+        raise AdapterFormatError(
+            f"the safetensors header is not unambiguous JSON ({error}); two readers may see two adapters in it. Do not use it."
+        ) from None
+    if not isinstance(entries, dict):
         raise AdapterFormatError("the safetensors header is not a JSON object. It is damaged: fetch it again.")
-    seen: set[str] = set()
-    for name, _ in pairs:
-        if name in seen or not name.isprintable():
-            fault = "twice" if name in seen else "in characters that cannot be printed"
-            raise AdapterFormatError(
-                f"the safetensors header names the tensor {quoted(name, 200)} {fault}; expected every name once, in printable text. "
-                "Two readers may see two adapters in it: do not use it."
-            )
-        seen.add(name)
+    for name in entries:
+        if not name.isprintable():
+            raise AdapterFormatError(f"the safetensors header names the tensor {quoted(name, 200)}; expected printable text. Do not use it.")
 
 
-def check_file_header(path: Path, tensors: int | None = None) -> None:
+def check_file_header(path: Path, tensors: int | None = None, metadata: Mapping[str, str] | None = None) -> None:
     """`check_header` of a file, of which only the header is read.
 
     Raises:
@@ -71,23 +66,20 @@ def check_file_header(path: Path, tensors: int | None = None) -> None:
     """
     with path.open("rb", buffering=0) as file:
         start = file.read(8)
-        check_header(start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES)), tensors)
+        check_header(start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES)), tensors, metadata)
 
 
-def _is_plain(header: bytes, tensors: int) -> bool:
-    """Whether a header in which the library found that many tensors can neither repeat a name nor hide one in escapes.
+def _is_usual(header: bytes, tensors: int, metadata: Mapping[str, str] | None) -> bool:
+    """Whether a header holds nothing but what the library found in it, each thing once, in the usual form; told by counting alone.
 
-    An entry is an object or a list, and holds two lists; a bracket that opens something cannot be escaped. So a second entry of one name
-    shows as three brackets more, and brackets inside names or metadata only add to them.
+    Without escapes, quotes stand at the ends of strings only. An entry that the library takes is an object with two lists and five strings, or a
+    list with two more and two strings. So with as many braces as there are entries that are objects, no entry is a list; with two lists for
+    each entry there is no further entry; and then a key twice, or one more, would show as two quotes more.
     """
     if not header.isascii() or b"\\" in header or b"\x7f" in header:
         return False
-    opened = np.count_nonzero((np.frombuffer(header, np.uint8) | 0x20) == ord("{"))  # "[" and "{" differ in that bit; bytes.count is slower
-    return bool(opened < 1 + 3 * (tensors + 1))
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as its pairs, in order; a plain list is a JSON array."""
-
-    def __init__(self, pairs: Iterable[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
+    marks = np.frombuffer(header, np.uint8)  # bytes.count is slower where there is much to count
+    found = 0 if metadata is None else 1
+    strings = 5 * tensors + found + 2 * len(metadata or ())
+    counts = (("{", 1 + tensors + found), ("[", 2 * tensors), ('"', 2 * strings))
+    return all(np.count_nonzero(marks == ord(mark)) == expected for mark, expected in counts)

@@ -7,12 +7,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,10 @@ from typing import Any
 
 import pytest
 import torch
-from federated import Files, settings
+from federated import Files, defended, settings
+from flowered import Deployment as FakeDeployment
 from flowered import records, telling_probe
+from flwr.app import Message
 from test_resume import toml
 
 from fedloop.config import Config
@@ -169,107 +170,112 @@ class Story:
     """What happened.
 
     Attributes:
-        equal, faults: run folders.
-        expected: what the in-process engine makes of the experiment of `equal`.
+        folder: of the run.
+        bad: the number of the round that went wrong.
+        twin: the same experiment with the same absences on a fake grid, which nobody interrupted.
         killed: how many processes the server had when it was killed, and how many rounds were finished then.
-        told: what `fedloop flower start` printed, by what happened to it.
+        shown: what the run that was interrupted and the one that went on printed, with their exit codes.
         refused: what nodes printed that were not let in.
         node_ids: client -> Flower's node id, whenever its node came up.
     """
 
-    equal: Path
-    faults: Path
-    expected: RunResult
+    folder: Path
+    bad: int = 0
+    twin: RunResult | None = None
     killed: tuple[int, int] = (0, 0)
-    told: dict[str, tuple[int, str]] = field(default_factory=dict)
+    shown: list[tuple[int, str]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     node_ids: dict[str, list[str]] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
-def values(tiny_files: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """An experiment whose probe tells its malicious client."""
-    probe = telling_probe(tiny_files).save_pretrained(tmp_path_factory.mktemp("probe") / "telling")
-    defense = {"level": "cumulative", "probe": str(probe), "threshold": 0.5}
-    return settings(tiny_files, rounds=3, training={"steps": 4, "batch_size": 4}, clients={"count": 3, "examples": 12}, defense=defense)
-
-
-@pytest.fixture(scope="module")
-def story(values: dict[str, Any], tiny_files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def story(tiny_files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """A good round, a bad one in which one straggles and one is killed, then all of the server is killed, and everybody comes back."""
+    values = settings(tiny_files, rounds=4, clients={"count": 3}, defense=defended(tiny_files, "step"))
     made = Deployment(tmp_path_factory.mktemp("deployment"), values)
-    trusting = {**values, "defense": {"level": "step", "probe": str(tiny_files.probe)}}
-    equal, faults = made.app("equal", values, 60.0), made.app("faults", trusting, 15.0)
-    told = Story(equal / "run", faults / "run", simulate(values))
+    told = Story(made.place / "federation" / "run")
     try:
         made.serve()
+        federation = made.app("federation", values, round_timeout=15.0)
         for name, site in made.sites.items():
-            enrol(equal / "nodes.json", name, made.place / "keys" / f"{name}.pub", None, made.address, made.authority)
+            enrol(federation / "nodes.json", name, made.place / "keys" / f"{name}.pub", None, made.address, made.authority)
             site.start()
-        shutil.copy(equal / "nodes.json", faults / "nodes.json")
-        part_with_faults(made, faults, told)
-        part_with_the_server_killed(made, equal, told)
-        goes_on = made.start(faults)
-        told.told["went on"] = (goes_on.code(), goes_on.shown())
-        told.node_ids = {name: re.findall(r"SuperNode ID: (\d+)", site.log()) for name, site in made.sites.items()}
+        faults(made, federation, told)
+        everybody_returns(made, federation, told)
+        told.twin = uninterrupted(values, tmp_path_factory.mktemp("twin"), str(told.bad))
         yield told
     finally:
         made.close()
 
 
-def part_with_faults(made: Deployment, folder: Path, told: Story) -> None:
-    """Round 1: everybody. Round 2: the second client is a straggler, the third is killed with the message in its hands. Then a stop."""
+def uninterrupted(values: dict[str, Any], place: Path, bad: str) -> RunResult:
+    """What the story has to end in."""
+
+    def absent(asked: Message, reply: Message) -> Sequence[Message]:
+        return [] if asked.metadata.group_id == bad else [reply]
+
+    return FakeDeployment(place, values, **{"round-timeout": 1.0}).serve({"client-01": absent, "client-02": absent})
+
+
+def faults(made: Deployment, folder: Path, told: Story) -> None:
+    """A good round, a bad one, and the end of the server."""
     _, straggler, victim = made.sites.values()
     run = made.start(folder)
-    run.until(folder / "run", 1)
+    run.until(told.folder, 1)
     for site in (straggler, victim):
         os.kill(site.trainer(), signal.SIGSTOP)  # its SuperNode goes on fetching messages
-    wait(lambda: victim.log().count("Received successfully") == 2, "the second message")
+    wait(lambda: victim.log().count("Received successfully") > victim.log().count("Sent successfully"), "a message in the victim's hands")
     victim.kill()
-    run.until(folder / "run", 2)
-    run.process.send_signal(signal.SIGINT)
-    told.told["stopped"] = (run.code(), run.shown())
+    wait(lambda: bad_round(told.folder), "a bad round")
+    told.bad = bad_round(told.folder)
+    doomed = made.server.running()
+    for pid in doomed:
+        os.kill(pid, signal.SIGKILL)
+    told.shown.append((run.code(), run.shown()))
+    told.killed = len(doomed), finished(told.folder)
     os.kill(straggler.trainer(), signal.SIGCONT)
+    made.server.stop()
 
 
-def part_with_the_server_killed(made: Deployment, folder: Path, told: Story) -> None:
-    """Once the victim is let in again: a run that loses all of the server after its first round, and goes on."""
-    victim = list(made.sites.values())[2]
+def bad_round(folder: Path) -> int:
+    """The number of the first round in which somebody was refused; 0 if there is none yet."""
+    return next((int(one["round"]) for one in records(folder) if one["reasons"]), 0)
+
+
+def everybody_returns(made: Deployment, folder: Path, told: Story) -> None:
+    """A server with the same database, sites with the same keys; and two that are not let in."""
+    victim = made.sites["client-02"]
+    made.serve()
     victim.start()
     make_certificates(made.place / "elsewhere")
     told.refused["unregistered"] = made.refused("stranger", made.authority)
     told.refused["another authority"] = made.refused("astray", made.place / "elsewhere" / "ca.crt")
     wait(victim.keep_up, "the killed node to be let in again")
-    first = made.start(folder)
-    first.until(folder / "run", 1)
-    doomed = made.server.running()
-    for pid in doomed:
-        os.kill(pid, signal.SIGKILL)
-    told.told["server killed"] = (first.code(), first.shown())
-    told.killed = len(doomed), finished(folder / "run")
-    made.server.stop()
-    made.serve()  # the same database, so that keys and node ids are still known; the sites were not touched
-    second = made.start(folder)
-    told.told["resumed"] = (second.code(), second.shown())
+    run = made.start(folder)
+    told.shown.append((run.code(), run.shown()))
+    told.node_ids = {name: re.findall(r"SuperNode ID: (\d+)", site.log()) for name, site in made.sites.items()}
 
 
 # --- what came of it ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_experiment_ends_as_in_one_process_though_all_of_the_server_was_killed(story: Story) -> None:
+def test_a_run_whose_server_is_killed_whole_ends_where_an_uninterrupted_one_does(story: Story) -> None:
     processes, rounds = story.killed
     assert processes >= 3  # the SuperLink, Flower's process that starts others, and the ServerApp
-    assert 1 <= rounds < 3
-    code, shown = story.told["server killed"]
+    assert story.bad <= rounds < 4
+    (code, shown), (code_later, all_shown) = story.shown
     assert code == 2
     assert "EngineError: cannot reach the SuperLink" in shown
-    code, shown = story.told["resumed"]
-    assert code == 0, shown
-    assert "round 3 of 3: mean factor 0.67" in shown
-    same(story.equal, story.expected)
+    assert code_later == 0, all_shown
+    later = all_shown.removeprefix(shown)
+    assert "round 4 of 4: mean factor" in later
+    assert "round 1 of 4" not in later
+    assert story.twin is not None
+    same(story.folder, story.twin)
 
 
 def same(folder: Path, expected: RunResult) -> None:
-    """The folder holds the run that the in-process engine computes, and that engine and the report read it as their own."""
+    """The folder holds the expected run, to 1e-6 and with the same factors; the in-process engine and the report take it for their own."""
     _, _, found = read_run(folder)
     assert [record.factors for record in found] == [record.factors for record in expected.records]
     assert torch.allclose(pack(load_adapter(folder / "adapter"))[0], pack(expected.adapter)[0], rtol=0, atol=1e-6)
@@ -277,45 +283,27 @@ def same(folder: Path, expected: RunResult) -> None:
     assert all(client in write_report(folder).read_text() for client in expected.roles)
 
 
-def test_the_malicious_client_has_no_weight(story: Story) -> None:
-    malicious = next(client for client, role in story.expected.roles.items() if role["role"] == "malicious")
-    for record in read_run(story.equal)[2]:
-        assert record.weights[malicious] == 0.0
-        assert sorted(record.weights.values()) == [0.0, 0.5, 0.5]
-        assert record.bytes["update"] == 3 * 4 * pack(story.expected.adapter)[0].numel()
-        assert 0 < record.seconds["train"] < record.seconds["exchange"]
-
-
 def test_a_killed_node_and_a_straggler_are_missing_and_the_round_goes_on(story: Story) -> None:
-    one, two, _ = read_run(story.faults)[2]
-    assert not one.reasons
-    assert two.reasons.keys() == {"client-01", "client-02"}
-    assert all(why.startswith("missing: ") for why in two.reasons.values())
-    assert two.weights == {"client-00": 1.0, "client-01": 0.0, "client-02": 0.0}
-    assert not two.skipped
-    assert two.seconds["exchange"] == pytest.approx(15, abs=4)
+    found = read_run(story.folder)[2]
+    bad = found[story.bad - 1]
+    assert story.bad in (2, 3)
+    assert bad.reasons.keys() == {"client-01", "client-02"}
+    assert all(why.startswith("missing: ") for why in bad.reasons.values())
+    assert bad.weights == {"client-00": 1.0, "client-01": 0.0, "client-02": 0.0}
+    assert not bad.skipped
+    assert bad.seconds["exchange"] == pytest.approx(15, abs=4)
+    assert 0 < found[0].seconds["train"] < found[0].seconds["exchange"] < 15
 
 
 def test_a_node_that_returns_with_its_key_is_the_same_client_with_the_same_trust(story: Story) -> None:
-    code, shown = story.told["went on"]
-    assert code == 0, shown
-    one, two, three = read_run(story.faults)[2]
-    assert not three.reasons
-    first, second, third = one.factors["client-00"], two.factors["client-00"], three.factors["client-00"]
-    assert first < second < third  # trust grows with every round that was good
-    assert one.factors == dict.fromkeys(one.factors, first)
-    assert three.factors == {"client-00": third, "client-01": second, "client-02": second}  # it is their second one, not their first
+    found = read_run(story.folder)[2]
+    trust = [record.factors["client-00"] for record in found]
+    assert trust == sorted(set(trust))  # it grows with every round that was good
+    assert found[0].factors == dict.fromkeys(found[0].factors, trust[0])
+    assert not found[-1].reasons
+    assert found[-1].factors == {"client-00": trust[3], "client-01": trust[2], "client-02": trust[2]}  # of their third good round, not of a first
     assert len(story.node_ids["client-02"]) == 2
     assert {len(set(ids)) for ids in story.node_ids.values()} == {1}
-
-
-def test_a_run_that_is_stopped_goes_on_later(story: Story) -> None:
-    code, shown = story.told["stopped"]
-    assert code not in (0, 2)
-    assert "round 1 of 3" in shown
-    later = story.told["went on"][1].removeprefix(shown)
-    assert "round 3 of 3" in later
-    assert "round 1 of 3" not in later
 
 
 def test_who_has_no_registered_key_or_does_not_know_the_server_is_not_let_in(story: Story) -> None:
@@ -337,18 +325,30 @@ def belonging_to(folder: Path) -> list[str]:
     return found
 
 
-def test_one_command_runs_a_federation_and_leaves_nothing_behind(values: dict[str, Any], tmp_path: Path) -> None:
-    few = {**values, "rounds": 2, "clients": {**values["clients"], "count": 2}}
-    (tmp_path / "one.toml").write_text(toml(few))
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def values(tiny_files: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """An experiment whose probe tells its malicious client."""
+    probe = telling_probe(tiny_files).save_pretrained(tmp_path_factory.mktemp("probe") / "telling")
+    defense = {"level": "cumulative", "probe": str(probe), "threshold": 0.5}
+    return settings(tiny_files, training={"steps": 4, "batch_size": 4}, clients={"count": 3, "examples": 12}, defense=defense)
+
+
+def test_one_command_runs_a_federation_as_one_process_would_and_leaves_nothing_behind(values: dict[str, Any], tmp_path: Path) -> None:
+    expected, folder = simulate(values), tmp_path / "run"
+    (tmp_path / "one.toml").write_text(toml(values))
     run = Started([*FEDLOOP, "run", tmp_path / "one.toml", "--out", folder, "--engine", "flower"], tmp_path / "shown.txt")
     run.until(folder, 1)
-    assert len(belonging_to(folder)) >= 6  # SuperLink, SuperExec, ServerApp, two SuperNodes, the trainer
+    assert len(belonging_to(folder)) >= 7  # SuperLink, SuperExec, ServerApp, three SuperNodes, the trainer
     run.process.send_signal(signal.SIGINT)
     assert run.code() not in (0, 2)
     assert belonging_to(folder) == []
     again = Started([*FEDLOOP, "resume", folder, "--engine", "flower"], tmp_path / "shown.txt")
     assert again.code() == 0, again.shown()
     assert belonging_to(folder) == []
-    assert "2 SuperNodes, and one process that trains for all of them" in again.shown()
-    same(folder, simulate(few))
+    assert "3 SuperNodes, and one process that trains for all of them" in again.shown()
+    same(folder, expected)
+    malicious = next(client for client, role in expected.roles.items() if role["role"] == "malicious")
+    for record in read_run(folder)[2]:
+        assert record.weights[malicious] == 0.0
+        assert sorted(record.weights.values()) == [0.0, 0.5, 0.5]
+        assert record.bytes["update"] == 3 * 4 * pack(expected.adapter)[0].numel()

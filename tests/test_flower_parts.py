@@ -7,8 +7,6 @@ import io
 import json
 import os
 import re
-import shlex
-import shutil
 import signal
 import ssl
 import subprocess
@@ -20,6 +18,7 @@ from typing import Any
 
 import pytest
 from federated import Files, settings
+from flowered import handshake
 from test_fedloop_cli import invoke, toml
 
 import fedloop.commands_flower  # noqa: F401  # it joins the app
@@ -118,23 +117,6 @@ def test_certificates_are_for_this_machine_and_nobody_elses_eyes(tmp_path: Path)
     assert not handshake(server, client, "example.org")
     make_certificates(tmp_path / "other")
     assert not handshake(server, ssl.create_default_context(cafile=tmp_path / "other" / "ca.crt"), "127.0.0.1")
-
-
-def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> bool:
-    """Whether a client that trusts this authority takes the server for what it says it is."""
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [client.wrap_bio(to_client, to_server, server_hostname=name), server.wrap_bio(to_server, to_client, server_side=True)]
-    finished = 0
-    for _ in range(10):
-        for end in ends:
-            try:
-                end.do_handshake()
-                finished += 1
-            except ssl.SSLWantReadError:
-                pass
-            except ssl.SSLError:
-                return False
-    return finished >= 2
 
 
 def test_node_keys_are_what_ssh_keygen_makes(tmp_path: Path) -> None:
@@ -301,9 +283,17 @@ def test_every_process_is_started_quiet(tmp_path: Path) -> None:
         flower_command("flower-nothing")
     script = "import os, fedloop.flower; from flwr.supercore import telemetry; "
     script += "print(telemetry.FLWR_TELEMETRY_ENABLED, os.environ['FLWR_DISABLE_UPDATE_CHECK'])"
-    loud = {name: value for name, value in os.environ.items() if name not in QUIET}
+    loud = {**os.environ, "FLWR_TELEMETRY_ENABLED": "1", "FLWR_DISABLE_UPDATE_CHECK": "0"}
     shown = subprocess.run([sys.executable, "-c", script], env=loud, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
     assert shown.stdout.split() == ["0", "1"]
+
+
+def test_without_flower_the_pip_line_is_told(monkeypatch: pytest.MonkeyPatch, tiny_files: Files, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    config = toml(tmp_path / "one.toml", settings(tiny_files, rounds=1))
+    result = invoke("run", config, "--out", tmp_path / "out", "--engine", "flower", code=2)
+    assert "the Flower engine needs flwr, which is not installed: pip install 'loraprobe[flower]'" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_needs_no_flower() -> None:
@@ -383,64 +373,3 @@ def test_a_run_on_loopback_needs_a_folder_and_respects_what_is_in_it(tiny_files:
     with pytest.raises(ValueError, match="is not empty and holds no run"):
         run_on_loopback(Config.of(settings(tiny_files, output={"folder": str(tmp_path)})), EngineSettings())
     assert json.dumps([path.name for path in tmp_path.iterdir()]) == '["mine"]'
-
-
-# --- the guide -----------------------------------------------------------------------------------------------------------------------------
-
-GUIDE = (ROOT / "docs" / "flower.md").read_text(encoding="utf-8")
-
-
-def block(name: str) -> str:
-    """The lines of the guide below a mark."""
-    [found] = re.findall(rf"<!-- {name} -->\n```\n(.*?)```", GUIDE, re.DOTALL)
-    return str(found)
-
-
-@pytest.mark.skipif(not (shutil.which("openssl") and shutil.which("ssh-keygen")), reason="needs openssl and ssh-keygen, as the guide's reader does")
-def test_the_guides_certificates_and_keys_are_taken(tmp_path: Path) -> None:
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
-    from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
-
-    subprocess.run(["bash", "-euc", block("certificates") + block("node key")], cwd=tmp_path, check=True, capture_output=True)
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(tmp_path / "certificates" / "server.pem", tmp_path / "certificates" / "server.key")
-    client = ssl.create_default_context(cafile=tmp_path / "certificates" / "ca.crt")
-    for name, known in (("server.example.org", True), ("127.0.0.1", True), ("localhost", True), ("other.example.org", False)):
-        assert handshake(server, client, name) is known, name
-    for secret in ("certificates/ca.key", "certificates/server.key", "site-a"):
-        assert (tmp_path / secret).stat().st_mode & 0o077 == 0, secret
-    load_ssh_private_key((tmp_path / "site-a").read_bytes(), None)
-    assert uses_nist_ec_curve(load_ssh_public_key((tmp_path / "site-a.pub").read_bytes()))  # type: ignore[arg-type]  # it is one of them
-
-
-def test_every_command_of_the_guide_is_one() -> None:
-    from typer.main import get_command
-
-    from fedloop.commands import app
-
-    lines = [*re.findall(r"^(fedloop .*)$", GUIDE, re.MULTILINE), *re.findall(r"`(fedloop [^`]*)`", GUIDE)]
-    checked = set()
-    for line in lines:
-        command: Any = get_command(app)
-        words = shlex.split(line.partition(">")[0])[1:]
-        path = []
-        while hasattr(command, "commands") and words:
-            path.append(words[0])
-            command, words = command.commands[words[0]], words[1:]
-        if words:  # a bare name in running text has no arguments to check
-            command.make_context("guide", words)
-        checked.add(" ".join(path))
-    assert {
-        "run",
-        "resume",
-        "report",
-        "example",
-        *(f"flower {name}" for name in ("init", "superlink", "register", "unregister", "node", "start")),
-    } <= checked
-
-
-def test_the_guide_names_every_setting_with_its_default() -> None:
-    for name, value in EngineSettings().run_config().items():
-        shown = f"{value:g}" if isinstance(value, float) else f"`{value}`" if isinstance(value, str) else str(value)
-        assert f"| `{name}` | {shown} |" in GUIDE
-        assert f"{name} = " in (ROOT / "fedloop" / "flower" / "template" / "pyproject.toml").read_text()

@@ -72,6 +72,18 @@ def failing(asked: Message, reply: Message) -> Sequence[Message]:
     return [Message(Error(3, "<class 'ValueError'>:<'no such file'>"), reply_to=asked)]
 
 
+def colourful(asked: Message, reply: Message) -> Sequence[Message]:
+    """An error that would clear the operator's screen, and never ends."""
+    return [Message(Error(3, "\x1b[2J\n\r\x00" + "x" * 10_000), reply_to=asked)]
+
+
+def neither(asked: Message, reply: Message) -> Sequence[Message]:
+    """A message without content and without an error."""
+    empty = Message(RecordDict(), reply_to=asked)
+    empty.__dict__["_content"] = None
+    return [empty]
+
+
 def of_superlink(asked: Message, reply: Message) -> Sequence[Message]:
     """The error that the SuperLink makes up for a node that is gone: it names no node but its own."""
     error = Message(Error(2, "Node Unavailable"), reply_to=asked)
@@ -97,6 +109,8 @@ REFUSED: dict[str, tuple[Sent, str]] = {
     "a reply that does not arrive": (never_arriving, "missing: no reply before the round's deadline"),
     "no reply": (lambda asked, reply: [], "missing: no reply before the round's deadline"),
     "an error": (failing, "missing: <class 'ValueError'>:<'no such file'>"),
+    "an error for the terminal": (colourful, "missing:  [2J   xxx"),
+    "neither": (neither, "Message content is None"),
     "an error of the SuperLink": (of_superlink, "missing: Node Unavailable"),
     "a reply that cannot be put together": (falling_apart, "missing: unreadable reply: "),
     "other keys": (changed(lambda own: {"base_model.lora_A": own["update"]}), "got the arrays ['base_model.lora_A']; expected update"),

@@ -35,6 +35,8 @@ from loraprobe.peft_io import load_adapter
         ({"rank_pattern": {".*": 4}}, UnsupportedAdapterError, r"rank_pattern key '\.\*'"),
         ({"rank_pattern": {"": 4}}, UnsupportedAdapterError, "rank_pattern key ''"),
         ({"alpha_pattern": ["q_proj"]}, AdapterFormatError, "alpha_pattern of type list"),
+        ({"alpha_pattern": []}, AdapterFormatError, "alpha_pattern of type list"),
+        ({"rank_pattern": ""}, AdapterFormatError, "rank_pattern of type str"),
         ({"alpha_pattern": {"q_proj": "4"}}, AdapterFormatError, "alpha 4; expected a finite number"),
         ({"alpha_pattern": {"q_proj": 10**400}}, AdapterFormatError, "expected a finite number"),
         ({"peft_type": "IA3"}, UnsupportedAdapterError, "peft_type 'IA3'; expected 'LORA'"),

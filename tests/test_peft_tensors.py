@@ -198,7 +198,7 @@ def test_a_name_that_safetensors_reads_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(raw(f'{{"{A_KEY}": {ENTRY % (16, 32)}, {json.dumps(entry())[1:]}', bytes(16) + bytes(range(16))))
     assert len(safe_open(path, "pt").keys()) == 2  # the library keeps the last entry of a name and says nothing
-    with pytest.raises(AdapterFormatError, match=rf"a\.safetensors: .* names the tensor {A_KEY} twice"):
+    with pytest.raises(AdapterFormatError, match=rf"a\.safetensors: .*the key '{A_KEY[:30]}.*occurs twice"):
         load_adapter(path, alpha=8)
 
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
+from loraprobe import safetensors_header
 from loraprobe.errors import AdapterFormatError
 from loraprobe.safetensors_header import MAX_HEADER_BYTES, check_file_header, check_header
 
@@ -26,35 +27,51 @@ def file_of(header: str, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-def written(pairs: list[tuple[str, Any]], metadata: Any, as_list: list[bool]) -> bytes:
+Pairs = list[tuple[str, Any]]
+
+
+def written(entries: Pairs, metadata: Pairs | None, as_list: list[bool]) -> bytes:
     """A file whose header has these entries in this order, names repeated or not; a repeated one names the bytes of the last."""
-    last = {name: number for number, (name, _) in enumerate(pairs)}
-    kept = {name: 4 * place for place, name in enumerate(last)}
-    parts = [] if metadata is None else [f'"__metadata__": {json.dumps(metadata)}']
-    for (name, extra), listed in zip(pairs, as_list, strict=True):
+    kept = {name: 4 * place for place, name in enumerate(dict(entries))}
+    parts = [] if metadata is None else ['"__metadata__": {' + ", ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in metadata) + "}"]
+    for (name, extra), listed in zip(entries, as_list, strict=False):
         fields = {"dtype": "F32", "shape": [1], "data_offsets": [kept[name], kept[name] + 4], **extra}
         parts.append(f"{json.dumps(name)}: {json.dumps(list(fields.values())[:3] if listed else fields)}")
     return file_of("{" + ", ".join(parts) + "}", bytes(4 * len(kept)))
 
 
+def repeats(pairs: Pairs | None) -> bool:
+    return pairs is not None and len(dict(pairs)) < len(pairs)
+
+
 NAMES = st.sampled_from(["a", "b", "a.b", "x{[", "q\\", '"', "é", "layers.0"])
-EXTRAS = st.sampled_from([{}, {"note": 1}, {"note": "{"}, {"note": [[]]}])
-METADATA = st.none() | st.dictionaries(st.text('a{[\\"é', max_size=3), st.text('a{[]}\\"', max_size=4), max_size=2)
+EXTRAS = st.sampled_from([{}, {}, {}, {"note": 1}, {"note": "{"}, {"note": [[]]}])
+METADATA = st.none() | st.lists(st.tuples(st.text('ab{[\\"é', max_size=2), st.text('a{[]}\\"', max_size=4)), max_size=3)
+LISTED = st.just([False] * 6) | st.lists(st.booleans(), min_size=6, max_size=6)
 
 
-@given(pairs=st.lists(st.tuples(NAMES, EXTRAS), min_size=1, max_size=6), metadata=METADATA, as_list=st.lists(st.booleans(), min_size=6, max_size=6))
-@settings(max_examples=400, deadline=None)
-def test_what_the_library_found_is_believed_exactly_if_no_name_occurs_twice(pairs: Any, metadata: Any, as_list: list[bool]) -> None:
-    data = written(pairs, metadata, as_list[: len(pairs)])
+@given(entries=st.lists(st.tuples(NAMES, EXTRAS), min_size=1, max_size=6), metadata=METADATA, as_list=LISTED)
+@settings(max_examples=500, deadline=None)
+def test_a_header_is_believed_if_and_only_if_nothing_occurs_twice(entries: Pairs, metadata: Pairs | None, as_list: list[bool]) -> None:
+    data = written(entries, metadata, as_list)
     found = safetensors.torch.load(data)
-    names = [name for name, _ in pairs]
-    assert set(found) == set(names)  # the library accepts it, twice or not
-    for tensors in (None, len(found)):  # with and without the short cut
-        if len(names) == len(set(names)):
-            check_header(data, tensors)
+    assert set(found) == set(dict(entries))  # the library accepts it, twice or not
+    for counts in ((), (len(found), None if metadata is None else dict(metadata))):  # without and with the short cut
+        if repeats(entries) or repeats(metadata):
+            with pytest.raises(AdapterFormatError, match="occurs twice"):
+                check_header(data, *counts)
         else:
-            with pytest.raises(AdapterFormatError, match="twice"):
-                check_header(data, tensors)
+            check_header(data, *counts)
+
+
+def test_the_usual_header_is_not_parsed_and_any_other_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors_header, "read_json", None)
+    tensors = {"a": torch.zeros(2), "b": torch.ones(3)}
+    check_header(safetensors.torch.save(tensors), 2, None)
+    check_header(safetensors.torch.save(tensors, {"format": "pt"}), 2, {"format": "pt"})
+    for data, metadata in ((safetensors.torch.save(tensors, {"x": "[]"}), {"x": "[]"}), (safetensors.torch.save(tensors), {}), (file_of("{}"), None)):
+        with pytest.raises(TypeError):
+            check_header(data, 2, metadata)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +84,13 @@ def test_what_the_library_found_is_believed_exactly_if_no_name_occurs_twice(pair
         (struct.pack("<Q", MAX_HEADER_BYTES + 1) + bytes(MAX_HEADER_BYTES + 1), "at most 16777216"),
         (file_of("[]"), "not a JSON object"),
         (file_of("3"), "not a JSON object"),
-        (file_of("{"), "not readable JSON"),
-        (file_of("[" * 100_000), "not readable JSON"),
-        (struct.pack("<Q", 3) + b'"\xff"', "not readable JSON"),
-        (file_of(json.dumps({"a\x1b[2J": ENTRY}), bytes(4)), r"a\\x1b\[2J in characters that cannot be printed"),
-        (file_of(json.dumps({"a\x7f": ENTRY}, ensure_ascii=False), bytes(4)), "cannot be printed"),
-        (file_of(json.dumps({"\u202e": ENTRY}, ensure_ascii=False), bytes(4)), "cannot be printed"),
-        (file_of('{"a": 1, "\\u0061": 2}'), "names the tensor a twice"),
+        (file_of("{"), "not unambiguous JSON"),
+        (file_of("[" * 100_000), "not unambiguous JSON"),
+        (struct.pack("<Q", 3) + b'"\xff"', "not unambiguous JSON"),
+        (file_of(json.dumps({"a\x1b[2J": ENTRY}), bytes(4)), r"names the tensor a\\x1b\[2J; expected printable text"),
+        (file_of(json.dumps({"a\x7f": ENTRY}, ensure_ascii=False), bytes(4)), "expected printable"),
+        (file_of(json.dumps({"\u202e": ENTRY}, ensure_ascii=False), bytes(4)), "expected printable"),
+        (file_of('{"a": 1, "\\u0061": 2}'), "the key 'a' occurs twice"),
     ],
 )
 def test_a_header_that_is_no_header_is_refused(data: bytes, says: str) -> None:
@@ -104,12 +121,12 @@ def test_files_bodies_and_maps_are_checked_alike(how: str, tmp_path: Path) -> No
             if entries == 1:
                 HOW[how](path, mapped)
             else:
-                with pytest.raises(AdapterFormatError, match="names the tensor a twice"):
+                with pytest.raises(AdapterFormatError, match="the key 'a' occurs twice"):
                     HOW[how](path, mapped)
 
 
-def test_the_library_refuses_a_count_that_the_short_cut_would_miss() -> None:
-    """The short cut counts brackets: every entry needs three, which only holds while the library takes no entry with fewer."""
+def test_the_library_takes_no_entry_that_the_short_cut_would_not_count() -> None:
+    """It counts braces, brackets and quotes: an entry is an object with two lists and five strings, or a list with two more."""
     for entry in (
         '{"dtype": "F32", "shape": [1]}',
         '{"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}',

@@ -242,6 +242,9 @@ def test_a_token_guards_scores_probes_and_metrics(guarded: serving.Service) -> N
             assert (answer.status, answer.error) == (401, "Unauthorized"), (path, headers)
             assert answer.headers["www-authenticate"] == "Bearer"
         assert guarded.ask(method, path, sent, {"Authorization": f"Bearer {TOKEN}"}).status == status
+    twice = guarded.raw(f"GET /metrics HTTP/1.1\r\nHost: s\r\nAuthorization: Bearer {TOKEN}\r\nAuthorization: Bearer wrong\r\n\r\n".encode())
+    assert twice is not None
+    assert twice.error == "Unauthorized"  # somebody in front may have looked at the other one
     for path in ("/healthz", "/", "/openapi.json"):
         assert guarded.ask("GET", path).status == 200
     assert guarded.ask("GET", "/v1/probes", None, {"Authorization": f"bearer {TOKEN}"}).status == 200  # the scheme's case does not count

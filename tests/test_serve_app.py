@@ -17,13 +17,13 @@ import serving
 import torch
 
 from loraprobe.adapter import Adapter
-from loraprobe.errors import MissingExtra, ServiceError
+from loraprobe.errors import DataError, MissingExtra, ServiceError
 from loraprobe.pair import LoRAPair
 from loraprobe.serve import create_app
 from loraprobe.serve.answers import Refusal
 from loraprobe.serve.logs import JsonLines
 from loraprobe.serve.openapi import SCORE
-from loraprobe.serve.scoring import MAX_SPECTRA, MAX_VALUES, PARAMETERS, Scorer, parse_question
+from loraprobe.serve.scoring import MAX_RANK, MAX_SPECTRA, MAX_VALUES, PARAMETERS, Scorer, parse_question
 from loraprobe.serve.settings import Settings
 from loraprobe.serve.upload import Held
 from loraprobe.slices import save_whole
@@ -246,3 +246,14 @@ def test_what_of_the_spectra_is_returned_is_bounded() -> None:
     assert spectra is not None
     assert (spectra["modules"], len(spectra["rows"])) == (300, MAX_SPECTRA)
     assert {len(row["values"]) for row in spectra["rows"]} == {MAX_VALUES}
+
+
+def test_spectra_of_a_rank_that_would_take_minutes_are_refused_and_its_score_is_not() -> None:
+    adapter = probes.labelled_adapter(4, kind="weights")
+    huge = make.with_pairs(adapter, {make.module("q_proj", 1): make.pair(10, 12, MAX_RANK + 1)})  # of a layer that the probe does not read
+    scorer = Scorer(Settings({"paper": probes.tiny_probe()}, "fresh"))
+    for rank, query in ((2, b"spectra=true"), (MAX_RANK + 1, b"spectra=false")):
+        [result], _ = scorer(save_whole(adapter if rank == 2 else huge), parse_question(query, ["paper"]))
+        assert 0 <= result.score <= 1
+    with pytest.raises(DataError, match=f"rank {MAX_RANK + 1}"):
+        scorer(save_whole(huge), parse_question(b"spectra=true", ["paper"]))

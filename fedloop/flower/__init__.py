@@ -1,7 +1,6 @@
 """Flower as the engine: the server's half of a federation in a ServerApp, one client's in a ClientApp.
 
-Importing this package switches off Flower's telemetry and update checks in this process, unless the environment says
-otherwise; processes that fedloop starts have them off in any case.
+Importing this package switches off Flower's telemetry and update checks in this process and in those it starts.
 """
 
 import os
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from .strategy import DefendedStrategy
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-for _name, _value in QUIET.items():
-    os.environ.setdefault(_name, _value)  # flwr reads them when it is imported, which is after this
+os.environ.update(QUIET)  # flwr reads them when it is imported, which is after this
 
 _MODULE_OF = {"DefendedStrategy": "strategy", "client_app": "client", "server_app": "server"}
 

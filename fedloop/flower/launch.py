@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -52,6 +52,8 @@ def run_on_loopback(config: Config, settings: EngineSettings, *, watch: Watch | 
         raise ConfigError("output.folder is missing; the Flower engine needs a folder for its run: name one, or use --out")
     clients = build_clients(config)
     kept = RunFolder.create(Path(config.output.folder).resolve(), config, roles_of(clients))
+    if len(kept.load()[1]) == config.rounds and (kept.path / "adapter").exists():
+        return _result(config, kept.path)
     place = kept.path / "flower"
     shutil.rmtree(place, ignore_errors=True)  # of an interrupted run: keys are made anew, trust goes by the client's name
     make_certificates(place / "certificates")
@@ -67,16 +69,20 @@ def run_on_loopback(config: Config, settings: EngineSettings, *, watch: Watch | 
             run = control.start(place / "app", {**settings.run_config(), **paths})
             say(f"run {run} started; its records: {kept.path / 'records.jsonl'}")
             follow(control, run, kept.path, group.check, watch)
-    _, roles, records = read_run(kept.path)
-    return RunResult(config, tuple(records), load_adapter(kept.path / "adapter"), records[-1].metrics, roles, kept.path)
+    return _result(config, kept.path)
+
+
+def _result(config: Config, folder: Path) -> RunResult:
+    """What the server left of a finished run."""
+    _, roles, records = read_run(folder)
+    return RunResult(config, tuple(records), load_adapter(folder / "adapter"), records[-1].metrics, roles, folder)
 
 
 def _superlink(group: Processes, place: Path, say: Say) -> str:
     """Start the server; its address."""
     port = free_port()
-    certificates, database = place / "certificates", place / "state.db"
-    command = [sys.executable, "-m", "fedloop.cli", "flower", "superlink", "--host", "127.0.0.1", "--port", str(port)]
-    group.start("superlink", [*command, "--certificates", certificates, "--database", database])
+    command = [sys.executable, "-m", "fedloop.flower.superlink", "127.0.0.1", str(port)]
+    group.start("superlink", [*command, place / "certificates", place / "state.db"])
     say(f"SuperLink on 127.0.0.1:{port}; logs in {group.logs}")
     wait_for_port(port, group.check)
     return f"127.0.0.1:{port}"
@@ -129,7 +135,8 @@ def follow(control: Control, run: int, folder: Path, check: Callable[[], None] =
                 break
             time.sleep(_POLL)
     except BaseException:
-        control.stop(run)
+        with suppress(EngineError):  # if the SuperLink is gone, so is the run
+            control.stop(run)
         raise
     if not status.completed:
         raise EngineError(f"the run ended before its last round: {status.details or 'it was stopped'}")

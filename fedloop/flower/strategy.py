@@ -177,22 +177,25 @@ class DefendedStrategy(FedAvg):
             if one is None:
                 strangers += 1
             elif reply.has_error():
-                weak[one.client] = f"missing: {reply.error.reason or 'an error without a reason'}"[:LONGEST_REASON]
-            elif not answers(reply.content, one.task.nonce):
-                weak[one.client] = "the reply does not hold the nonce of its round's message: an old one, or not this node's"
+                weak[one.client] = f"missing: {reply.error.reason or 'an error without a reason'}"
             else:
-                read[one.client].append(self._unpacked(reply, one))
+                self._hear(reply, one, read[one.client], weak)
         trained = {client: found[0] for client, found in read.items() if len(found) == 1 and isinstance(found[0], Trained)}
         refused = {client: weak.get(client, "missing: no reply before the round's deadline") for client, found in read.items() if not found}
         refused |= {client: found[0] for client, found in read.items() if len(found) == 1 and isinstance(found[0], str)}
         refused |= {client: f"duplicate: {len(found)} replies to one message; expected one" for client, found in read.items() if len(found) > 1}
-        return trained, refused, f"{strangers} replies came from nodes that were not asked" if strangers else ""
+        note = f"{strangers} replies came from nodes that were not asked" if strangers else ""
+        return trained, {client: _plain(why) for client, why in refused.items()}, note
 
-    def _unpacked(self, reply: Message, one: _Asked) -> Trained | str:
+    def _hear(self, reply: Message, one: _Asked, read: list[Trained | str], weak: dict[str, str]) -> None:
+        """Put a reply, or what is wrong with it, where it belongs."""
         try:
-            return unpack_reply(reply.content, one.client, one.task, self.agreement)
+            if answers(reply.content, one.task.nonce):
+                read.append(unpack_reply(reply.content, one.client, one.task, self.agreement))
+            else:
+                weak[one.client] = "the reply does not hold the nonce of its round's message: an old one, or not this node's"
         except BROKEN as error:
-            return reason(error)
+            read.append(reason(error))
 
     def _online(self, grid: Grid, nodes: Collection[int]) -> set[int]:
         """Which of these nodes are connected: in the first round once all are, later once any is, or when the time is up."""
@@ -212,6 +215,8 @@ class DefendedStrategy(FedAvg):
         if not messages:
             return []
         identities = list(grid.push_messages(messages))
+        if len(identities) != len(messages):
+            raise EngineError(f"the SuperLink took {len(identities)} of the round's {len(messages)} messages; they may be too large for it")
         replies: list[Message] = []
         deadline = time.monotonic() + self.settings.round_timeout
         with _threads(len(messages)) as pool:
@@ -251,6 +256,11 @@ def _fetched(one: Future[list[Message]], asked: Message) -> list[Message]:
         return one.result()
     except BROKEN as error:
         return [Message(Error(_UNREADABLE_REPLY, f"unreadable reply: {reason(error)}"), reply_to=asked)]
+
+
+def _plain(text: str) -> str:
+    """A stranger's words as a record may hold them and a terminal may show them."""
+    return "".join(character if character.isprintable() else " " for character in text)[:LONGEST_REASON]
 
 
 def _sender(opened: _OpenRound, reply: Message) -> _Asked | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from . import require_flower
+from .processes import child_environment
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Scope]]
@@ -47,7 +48,7 @@ def run_superlink(host: str, port: int, certificates: Path, database: Path) -> N
 
     Args:
         certificates: a folder with ca.crt, server.pem and server.key.
-        database: keeps the registered nodes over a restart.
+        database: keeps the registered nodes over a restart; Flower's own files go to a folder `flwr` beside it, unless FLWR_HOME is set.
 
     Raises:
         ConfigError: a certificate is missing.
@@ -58,6 +59,7 @@ def run_superlink(host: str, port: int, certificates: Path, database: Path) -> N
     missing = [str(path) for path in files.values() if not path.is_file()]
     if missing:
         raise ConfigError(f"cannot find {', '.join(missing)}; expected ca.crt, server.pem and server.key: docs/flower.md says how to make them")
+    os.environ.update(child_environment(Path(os.environ.get("FLWR_HOME", database.resolve().parent / "flwr"))))
     from flwr.superlink import main
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
@@ -75,3 +77,8 @@ def run_superlink(host: str, port: int, certificates: Path, database: Path) -> N
         "--disable-runtime-dependency-installation", *(part for flag, path in files.items() for part in (f"--ssl-{flag}", str(path))),
     ]  # fmt: skip
     flower_superlink()
+
+
+if __name__ == "__main__":
+    _host, _port, _certificates, _database = sys.argv[1:]
+    run_superlink(_host, int(_port), Path(_certificates), Path(_database))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
@@ -25,6 +24,8 @@ from .settings import Settings
 PARAMETERS = ("probe", "kind", "alpha", "base_model", "spectra")
 MAX_SPECTRA = 256
 """Modules whose singular values are returned, in sorted order."""
+MAX_RANK = 512
+"""Ranks that spectra are computed of: the time grows with the third power, and a stranger chooses the rank of what no probe reads."""
 MAX_VALUES = 64
 """Singular values of one matrix that are returned, the largest first."""
 
@@ -132,12 +133,9 @@ class _Sent:
     def __init__(self, file: TensorFile, question: Question, base: Adapter | str | None) -> None:
         self._file, self._question, self._base = file, question, base
         self._said = stated(file)
-        self._is_slice = self._said is not None and self._said.form == SLICE
+        is_slice = self._said is not None and self._said.form == SLICE
+        self._whole = None if is_slice else read_whole(file, question.kind, alpha=question.alpha, base_model=question.base_model)
         self._deltas: dict[str, Adapter] = {}
-
-    @cached_property
-    def _whole(self) -> Adapter:
-        return read_whole(self._file, self._question.kind, alpha=self._question.alpha, base_model=self._question.base_model)
 
     def adapter_for(self, probe: Probe) -> Adapter:
         """The body as the kind that a probe scores.
@@ -145,13 +143,13 @@ class _Sent:
         Raises:
             LoraprobeError: it is not that and cannot be made that.
         """
-        if self._is_slice:
+        whole, kind = self._whole, probe.featurizer.layout.kind
+        if whole is None:
             return self._slice_for(probe)
-        kind = probe.featurizer.layout.kind
-        if kind == self._whole.kind or self._whole.kind != "weights":
-            return self._whole  # of another kind than the probe's: the probe refuses it, and says so
+        if kind == whole.kind or whole.kind != "weights":
+            return whole  # of another kind than the probe's: the probe refuses it, and says so
         if kind not in self._deltas:
-            self._deltas[kind] = self._delta(kind)
+            self._deltas[kind] = self._delta(whole, kind)
         return self._deltas[kind]
 
     def _slice_for(self, probe: Probe) -> Adapter:
@@ -162,29 +160,31 @@ class _Sent:
             raise DataError("got alpha or base_model beside a slice, which holds its scalings and its base model; leave them out")
         return read_slice(self._file, probe.featurizer)
 
-    def _delta(self, kind: Kind) -> Adapter:
+    def _delta(self, whole: Adapter, kind: Kind) -> Adapter:
         if self._base is None:
             raise DataError(
                 f"the probe scores a {kind}, and this service does not know the adapter that training started from: send the {kind} itself "
                 f"(?kind={kind}), or have the service started with --base"
             )
         if isinstance(self._base, Adapter):
-            return factor_delta(self._whole, self._base) if kind == "factor_delta" else weight_delta(self._whole, self._base)
+            return factor_delta(whole, self._base) if kind == "factor_delta" else weight_delta(whole, self._base)
         if kind == "weight_delta":
             raise DataError("the probe scores a weight_delta, and this service knows no adapter that training started from, only that its B was zero")
-        return factor_delta(self._whole, None)
+        return factor_delta(whole, None)
 
     def spectra(self, probe: Probe) -> dict[str, Any]:
         """Singular values: of the weight change B @ A where both factors are known, of the changes of the factors otherwise."""
         adapter, factors = self._shown(probe)
         modules = list(adapter)[:MAX_SPECTRA]
+        if (rank := max(adapter[module].rank for module in modules)) > MAX_RANK:
+            raise DataError(f"got a module of rank {rank}; expected at most {MAX_RANK} for spectra. Ask without spectra=true")
         values = spectra(adapter, modules, factors)
         rows = [{"module": module, "matrix": matrix, "values": _rounded(row.tolist())} for (module, matrix), row in values.items()]
         return {"of": adapter.kind, "modules": len(adapter), "rows": rows}
 
     def _shown(self, probe: Probe) -> tuple[Adapter, tuple[Factor, ...]]:
         both: tuple[Factor, ...] = ("A", "B")
-        if self._is_slice:
+        if self._whole is None:
             factors, adapter = slice_factors(probe.featurizer), self._slice_for(probe)
             # One factor alone has no product: it is shown like the change of a factor.
             return (adapter if len(factors) == 2 else Adapter(dict(adapter), kind="factor_delta")), factors
