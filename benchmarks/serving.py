@@ -11,6 +11,7 @@ installed (httptools, uvloop). Servers are asked in turn within every round; quo
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +34,8 @@ import torch
 
 from loraprobe import Adapter, FeatureRecipe, Featurizer, LoRAPair, Probe
 from loraprobe.heads import LinearHead
+from loraprobe.serve.scoring import Question, Scorer
+from loraprobe.serve.settings import Settings
 from loraprobe.serve.upload import content_digest
 from loraprobe.slices import save_slice
 
@@ -78,6 +81,7 @@ def measure(rounds: int, requests: int) -> None:
         "requests_per_round": requests,
         "goal": GOAL,
         **measured,
+        "parts_ms": parts(body, probe),
         "memory": memory,
     }
     print(json.dumps(result, indent=2))
@@ -231,6 +235,19 @@ def _status(connection: socket.socket, buffer: memoryview) -> int:
             if blank:
                 needed = len(head) + 4 + int(re.search(rb"(?i)content-length: (\d+)", head).group(1))  # type: ignore[union-attr]
     return int(bytes(buffer[9:12]))
+
+
+def parts(body: bytes, probe: Probe) -> dict[str, float]:
+    """Median milliseconds of the two parts of a scored request that an echo does not have, each alone and with warm caches."""
+    scorer, question = Scorer(Settings({"paper": probe})), Question(("paper",), "factor_delta")
+    tasks: dict[str, Callable[[], object]] = {"sha256": lambda: hashlib.sha256(body).digest(), "scoring": lambda: scorer(body, question)}
+    taken: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(1000):
+        for name, task in tasks.items():
+            begun = time.perf_counter()
+            task()
+            taken[name].append(1000 * (time.perf_counter() - begun))
+    return {name: round(statistics.median(values), 4) for name, values in taken.items()}
 
 
 def memory_over_time(server: Server, body: bytes) -> dict[str, Any]:

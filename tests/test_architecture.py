@@ -19,7 +19,9 @@ import loraprobe
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"transformers", "peft", "umap", "xgboost", "flwr", "nvflare", "fastapi", "uvicorn", "prometheus_client", "matplotlib"}
 # What subclasses an engine's classes and is imported by who uses that engine: by nothing of ours that is not in this table itself.
-ENGINES = {"fedloop.flower.strategy": "flwr", "fedloop.plugins.flower": "flwr", "fedloop.plugins.nvflare": "nvflare"}
+ENGINES = {
+    "loraprobe.serve.protocol": "uvicorn", "fedloop.flower.strategy": "flwr", "fedloop.plugins.flower": "flwr", "fedloop.plugins.nvflare": "nvflare",
+}  # fmt: skip
 OUTSIDE = {"zoo", "figures", "paper_repro", "benchmarks", "fuzz", "examples", "tests"}
 
 # The scoring service: one package, free to import the library and itself.

@@ -6,6 +6,7 @@ import gc
 import signal
 import socket
 import sys
+from functools import partial
 from typing import Any
 
 from ..errors import MissingExtra
@@ -13,7 +14,6 @@ from .answers import Refusal
 from .app import create_app
 from .logs import LOGGER, log_to_stderr
 from .metrics import Metrics
-from .protocol import guarded_protocol
 from .settings import Settings
 
 FINISHING_SECONDS = 30
@@ -31,6 +31,8 @@ def run(settings: Settings, host: str, port: int) -> None:
     """
     try:
         import uvicorn
+
+        from .protocol import GuardedProtocol
     except ImportError:
         raise MissingExtra("uvicorn", "serve", "The scoring service") from None
     import torch
@@ -46,7 +48,7 @@ def run(settings: Settings, host: str, port: int) -> None:
         metrics.count_request("none", refusal.status, refusal.type)
         LOGGER.info("refused", extra={"fields": {"status": refusal.status, "error": refusal.type}})
 
-    protocol: Any = guarded_protocol(settings, refused)
+    protocol: Any = partial(GuardedProtocol, settings, refused)  # called as a class would be
     config = uvicorn.Config(
         app, http=protocol, loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False, proxy_headers=False,
         server_header=False, backlog=BACKLOG, timeout_graceful_shutdown=FINISHING_SECONDS,
