@@ -41,7 +41,7 @@ _MAX_MEMO = 1 << 20  # a larger memo index makes the unpickler allocate a table 
 # What reading a file that is damaged or holds more than tensors raises.
 _ERRORS = (
     pickle.UnpicklingError, zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
-    AttributeError, OverflowError,
+    AttributeError, OverflowError, MemoryError, AssertionError,
 )  # fmt: skip
 
 
@@ -78,7 +78,10 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
-        return _read_zip(path) if is_zip else _read_legacy(path.read_bytes(), path)
+        tensors = _read_zip(path) if is_zip else _read_legacy(path.read_bytes(), path)
+        # PyTorch has to take the file too: it also looks at records that hold no numbers. By now nothing in it can ask for memory.
+        torch.load(path, map_location="cpu", weights_only=True)
+        return tensors
     except AdapterFormatError:
         raise
     except _ERRORS as error:
