@@ -14,6 +14,7 @@ import math
 import pickle
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -41,7 +42,7 @@ _MAX_MEMO = 1 << 20  # a larger memo index makes the unpickler allocate a table 
 # What reading a file that is damaged or holds more than tensors raises.
 _ERRORS = (
     pickle.UnpicklingError, zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
-    AttributeError, OverflowError, MemoryError, AssertionError,
+    AttributeError, OverflowError, MemoryError, AssertionError, Warning,
 )  # fmt: skip
 
 
@@ -80,7 +81,9 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
             is_zip = file.read(4) == b"PK\x03\x04"
         tensors = _read_zip(path) if is_zip else _read_legacy(path.read_bytes(), path)
         # PyTorch has to take the file too: it also looks at records that hold no numbers. By now nothing in it can ask for memory.
-        torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.load(path, map_location="cpu", weights_only=True)
         return tensors
     except AdapterFormatError:
         raise
