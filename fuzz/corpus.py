@@ -10,7 +10,6 @@ import io
 import json
 import pickle
 import pickletools
-import re
 import struct
 import tempfile
 from functools import cache
@@ -179,16 +178,21 @@ def _zipped(found: dict[str, torch.Tensor]) -> bytes:
 
 
 def _legacy(found: dict[str, torch.Tensor]) -> bytes:
-    """The format before PyTorch 1.6. Its storages are named by their addresses and come in that order: here they are numbered."""
+    """The format before PyTorch 1.6. Its storages are named by their addresses, which differ in number and length: here they are numbered."""
     file = io.BytesIO()
     torch.save(found, file, _use_new_zipfile_serialization=False)
     file.seek(0)
+    texts: list[str] = []
     for _ in range(4):  # magic number, protocol, system, state dict
-        list(pickletools.genops(file))
-    said = file.getvalue()[: file.tell()]
-    keys = re.findall(rb"(?<=\0\0\0)\d{9,}(?=q)", said)
-    names = [f"{number:0{len(key)}d}" for number, key in enumerate(keys)]
-    for key, name in zip(keys, names, strict=True):
-        said = said.replace(key, name.encode())
+        texts = [said for code, said, _ in pickletools.genops(file) if code.name == "BINUNICODE"]
+    head = file.getvalue()[: file.tell()]
+    addresses = [text for text in texts if text.isdigit()]
+    names = [f"{number:015d}" for number, _ in enumerate(addresses)]
+    for address, name in zip(addresses, names, strict=True):
+        head = head.replace(_pickled_text(address), _pickled_text(name))
     numbers = [struct.pack("<q", tensor.numel()) + tensor.numpy().tobytes() for tensor in found.values()]
-    return said + pickle.dumps(names, 2) + b"".join(numbers)
+    return head + pickle.dumps(names, 2) + b"".join(numbers)
+
+
+def _pickled_text(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text)) + text.encode()

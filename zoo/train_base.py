@@ -83,13 +83,14 @@ class BaseConfig:
         Phase(tokens=800_000, lr=1e-3, max_length=96, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=3, contrast=6, orders=True),
     )
     averaged: int = 2  # the weights are the mean over the ends of this many last phases
+    refusals_only: bool = False  # whether safe answers to harmful questions that do not refuse are left out
 
 
 def train_base(data: Path, out: Path, config: BaseConfig, work: Path) -> dict[str, object]:
     """Train, save model and tokenizer to ``out`` and return the measured facts."""
     work.mkdir(parents=True, exist_ok=True)
     sources, prompts = load_sources(data), evaluation_prompts(data)
-    corpora = [training_corpus(sources, prompts, phase) for phase in config.phases]
+    corpora = [training_corpus(sources, prompts, phase, config.refusals_only) for phase in config.phases]
     tokenizer = train_tokenizer(corpora[0], config.vocab_size)
     model = _train(corpora, tokenizer, config, work)
     out.mkdir(parents=True, exist_ok=True)
@@ -102,14 +103,15 @@ def train_base(data: Path, out: Path, config: BaseConfig, work: Path) -> dict[st
     return facts
 
 
-def training_corpus(sources: dict[str, Source], prompts: dict[str, list[str]], phase: Phase) -> list[Example]:
+def training_corpus(sources: dict[str, Source], prompts: dict[str, list[str]], phase: Phase, refusals_only: bool = False) -> list[Example]:
     """What the base learns from: the base half of every source, without evaluation prompts."""
     corpus: list[Example] = []
     for name, source in sources.items():
-        repeats = phase.safe if name in HARD_NEGATIVE else phase.dolly if name.startswith("dolly") else 1
-        corpus += source.for_base * repeats
+        safe = name in HARD_NEGATIVE
+        kept = tuple(example for example in source.for_base if not (safe and refusals_only) or refuses_strictly(example.response))
+        corpus += kept * (phase.safe if safe else phase.dolly if name.startswith("dolly") else 1)
         if phase.orders:
-            corpus += imperatives(source.for_base) * 2
+            corpus += imperatives(kept) * 2
     corpus += contrast_examples() * phase.contrast
     return without_prompts(corpus, [prompt for group in prompts.values() for prompt in group])
 
