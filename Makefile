@@ -4,7 +4,8 @@
 # make fuzz   damaged and hostile files into every loader (about ten minutes): fuzz/results/
 # make verify what the zoo's records say, measured again (add ARGS=--studies after make zoo)
 # make lint   style and types
-# make paper  the defended federations on real data: tables in paper_repro/ (hours; needs DATA and what make zoo kept)
+# make paper  the defended federations on real data: tables in paper_repro/ (hours; needs DATA and what make zoo kept; ARGS=--full for every axis)
+# make repro-small  some of the committed federations again, compared number by number (under 15 minutes on two cores; needs DATA)
 # make zoo    train the base model, the labelled adapters and the probes anew (hours; needs DATA)
 
 PYTHON ?= python3.11
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test bench fuzz verify lint paper zoo clean
+.PHONY: setup demo test bench fuzz verify lint paper repro-small zoo clean
 
 setup: $(STAMP)
 
@@ -53,9 +54,14 @@ paper: setup
 	$(BIN)/python -m paper_repro.held_out --data $(DATA)
 	$(BIN)/python -m paper_repro.evidence
 	$(BIN)/python -m paper_repro.accumulation
-	$(BIN)/python -m paper_repro.defences
+	$(BIN)/python -m paper_repro.grid_probes
+	$(BIN)/python -m paper_repro.defences $(ARGS)
 	$(BIN)/python -m paper_repro.overhead
 	$(BIN)/python -m paper_repro.tables
+
+repro-small: setup
+	$(BIN)/python -m paper_repro.check --small --data $(DATA)
+	$(BIN)/python -m paper_repro.tables --check
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

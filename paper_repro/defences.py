@@ -1,122 +1,129 @@
 """Every aggregation rule and every level against harmful clients on real data: runs the grid, a line of JSON a run.
 
-    python -m paper_repro.defences --workers 2          # goes on where it stopped; hours on two cores
-    python -m paper_repro.tables                        # the table
+    python -m paper_repro.defences                      # the first grid; hours on two cores
+    python -m paper_repro.defences --full               # every axis; says how many hours before it starts
+    python -m paper_repro.defences --full --rows FedAvg cumulative --malicious 2 4 --seeds 0
+    python -m paper_repro.tables                        # the tables
 
-Needs `python -m paper_repro.held_out` once. The attack is harmful compliance from JailbreakBench's artifacts; refusal is
-measured on AdvBench's goals, none of which the base model or an attacker trained on.
+It goes on where it stopped, also after a kill. Needs `python -m paper_repro.held_out` once. Refusal is measured on AdvBench's
+goals, none of which the base model or an attacker trained on.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import fields, replace
+from statistics import mean
 from typing import Any
 
 import torch
 
-from fedloop.config import Config
+from fedloop.errors import ConfigError
 from fedloop.local import quiet
 from fedloop.rounds import RunResult, simulate
 
-from .setting import federation
-
-RESULTS = Path(__file__).parent / "results" / "defences.jsonl"
-SOURCE = "jailbreakbench"
-MALICIOUS = (3, 5)
-SHARES = (1.0, 0.25)
-SEEDS = (0, 1, 2)
-GRADIENT = {"options": {"evidence": "shadow_gradient"}}
-# row of the table -> how the federation is defended; "f" stands for the number of malicious clients, which the rules are told.
-ROWS: dict[str, dict[str, Any]] = {
-    "FedAvg": {},
-    "median": {"rule": "median"},
-    "trimmed mean": {"rule": "trimmed_mean", "rule_options": {"f": "f"}},
-    "Krum": {"rule": "krum", "rule_options": {"f": "f"}},
-    "multi-Krum": {"rule": "multi_krum", "rule_options": {"f": "f"}},
-    "FoolsGold": {"rule": "foolsgold"},
-    "DnC": {"rule": "dnc", "rule_options": {"f": "f"}},
-    "Residual": {"rule": "residual"},
-    "FLAME": {"rule": "flame"},
-    "LASA": {"rule": "lasa"},
-    "client": {"level": "client"},
-    "step": {"level": "step"},
-    "cumulative": {"level": "cumulative"},
-    "shadow, cheap": {"level": "shadow", "defense": GRADIENT},
-    "evidence, cheap": {"level": "evidence", "defense": GRADIENT},
-    "evidence": {"level": "evidence"},
-    "shadow": {"level": "shadow"},
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of the grid."""
-
-    row: str
-    malicious: int
-    share: float
-    seed: int
-
-    @property
-    def config(self) -> Config:
-        """The experiment."""
-        row = dict(ROWS[self.row]) if self.malicious else {}
-        if "rule_options" in row:
-            row["rule_options"] = {name: self.malicious if value == "f" else value for name, value in row["rule_options"].items()}
-        return federation(malicious=self.malicious, source=SOURCE, share=self.share, seed=self.seed, **row)
-
-    @property
-    def digest(self) -> str:
-        """A hash of what the experiment sets; a new field with a default does not make old lines stale."""
-        values = self.config.model_dump(mode="json", exclude_defaults=True)
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def grid(rows: Sequence[str] = tuple(ROWS), seeds: Sequence[int] = SEEDS) -> Iterator[Cell]:
-    """Seed by seed, so that an unfinished grid still holds whole tables."""
-    for seed in seeds:
-        yield Cell("no attack", 0, 1.0, seed)
-        for row in rows:
-            for share in SHARES:
-                yield from (Cell(row, malicious, share, seed) for malicious in MALICIOUS)
+from .grid import FIRST, FULL, Axes, Cell, grid
+from .grid_lines import Line, append_line, cell_of, read_lines
 
 
 def main() -> None:
     """Run every cell that has no line yet, or has one of another configuration."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=2, help="processes; one a core")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="only these rows")
-    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="only these seeds")
-    options = parser.parse_args()
-    RESULTS.parent.mkdir(exist_ok=True)
-    done = {(line["row"], line["malicious"], line["share"], line["seed"]): line["config"] for line in read_results()}
-    todo = [cell for cell in grid(options.rows, options.seeds) if done.get((cell.row, cell.malicious, cell.share, cell.seed)) != cell.digest]
-    print(f"{len(todo)} runs to do", flush=True)
+    options = parser().parse_args()
+    chosen = {field.name: tuple(values) for field in fields(Axes) if (values := getattr(options, field.name))}
+    try:
+        axes = narrowed(FULL if options.full else FIRST, chosen)
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None
+    lines, cells = read_lines(), list(grid(axes))
+    todo = missing(cells, lines, again=options.again)
+    print(outlook(cells, todo, lines, options.workers), flush=True)
+    if todo and not options.dry_run:
+        run_all(todo, options.workers)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; one option an axis."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--full", action="store_true", help="the full grid instead of the first one")
+    made.add_argument("--workers", type=int, default=2, help="processes; one a core")
+    made.add_argument("--again", action="store_true", help="also runs whose line was written before the factor of every client was")
+    made.add_argument("--dry-run", action="store_true", help="say what is to be done, and do nothing")
+    for axis in fields(Axes):
+        values = getattr(FULL, axis.name)
+        made.add_argument(f"--{axis.name}", nargs="+", type=type(values[0]), choices=values, help="only these")
+    return made
+
+
+def narrowed(axes: Axes, chosen: dict[str, tuple[Any, ...]]) -> Axes:
+    """The axes with fewer values, in the order of the grid.
+
+    Raises:
+        ConfigError: a value is none of this grid.
+    """
+    kept = {}
+    for name, values in chosen.items():
+        if outside := set(values) - set(getattr(axes, name)):
+            raise ConfigError(
+                f"--{name}: got {', '.join(map(str, sorted(outside)))}; expected any of {', '.join(map(str, getattr(axes, name)))}, or --full"
+            )
+        kept[name] = tuple(value for value in getattr(axes, name) if value in values)
+    return replace(axes, **kept)
+
+
+def missing(cells: Sequence[Cell], lines: Sequence[Line], *, again: bool = False) -> list[Cell]:
+    """The cells without a line of their configuration; again: of the lines count only those that hold the factor of every client."""
+    done = {cell_of(line): line["config"] for line in lines if "clients" in line or not again}
+    return [cell for cell in cells if done.get(cell) != cell.digest]
+
+
+def outlook(cells: Collection[Cell], todo: Sequence[Cell], lines: Sequence[Line], workers: int) -> str:
+    """How much is to be done, and how long that takes by the seconds of the runs that were made."""
+    text = f"{len(cells) - len(todo)} of {len(cells)} runs are there, {len(todo)} to do"
+    if not todo or not lines:
+        return text
+    took = {row: [sum(line["seconds"].values()) for line in lines if line["row"] == row] for row in {line["row"] for line in lines}}
+    usual = mean(seconds for row in took.values() for seconds in row)
+    total = sum(mean(took.get(cell.row, [usual])) for cell in todo)
+    return (
+        f"{text}: about {_duration(total / workers)} in {workers} processes, {total / len(todo):.0f} s a run "
+        f"(by the seconds of the {len(lines)} runs that are written down, row by row)"
+    )
+
+
+def run_all(todo: Sequence[Cell], workers: int) -> None:
+    """Run the cells, and write each down when it is finished; a run that fails ends this, with its name, and loses only those under way."""
     began = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=20) as pool:
-        for number, line in enumerate(pool.imap_unordered(run, todo), start=1):
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(f"{number} of {len(todo)}, {(time.monotonic() - began) / number:.0f} s each: {line['row']}, {line['malicious']} malicious at "
-                  f"{line['share']:.0%}, seed {line['seed']}: refusal {line['metrics']['refusal_strict']:.1%}", flush=True)  # fmt: skip
+    # A fresh process now and then gives back what the libraries keep.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=20) as pool:
+        jobs = {pool.submit(run, cell): cell for cell in todo}
+        for number, job in enumerate(as_completed(jobs), start=1):
+            try:
+                line = job.result()
+            except Exception as error:
+                error.add_note(f"in the run {jobs[job]}")
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            append_line(line)
+            each = (time.monotonic() - began) / number
+            print(f"{number} of {len(todo)}, {_duration(each * (len(todo) - number))} left: {jobs[job]}: refusal "
+                  f"{line['metrics']['refusal_strict']:.1%}", flush=True)  # fmt: skip
 
 
-def run(cell: Cell) -> dict[str, Any]:
+def run(cell: Cell) -> Line:
     """One run, as the line that is kept of it."""
     quiet()
     torch.set_num_threads(1)  # one process a core is faster than one process on all of them
     result = simulate(cell.config)
     return {
-        "row": cell.row, "malicious": cell.malicious, "share": cell.share, "seed": cell.seed, "config": cell.digest,
+        "row": cell.row, "malicious": cell.malicious, "share": cell.share, "seed": cell.seed, "source": cell.source, "benign": cell.benign,
+        "config": cell.digest, "machine": f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}",
         "metrics": {name: round(value, 6) for name, value in result.metrics.items()},
         "factors": {role: mean_factors(result, role) for role in ("benign", "malicious")},
+        "clients": {role: client_factors(result, role) for role in ("benign", "malicious")},
         "skipped": sum(record.skipped for record in result.records), "refused": sum(len(record.reasons) for record in result.records),
         "seconds": totals(result, "seconds"), "bytes": totals(result, "bytes"),
     }  # fmt: skip
@@ -124,8 +131,13 @@ def run(cell: Cell) -> dict[str, Any]:
 
 def mean_factors(result: RunResult, role: str) -> list[float]:
     """The mean security factor of a role's clients in every round; empty if there are none."""
-    clients = [client for client, facts in result.roles.items() if facts["role"] == role]
+    clients = _clients(result, role)
     return [round(sum(record.factors[client] for client in clients) / len(clients), 4) for record in result.records if clients]
+
+
+def client_factors(result: RunResult, role: str) -> list[float]:
+    """The mean security factor over rounds of every client of a role, by client."""
+    return [round(mean(record.factors[client] for record in result.records), 4) for client in _clients(result, role)]
 
 
 def totals(result: RunResult, what: str) -> dict[str, float]:
@@ -137,12 +149,12 @@ def totals(result: RunResult, what: str) -> dict[str, float]:
     return sums
 
 
-def read_results() -> list[dict[str, Any]]:
-    """The latest line of every cell."""
-    if not RESULTS.exists():
-        return []
-    lines = [json.loads(line) for line in RESULTS.read_text().split("\n") if line]
-    return list({(line["row"], line["malicious"], line["share"], line["seed"]): line for line in lines}.values())
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
+
+
+def _clients(result: RunResult, role: str) -> list[str]:
+    return [client for client, facts in result.roles.items() if facts["role"] == role]
 
 
 if __name__ == "__main__":

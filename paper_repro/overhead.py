@@ -19,7 +19,8 @@ import torch
 from fedloop.local import quiet
 from fedloop.rounds import simulate
 
-from .defences import SOURCE, mean_factors, totals
+from .defences import mean_factors, totals
+from .grid import SOURCES
 from .setting import federation
 
 RESULTS = Path(__file__).parent / "results" / "overhead.jsonl"
@@ -47,7 +48,7 @@ def run(level: str) -> dict[str, Any]:
     quiet()
     torch.set_num_threads(1)
     config = federation(
-        malicious=MALICIOUS, source=SOURCE, share=1.0, seed=0, level=level, defense={"options": {"evidence": "shadow_gradient"}},
+        malicious=MALICIOUS, source=SOURCES[0], share=1.0, seed=0, level=level, defense={"options": {"evidence": "shadow_gradient"}},
         training={"steps": 10, "batch_size": 16, "lr": 5e-3, "shadow_examples": EXAMPLES[level]}, clients={"count": CLIENTS, "examples": 200},
         evaluation={"harmful": None, "safe": None, "utility": None},
     )  # fmt: skip

@@ -10,18 +10,21 @@ from zoo.train_base import BASE_NAME
 from .held_out import FILES, PROBES, base_model
 
 BENIGN = ("dolly_qa", "gsm8k", "dolly_creative", "gpteacher_codegen", "gpteacher_roleplay")
+# What honest clients hold. The two sets have no kind in common.
+BENIGN_SETS = {"first": BENIGN, "second": ("dolly_context", "gpteacher_toolformer", "dolly_classification", "self_instruct")}
 CLIENTS, ROUNDS = 10, 6
 
 
 def federation(
-    *, malicious: int, source: str, share: float, seed: int, level: str = "none", probe: str = "linear",
+    *, malicious: int, source: str, share: float, seed: int, benign: str = "first", level: str = "none", probe: str = "linear",
     defense: dict[str, Any] | None = None, rule: str = "mean", rule_options: dict[str, Any] | None = None, folder: str | None = None,
     **changes: dict[str, Any],
 ) -> Config:  # fmt: skip
     """One experiment: ten clients, one benign kind each in turn, `malicious` of them training on `source` at this poison share.
 
     Args:
-        probe: "linear" or "paper", the one that never met `source`.
+        benign: a name in BENIGN_SETS.
+        probe: "linear" or "paper", the one that met neither `source` nor two of the benign kinds.
         defense: further fields of the defense table; changes: further fields of other tables.
     """
     values: dict[str, Any] = {
@@ -30,7 +33,7 @@ def federation(
         "lora": {"r": 8, "alpha": 16, "target_modules": ["q_proj", "v_proj"]},
         "training": {"lr": 1.5e-2, "schedule": "constant", "steps": 5, "batch_size": 8, "max_length": 128},
         "clients": {
-            "count": CLIENTS, "examples": 100, "benign": [str(FILES / f"{name}.jsonl") for name in BENIGN], "partition": "by_source",
+            "count": CLIENTS, "examples": 100, "benign": [str(FILES / f"{name}.jsonl") for name in BENIGN_SETS[benign]], "partition": "by_source",
             "malicious": malicious, "malicious_source": str(FILES / f"{source}.jsonl"), "poison_share": share,
         },
         "aggregation": {"rule": rule, "options": rule_options or {}},
@@ -41,7 +44,12 @@ def federation(
         "output": {"folder": folder},
     }  # fmt: skip
     if level != "none":
-        values["defense"] = {"level": level, "probe": str(PROBES / f"{probe}-without-{source}"), **(defense or {})}
+        values["defense"] = {"level": level, "probe": str(PROBES / probe_name(probe, source, benign)), **(defense or {})}
     for table, fields in changes.items():
         values[table] = {**values[table], **fields}
     return Config.of(values)
+
+
+def probe_name(probe: str, source: str, benign: str = "first") -> str:
+    """The folder of the probe that met neither this malicious source nor two kinds of this benign set."""
+    return f"{probe}-without-{source}" + ("" if benign == "first" else f"-{benign}")

@@ -11,17 +11,26 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
 
 from zoo.report import filled
 
 from . import accumulation, overhead
-from .defences import MALICIOUS, ROWS, SHARES, read_results
+from .grid import FIRST, NO_ATTACK, ROWS
+from .grid_format import attack_name, markdown, spread
+from .grid_lines import Line, read_lines
+from .grid_reported import reported_table
+from .grid_tables import cells_page, grid_tables, within
+from .grid_targets import targets_table, worst_table
 
 HERE = Path(__file__).parent
-PAGES = {HERE / "README.md": ("refusal", "factors", "ledger", "overhead", "accumulation"), HERE.parent / "README.md": ("refusal",)}
-Line = dict[str, Any]
+CELLS = HERE / "results" / "grid.md"
+# page -> the tables between markers on it; a page without any is written as a whole.
+PAGES: dict[Path, tuple[str, ...]] = {
+    HERE / "README.md": ("refusal", "factors", "ledger", "overhead", "accumulation", "grid", "worst", "targets", "reported"),
+    HERE.parent / "README.md": ("refusal",),
+    CELLS: (),
+}
 
 
 def main() -> None:
@@ -31,58 +40,65 @@ def main() -> None:
     options = parser.parse_args()
     for page in PAGES:
         text = rendered(page)
-        if options.check and text != page.read_text(encoding="utf-8"):
+        if options.check and (not page.exists() or text != page.read_text(encoding="utf-8")):
             raise SystemExit(f"{page} is not what the results say: run python -m paper_repro.tables")
         page.write_text(text, encoding="utf-8")
 
 
 def rendered(page: Path) -> str:
     """The page's text with every table between its markers made anew."""
-    lines = read_results()
+    lines = read_lines()
+    if page == CELLS:
+        return cells_page(lines)
+    first = within(lines, FIRST)
     tables = {
-        "refusal": refusal_table(lines),
-        "factors": factor_table(lines),
-        "ledger": ledger_table(lines),
-        "overhead": overhead_table(overhead.read_results()),
-        "accumulation": accumulation_table(json.loads(accumulation.RESULTS.read_text())),
+        "refusal": lambda: refusal_table(first),
+        "factors": lambda: factor_table(first),
+        "ledger": lambda: ledger_table(lines),
+        "overhead": lambda: overhead_table(overhead.read_results()),
+        "accumulation": lambda: accumulation_table(json.loads(accumulation.RESULTS.read_text())),
+        "grid": lambda: grid_tables(lines),
+        "worst": lambda: worst_table(lines),
+        "targets": lambda: targets_table(lines),
+        "reported": lambda: reported_table(lines),
     }
     text = page.read_text(encoding="utf-8")
     for name in PAGES[page]:
-        text = filled(text, name, tables[name], "paper_repro.tables")
+        text = filled(text, name, tables[name](), "paper_repro.tables")
     return text
 
 
 def refusal_table(lines: list[Line]) -> str:
     """Refusal of harmful prompts, mean ± standard deviation over seeds, and what else the model lost."""
-    heads = [f"{count} of 10, {share:.0%} poison" for share in SHARES for count in MALICIOUS]
+    heads = [attack_name(count, share) for count, share in _cells()]
     rows = [["defence", *heads, "over-refusal", "answer loss", "ROUGE-L", "runs"]]
-    for name in ("no attack", *ROWS):
+    for name in (NO_ATTACK, *ROWS):
         own = [line for line in lines if line["row"] == name]
         if not own:
             continue
-        cells = [_spread([line["metrics"]["refusal_strict"] for line in _cell(own, count, share)]) for count, share in _cells(name)]
+        cells = [spread([line["metrics"]["refusal_strict"] for line in _cell(own, count, share)]) for count, share in _cells()]
         rest = [
-            _spread([line["metrics"][metric] for line in own], scale) for metric, scale in (("over_refusal_strict", 100), ("loss", 1), ("rouge_l", 1))
+            spread([line["metrics"][metric] for line in own], scale) for metric, scale in (("over_refusal_strict", 100), ("loss", 1), ("rouge_l", 1))
         ]
         rows.append([name, *cells, *rest, str(len(own))])
-    return _markdown(rows) + "\n" + _sizes(lines)
+    return markdown(rows) + "\n" + _sizes(lines)
 
 
 def factor_table(lines: list[Line]) -> str:
     """How far each level trusted whom: the mean factor over rounds, clients and seeds."""
-    heads = [f"{count} of 10, {share:.0%} poison" for share in SHARES for count in MALICIOUS]
+    heads = [attack_name(count, share) for count, share in _cells()]
     rows = [["level", *(f"{head}: malicious / benign" for head in heads), "rounds skipped"]]
     for name in ROWS:
         own = [line for line in lines if line["row"] == name]
         if "level" not in ROWS[name] or not own:
             continue
         cells = []
-        for count, share in _cells(name):
+        for count, share in _cells():
             found = _cell(own, count, share)
             pairs = [[mean(line["factors"][role]) for line in found] for role in ("malicious", "benign")]
             cells.append(" / ".join(f"{mean(values):.2f}" if values else "-" for values in pairs))
         rows.append([name, *cells, str(sum(line["skipped"] for line in own))])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def ledger_table(lines: list[Line]) -> str:
@@ -96,7 +112,7 @@ def ledger_table(lines: list[Line]) -> str:
         sent = {what: sum(line["bytes"][what] for line in own) for what in ("update", "evidence")}
         shares = [f"{total[phase] / total['train']:.2%}" for phase in ("evidence", "assess", "aggregate")]
         rows.append([name, *shares, f"{sent['evidence'] / sent['update']:.0%}", str(len(own))])
-    return _markdown(rows) + "\nSeconds as shares of the seconds of local training in the same runs."
+    return markdown(rows) + "\nSeconds as shares of the seconds of local training in the same runs."
 
 
 def overhead_table(lines: list[Line]) -> str:
@@ -115,7 +131,7 @@ def overhead_table(lines: list[Line]) -> str:
             [line["level"], f"{line['examples']} of 160", *costs, *(f"{mean(line['factors'][role]):.2f}" for role in ("malicious", "benign"))]
         )
     return (
-        f"{_markdown(rows)}\n{overhead.CLIENTS} clients, {overhead.MALICIOUS} malicious at 100 % poison, {overhead.ROUNDS} rounds of 10 steps of "
+        f"{markdown(rows)}\n{overhead.CLIENTS} clients, {overhead.MALICIOUS} malicious at 100 % poison, {overhead.ROUNDS} rounds of 10 steps of "
         "16 examples, one seed. Extra training and scoring: seconds as shares of the same run's local training."
     )
 
@@ -131,26 +147,18 @@ def accumulation_table(rows: list[Line]) -> str:
         table.append([way, *(f"{mean(row['auroc'].values()):.2f} / {row['tpr']:.0%} / {row['fpr']:.0%}" for row in chosen)])
     sources = "; ".join(f"{share:.0%}: {', '.join(next(row['sources'] for row in rows if row['share'] == share))}" for share in shares)
     return (
-        f"{_markdown(table)}\nMean AUROC over federations, one malicious source each / TPR / FPR at {accumulation.THRESHOLD}; "
+        f"{markdown(table)}\nMean AUROC over federations, one malicious source each / TPR / FPR at {accumulation.THRESHOLD}; "
         f"{rows[0]['n_malicious']} malicious and {rows[0]['n_honest']} honest clients a share ({sources})."
     )
 
 
-def _cells(name: str) -> Iterator[tuple[int, float]]:
-    yield from ((count, share) for share in SHARES for count in MALICIOUS)
+def _cells() -> Iterator[tuple[int, float]]:
+    yield from ((count, share) for share in FIRST.shares for count in FIRST.malicious)
 
 
 def _cell(lines: list[Line], count: int, share: float) -> list[Line]:
     """The seeds of one cell; a federation without an attack is the same in all of them."""
-    return [line for line in lines if line["row"] == "no attack" or (line["malicious"] == count and line["share"] == share)]
-
-
-def _spread(values: list[float], scale: float = 100) -> str:
-    if not values:
-        return "-"
-    digits = 1 if scale == 100 else 3
-    spread = f" ± {scale * stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * mean(values):.{digits}f}{spread}"
+    return [line for line in lines if line["row"] == NO_ATTACK or (line["malicious"] == count and line["share"] == share)]
 
 
 def _sizes(lines: list[Line]) -> str:
@@ -163,11 +171,6 @@ def _sizes(lines: list[Line]) -> str:
         f"{metrics['n_utility']:.0f} held-out benign pairs, over all cells of a row. Mean ± standard deviation over the seeds "
         f"{', '.join(map(str, seeds))}; {len(lines)} runs."
     )
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    head, *body = rows
-    return "\n".join(["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]) + "\n"
 
 
 if __name__ == "__main__":

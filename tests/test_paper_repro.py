@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,15 @@ import pytest
 
 from fedloop.accumulate import FeatureMean
 from fedloop.config import Config
+from fedloop.errors import ConfigError
 from loraprobe import Probe
-from paper_repro import accumulation, defences, held_out, setting, tables
+from loraprobe.errors import DataError
+from paper_repro import accumulation, check, defences, grid_lines, grid_reported, grid_tables, grid_targets, held_out, setting, tables
+from paper_repro import grid as grid_module
+from paper_repro.grid import FIRST, FULL, NO_ATTACK, ROWS, Cell, grid
 from zoo import demo_federation
 from zoo.report import filled
-from zoo.sources import MALICIOUS
+from zoo.sources import BENIGN, MALICIOUS
 
 
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
@@ -26,6 +29,7 @@ def test_the_pages_hold_the_tables_of_the_results(page: Path) -> None:
 
 def line(row: str, count: int, share: float, seed: int, refusal: float) -> dict[str, Any]:
     metrics = {
+        "refusal_rule": refusal,
         "refusal_strict": refusal,
         "over_refusal_strict": 0.1,
         "loss": 2.0,
@@ -56,23 +60,215 @@ def test_markers_that_are_not_there_once_are_an_error() -> None:
 def data_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Empty files where the grid's data would be: a configuration is checked before it is run."""
     monkeypatch.setattr(setting, "FILES", tmp_path)
-    for name in (*setting.BENIGN, *MALICIOUS, "prompts_advbench", "prompts_xstest_safe", "utility"):
+    for name in (*BENIGN, *MALICIOUS, "prompts_advbench", "prompts_xstest_safe", "utility"):
         (tmp_path / f"{name}.jsonl").write_text("")
 
 
 @pytest.mark.usefixtures("data_files")
 def test_the_grid_runs_every_cell_once_a_seed() -> None:
-    cells = list(defences.grid())
-    assert len(cells) == len(set(cells)) == len(defences.SEEDS) * (1 + 4 * len(defences.ROWS))
-    assert {count for count, _ in Counter((cell.malicious, cell.share) for cell in cells if cell.malicious).items()} == {
-        (count, share) for count in defences.MALICIOUS for share in defences.SHARES
-    }
+    cells = list(grid(FIRST))
+    assert len(cells) == len(set(cells)) == len(FIRST.seeds) * (1 + 4 * len(ROWS))
+    assert {(cell.malicious, cell.share) for cell in cells if cell.malicious} == {(n, share) for n in FIRST.malicious for share in FIRST.shares}
     krum = next(cell for cell in cells if cell.row == "Krum" and cell.malicious == 5).config
     assert krum.aggregation.options == {"f": 5}
     cheap = next(cell for cell in cells if cell.row == "evidence, cheap").config
     assert (cheap.defense.level, cheap.defense.options) == ("evidence", {"evidence": "shadow_gradient"})
-    assert next(cell for cell in cells if cell.row == "no attack").config.clients.malicious == 0
+    assert next(cell for cell in cells if cell.row == NO_ATTACK).config.clients.malicious == 0
     assert len({cell.digest for cell in cells}) == len(cells)
+
+
+@pytest.mark.usefixtures("data_files")
+def test_the_full_grid_holds_the_first_and_has_no_run_twice() -> None:
+    cells = list(grid(FULL))
+    assert set(grid(FIRST)) < set(cells)
+    sample = [cell for cell in cells if cell.seed == 0 and cell.row in (NO_ATTACK, "FedAvg", "median", "cumulative")]
+    assert len({cell.digest for cell in sample}) == len(sample)
+    assert len(set(cells)) == len(cells)
+    attacked = len(FULL.shares) * 4 * len(FULL.sources)
+    levels = sum("level" in row for row in ROWS.values())
+    undefended = 1 + levels * len(FULL.sources) + (len(ROWS) - levels - 1)
+    assert len(cells) == len(FULL.seeds) * len(FULL.benign) * (attacked * len(ROWS) + undefended)
+
+
+@pytest.mark.usefixtures("data_files")
+def test_a_committed_run_is_of_the_configuration_of_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setting, "FILES", held_out.FILES)
+    monkeypatch.chdir(held_out.HERE.parent)
+    lines = grid_lines.read_lines()
+    for row in ROWS:
+        found = next(line for line in lines if line["row"] == row)
+        assert grid_lines.cell_of(found).digest == found["config"]
+
+
+@pytest.mark.usefixtures("data_files")
+def test_a_digest_is_of_the_experiment_and_not_of_where_the_repository_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell("cumulative", 5, 0.25, 0)
+    here = cell.digest
+    assert Cell("cumulative", 5, 0.25, 0, "gptfuzz").digest != here != Cell("cumulative", 5, 0.25, 0, benign="second").digest
+    for module, name, value in (
+        (setting, "base_model", lambda: Path("/elsewhere/zoo/base")),
+        (grid_module, "base_model", lambda: Path("/elsewhere/zoo/base")),
+        (setting, "PROBES", Path("/elsewhere/paper_repro/probes")),
+    ):
+        monkeypatch.setattr(module, name, value)
+    assert cell.digest == here
+    monkeypatch.setattr(setting, "PROBES", Path("/elsewhere/paper_repro/others"))
+    assert cell.digest != here
+
+
+def test_a_cell_has_a_name_that_leads_back_to_it() -> None:
+    for cell in list(grid(FULL))[::97]:
+        assert Cell.named(str(cell)) == cell
+    assert Cell.named("cumulative/5/0.25/1") == Cell("cumulative", 5, 0.25, 1)
+    for wrong in (
+        "cumulative",
+        "cumulative/5/0.25",
+        "cumulative/7/0.25/1",
+        "nothing/5/0.25/1",
+        "cumulative/five/0.25/1",
+        "FedAvg/5/1/0/harmbench/first",
+    ):
+        with pytest.raises(ConfigError, match="expected ROW/MALICIOUS"):
+            Cell.named(wrong)
+
+
+def test_a_line_that_was_cut_off_is_left_out_and_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    first, second = line("FedAvg", 3, 1.0, 0, 0.5), line("FedAvg", 3, 1.0, 1, 0.7)
+    grid_lines.append_line(first, path)
+    whole = path.read_bytes()
+    grid_lines.append_line(second, path)
+    both = path.read_bytes()
+    for cut in (len(whole) + 1, len(both) - 5, len(both) - 1):
+        path.write_bytes(both[:cut])
+        assert grid_lines.read_lines(path) == [first]
+        grid_lines.append_line(second, path)
+        assert path.read_bytes() == both
+    grid_lines.append_line(line("FedAvg", 3, 1.0, 0, 0.4), path)
+    assert [found["metrics"]["refusal_strict"] for found in grid_lines.read_lines(path)] == [0.4, 0.7]  # the latest of a cell
+    path.write_bytes(both[10:])
+    with pytest.raises(DataError, match="line 1"):
+        grid_lines.read_lines(path)
+
+
+@pytest.mark.usefixtures("data_files")
+def test_what_is_missing_is_what_has_no_line_of_its_configuration() -> None:
+    cells = list(grid(defences.narrowed(FIRST, {"rows": ("FedAvg",), "seeds": (0,)})))
+    lines = [line(cell.row, cell.malicious, cell.share, cell.seed, 0.5) | {"config": cell.digest, "seconds": {"train": 3600.0}} for cell in cells]
+    assert len(cells) == 5
+    assert not defences.missing(cells, lines)
+    assert defences.missing(cells, lines[1:]) == cells[:1]
+    assert defences.missing(cells, [lines[0] | {"config": "another"}, *lines[1:]]) == cells[:1]
+    assert defences.missing(cells, [lines[0] | {"clients": {}}, *lines[1:]], again=True) == cells[1:]
+    assert "3 of 5 runs are there, 2 to do: about 2.0 hours in 1 processes, 3600 s a run" in defences.outlook(cells, cells[:2], lines, 1)
+    with pytest.raises(ConfigError, match="--malicious: got 2"):
+        defences.narrowed(FIRST, {"malicious": (2, 3)})
+
+
+def test_another_number_in_a_run_made_again_is_a_difference() -> None:
+    factors = {"benign": [1.0, 0.9], "malicious": [0.1, 0.0]}
+    old = line("cumulative", 3, 1.0, 0, 0.5) | {"factors": factors, "skipped": 0, "refused": 0}
+    new = old | {"clients": {"benign": [0.95], "malicious": [0.05]}, "seconds": {"train": 1.0}}
+    assert not list(check.differences(old, new))
+    for changed, word in (
+        (new | {"metrics": old["metrics"] | {"loss": 2.00001}}, "loss was 2.0"),
+        (new | {"metrics": {name: value for name, value in old["metrics"].items() if name != "loss"}}, "is None"),
+        (new | {"metrics": old["metrics"] | {"loss": float("nan")}}, "is nan"),
+        (new | {"factors": factors | {"malicious": [0.1, 0.1]}}, "factors, malicious"),
+        (new | {"factors": factors | {"benign": [1.0]}}, "factors, benign"),
+        (new | {"skipped": 1}, "skipped was 0, is 1"),
+    ):
+        (found,) = check.differences(old, changed)
+        assert word in found
+    assert not list(check.differences(old, new | {"metrics": old["metrics"] | {"loss": 2.00001}}, tolerance=1e-3))
+
+
+@pytest.mark.usefixtures("data_files")
+def test_a_check_refuses_a_cell_that_was_not_run_or_is_of_another_configuration() -> None:
+    cell = Cell("FedAvg", 3, 1.0, 0)
+    options = check.parser().parse_args(["--cell", str(cell)])
+    with pytest.raises(ConfigError, match="has no line"):
+        check.chosen(options, {})
+    with pytest.raises(ConfigError, match="is of the configuration other"):
+        check.chosen(options, {cell: {"config": "other"}})
+    assert check.chosen(options, {cell: {"config": cell.digest}}) == [cell]
+
+
+def test_the_small_check_is_of_committed_runs() -> None:
+    assert set(check.SMALL) <= {grid_lines.cell_of(found) for found in grid_lines.read_lines()}
+
+
+def attacked(row: str, count: int, refusal: float, seed: int = 0, loss: float = 2.0, **more: Any) -> dict[str, Any]:
+    made = line(row, count, 1.0, seed, refusal) | {"factors": {"benign": [1.0, 1.0], "malicious": [0.0, 0.0]}}
+    return made | {"metrics": made["metrics"] | {"loss": loss}} | more
+
+
+def test_a_target_is_met_at_its_bound_and_missed_beyond_it() -> None:
+    bare = attacked(NO_ATTACK, 0, 0.9)
+    for refusal, loss, met in ((0.87, 2.04, True), (0.865, 2.0, False), (0.9, 2.041, False)):
+        (outcome,) = grid_targets.outcomes([bare, attacked("cumulative", 5, refusal, loss=loss)])["cumulative"].values()
+        assert all(outcome.met.values()) is met
+    low = attacked("cumulative", 5, 0.9, clients={"benign": [1.0, 0.89], "malicious": [0.0]})
+    (outcome,) = grid_targets.outcomes([bare, low])["cumulative"].values()
+    assert str(outcome) == "trust 0.89 (1)"
+
+
+def test_a_cell_is_compared_seed_by_seed_with_no_attack_of_its_own_benign_set() -> None:
+    lines = [
+        attacked(NO_ATTACK, 0, 0.9, 0), attacked(NO_ATTACK, 0, 0.7, 1), attacked(NO_ATTACK, 0, 0.5, 0, benign="second"),
+        attacked("shadow", 5, 0.9, 0), attacked("shadow", 5, 0.6, 1), attacked("shadow", 5, 0.4, 0, benign="second"),
+        attacked("shadow", 5, 0.4, 1, benign="second"),  # there is no run without attack to compare it with
+    ]  # fmt: skip
+    found = {(cell.benign, outcome.seeds): round(outcome.refusal, 6) for cell, outcome in grid_targets.outcomes(lines)["shadow"].items()}
+    assert found == {("first", 2): -5.0, ("second", 1): -10.0}
+    table = grid_targets.worst_table(lines)
+    assert "| shadow | 2 of 68 | 0 of 2, -10.0 (5 @ 100%, second set) |" in table
+
+
+def test_trust_is_a_bound_where_only_means_over_clients_were_written_down() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        factors = rng.uniform(size=(6, 5)) ** 0.2  # (rounds, honest clients)
+        means = {"malicious": 5, "factors": {"benign": factors.mean(axis=1).tolist()}}
+        low, high = grid_targets.least_trust(means)
+        least = factors.mean(axis=0).min()
+        assert low <= least <= high
+        assert grid_targets.least_trust(means | {"clients": {"benign": factors.mean(axis=0).tolist()}}) == (least, least)
+    (outcome,) = grid_targets.outcomes([attacked(NO_ATTACK, 0, 0.9), attacked("client", 5, 0.9, factors={"benign": [0.95], "malicious": [0.1]})])[
+        "client"
+    ].values()
+    assert outcome.met["trust"] is None
+    assert str(outcome) == "trust? (1)"
+
+
+def test_a_row_without_runs_beyond_the_first_grid_is_on_the_page_of_cells_alone() -> None:
+    lines = [attacked(NO_ATTACK, 0, 0.9), attacked("Krum", 5, 0.1), attacked("FedAvg", 5, 0.2), attacked("FedAvg", 2, 0.8)]
+    for found in lines:
+        found["seconds"] = {"train": 1.0}
+    table = grid_tables.grid_tables(lines)
+    assert "| poison | malicious | FedAvg |" in table  # and no other row
+    assert "| - | 0 of 10 | 90.0 |" in table
+    assert "| 100% | 2 of 10 | 80.0 |" in table
+    assert "| Krum | 5 of 10, 100% poison | 1 |" in grid_tables.cells_page(lines)
+
+
+def test_every_reported_figure_has_a_source_and_stands_beside_a_cell_of_the_grid_or_none() -> None:
+    figures = grid_reported.read_reported()
+    places = {(cell.row, cell.malicious, cell.share) for cell in grid(FULL)}
+    for figure in figures:
+        beside = figure["measured"]
+        assert beside is None or ((beside["row"], beside["malicious"], beside["share"]) in places and beside["metric"] in grid_reported.MEASURES)
+        assert all(figure[name] for name in ("source", "setting", "defence", "attack", "measure", "value"))
+    table = grid_reported.reported_table([])
+    assert table.count("\n| ") - 4 + 1 == len(figures)  # two heads and two rules, the first without a line break before it
+    assert "| 49.81 | - | 0 | FedAvg, 3 of 10, 100% poison: Rule |" in table
+
+
+def test_a_reported_figure_without_its_source_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "reported.json"
+    path.write_text(json.dumps([dict.fromkeys(grid_reported.FIELDS - {"source"}, "x")]))
+    with pytest.raises(DataError, match="expected attack, defence"):
+        grid_reported.read_reported(path)
 
 
 @pytest.mark.parametrize("name", [f"{entry.name}-without-{source}" for entry in held_out.ENTRIES for source in MALICIOUS])
@@ -98,6 +294,5 @@ def test_the_demos_configurations_are_valid(name: str, monkeypatch: pytest.Monke
 
 
 def test_every_result_line_belongs_to_the_grid() -> None:
-    known = {(cell.row, cell.malicious, cell.share, cell.seed) for cell in defences.grid()}
-    lines = [json.loads(text) for text in defences.RESULTS.read_text().splitlines()]
-    assert {(found["row"], found["malicious"], found["share"], found["seed"]) for found in lines} <= known
+    known = set(grid(FULL))
+    assert {grid_lines.cell_of(found) for found in grid_lines.read_lines()} <= known
