@@ -21,12 +21,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from fedloop.errors import ConfigError
+from loraprobe.errors import DataError
 
 from .defences import run
 from .grid import NO_ATTACK, Cell
 from .grid_format import markdown
 from .grid_lines import Line, cell_of, read_lines
-from .held_out import FILES, write_data
+from .setting import DATA, make_files
 
 TOLERANCE = 1e-6
 # No attack and, with half of the clients fully or a quarter poisoned: no defence, the best and the worst rule, four levels.
@@ -41,11 +42,10 @@ def main() -> None:
     options = parser().parse_args()
     lines = {cell_of(line): line for line in read_lines()}
     try:
+        make_files(options.data)
         cells = chosen(options, lines)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         raise SystemExit(str(error)) from None
-    if not FILES.is_dir():
-        write_data(options.data, FILES)
     print(f"{len(cells)} of {len(lines)} committed runs are made again", flush=True)
     again = {}
     began = time.monotonic()
@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--count", type=int, default=1, help="with --random: how many")
     made.add_argument("--workers", type=int, default=2, help="processes; one a core")
     made.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference of a metric or factor")
-    made.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the datasets, if their files are not made yet")
+    made.add_argument("--data", type=Path, default=DATA, help="folder of the datasets, if their files are not made yet")
     return made
 
 

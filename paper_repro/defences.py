@@ -5,7 +5,7 @@
     python -m paper_repro.defences --full --rows FedAvg cumulative --malicious 2 4 --seeds 0
     python -m paper_repro.tables                        # the tables
 
-It goes on where it stopped, also after a kill. Needs `python -m paper_repro.held_out` once. Refusal is measured on AdvBench's
+It goes on where it stopped, also after a kill. Needs the datasets once; the probes are committed. Refusal is measured on AdvBench's
 goals, none of which the base model or an attacker trained on.
 """
 
@@ -17,6 +17,7 @@ import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import fields, replace
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -25,9 +26,11 @@ import torch
 from fedloop.errors import ConfigError
 from fedloop.local import quiet
 from fedloop.rounds import RunResult, simulate
+from loraprobe.errors import DataError
 
 from .grid import FIRST, FULL, Axes, Cell, grid
 from .grid_lines import Line, append_line, cell_of, read_lines
+from .setting import DATA, make_files
 
 
 def main() -> None:
@@ -35,8 +38,9 @@ def main() -> None:
     options = parser().parse_args()
     chosen = {field.name: tuple(values) for field in fields(Axes) if (values := getattr(options, field.name))}
     try:
+        make_files(options.data)
         axes = narrowed(FULL if options.full else FIRST, chosen)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         raise SystemExit(str(error)) from None
     lines, cells = read_lines(), list(grid(axes))
     todo = missing(cells, lines, again=options.again)
@@ -52,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--workers", type=int, default=2, help="processes; one a core")
     made.add_argument("--again", action="store_true", help="also runs whose line was written before the factor of every client was")
     made.add_argument("--dry-run", action="store_true", help="say what is to be done, and do nothing")
+    made.add_argument("--data", type=Path, default=DATA, help="folder of the datasets, if their files are not made yet")
     for axis in fields(Axes):
         values = getattr(FULL, axis.name)
         made.add_argument(f"--{axis.name}", nargs="+", type=type(values[0]), choices=values, help="only these")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fedloop.config import Config
 from zoo.train_base import BASE_NAME
 
-from .held_out import FILES, PROBES, base_model
+from .held_out import FILES, PROBES, base_model, write_data
 
 BENIGN = ("dolly_qa", "gsm8k", "dolly_creative", "gpteacher_codegen", "gpteacher_roleplay")
 # What honest clients hold. The two sets have no kind in common.
 BENIGN_SETS = {"first": BENIGN, "second": ("dolly_context", "gpteacher_toolformer", "dolly_classification", "self_instruct")}
 CLIENTS, ROUNDS = 10, 6
+DATA = Path("../shared/data")
 
 
 def federation(
@@ -53,3 +55,13 @@ def federation(
 def probe_name(probe: str, source: str, benign: str = "first") -> str:
     """The folder of the probe that met neither this malicious source nor two kinds of this benign set."""
     return f"{probe}-without-{source}" + ("" if benign == "first" else f"-{benign}")
+
+
+def make_files(data: Path) -> None:
+    """The data files that configurations name, from the folder of the datasets, unless they are there.
+
+    Raises:
+        DataError: the folder, or one of the datasets, is missing.
+    """
+    if not (FILES / "prompts_xstest_unsafe.jsonl").exists():  # the one that is written last
+        write_data(data, FILES)

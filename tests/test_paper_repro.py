@@ -60,8 +60,13 @@ def test_markers_that_are_not_there_once_are_an_error() -> None:
 def data_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Empty files where the grid's data would be: a configuration is checked before it is run."""
     monkeypatch.setattr(setting, "FILES", tmp_path)
+    empty_files(tmp_path)
+
+
+def empty_files(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for name in (*BENIGN, *MALICIOUS, "prompts_advbench", "prompts_xstest_safe", "utility"):
-        (tmp_path / f"{name}.jsonl").write_text("")
+        (folder / f"{name}.jsonl").write_text("")
 
 
 @pytest.mark.usefixtures("data_files")
@@ -81,7 +86,7 @@ def test_the_grid_runs_every_cell_once_a_seed() -> None:
 def test_the_full_grid_holds_the_first_and_has_no_run_twice() -> None:
     cells = list(grid(FULL))
     assert set(grid(FIRST)) < set(cells)
-    sample = [cell for cell in cells if cell.seed == 0 and cell.row in (NO_ATTACK, "FedAvg", "median", "cumulative")]
+    sample = [cell for cell in cells if cell.seed == 0 and cell.share != 0.5 and cell.row in (NO_ATTACK, "FedAvg", "median", "cumulative")]
     assert len({cell.digest for cell in sample}) == len(sample)
     assert len(set(cells)) == len(cells)
     attacked = len(FULL.shares) * 4 * len(FULL.sources)
@@ -90,13 +95,11 @@ def test_the_full_grid_holds_the_first_and_has_no_run_twice() -> None:
     assert len(cells) == len(FULL.seeds) * len(FULL.benign) * (attacked * len(ROWS) + undefended)
 
 
-@pytest.mark.usefixtures("data_files")
-def test_a_committed_run_is_of_the_configuration_of_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setting, "FILES", held_out.FILES)
-    monkeypatch.chdir(held_out.HERE.parent)
+def test_a_committed_run_is_of_the_configuration_of_its_cell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    empty_files(setting.FILES)
     lines = grid_lines.read_lines()
-    for row in ROWS:
-        found = next(line for line in lines if line["row"] == row)
+    for found in lines[:: len(lines) // 60]:
         assert grid_lines.cell_of(found).digest == found["config"]
 
 
