@@ -20,6 +20,7 @@ from .pair import Factor, triangular_factors
 
 Matrix = tuple[str, str]  # (module, "A" | "B" | "BA")
 NORMS = ("log_frobenius", "log_spectral", "log_nuclear", "stable_rank", "effective_rank")
+_LARGEST = {kind: float(np.finfo(kind).max) for kind in "fd"}
 _TINY = 1e-12  # below this a norm counts as zero (arXiv:2601.07177, official code)
 
 
@@ -114,11 +115,22 @@ def l2_normalised(vector: Tensor) -> Tensor:
 
     Source: arXiv:2601.07177, official code.
     """
-    numbers = vector.numpy()  # NumPy: torch would wake its threads for a few thousand numbers
-    length = math.sqrt(np.einsum("p,p->", numbers, numbers, dtype=np.float64))
-    if length > float(np.finfo(numbers.dtype).max):  # as float32 it is infinite, every quotient zero: the vector of an adapter without a change
-        return torch.from_numpy((numbers / np.float64(length)).astype(numbers.dtype))
-    return vector if length < _TINY else torch.from_numpy(numbers / numbers.dtype.type(length))
+    return torch.from_numpy(unit_vector(vector.numpy())[0])  # NumPy: torch would wake its threads for a few thousand numbers
+
+
+def unit_vector(numbers: np.ndarray) -> tuple[np.ndarray, float]:
+    """What `l2_normalised` returns, (p,) of the same type, and the norm it was divided by.
+
+    Of float32 numbers, whose squares neither overflow nor vanish in float64, the norm is finite if and only if all of them are, and zero if and
+    only if all of them are.
+    """
+    wide = numbers.astype(np.float64)  # faster than einsum's own conversion, and the same bits
+    length = math.sqrt(np.einsum("p,p->", wide, wide))
+    if length < _TINY or not math.isfinite(length):
+        return numbers, length
+    if length > _LARGEST[numbers.dtype.char]:  # as float32 it is infinite, every quotient zero: the vector of an adapter without a change
+        return (numbers / np.float64(length)).astype(numbers.dtype), length
+    return numbers / numbers.dtype.type(length), length
 
 
 def leaf_name(module: str) -> str:

@@ -57,10 +57,12 @@ class LinearHead:
             LayoutMismatch: x is not a numeric (n, p) array.
             NonFiniteError: x holds NaN or infinity.
         """
-        x = check_features(x, self.num_features)  # (n, p)
+        x = _as_rows(x, self.num_features)  # (n, p)
         # float64: with 40,960 columns the rounding of a float32 sum is visible in the third digit of the logit
         # Row by row, so that the wide copy is of one row; einsum, because BLAS would wake its threads for it. Both cost more than the product
         logits = np.array([np.einsum("p,p->", row.astype(np.float64), self._wide_coef) for row in x], np.float64)  # (n,)
+        if not np.isfinite(logits).all():  # as it is wherever a feature is not finite, whatever its coefficient
+            check_features(x, self.num_features)
         return _probabilities(logits + self.intercept)
 
     @cached_property
@@ -239,16 +241,7 @@ def check_features(x: Any, num_features: int) -> FloatArray:
         LayoutMismatch: x is not numeric, not 2-D or of another width.
         NonFiniteError: x holds NaN or infinity, or a number beyond float32.
     """
-    array = np.asarray(x)
-    if array.dtype.kind not in "fiu":
-        raise LayoutMismatch(f"features: got dtype {array.dtype}, expected float32. Pass the array that a Featurizer returns")
-    if array.ndim != 2 or array.shape[1] != num_features:
-        raise LayoutMismatch(
-            f"features: got shape {array.shape}, expected (n, {num_features}). The rows come from another recipe, base model, rank or "
-            "layer set than the head was trained on; use the probe's own featurizer"
-        )
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf and is refused just below
-        array = array.astype(np.float32, copy=False)
+    array = _as_rows(x, num_features)
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
         bad = np.flatnonzero(~finite)
@@ -257,6 +250,22 @@ def check_features(x: Any, num_features: int) -> FloatArray:
             "Leave those adapters out and treat them as rejected"
         )
     return array
+
+
+def _as_rows(x: Any, num_features: int) -> FloatArray:
+    """``x`` as a float32 array of shape (n, num_features); whether its numbers are finite is not looked at."""
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiu":
+        raise LayoutMismatch(f"features: got dtype {array.dtype}, expected float32. Pass the array that a Featurizer returns")
+    if array.ndim != 2 or array.shape[1] != num_features:
+        raise LayoutMismatch(
+            f"features: got shape {array.shape}, expected (n, {num_features}). The rows come from another recipe, base model, rank or "
+            "layer set than the head was trained on; use the probe's own featurizer"
+        )
+    if array.dtype == np.float32:
+        return array
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which is refused like any other
+        return array.astype(np.float32)
 
 
 def _probabilities(logits: Probabilities) -> Probabilities:

@@ -96,9 +96,10 @@ class Probe:
         """
         features = self._features(adapters, check_base)
         scores = self.score_features(features)
-        return [self._verdict(float(score), not self._is_blank(adapter, row)) for adapter, score, row in zip(adapters, scores, features, strict=True)]
+        return [self.verdict(float(score), not self._is_blank(adapter, row)) for adapter, score, row in zip(adapters, scores, features, strict=True)]
 
-    def _verdict(self, score: float, changed: bool) -> Verdict:
+    def verdict(self, score: float, changed: bool = True) -> Verdict:
+        """The verdict that goes with a score; `changed` says whether anything that the probe reads has changed."""
         if not changed:
             return Verdict(score, "inconclusive", "nothing that the probe reads has changed")
         if score >= self.threshold:

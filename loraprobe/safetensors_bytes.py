@@ -38,7 +38,7 @@ def read_safetensors(data: bytes) -> TensorFile:
         AdapterFormatError: cut short, not safetensors, an entry occurs twice, a header above `MAX_HEADER_BYTES`, or a type
             that PyTorch does not have.
     """
-    header = _header(data)
+    header = header_of(data)
     try:
         tensors = safetensors.torch.load(data)
     except SafetensorError as error:
@@ -50,7 +50,12 @@ def read_safetensors(data: bytes) -> TensorFile:
     return TensorFile(tensors, dict(header.get("__metadata__", {})))
 
 
-def _header(data: bytes) -> dict[str, Any]:
+def header_of(data: bytes) -> dict[str, Any]:
+    """The header of a safetensors file as what its JSON says; nobody has checked the byte ranges in it.
+
+    Raises:
+        AdapterFormatError: cut short, above `MAX_HEADER_BYTES`, an entry occurs twice, or it is not readable.
+    """
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
         raise AdapterFormatError(f"got {len(data)} bytes that announce a header of {length} bytes. {_ADVICE}")

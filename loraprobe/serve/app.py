@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtra
@@ -14,18 +15,20 @@ from ..probe import Probe
 from ..slices import slice_factors, tensor_name
 from . import openapi
 from .answers import Refusal
-from .gate import JSON_HEADERS, Gate
+from .gate import JSON_HEADERS, App, Gate, Scope, Send, reply
 from .metrics import Metrics
 from .page import page
 from .scoring import Scorer, parse_question
 from .settings import Settings
-from .upload import Held, Upload
+from .upload import Held, Receive, Upload
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
 
 SCORING_THREADS = 2
 """Large bodies scored at one time; torch and NumPy let go of the interpreter for most of it."""
+MAX_QUESTIONS = 64
+"""Query strings whose meaning is remembered."""
 
 
 def create_app(settings: Settings, metrics: Metrics | None = None) -> "FastAPI":
@@ -35,35 +38,35 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> "FastAPI":
         MissingExtra: FastAPI, prometheus_client or what a probe's head needs is not installed.
     """
     try:
-        from fastapi import FastAPI, Request, Response
+        from fastapi import FastAPI
         from fastapi.routing import APIRoute
     except ImportError as error:
         raise MissingExtra(str(error.name), "serve", "The scoring service") from None
 
     class DirectRoute(APIRoute):
-        """An endpoint that takes the request as it is: FastAPI documents it, and neither parses nor validates anything."""
+        """A route that is an ASGI application itself: FastAPI documents it, and neither parses nor validates anything."""
 
-        def get_route_handler(self) -> Callable[[Request], Any]:
-            handler: Callable[[Request], Any] = self.endpoint
-            return handler
+        def __init__(self, path: str, endpoint: App, **options: Any) -> None:
+            super().__init__(path, _without_parameters(endpoint.__name__), **options)
+            self.app = endpoint
 
     service = _Service(settings, metrics or Metrics())
     html, page_headers = page()
 
-    async def score(request: Request) -> Response:
-        return Response(await service.score(request), headers=JSON_HEADERS)
+    async def score(scope: Scope, receive: Receive, send: Send) -> None:
+        await service.score(scope, receive, send)
 
-    async def probes(request: Request) -> Response:
-        return Response(service.described, headers=JSON_HEADERS)
+    async def probes(scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, service.described)
 
-    async def measured(request: Request) -> Response:
-        return Response(service.metrics.text(), headers={"content-type": service.metrics.media_type})
+    async def measured(scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, service.metrics.text(), {"content-type": service.metrics.media_type})
 
-    async def healthz(request: Request) -> Response:
-        return Response(b'{"status": "ok"}', headers=JSON_HEADERS)
+    async def healthz(scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, b'{"status": "ok"}')
 
-    async def start_page(request: Request) -> Response:
-        return Response(html, headers={"content-type": "text/html; charset=utf-8", **page_headers})
+    async def start_page(scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, html, {"content-type": "text/html; charset=utf-8", **page_headers})
 
     app = FastAPI(title="loraprobe", summary="P(malicious) of LoRA adapters", version=library_version(), docs_url=None, redoc_url=None)
     app.router.route_class, app.router.redirect_slashes = DirectRoute, False
@@ -74,8 +77,19 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> "FastAPI":
     app.add_api_route("/", start_page, include_in_schema=False)
     _answer_errors(app)
     routes = frozenset(str(getattr(route, "path", "")) for route in app.routes)
-    app.add_middleware(Gate, token=settings.token, metrics=service.metrics, routes=routes)
+    direct = {(method, route.path): route.app for route in app.routes if isinstance(route, DirectRoute) for method in route.methods or ()}
+    app.add_middleware(Gate, token=settings.token, metrics=service.metrics, routes=routes, direct=direct)
     return app
+
+
+def _without_parameters(name: str) -> Callable[[], None]:
+    """A function of this name for FastAPI to look at: what it takes and returns is said in `openapi`."""
+
+    def documented() -> None:
+        raise NotImplementedError
+
+    documented.__name__ = name
+    return documented
 
 
 class _Service:
@@ -87,16 +101,17 @@ class _Service:
         metrics.held_bytes.set_function(lambda: self._held.bytes)
         self._scorer = Scorer(settings)
         self._threads = ThreadPoolExecutor(SCORING_THREADS, "scoring")
+        self._question = lru_cache(MAX_QUESTIONS)(partial(parse_question, probes=settings.probes))  # callers mostly ask the same
         self.described = json.dumps({"probes": [_described(name, probe) for name, probe in settings.probes.items()]}).encode()
 
-    async def score(self, request: "Request") -> bytes:
-        """The answer to one body, JSON.
+    async def score(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one body. What is counted of it is counted when the answer is on its way.
 
         Raises:
-            Refusal, LoraprobeError: there is none.
+            Refusal, LoraprobeError: there is no answer.
         """
-        question = parse_question(request.scope["query_string"], self._settings.probes)
-        upload = Upload(request.headers, request.receive, self._settings, self._held)
+        question = self._question(scope["query_string"])
+        upload = Upload(scope["headers"], receive, self._settings, self._held)
         try:
             body, digest = await upload.read()
             begun = time.perf_counter()
@@ -105,14 +120,12 @@ class _Service:
             else:
                 results, spectra = await asyncio.get_running_loop().run_in_executor(self._threads, self._scorer, body, question)
             seconds = time.perf_counter() - begun
-            self.metrics.body_bytes.observe(len(body))
         finally:
-            request.scope["loraprobe.bytes"] = upload.received
+            scope["loraprobe.bytes"] = upload.received
             upload.release()
-        self.metrics.scoring_seconds.observe(seconds)
-        self.metrics.count_verdicts(results)
         answer = {"results": [vars(result) for result in results], "sha256": digest, "seconds": round(seconds, 6)}
-        return json.dumps(answer if spectra is None else {**answer, "spectra": spectra}).encode()
+        await reply(send, json.dumps(answer if spectra is None else {**answer, "spectra": spectra}).encode())
+        self.metrics.count_scored(len(body), seconds, results)
 
 
 def _described(name: str, probe: Probe) -> dict[str, Any]:

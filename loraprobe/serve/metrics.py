@@ -18,6 +18,9 @@ _BYTES = tuple(float(4**power) for power in range(5, 16))  # 1 KiB to 1 GiB
 class Metrics:
     """The counters of one service, in a registry of its own.
 
+    Attributes:
+        in_flight: requests being answered now; whoever answers one counts it here.
+
     Raises:
         MissingExtra: prometheus_client is not installed.
     """
@@ -34,11 +37,12 @@ class Metrics:
         requests = prometheus.Counter("loraprobe_requests", "Requests answered.", ("route", "status"), registry=registry)
         errors = prometheus.Counter("loraprobe_errors", "Requests refused, by the type of the error.", ("type",), registry=registry)
         verdicts = prometheus.Counter("loraprobe_verdicts", "Verdicts given.", ("probe", "verdict"), registry=registry)
-        self.in_flight = prometheus.Gauge("loraprobe_in_flight", "Requests being answered now.", registry=registry)
-        self.scoring_seconds = prometheus.Histogram(
+        self.in_flight = 0
+        prometheus.Gauge("loraprobe_in_flight", "Requests being answered now.", registry=registry).set_function(lambda: self.in_flight)
+        self._scoring_seconds = prometheus.Histogram(
             "loraprobe_scoring_seconds", "From a complete body to its scores.", buckets=_SECONDS, registry=registry
         )
-        self.body_bytes = prometheus.Histogram("loraprobe_body_bytes", "Bytes of the bodies that came in whole.", buckets=_BYTES, registry=registry)
+        self._body_bytes = prometheus.Histogram("loraprobe_body_bytes", "Bytes of the bodies that came in whole.", buckets=_BYTES, registry=registry)
         self.held_bytes = prometheus.Gauge("loraprobe_held_bytes", "Bytes of bodies in memory now.", registry=registry)
         prometheus.ProcessCollector(registry=registry)
         # Looked up once per combination, of which there are few: `labels` takes longer than counting.
@@ -52,8 +56,10 @@ class Metrics:
         if error is not None:
             self._errors(error).inc()
 
-    def count_verdicts(self, results: Iterable[Result]) -> None:
-        """The verdicts of one body."""
+    def count_scored(self, size: int, seconds: float, results: Iterable[Result]) -> None:
+        """One body: its bytes, how long it took to score, and the verdicts."""
+        self._body_bytes.observe(size)
+        self._scoring_seconds.observe(seconds)
         for result in results:
             self._verdicts(result.probe, result.verdict).inc()
 

@@ -14,11 +14,12 @@ from ..adapter import KINDS, Adapter, Kind, factor_delta, weight_delta
 from ..errors import DataError, KindMismatch, LoraprobeError
 from ..features import spectra
 from ..pair import Factor
-from ..probe import Probe
+from ..probe import Probe, Verdict
 from ..safetensors_bytes import TensorFile, read_safetensors
 from ..slices import SLICE, read_slice, read_whole, slice_factors, stated
 from ..strict_json import quoted
 from .answers import Refusal, Result
+from .known import KnownSlices
 from .settings import Settings
 
 PARAMETERS = ("probe", "kind", "alpha", "base_model", "spectra")
@@ -47,6 +48,11 @@ class Question:
     alpha: float | None = None
     base_model: str | None = None
     spectra: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is said or asked that a known slice would have to be read for."""
+        return self.alpha is None and self.base_model is None and not self.spectra
 
 
 def parse_question(query: bytes, probes: Collection[str]) -> Question:
@@ -98,10 +104,11 @@ def _bad_query(message: str, got: str, expected: str) -> Refusal:
 
 
 class Scorer:
-    """Scores bodies with the probes of a service. Safe to call from several threads: nothing in it changes."""
+    """Scores bodies with the probes of a service. Safe to call from several threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._probes, self._base, self._check_base = settings.probes, settings.base, not settings.any_base
+        self._known = {name: KnownSlices(probe) for name, probe in self._probes.items()}
         for probe in self._probes.values():
             # Now rather than in the first request: a head's library is imported, or found missing.
             probe.head(np.zeros((1, probe.head.num_features), np.float32))
@@ -114,17 +121,43 @@ class Scorer:
         Raises:
             LoraprobeError: the body is no adapter, or not one that a probe can score.
         """
+        if question.is_plain and (known := self._of_known(body, question)) is not None:
+            return known, None
         sent = _Sent(read_safetensors(body), question, self._base)
         results = [self._result(name, sent) for name in question.probes]
+        if sent.is_slice:
+            for name in question.probes:
+                self._known[name].remember(body)
         return results, sent.spectra(self._probes[question.probes[0]]) if question.spectra else None
+
+    def _of_known(self, body: bytes, question: Question) -> list[Result] | None:
+        """The results of a slice that every probe knows again, None if one does not."""
+        results = []
+        for name in question.probes:
+            try:
+                verdict = self._known[name].verdict(body, question.kind)
+            except LoraprobeError as error:
+                raise _of_probe(name, error) from None
+            if verdict is None:
+                return None
+            results.append(self._shown(name, verdict))
+        return results
 
     def _result(self, name: str, sent: _Sent) -> Result:
         probe = self._probes[name]
         try:
             [verdict] = probe.verdicts([sent.adapter_for(probe)], check_base=self._check_base)
         except LoraprobeError as error:
-            raise type(error)(f"probe {name!r}: {error}") from None
+            raise _of_probe(name, error) from None
+        return self._shown(name, verdict)
+
+    def _shown(self, name: str, verdict: Verdict) -> Result:
+        probe = self._probes[name]
         return Result(name, probe.commit, verdict.score, verdict.label, verdict.reason, probe.threshold)
+
+
+def _of_probe(name: str, error: LoraprobeError) -> LoraprobeError:
+    return type(error)(f"probe {name!r}: {error}")
 
 
 class _Sent:
@@ -133,8 +166,8 @@ class _Sent:
     def __init__(self, file: TensorFile, question: Question, base: Adapter | str | None) -> None:
         self._file, self._question, self._base = file, question, base
         self._said = stated(file)
-        is_slice = self._said is not None and self._said.form == SLICE
-        self._whole = None if is_slice else read_whole(file, question.kind, alpha=question.alpha, base_model=question.base_model)
+        self.is_slice = self._said is not None and self._said.form == SLICE
+        self._whole = None if self.is_slice else read_whole(file, question.kind, alpha=question.alpha, base_model=question.base_model)
         self._deltas: dict[str, Adapter] = {}
 
     def adapter_for(self, probe: Probe) -> Adapter:

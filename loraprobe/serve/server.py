@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import MissingExtra
 from .answers import Refusal
 from .app import create_app
-from .logs import LOGGER, log_to_stderr
+from .logs import log, log_to_stderr
 from .metrics import Metrics
 from .settings import Settings
 
@@ -46,7 +46,7 @@ def run(settings: Settings, host: str, port: int) -> None:
 
     def refused(refusal: Refusal) -> None:
         metrics.count_request("none", refusal.status, refusal.type)
-        LOGGER.info("refused", extra={"fields": {"status": refusal.status, "error": refusal.type}})
+        log("refused", {"status": refusal.status, "error": refusal.type})
 
     protocol: Any = partial(GuardedProtocol, settings, refused)  # called as a class would be
     config = uvicorn.Config(
@@ -58,7 +58,7 @@ def run(settings: Settings, host: str, port: int) -> None:
     gc.collect()
     gc.freeze()  # what was imported stays; to look through it again and again would be the slowest requests
     address = listening.getsockname()
-    LOGGER.info("serving", extra={"fields": {"host": address[0], "port": address[1], "probes": sorted(settings.probes)}})
+    log("serving", {"host": address[0], "port": address[1], "probes": sorted(settings.probes)})
     uvicorn.Server(config).run(sockets=[listening])
 
 

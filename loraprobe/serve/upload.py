@@ -8,7 +8,7 @@ import binascii
 import hashlib
 import hmac
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from .answers import Refusal
@@ -17,6 +17,7 @@ from .settings import Settings
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 MEDIA_TYPE = "application/octet-stream"
+_OCTETS = MEDIA_TYPE.encode()
 _DIGEST = re.compile(r"([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):")
 
 
@@ -48,8 +49,9 @@ class Upload:
         received: how many bytes have come in.
     """
 
-    def __init__(self, headers: Mapping[str, str], receive: Receive, settings: Settings, held: Held) -> None:
-        self._headers, self._receive, self._settings, self._held = headers, receive, settings, held
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]], receive: Receive, settings: Settings, held: Held) -> None:
+        self._headers = dict(reversed([*headers]))  # of two with one name the first counts
+        self._receive, self._settings, self._held = receive, settings, held
         self.received = 0
 
     async def read(self) -> tuple[bytes, str]:
@@ -99,16 +101,19 @@ class Upload:
 
     def _check_headers(self) -> bytes | None:
         """Refuse what can be refused unread; the sha256 that the client announces, if it does."""
-        kind = self._headers.get("content-type", MEDIA_TYPE).partition(";")[0].strip().lower()
-        if kind != MEDIA_TYPE:
-            raise Refusal(415, "UnsupportedMediaType", "send the safetensors file itself as the body", got=kind[:100], expected=MEDIA_TYPE)
-        encoding = self._headers.get("content-encoding", "identity").strip().lower()
-        if encoding != "identity":
-            raise Refusal(415, "UnsupportedEncoding", "send the body as it is, not compressed", got=encoding[:100], expected="identity")
-        length = int(self._headers.get("content-length", 0))  # digits, or the connection's parser would have refused it
+        kind = self._headers.get(b"content-type", _OCTETS)
+        if kind != _OCTETS and kind.partition(b";")[0].strip().lower() != _OCTETS:
+            shown = kind.decode("latin-1")[:100]
+            raise Refusal(415, "UnsupportedMediaType", "send the safetensors file itself as the body", got=shown, expected=MEDIA_TYPE)
+        encoding = self._headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding != b"identity":
+            shown = encoding.decode("latin-1")[:100]
+            raise Refusal(415, "UnsupportedEncoding", "send the body as it is, not compressed", got=shown, expected="identity")
+        length = int(self._headers.get(b"content-length", 0))  # digits, or the connection's parser would have refused it
         if length > self._settings.max_body:
             raise _too_large(length, self._settings)
-        return announced_sha256(self._headers["content-digest"]) if "content-digest" in self._headers else None
+        digest = self._headers.get(b"content-digest")
+        return None if digest is None else announced_sha256(digest.decode("latin-1"))
 
 
 def announced_sha256(header: str) -> bytes:

@@ -1,0 +1,83 @@
+"""Slices whose header was read before: what is left to do is arithmetic.
+
+A slice is a header and its numbers. Whether it may be scored is a question to both: the numbers have to be finite; names, shapes, types, byte
+ranges, scalings, kind and base model are in the header, and its bytes and the length of the file decide about them. So a header that passed
+every check once, in front of as many bytes, passes them again. It is recognised by its bytes, all of them, and not parsed a second time.
+
+What is not recognised, or not finite, is for `scoring` to read as if nothing was known.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+
+from ..adapter import Kind
+from ..features import unit_vector
+from ..probe import Probe, Verdict
+from ..safetensors_bytes import header_of
+from ..slices import tensor_name
+
+MAX_KNOWN = 64
+"""Headers remembered of one probe. Slices for it mostly have one and the same; whoever sends others takes the quick way from nobody for long."""
+MAX_HEADER_BYTES = 1 << 14
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Where the numbers of a file with a known header are: so many float32 from this byte on, to its end."""
+
+    start: int
+    size: int
+    kind: Kind
+
+
+class KnownSlices:
+    """The slices that one probe has scored before, by their headers. Safe to use from several threads.
+
+    Args:
+        probe: any; one whose feature vector is more than the slice itself, divided by its norm, knows none.
+    """
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        recipe, layout = probe.featurizer.recipe, probe.featurizer.layout
+        # Of a weight delta, whether it is zero cannot be told from its factors (see Probe.verdicts).
+        self._is_plain = recipe.features == ("slices",) and recipe.normalize == "l2" and layout.kind != "weight_delta"
+        self._numbers: dict[bytes, _Numbers] = {}
+        self._lock = Lock()
+
+    def remember(self, data: bytes) -> None:
+        """Know a slice again that was read, checked and scored just now."""
+        end = 8 + int.from_bytes(data[:8], "little")
+        if not self._is_plain or end > MAX_HEADER_BYTES:
+            return
+        header, layout, at = header_of(data), self._probe.featurizer.layout, 0
+        for slot in layout.slots:  # one after the other, as the feature vector has them?
+            entry = header[tensor_name(slot.module, slot.factor)]
+            if entry["dtype"] != "F32" or entry["data_offsets"] != [at, at + 4 * slot.size]:
+                return
+            at += 4 * slot.size
+        with self._lock:
+            while len(self._numbers) >= MAX_KNOWN:
+                del self._numbers[next(iter(self._numbers))]
+            self._numbers[data[:end]] = _Numbers(end, layout.size, layout.kind)
+
+    def verdict(self, data: bytes, kind: Kind) -> Verdict | None:
+        """The probe's verdict on a slice, said to be of a kind; None if it has to be read to know.
+
+        Raises:
+            LoraprobeError: the head cannot score these numbers.
+        """
+        numbers = self._numbers.get(data[: 8 + int.from_bytes(data[:8], "little")])
+        if numbers is None or numbers.kind != kind or len(data) != numbers.start + 4 * numbers.size:
+            return None
+        vector = np.frombuffer(data, np.float32, numbers.size, numbers.start)
+        row, norm = unit_vector(vector if vector.flags.aligned else vector.copy())
+        if not math.isfinite(norm):
+            return None
+        [score] = self._probe.score_features(row[None])
+        return self._probe.verdict(float(score), changed=norm > 0)
