@@ -1,0 +1,63 @@
+"""Which layer and which factor of an update tells clients apart: AUROC per layer, with 95 % intervals.
+
+python -m figures.layers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from figures import style
+from figures.arrays import Row, bars, chosen, read_numbers
+from figures.options import folder_of
+
+PROTOCOLS = {"in distribution": "all benign", "unseen": "the unseen benign source"}
+LAYERS, FACTORS = ("0", "1", "2", "3", "all"), ("A", "B", "AB")
+
+
+def plot(ax: Axes, rows: Sequence[Row], protocol: str, share: float) -> None:
+    """Draw one panel into ax: a line a factor over the layers."""
+    for number, factors in enumerate(FACTORS):
+        own = [chosen(rows, layer=layer, factors=factors, modules="all", step=5, protocol=protocol, against=PROTOCOLS[protocol], share=share)[0]
+               for layer in LAYERS]  # fmt: skip
+        values, ends = bars(own)
+        colour, marker = style.LINES[number]
+        places = [place + 0.12 * (number - 1) for place in range(len(LAYERS))]  # beside each other, or intervals cover each other
+        ax.errorbar(places[:-1], values[:-1], ends[:, :-1], color=colour, marker=marker, markersize=4.5, linewidth=1.2, capsize=2, label=factors)
+        ax.errorbar(places[-1:], values[-1:], ends[:, -1:], color=colour, marker=marker, markersize=4.5, linewidth=1.2, capsize=2)
+    style.chance(ax)
+    ax.axvline(len(LAYERS) - 1.5, color="#dddddd", linewidth=0.8, zorder=0)
+    ax.set_xticks(range(len(LAYERS)), LAYERS)
+
+
+def draw(numbers: dict[str, Any]) -> Any:
+    """The figure: a row a protocol, a column a poison share."""
+    shares = numbers["about"]["zoo_design"]["shares"]
+    fig, axes = style.panels(2, len(shares), (11.5, 5.8), sharex=True, sharey=True)
+    for line, protocol in zip(axes, PROTOCOLS, strict=True):
+        for ax, share in zip(line, shares, strict=True):
+            plot(ax, numbers["views"], protocol, share)
+            ax.set_title(f"{protocol}, {share:.0%} poison")
+        line[0].set_ylabel("AUROC")
+    for ax in axes[-1]:
+        ax.set_xlabel("layer whose deltas are read")
+    style.legend_above(fig, axes[0, 0], len(FACTORS), "factor whose deltas are read")
+    about = numbers["about"]
+    style.caption(
+        fig,
+        f"{about['clients']} clients ({about['malicious_clients']} malicious), linear head, 95 % client-bootstrap intervals, seed {about['seed']}. "
+        "Unseen: mean over 36 pairs of a malicious and a benign source that no head met.",
+    )
+    return fig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write layers.png and layers.pdf."""
+    style.save_both(draw(read_numbers()), folder_of("layers", __doc__, argv), "layers")
+
+
+if __name__ == "__main__":
+    main()

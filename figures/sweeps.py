@@ -1,0 +1,83 @@
+"""What separability depends on: rank, adapted modules, learning rate, local steps and initial adapter.
+
+python -m figures.sweeps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from figures import style
+from figures.arrays import Row, bars, chosen, read_numbers
+from figures.options import folder_of
+
+RECIPES = ("paper (B, first layer)", "all B")
+ORDER = {
+    "rank": ("2", "8", "32"),
+    "modules": ("q, v", "attention", "attention, MLP"),
+    "learning rate": ("0.001", "0.005", "0.015"),
+    "local steps": ("1", "5", "20"),
+    "initial adapter": ("seed 0", "seed 1"),
+}
+
+
+def at(rows: Sequence[Row], axis: str, value: str, centre: str, **fields: Any) -> Row:
+    """The one row of an axis's value; the centre is one setting that belongs to every axis."""
+    where = {"setting": "centre"} if value == centre else {"axis": axis, "value": value}
+    return chosen(rows, **where, **fields)[0]
+
+
+def plot(ax: Axes, own: Sequence[Sequence[Row]], transfer: Sequence[Sequence[Row]], shares: Sequence[float]) -> None:
+    """Draw one axis into ax: a line a poison share; filled, heads fitted at the setting itself; hollow, heads of the zoo's clients."""
+    for number, share in enumerate(shares):
+        colour, marker = style.LINES[number]
+        width = len(own[number])
+        values, ends = bars(own[number])
+        places = [place + 0.1 * (number - 1) for place in range(width)]
+        ax.errorbar(places, values, ends, color=colour, marker=marker, markersize=4.5, linewidth=1.2, capsize=2, label=f"{share:.0%} poison")
+        if transfer:
+            moved, _ = bars(transfer[number])
+            ax.plot(places, moved, color=colour, marker=marker, markersize=6, markerfacecolor="white", linewidth=0.8, linestyle="--")
+    style.chance(ax)
+
+
+def draw(numbers: dict[str, Any]) -> Any:
+    """The figure: a row a recipe, a column an axis."""
+    about = numbers["about"]
+    shares = about["sweep_design"]["shares"]
+    fig, axes = style.panels(len(RECIPES), len(ORDER), (13.0, 6.2), sharey=True, sharex="col")
+    for line, recipe in zip(axes, RECIPES, strict=True):
+        for ax, (axis, values) in zip(line, ORDER.items(), strict=True):
+            centre = about["centre"][axis]
+            fields = {"recipe": recipe, "protocol": "unseen"}
+            own = [[at(numbers["sweeps"], axis, value, centre, modules="all", share=share, **fields) for value in values] for share in shares]
+            moves = axis not in ("rank", "modules")  # those change what a head reads
+            moved = [[at(numbers["transfer"], axis, value, centre, share=share, **fields) for value in values] for share in shares] if moves else []
+            plot(ax, own, moved, shares)
+            ax.set_xticks(range(len(values)), [value.replace("attention, ", "attention,\n") for value in values])
+            ax.set_xlim(-0.4, len(values) - 0.6)
+        line[0].set_ylabel(f"AUROC, sources unseen\n{recipe}")
+    for ax, axis in zip(axes[-1], ORDER, strict=True):
+        ax.set_xlabel(axis)
+    style.legend_above(fig, axes[0, 0], len(shares))
+    sizes = chosen(numbers["sweeps"], setting="centre", protocol="unseen", recipe=RECIPES[1])
+    counts = ", ".join(f"{row['n_malicious']} malicious at {row['share']:.0%}" for row in sizes)
+    style.caption(
+        fig,
+        f"A setting: {counts}, {sizes[0]['n_benign']} benign clients, and hard negatives to learn from; mean over 36 pairs of unseen sources, 95 % "
+        f"client-bootstrap intervals, seed {about['seed']}.\nSolid: linear heads fitted at that setting. Dashed, hollow: heads of the zoo's "
+        f"{about['clients']} clients (r = 8 on q and v, 5 steps at 2.5e-3 to 8e-3, initial adapter of seed 0), on the same test clients.",
+    )
+    return fig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write sweeps.png and sweeps.pdf."""
+    style.save_both(draw(read_numbers()), folder_of("sweeps", __doc__, argv), "sweeps", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

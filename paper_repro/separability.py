@@ -1,0 +1,206 @@
+"""How well clients can be told apart by what they train on: AUROC over sources, layers, factors, modules, steps and settings.
+
+    python -m paper_repro.separability      # writes results/separability.json, about 15 minutes on one core
+
+Needs the zoo's labelled deltas (`make zoo` keeps them in build/zoo) and what paper_repro.separability_sweeps and
+paper_repro.separability_drift trained. What was measured is kept under build/separability, so that an interrupted run goes
+on; delete that folder's `measured` after a change to how something is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from loraprobe.featurizer import FeatureRecipe, Featurizer
+from loraprobe.pair import Factor
+from zoo.deltas import MADE_FROM, DeltaSet, read_deltas
+from zoo.design import plan
+from zoo.train_base import BASE_NAME
+
+from . import separability_drift as drift
+from . import separability_rounds
+from .separability_cells import PROTOCOLS, RESAMPLES, SEED, Cell, Row, Rows, in_distribution, single, summary, unseen_cells, unseen_fits
+from .separability_sweeps import AXES, CENTRE, SETTINGS, Setting
+
+RESULTS = Path(__file__).parent / "results" / "separability.json"
+MEASURED = Path("build/separability/measured")
+LAST = 5
+
+
+@dataclass(frozen=True)
+class View:
+    """Which part of an update is looked at, flattened and L2-normalised.
+
+    Attributes:
+        layer: "all" or a layer's number.
+        factors: "A", "B" or "AB".
+        modules: "all" that the adapter has, or one module's name.
+        step: after how many local steps.
+    """
+
+    layer: str = "all"
+    factors: str = "B"
+    modules: str = "all"
+    step: int = LAST
+
+    @property
+    def recipe(self) -> FeatureRecipe:
+        """As a featurizer takes it."""
+        layers: str | tuple[int, ...] = "all" if self.layer == "all" else (int(self.layer),)
+        factors: tuple[Factor, ...] = ("A", "B") if self.factors == "AB" else ("A",) if self.factors == "A" else ("B",)
+        return FeatureRecipe(layers=layers, factors=factors, modules=None if self.modules == "all" else tuple(self.modules.split(", ")))
+
+    def features(self, deltas: DeltaSet) -> np.ndarray:
+        """(n, p) float32 of the clients' updates."""
+        adapters = deltas.adapters(self.step - 1 if deltas.steps.shape[1] > 1 else -1)
+        return Featurizer.fit(self.recipe, adapters)(adapters)
+
+    @property
+    def name(self) -> str:
+        """A file's name for it."""
+        return f"{self.layer}-{self.factors}-{self.modules}-{self.step}".replace(", ", "+")
+
+
+RECIPES = {"paper (B, first layer)": View(layer="0"), "all B": View()}
+LAYERS, FACTORS, MODULES, STEPS = ("0", "1", "2", "3", "all"), ("A", "B", "AB"), ("q_proj", "v_proj"), range(1, LAST + 1)
+VIEWS = tuple(
+    dict.fromkeys([
+        *RECIPES.values(),
+        *(View(layer=layer, factors=factors) for layer in LAYERS for factors in FACTORS),
+        *(View(factors=factors, modules=modules) for factors in FACTORS for modules in MODULES),
+        *(View(layer=view.layer, step=step) for view in RECIPES.values() for step in STEPS),
+    ])
+)  # fmt: skip
+
+
+def main() -> None:
+    """Measure everything that is not measured yet and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/zoo"), help="what `make zoo` kept: replicate-0 holds the labelled updates")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results = measure(zoo_deltas(options.work), MEASURED / _digest(options.work))
+    RESULTS.write_text(json.dumps(rounded(results), indent=None, allow_nan=False).replace('}, {"', '},\n{"') + "\n")
+
+
+def zoo_deltas(work: Path) -> DeltaSet:
+    """The labelled updates that the zoo's probes are fitted on."""
+    return read_deltas(work / "replicate-0" / "deltas", plan(), BASE_NAME)
+
+
+def measure(deltas: DeltaSet, kept: Path) -> Row:
+    """Every section of the results; what the folder holds already is read from there."""
+    sections: dict[str, list[Row]] = {"views": [], "cross_source": [], "by_malicious": [], "twins": [], "sweeps": [], "transfer": []}
+    for view in VIEWS:
+        for section, rows in _kept(kept / f"view-{view.name}.json", lambda view=view: of_view(view, deltas)).items():
+            sections[section] += rows
+    for setting in SETTINGS:
+        sections["sweeps"] += _kept(kept / f"sweep-{setting.name}.json", lambda setting=setting: {"sweeps": of_setting(setting)})["sweeps"]
+    for recipe in RECIPES:
+        name = "transfer-" + RECIPES[recipe].name
+        sections["transfer"] += _kept(kept / f"{name}.json", lambda recipe=recipe: {"transfer": transferred(recipe, deltas)})["transfer"]
+    drifted = _kept(kept / "drift.json", lambda: {"drift": separability_rounds.measured(deltas)})["drift"]
+    about = {
+        "command": "python -m paper_repro.separability", "base_model": BASE_NAME, "clients": len(deltas.clients),
+        "malicious_clients": sum(client.label for client in deltas.clients), "seed": SEED, "resamples": RESAMPLES, "level": 0.95,
+        "zoo_design": deltas.design.to_dict(), "sweep_design": CENTRE.to_dict(), "centre": AXES, "rounds": drift.ROUNDS, "drift_lr": drift.LR,
+    }  # fmt: skip
+    return {"about": about, **sections, "drift": drifted}
+
+
+def of_view(view: View, deltas: DeltaSet) -> dict[str, list[Row]]:
+    """The two protocols with one part of the update, and the single pairs of sources of the two recipes."""
+    print(f"view {view.name}", flush=True)
+    rows, facts = Rows(view.features(deltas), deltas.clients), asdict(view)
+    cells, twins = unseen_cells(rows, deltas.design, unseen_fits(rows, deltas.design))
+    found = {"views": [{**facts, **row} for row in (*in_distribution(rows, deltas.design), *unseen(cells))]}
+    recipe = next((name for name, own in RECIPES.items() if own == view), None)
+    if recipe is not None:
+        found["cross_source"] = [{"recipe": recipe, **single(cell)} for cell in cells]
+        found["by_malicious"] = [
+            {"recipe": recipe, "malicious": name, **row}
+            for name in deltas.design.malicious
+            for row in unseen([cell for cell in cells if cell.malicious == name])
+        ]
+        found["twins"] = [{"recipe": recipe, **row} for row in unseen(twins, "the safe twin, unseen")]
+        found["twins"] += [
+            {"recipe": recipe, "malicious": name, **row}
+            for name in dict.fromkeys(cell.malicious for cell in twins)
+            for row in unseen([cell for cell in twins if cell.malicious == name], "the safe twin, unseen")
+        ]
+    return found
+
+
+def unseen(cells: list[Cell], against: str = "the unseen benign source") -> list[Row]:
+    """One row a poison share: the mean over its cells."""
+    shares = dict.fromkeys(cell.share for cell in cells)
+    return [
+        {"protocol": PROTOCOLS[1], "against": against, "share": share, **summary(cell for cell in cells if cell.share == share)} for share in shares
+    ]
+
+
+def of_setting(setting: Setting) -> list[Row]:
+    """The two protocols with heads that are fitted on this setting's own clients."""
+    print(f"setting {setting.name}", flush=True)
+    deltas, found = setting.deltas(), []
+    reads = ("all", "q_proj, v_proj") if setting.axis == "modules" else ("all",)
+    for recipe, view in RECIPES.items():
+        for modules in reads:
+            own = View(layer=view.layer, modules=modules)
+            rows = Rows(own.features(deltas), deltas.clients)
+            cells, _ = unseen_cells(rows, deltas.design, unseen_fits(rows, deltas.design))
+            facts = {"axis": setting.axis, "value": setting.value, "setting": setting.name, "recipe": recipe, "modules": modules}
+            found += [{**facts, **row} for row in (*in_distribution(rows, deltas.design), *unseen(cells))]
+    return found
+
+
+def transferred(recipe: str, deltas: DeltaSet) -> list[Row]:
+    """Heads of the zoo's clients, which trained at 2.5e-3 to 8e-3, on the clients of other settings; both sources unseen."""
+    print(f"transfer of {recipe}", flush=True)
+    settings = [setting for setting in SETTINGS if setting.transfers]
+    others = [setting.deltas() for setting in settings]
+    clients = [client for one in (deltas, *others) for client in one.clients]
+    of = np.repeat(np.arange(len(others) + 1), [len(one.clients) for one in (deltas, *others)])
+    rows = Rows(np.concatenate([RECIPES[recipe].features(one) for one in (deltas, *others)]), clients, of == 0)
+    fits = unseen_fits(rows, deltas.design)
+    found = []
+    for number, setting in enumerate(settings, start=1):
+        cells, _ = unseen_cells(rows, setting.design, fits, of == number)
+        found += [{"axis": setting.axis, "value": setting.value, "setting": setting.name, "recipe": recipe, **row} for row in unseen(cells)]
+    return found
+
+
+def rounded(value: object) -> object:
+    """Numbers to four digits after the point: more would be noise beside the intervals."""
+    if isinstance(value, float):
+        return round(value, 4) if abs(value) >= 0.01 else float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {name: rounded(part) for name, part in value.items()}
+    return [rounded(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _digest(work: Path) -> str:
+    """Of what the deltas were made from: results of others must not pass for theirs."""
+    return hashlib.sha256((work / "replicate-0" / "deltas" / MADE_FROM).read_bytes()).hexdigest()[:12]
+
+
+def _kept(path: Path, make: Callable[[], dict[str, list[Row]]]) -> dict[str, list[Row]]:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(make(), allow_nan=False))
+        part.replace(path)
+    found: dict[str, list[Row]] = json.loads(path.read_text())
+    return found
+
+
+if __name__ == "__main__":
+    main()
