@@ -12,18 +12,16 @@ rounding errors, and a run ends elsewhere within the noise of a seed. Exit code 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from fedloop.errors import ConfigError
 from loraprobe.errors import DataError
 
-from .defences import run
+from .defences import processes, run
 from .grid import NO_ATTACK, Cell
 from .grid_format import markdown
 from .grid_lines import Line, cell_of, read_lines
@@ -50,7 +48,7 @@ def main() -> None:
     again = {}
     began = time.monotonic()
     differing = 0
-    with ProcessPoolExecutor(min(options.workers, len(cells)), multiprocessing.get_context("spawn")) as pool:
+    with processes(min(options.workers, len(cells))) as pool:
         for cell, line in zip(cells, pool.map(run, cells), strict=True):
             found = list(differences(lines[cell], line, options.tolerance))
             differing += bool(found)

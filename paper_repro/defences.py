@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import fields, replace
+from multiprocessing import connection
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -102,8 +105,7 @@ def outlook(cells: Collection[Cell], todo: Sequence[Cell], lines: Sequence[Line]
 def run_all(todo: Sequence[Cell], workers: int) -> None:
     """Run the cells, and write each down when it is finished; a run that fails ends this, with its name, and loses only those under way."""
     began = time.monotonic()
-    # A fresh process now and then gives back what the libraries keep.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=20) as pool:
+    with processes(workers) as pool:
         jobs = {pool.submit(run, cell): cell for cell in todo}
         for number, job in enumerate(as_completed(jobs), start=1):
             try:
@@ -116,6 +118,11 @@ def run_all(todo: Sequence[Cell], workers: int) -> None:
             each = (time.monotonic() - began) / number
             print(f"{number} of {len(todo)}, {_duration(each * (len(todo) - number))} left: {jobs[job]}: refusal "
                   f"{line['metrics']['refusal_strict']:.1%}", flush=True)  # fmt: skip
+
+
+def processes(workers: int) -> ProcessPoolExecutor:
+    """Processes for runs; a fresh one now and then gives back what the libraries keep, and none outlives a killed parent."""
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent, max_tasks_per_child=20)
 
 
 def run(cell: Cell) -> Line:
@@ -152,6 +159,12 @@ def totals(result: RunResult, what: str) -> dict[str, float]:
         for phase, value in getattr(record, what).items():
             sums[phase] = round(sums.get(phase, 0) + value, 3)
     return sums
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _duration(seconds: float) -> str:
