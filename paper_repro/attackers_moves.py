@@ -92,13 +92,15 @@ def mimicry_of_one(view: View, strength: float) -> Floats:
 
 
 def cancelling(view: View, strength: float) -> Floats:
-    """To every attacker's update noise of `strength` times its norm, which adds up to nothing over the attackers.
+    """To the B of every attacker's update noise of `strength` times B's norm, which adds up to nothing over the attackers.
 
     The noise is what they agreed on, the same in every round: a mean over rounds keeps it.
     """
-    noise = np.random.default_rng(view.seed).normal(size=view.own.shape)
+    read = _is_b(view.layout)
+    noise = np.random.default_rng(view.seed).normal(size=view.own.shape) * read
     noise -= noise.mean(axis=0)
-    return view.own + strength * np.linalg.norm(view.own, axis=1, keepdims=True) * _units(noise)
+    size = strength * np.linalg.norm(view.own * read, axis=1).mean()
+    return view.own + size * noise / np.linalg.norm(noise, axis=1).mean()  # one factor for all, or the sum would not stay zero
 
 
 def cancelling_matched(view: View, strength: float) -> Floats:
@@ -130,14 +132,14 @@ class Schedule:
 
 
 MOVES: Mapping[str, tuple[Move, tuple[float, ...]]] = {
-    "norm matching and rescaling": (rescaled, (0.25, 0.5, 1.0, 2.0, 4.0)),
-    "re-factorisation: rotation": (rotated, (0.5, 1.0, 2.0)),
+    "norm matching and rescaling": (rescaled, (0.5, 1.0, 2.0, 4.0)),
+    "re-factorisation: rotation": (rotated, (0.5, 1.0, 2.0, 3.0)),
     "re-factorisation: imbalance": (unbalanced, (0.5, 2.0)),
-    "mimicry of the mean": (mimicry, (0.25, 0.5, 0.75)),
-    "mimicry of one client": (mimicry_of_one, (0.5, 0.75)),
-    "mimicry, made longer": (blended, (0.5, 0.75)),
-    "cancelling noise": (cancelling, (1.0, 2.0, 4.0)),
-    "cancelling noise, norm matched": (cancelling_matched, (1.0, 2.0)),
+    "mimicry of the mean": (mimicry, (0.5, 0.75, 0.9)),
+    "mimicry of one client": (mimicry_of_one, (0.5, 0.75, 0.9)),
+    "mimicry, made longer": (blended, (0.75, 0.9)),
+    "cancelling noise": (cancelling, (2.0, 4.0, 8.0)),
+    "cancelling noise, norm matched": (cancelling_matched, (2.0, 4.0)),
     "projection, probe known": (projected, (0.5, 1.0, 1.5)),
     "projection, own probe": (projected_by_surrogate, (0.5, 1.0, 1.5)),
     "poison in A alone": (unread, (1.0, 2.0, 4.0)),

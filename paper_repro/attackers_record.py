@@ -42,11 +42,13 @@ Arrays = dict[str, np.ndarray]
 
 def main() -> None:
     """Record what is not recorded yet, seed by seed."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="only these")
+    options = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
     OUT.mkdir(parents=True, exist_ok=True)
-    for seed in SEEDS:
+    for seed in options.seeds:
         if not honest_path(seed).exists():
             _write(honest_path(seed), record_honest(seed))
         for share in SHARES:
