@@ -20,12 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"transformers", "peft", "umap", "xgboost", "flwr", "nvflare", "fastapi", "uvicorn", "prometheus_client", "matplotlib"}
 # What subclasses an engine's classes and is imported by who uses that engine: by nothing of ours that is not in this table itself.
 ENGINES = {
-    "loraprobe.serve.protocol": "uvicorn", "fedloop.flower.strategy": "flwr", "fedloop.plugins.flower": "flwr", "fedloop.plugins.nvflare": "nvflare",
+    "fedloop.flower.strategy": "flwr", "fedloop.plugins.flower": "flwr", "fedloop.plugins.nvflare": "nvflare",
 }  # fmt: skip
 OUTSIDE = {"zoo", "figures", "paper_repro", "benchmarks", "fuzz", "examples", "tests"}
 
 # The scoring service: one package, free to import the library and itself.
-_SERVE = "answers app client command gate known logs metrics openapi page protocol scoring server settings upload"
+_SERVE = "answers app client command exchange gate known logs metrics openapi page protocol scoring server settings upload"
 SERVE = {"serve", *(f"serve.{name}" for name in _SERVE.split())}
 # loraprobe, from the bottom to the top: a module imports from rows above its own only; the last row among itself.
 ROWS = (
