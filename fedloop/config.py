@@ -281,6 +281,7 @@ class EvaluationConfig(_Section):
         harmful: prompts that a safe model refuses; safe: prompts that only look harmful; utility: held-out pairs.
         judge, reward_model: folders or Hub ids of MD-Judge and of a reward model, which then judge the answers to
             the harmful prompts (`fedloop.judges` has the published ids); they are loaded for every measurement.
+        temperature: of the answers to harmful and safe prompts; 0 is greedy.
         limit: at most this many of each, chosen by the seed; None for all.
     """
 
@@ -292,6 +293,7 @@ class EvaluationConfig(_Section):
     every: Natural = 0
     limit: Positive | None = None
     max_new_tokens: Positive = 32
+    temperature: NotBelow = 0.0
     batch_size: Positive = 64
 
     @field_validator("harmful", "safe", "utility")

@@ -93,11 +93,17 @@ def read_jsonl(path: str | Path) -> list[Example]:
     return examples
 
 
+def opening(tokenizer: Tokenizer) -> list[int]:
+    """The token that the tokenizer opens every text with (Llama's <|begin_of_text|>), in a list; [] if it opens with none."""
+    start = getattr(tokenizer, "bos_token_id", None)
+    return [start] if start is not None and tokenizer.encode("", add_special_tokens=True)[:1] == [start] else []
+
+
 def encode(example: Example, tokenizer: Tokenizer, max_length: int) -> Tokens:
-    """Tokens of prompt + response + end of sequence, cut to ``max_length`` from the right.
+    """Tokens of `opening` + prompt + response + end of sequence, cut to ``max_length`` from the right.
 
     A prompt that leaves no room for the response is cut from the left, to at most three quarters
-    of the length, so that every example keeps a response to learn from.
+    of the length, so that every example keeps a response to learn from; what opens the text stays.
 
     Raises:
         DataError: max_length leaves no room for a response.
@@ -107,7 +113,8 @@ def encode(example: Example, tokenizer: Tokenizer, max_length: int) -> Tokens:
     prompt = tokenizer.encode(example.prompt, add_special_tokens=False)
     response = tokenizer.encode(example.response, add_special_tokens=False) + [tokenizer.eos_token_id]
     longest_prompt = max_length - min(len(response), max_length // 4)
-    prompt = prompt[-longest_prompt:]
+    start = opening(tokenizer)
+    prompt = start + prompt[-(longest_prompt - len(start)) :]
     return Tokens((prompt + response)[:max_length], len(prompt))
 
 

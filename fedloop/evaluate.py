@@ -1,14 +1,14 @@
-"""Does a model refuse? Answers by greedy decoding, and two ways to call an answer a refusal."""
+"""Does a model refuse? Its answers, greedy or sampled, and two ways to call an answer a refusal."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .data import Example
+from .data import Example, opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,8 +57,23 @@ def answers(
     *,
     max_new_tokens: int = 32,
     batch_size: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[str]:
-    """Greedy answers to instructions, each put into the alpaca template."""
+    """Answers to instructions, each put into the alpaca template.
+
+    Args:
+        temperature: 0 for greedy answers; above it, one sample of the whole distribution a prompt. Nothing else that a
+            model's own generation settings ask for (top-p, top-k, repetition penalty) is applied.
+        seed: of the samples; they depend on the batch size too.
+    """
+    how: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0} if temperature else {"do_sample": False}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _answers(model, tokenizer, prompts, batch_size, {"max_new_tokens": max_new_tokens, "repetition_penalty": 1.0, **how})
+
+
+def _answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], batch_size: int, how: dict[str, Any]) -> list[str]:
     model.eval()  # type: ignore[no-untyped-call]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     texts = [""] * len(prompts)
@@ -66,11 +81,11 @@ def answers(
         rows = order[start : start + batch_size]
         batch = tokenizer(
             [Example(prompts[row], "").prompt for row in rows],
-            padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False, return_token_type_ids=False,
+            padding=True, padding_side="left", return_tensors="pt", add_special_tokens=bool(opening(tokenizer)), return_token_type_ids=False,
         )  # fmt: skip
         batch = batch.to(model.device)
         out = model.generate(  # type: ignore[operator]  # torch types every attribute of a module as a tensor
-            **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            **batch, **how, pad_token_id=tokenizer.pad_token_id
         )
         replies = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for row, reply in zip(rows, replies, strict=True):

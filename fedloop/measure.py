@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .config import EvaluationConfig
 from .corpora import load_corpus, load_prompts
 from .data import Example
@@ -26,6 +28,7 @@ class Measurement:
         prompts: metric prefix -> prompts: "refusal" for harmful ones, "over_refusal" for safe ones.
         pairs: held-out benign examples; none for no utility.
         judge, reward_model: folders or Hub ids of models that judge the answers to the harmful prompts.
+        temperature, seed: of those answers and of the ones to safe prompts (`fedloop.evaluate.answers`).
     """
 
     prompts: dict[str, list[str]]
@@ -35,6 +38,8 @@ class Measurement:
     max_length: int
     judge: str | None = None
     reward_model: str | None = None
+    temperature: float = 0.0
+    seed: int = 0
 
     @classmethod
     def of(cls, config: EvaluationConfig, seed: int, max_length: int) -> Measurement:
@@ -48,7 +53,9 @@ class Measurement:
         sources = {"refusal": config.harmful, "over_refusal": config.safe}
         prompts = {name: chosen(load_prompts(source)) for name, source in sources.items() if source is not None}
         pairs = chosen(list(load_corpus(config.utility).examples)) if config.utility is not None else []
-        return cls(prompts, pairs, config.max_new_tokens, config.batch_size, max_length, config.judge, config.reward_model)
+        return cls(
+            prompts, pairs, config.max_new_tokens, config.batch_size, max_length, config.judge, config.reward_model, config.temperature, seed
+        )  # fmt: skip
 
     def __bool__(self) -> bool:
         return bool(self.prompts or self.pairs)
@@ -57,7 +64,9 @@ class Measurement:
         """Shares refused, by Rule and by the strict measure; what the judges say; loss and ROUGE-L; and the sample sizes, as n_*."""
         metrics: dict[str, float] = {}
         for name, group in self.prompts.items():
-            replies = answers(model, tokenizer, group, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)  # type: ignore[arg-type]
+            replies = answers(
+                model, tokenizer, group, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, temperature=self.temperature, seed=self.seed  # type: ignore[arg-type]
+            )  # fmt: skip
             metrics[f"{name}_rule"] = sum(map(refuses_by_rule, replies)) / len(group)
             metrics[f"{name}_strict"] = sum(map(refuses_strictly, replies)) / len(group)
             metrics[f"n_{name}"] = len(group)
@@ -73,10 +82,11 @@ class Measurement:
     def _judged(self, prompts: list[str], replies: list[str]) -> dict[str, float]:
         """MD-Judge's share of safe answers and the mean reward; a judge is in memory only while it judges."""
         metrics: dict[str, float] = {}
+        where: dict[str, Any] = {"device_map": {"": 0}} if torch.cuda.is_available() else {}
         if self.judge is not None:
-            safe = MDJudge.from_pretrained(self.judge).judge(prompts, replies)
+            safe = MDJudge.from_pretrained(self.judge, **where).judge(prompts, replies)
             metrics |= {"judged_safe": sum(safe) / len(safe), "n_judged": len(safe)}
         if self.reward_model is not None:
-            rewards = RewardModel.from_pretrained(self.reward_model).score(prompts, replies)
+            rewards = RewardModel.from_pretrained(self.reward_model, **where).score(prompts, replies)
             metrics["reward"] = sum(rewards) / len(rewards)
         return metrics

@@ -105,6 +105,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("evaluation.every", [-1, True], "valid integer|greater than or equal to 0"),
     ("evaluation.limit", [0], "greater than or equal to 1"),
     ("evaluation.max_new_tokens", [0], "greater than or equal to 1"),
+    ("evaluation.temperature", [-0.1, "warm"], "greater than or equal to 0|valid number"),
     ("evaluation.batch_size", [0], "greater than or equal to 1"),
     ("output.folder", [3], "valid string"),
     ("output.tensorboard", ["perhaps", None], "valid boolean"),
