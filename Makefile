@@ -1,6 +1,7 @@
 # make demo   set up and run the main job on what the repository holds
 # make test   set up and run the tests
 # make bench  the benchmarks: tables in benchmarks/results/
+# make bench-flower  what a round on Flower costs, ours against FedAvg tensor by tensor (a quarter of an hour): docs/scale.md
 # make fuzz   damaged and hostile files into every loader (about ten minutes): fuzz/results/
 # make verify what the zoo's records say, measured again (add ARGS=--studies after make zoo)
 # make lint   style and types
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test bench fuzz verify lint paper repro-small zoo clean
+.PHONY: setup demo test bench bench-flower fuzz verify lint paper repro-small zoo clean
 
 setup: $(STAMP)
 
@@ -35,6 +36,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.aggregation
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.scale
+
+bench-flower: setup
+	$(BIN)/python -m benchmarks.flower_cost
 
 fuzz: setup
 	$(BIN)/python -m fuzz

@@ -4,14 +4,10 @@ Processes take long to start. So one deployment lives through everything first (
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,150 +15,25 @@ from typing import Any
 
 import pytest
 import torch
+from deployed import FEDLOOP, Deployment, Started, finished, wait
 from federated import Files, defended, settings
 from flowered import Deployment as FakeDeployment
-from flowered import records, telling_probe
+from flowered import Sent, honest, records, telling_probe
 from flwr.app import Message
+from hostile_nodes import Hostile, HostileNodes
+from test_flower_replies import changed, spoiled, update
 from test_resume import toml
 
-from fedloop.config import Config
-from fedloop.flower.app import write_app
 from fedloop.flower.enrol import enrol
 from fedloop.flower.keys import make_certificates, make_node_key
-from fedloop.flower.launch import wait_for_port
-from fedloop.flower.processes import Processes, free_port
+from fedloop.flower.nodes import read_nodes, write_nodes
 from fedloop.report import write_report
-from fedloop.rounds import RunResult, build_clients, resume, simulate
+from fedloop.rounds import RunResult, resume, simulate
 from fedloop.run_folder import read_run
 from loraprobe.adapter import pack
 from loraprobe.peft_io import load_adapter
 
 pytestmark = [pytest.mark.slow, pytest.mark.enable_socket]
-
-PATIENCE = 150.0
-FEDLOOP = [sys.executable, "-m", "fedloop.cli"]
-THREADS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def wait(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-    deadline = time.monotonic() + patience
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: nothing happened for {patience} s"
-        time.sleep(0.1)
-    return found
-
-
-class Site:
-    """One `fedloop flower node` that can be stopped, killed and started again with the same key."""
-
-    def __init__(self, place: Path, name: str, port: int, authority: Path | None = None) -> None:
-        self.place, self.name, self.port = place, name, port
-        self.authority = authority or place / "certificates" / "ca.crt"
-        self.group = Processes(place / "home", place / "logs")
-
-    def start(self) -> None:
-        self.group = Processes(self.place / "home", self.place / "logs")
-        command = [*FEDLOOP, "flower", "node", "--superlink", f"127.0.0.1:{self.port}", "--ca", self.authority]
-        self.group.start(self.name, [*command, "--key", self.place / "keys" / self.name, "--data", self.place / f"{self.name}.jsonl"], **THREADS)
-
-    def log(self) -> str:
-        path = self.place / "logs" / f"{self.name}.log"
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def trainer(self) -> int:
-        """The process that trains: the head of the group."""
-        return self.group._children[self.name].pid
-
-    def kill(self) -> None:
-        """SIGKILL to everything of the site at once."""
-        for pid in self.group.running():
-            os.kill(pid, signal.SIGKILL)
-        self.group.stop()
-        assert not self.group.running()
-
-    def keep_up(self) -> bool:
-        """What systemd's Restart=always does: start it again if it has ended. Whether it is up and connected."""
-        if self.group._children[self.name].poll() is not None:
-            self.group.stop()
-            self.start()
-        return self.log().count("SuperNode ID") == 2
-
-
-class Deployment:
-    """A server, and sites with data of their own; the same clients as the in-process engine would make."""
-
-    def __init__(self, place: Path, values: dict[str, Any]) -> None:
-        self.place, self.port = place, free_port()
-        self.address, self.authority = f"127.0.0.1:{self.port}", place / "certificates" / "ca.crt"
-        make_certificates(place / "certificates")
-        self.server = Processes(place / "home", place / "logs")
-        self.sites: dict[str, Site] = {}
-        for client in build_clients(Config.of(values)):
-            rows = [{"instruction": one.instruction, "response": one.response, "context": one.context} for one in client.examples]
-            (place / f"{client.client_id}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-            make_node_key(place / "keys" / client.client_id)
-            self.sites[client.client_id] = Site(place, client.client_id, self.port)
-
-    def serve(self) -> None:
-        """Start the server, anew after it was killed."""
-        self.server = Processes(self.place / "home", self.place / "logs")
-        command = [*FEDLOOP, "flower", "superlink", "--host", "127.0.0.1", "--port", str(self.port), "--certificates", self.place / "certificates"]
-        self.server.start("superlink", [*command, "--database", self.place / "state.db"], **THREADS)
-        wait_for_port(self.port, self.server.check)
-
-    def app(self, name: str, values: dict[str, Any], round_timeout: float) -> Path:
-        """An app's folder with this experiment."""
-        folder = self.place / name
-        write_app(folder)
-        (folder / "config.toml").write_text(toml(values))
-        project = (folder / "pyproject.toml").read_text()
-        (folder / "pyproject.toml").write_text(project.replace("round-timeout = 600.0", f"round-timeout = {round_timeout}"))
-        return folder
-
-    def start(self, folder: Path) -> Started:
-        """`fedloop flower start`."""
-        command = [*FEDLOOP, "flower", "start", folder, "--out", folder / "run", "--ca", self.authority, "--superlink", self.address]
-        return Started(command, folder / "shown.txt")
-
-    def refused(self, name: str, authority: Path) -> str:
-        """What a node prints that is not let in."""
-        make_node_key(self.place / "keys" / name)
-        site = Site(self.place, name, self.port, authority)
-        (self.place / f"{name}.jsonl").write_text('{"instruction": "a", "response": "b"}')
-        site.start()
-        assert site.group._children[name].wait(PATIENCE) == 2
-        site.group.stop()
-        return site.log()
-
-    def close(self) -> None:
-        for site in self.sites.values():
-            site.kill()
-        self.server.stop()
-        assert not self.server.running()
-
-
-class Started:
-    """A command that was started, and what it prints."""
-
-    def __init__(self, command: list[Any], shown: Path) -> None:
-        self._shown = shown
-        with shown.open("ab") as file:
-            self.process = subprocess.Popen([*map(str, command)], env={**os.environ, **THREADS, "COLUMNS": "200"}, stdout=file, stderr=file)
-
-    def shown(self) -> str:
-        return self._shown.read_text(errors="replace")
-
-    def code(self) -> int:
-        return self.process.wait(PATIENCE)
-
-    def until(self, folder: Path, rounds: int) -> None:
-        """Wait until the run in a folder has finished so many rounds."""
-        wait(lambda: finished(folder) >= rounds or self.process.poll() is not None, f"round {rounds}")
-        assert self.process.poll() is None, self.shown()
-
-
-def finished(folder: Path) -> int:
-    return len(records(folder)) if (folder / "records.jsonl").exists() else 0
 
 
 @dataclass
@@ -177,6 +48,9 @@ class Story:
         shown: what the run that was interrupted and the one that went on printed, with their exit codes.
         refused: what nodes printed that were not let in.
         node_ids: client -> Flower's node id, whenever its node came up.
+        attacked: the folder of another run, in which most nodes are hostile.
+        expected: the same with the same replies on a fake grid.
+        turned_away: client -> the statuses with which the SuperLink refused a reply of it.
     """
 
     folder: Path
@@ -186,6 +60,9 @@ class Story:
     shown: list[tuple[int, str]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     node_ids: dict[str, list[str]] = field(default_factory=dict)
+    attacked: Path = Path()
+    expected: RunResult | None = None
+    turned_away: dict[str, list[int]] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +78,7 @@ def story(tiny_files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             enrol(federation / "nodes.json", name, made.place / "keys" / f"{name}.pub", None, made.address, made.authority)
             site.start()
         faults(made, federation, told)
-        everybody_returns(made, federation, told)
+        everybody_returns(made, federation, told, values)
         told.twin = uninterrupted(values, tmp_path_factory.mktemp("twin"), str(told.bad))
         yield told
     finally:
@@ -242,18 +119,67 @@ def bad_round(folder: Path) -> int:
     return next((int(one["round"]) for one in records(folder) if one["reasons"]), 0)
 
 
-def everybody_returns(made: Deployment, folder: Path, told: Story) -> None:
-    """A server with the same database, sites with the same keys; and two that are not let in."""
-    victim = made.sites["client-02"]
+def everybody_returns(made: Deployment, folder: Path, told: Story, values: dict[str, Any]) -> None:
+    """A server with the same database, sites with the same keys; two that are not let in, and others that should not have been."""
+    *others, victim = made.sites.values()
     made.serve()
-    victim.start()
     make_certificates(made.place / "elsewhere")
-    told.refused["unregistered"] = made.refused("stranger", made.authority)
-    told.refused["another authority"] = made.refused("astray", made.place / "elsewhere" / "ca.crt")
+    unwelcome = {
+        "unregistered": made.unwelcome("stranger", made.authority),
+        "another authority": made.unwelcome("astray", made.place / "elsewhere" / "ca.crt"),
+    }
+    for site in others:
+        wait(site.connected, f"{site.name} to find the server again")
+    under_attack(made, told, values)  # the server takes a minute to be sure that the victim's former process is gone
+    told.refused = {what: site.ended() for what, site in unwelcome.items()}
+    victim.start()
     wait(victim.keep_up, "the killed node to be let in again")
     run = made.start(folder)
     told.shown.append((run.code(), run.shown()))
     told.node_ids = {name: re.findall(r"SuperNode ID: (\d+)", site.log()) for name, site in made.sites.items()}
+
+
+def doubled(asked: Message, reply: Message) -> Sequence[Message]:
+    """The honest reply, and a second one that would count five times as much."""
+    [other] = changed(update(lambda numbers: 5 * numbers))(asked, reply)
+    return [reply, other]
+
+
+HOSTILE: dict[str, Sent] = {
+    "client-02": changed(lambda own: {"base_model.model.q_proj.lora_A.weight": own["update"]}),
+    "client-03": changed(update(lambda numbers: spoiled(numbers, float("nan")))),
+    "client-04": changed(metrics={"num-examples": 10**9}),
+    "client-05": doubled,
+    "client-06": honest,  # but too late
+}
+
+
+def not_at_first(asked: Message, reply: Message) -> Sequence[Message]:
+    """Nothing in the first round."""
+    return [] if asked.metadata.group_id == "1" else [reply]
+
+
+def under_attack(made: Deployment, told: Story, values: dict[str, Any]) -> None:
+    """A run of two of the sites, and of registered nodes that do not play by the rules; and the same on a fake grid."""
+    values = {**values, "rounds": 2, "defense": {}, "clients": {**values["clients"], "count": 2 + len(HOSTILE), "malicious": 0}}
+    folder = made.app("attacked", values, round_timeout=15.0)
+    sites = {name: node for name, node in read_nodes(made.place / "federation" / "nodes.json").items() if name not in HOSTILE}
+    write_nodes(folder / "nodes.json", sites)
+    data = {name: {"data": str(made.place / f"{name if name in sites else 'client-02'}.jsonl")} for name in (*sites, *HOSTILE)}
+    nodes = []
+    for name, sent in HOSTILE.items():
+        key = made.place / "keys" / f"hostile-{name}"
+        enrol(folder / "nodes.json", name, make_node_key(key), None, made.address, made.authority)
+        nodes.append(Hostile(key, data[name], sent, late=name == "client-06"))
+    with HostileNodes(made.address, made.authority, nodes):
+        run = made.start(folder)
+        assert run.code() == 0, run.shown()
+    told.attacked = folder / "run"
+    told.turned_away = dict(zip(HOSTILE, (node.turned_away for node in nodes), strict=True))
+    (made.place / "fake").mkdir()
+    twin = FakeDeployment(made.place / "fake", values, **{"round-timeout": 1.0})
+    twin.configs = dict(zip(twin.configs, data.values(), strict=True))
+    told.expected = twin.serve({**HOSTILE, "client-05": honest, "client-06": not_at_first})
 
 
 # --- what came of it ---------------------------------------------------------------------------------------------------------------------
@@ -280,7 +206,8 @@ def same(folder: Path, expected: RunResult) -> None:
     assert [record.factors for record in found] == [record.factors for record in expected.records]
     assert torch.allclose(pack(load_adapter(folder / "adapter"))[0], pack(expected.adapter)[0], rtol=0, atol=1e-6)
     assert list(resume(folder).records) == found
-    assert all(client in write_report(folder).read_text() for client in expected.roles)
+    report = write_report(folder).read_text()
+    assert all(client in report for client in expected.roles)
 
 
 def test_a_killed_node_and_a_straggler_are_missing_and_the_round_goes_on(story: Story) -> None:
@@ -312,6 +239,22 @@ def test_who_has_no_registered_key_or_does_not_know_the_server_is_not_let_in(sto
     assert all("SuperNode ID" not in log and "EngineError: the SuperNode ended" in log for log in story.refused.values())
 
 
+def test_hostile_nodes_are_refused_or_capped_and_the_rest_is_averaged_as_if_they_were_not_there(story: Story) -> None:
+    first, second = read_run(story.attacked)[2]
+    assert first.reasons.keys() == {"client-02", "client-03", "client-06"}, first.reasons
+    for record in (first, second):
+        assert "got the arrays ['base_model.model.q_proj.lora_A.weight']; expected update" in record.reasons["client-02"]
+        assert "1 of 896 numbers are NaN or infinite" in record.reasons["client-03"]
+        assert record.weights["client-02"] == record.weights["client-03"] == 0.0
+        assert record.num_examples["client-04"] == 3 * record.num_examples["client-00"]  # of the thousand million that it claimed
+        assert record.weights["client-05"] == record.weights["client-00"] > 0  # its second reply is nowhere
+    assert first.reasons["client-06"] == "missing: no reply before the round's deadline"
+    assert second.reasons.keys() == {"client-02", "client-03"}
+    assert second.weights["client-06"] == second.weights["client-00"]
+    assert story.expected is not None
+    same(story.attacked, story.expected)
+
+
 # --- everything on this machine with one command ---------------------------------------------------------------------------------------
 
 
@@ -337,15 +280,18 @@ def test_one_command_runs_a_federation_as_one_process_would_and_leaves_nothing_b
     expected, folder = simulate(values), tmp_path / "run"
     (tmp_path / "one.toml").write_text(toml(values))
     run = Started([*FEDLOOP, "run", tmp_path / "one.toml", "--out", folder, "--engine", "flower"], tmp_path / "shown.txt")
-    run.until(folder, 1)
-    assert len(belonging_to(folder)) >= 7  # SuperLink, SuperExec, ServerApp, three SuperNodes, the trainer
+    started = "3 SuperNodes, and one process that trains for all of them"
+    wait(lambda: started in run.shown(), "SuperNodes")
+    assert len(belonging_to(folder)) >= 6  # SuperLink, SuperExec, three SuperNodes, the trainer
     run.process.send_signal(signal.SIGINT)
     assert run.code() not in (0, 2)
     assert belonging_to(folder) == []
     again = Started([*FEDLOOP, "resume", folder, "--engine", "flower"], tmp_path / "shown.txt")
+    again.until(folder, 1)
+    assert len(belonging_to(folder)) >= 7  # and the ServerApp
     assert again.code() == 0, again.shown()
     assert belonging_to(folder) == []
-    assert "3 SuperNodes, and one process that trains for all of them" in again.shown()
+    assert again.shown().count(started) == 2
     same(folder, expected)
     malicious = next(client for client, role in expected.roles.items() if role["role"] == "malicious")
     for record in read_run(folder)[2]:

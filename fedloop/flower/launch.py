@@ -31,7 +31,7 @@ from .processes import Processes, free_port
 from .settings import EngineSettings
 
 Say = Callable[[str], None]
-_START = 60.0  # seconds that a SuperLink may take to come up
+_START = 180.0  # seconds that a SuperLink may take to come up on a busy machine; one that ends is noticed at once
 _POLL = 0.5
 
 
@@ -104,7 +104,7 @@ def wait_for_port(port: int, check: Callable[[], None]) -> None:
     """Wait until something listens on 127.0.0.1.
 
     Raises:
-        EngineError: nothing does for a minute, or `check` raises it.
+        EngineError: nothing does for three minutes, or `check` raises it.
     """
     import socket
 

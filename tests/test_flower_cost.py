@@ -1,0 +1,132 @@
+"""The benchmark of what a round on Flower costs: its wire counts, its ways play whole rounds, and its page shows its results."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flowered import FakeGrid, wired
+from flwr.app import Context, Message, RecordDict
+
+from benchmarks import flower_cost
+from benchmarks import flower_cost_apps as apps
+from benchmarks.counted_wire import CountedWire, carried
+from fedloop.flower import strategy
+from fedloop.flower.nodes import Node, write_nodes
+
+
+@pytest.mark.enable_socket
+def test_the_wire_passes_everything_on_and_counts_it(tmp_path: Path) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def shout() -> None:
+        connection, _ = server.accept()
+        with connection:
+            received = b""
+            while part := connection.recv(65536):
+                received += part
+            connection.sendall(2 * received)
+
+    thread = threading.Thread(target=shout)
+    thread.start()
+    with CountedWire(server.getsockname()[1], tmp_path / "counters") as wire, socket.create_connection(("127.0.0.1", wire.port)) as client:
+        sent = bytes(range(256)) * 9000  # more than one buffer
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_WR)
+        back = b""
+        while part := client.recv(65536):
+            back += part
+        assert back == 2 * sent
+        assert carried(tmp_path / "counters") == (len(sent), 2 * len(sent))
+    thread.join()
+    server.close()
+
+
+class CostGrid(FakeGrid):
+    """Nodes that answer as the benchmark's clients do."""
+
+    def __init__(self, ours: bool) -> None:
+        super().__init__({1000: {}, 1001: {}})
+        self._app = apps.our_client if ours else apps.stock_client()
+
+    def reply(self, message: Message) -> Message:
+        """Without training."""
+        identity = message.metadata.message_id
+        if identity not in self._replies:
+            self._replies[identity] = self._app(wired(message), Context(1, message.metadata.dst_node_id, {}, RecordDict(), {}))
+        return self._replies[identity]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """What FedAvg calls."""
+        return [reply for identity in self.push_messages(messages) for reply in self.pull_messages([identity])]
+
+
+@pytest.mark.parametrize("name", apps.WAYS)
+def test_a_way_takes_its_turn_and_writes_down_every_round(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategy, "_POLL", 0.001)
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    way = apps.WAYS[name]
+    write_nodes(tmp_path / "nodes.json", {f"node-{number}": Node(1000 + number, "key") for number in range(apps.CLIENTS)})
+    (tmp_path / "counters").write_bytes(bytes(16))
+    (tmp_path / "turn").write_text("other")
+    for kind in (apps.TimedDefended, apps.TimedFedAvg):
+        monkeypatch.setattr(kind, "turns", apps.Turns(tmp_path, name, [name, "other"]), raising=False)
+        monkeypatch.setattr(kind, "log", tmp_path / "log.jsonl", raising=False)
+        monkeypatch.setattr(kind, "counters", tmp_path / "counters", raising=False)
+    stop, passed = threading.Event(), []
+
+    def other() -> None:
+        """Passes the turn back, and sees that it comes once a round."""
+        mine = apps.Turns(tmp_path, "other", [name, "other"])
+        while not stop.is_set():
+            if (tmp_path / "turn").read_text() == "other":
+                passed.append(len((tmp_path / "log.jsonl").read_text().splitlines()) if passed else 0)
+                mine.pass_on()
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    grid = CostGrid(way.ours)
+    if way.ours:
+        apps.play_ours(grid, way, 1, 2, tmp_path / "run", tmp_path / "nodes.json", 60.0)
+    else:
+        apps.play_stock(grid, way, 1, 2, 60.0)
+    time.sleep(0.05)
+    stop.set()
+    thread.join()
+    assert passed == [0, 1, 2]
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2]
+    assert all(row["seconds"] > 0 for row in rows)
+    asked = grid.asked[0].content.array_records["arrays"]
+    assert len(asked) == (1 if way.packed else 448)
+    assert sum(len(array.data) for array in asked.values()) >= apps.TENSORS * apps.WIDTH * (2 if way.wire == "float16" else 4)
+
+
+def test_a_round_in_which_a_client_is_missing_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "counters").write_bytes(bytes(16))
+    monkeypatch.setattr(apps.TimedFedAvg, "log", tmp_path / "log.jsonl", raising=False)
+    with pytest.raises(RuntimeError, match="round 1: "):
+        apps.TimedFedAvg().aggregate_train(1, [])
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_the_page_shows_the_results_and_the_sizes_are_what_they_say() -> None:
+    measured: dict[str, Any] = json.loads(flower_cost.RESULTS.read_text())
+    assert flower_cost.table() in flower_cost.PAGE.read_text()
+    for case in measured["cases"]:
+        assert case["bytes"] == 4 * apps.TENSORS * apps.WIDTH * case["rank"]
+        assert list(case["ways"]) == flower_cost.RANKS[case["rank"]]
+        assert all(len(way["rounds"]) == flower_cost.ROUNDS >= 3 for way in case["ways"].values())
+        for way in case["ways"].values():  # every byte of the adapter goes to both clients and comes back
+            half = 0.5 if way is case["ways"]["fedloop, float16"] else 1.0
+            assert all(row[end] > half * apps.CLIENTS * case["bytes"] for row in way["rounds"] for end in ("to_server", "to_clients"))
+    adapter = apps.adapter(8)
+    assert len(adapter.state_dict()) == apps.TENSORS
+    assert 4 * sum(tensor.numel() for tensor in adapter.state_dict().values()) == 14_336_000
