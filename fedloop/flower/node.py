@@ -33,12 +33,13 @@ def run_node(superlink: str, authority: Path, key: Path, config: Mapping[str, st
         if not path.is_file():
             raise ConfigError(f"cannot find {path}; expected the server's ca.crt and this node's private key")
     end_on_sigterm()
+    app = node_app()  # first, because it imports slowly: the server should take a node for connected once it can work
     with tempfile.TemporaryDirectory(prefix="fedloop-node-") as scratch:
         secret, port = new_secret(Path(scratch) / "secret"), free_port()
         written = write_node_config(Path(scratch) / "node.toml", config)
         with Processes(Path(scratch) / "flwr", None) as group:
             group.start("the SuperNode", supernode(superlink, authority, key, port, secret, written))
-            run_tasks([f"127.0.0.1:{port}"], secret.read_bytes(), node_app(), group.check)
+            run_tasks([f"127.0.0.1:{port}"], secret.read_bytes(), app, group.check)
 
 
 def supernode(superlink: str, authority: Path, key: Path, port: int, secret: Path, config: Path) -> list[str]:
