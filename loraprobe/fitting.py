@@ -8,7 +8,6 @@ blind. All randomness comes from ``seed``; no fitter reads or moves the global g
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +16,19 @@ from numpy.typing import NDArray
 
 from .errors import FitError
 from .heads import FloatArray, Head, LinearHead, XGBoostHead, import_xgboost
+from .mass_mean import Kinds, fit_mass_mean
 from .torch_fitting import fit_linear_paper, fit_mlp
-from .training_data import Float64, Groups, check_training_data, combine_rows, held_out_mask, pos_weight_of, require_positive, row_space
+from .training_data import (
+    Float64,
+    Groups,
+    check_training_data,
+    combine_rows,
+    held_out_mask,
+    logistic,
+    pos_weight_of,
+    require_positive,
+    row_space,
+)
 
 
 def fit_linear(x: Any, y: Any, groups: Groups, *, seed: int, C: float = 100.0, max_iter: int = 2000, standardize: bool = False) -> LinearHead:
@@ -49,26 +59,11 @@ def fit_linear(x: Any, y: Any, groups: Groups, *, seed: int, C: float = 100.0, m
 
 def _linear(x: FloatArray, y: NDArray[np.int64], C: float, max_iter: int) -> LinearHead:
     if x.shape[1] <= len(x):
-        coef, intercept = _logistic(x.astype(np.float64), y, C, max_iter)
+        coef, intercept = logistic(x.astype(np.float64), y, C, max_iter)
         return LinearHead(coef.astype(np.float32), intercept)
     coordinates, to_rows = row_space(x)  # (n, k), (n, k)
-    reduced, intercept = _logistic(coordinates, y, C, max_iter)  # (k,)
+    reduced, intercept = logistic(coordinates, y, C, max_iter)  # (k,)
     return LinearHead(combine_rows(x, to_rows @ reduced).astype(np.float32), intercept)
-
-
-def _logistic(x: Float64, y: NDArray[np.int64], C: float, max_iter: int) -> tuple[Float64, float]:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    # scikit-learn's tol of 1e-4 stops while coefficients still move in the second digit: the loss is only 1/(C n) strongly convex
-    model = LogisticRegression(C=C, class_weight="balanced", solver="lbfgs", max_iter=max_iter, tol=1e-9)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
-        try:
-            model.fit(x, y)
-        except ConvergenceWarning as error:
-            raise FitError(f"logistic regression: got no convergence in {max_iter} iterations. Lower C ({C}) or raise max_iter") from error
-    return model.coef_[0], float(model.intercept_[0])
 
 
 def fit_cosine(x: Any, y: Any, groups: Groups, *, seed: int) -> LinearHead:
@@ -101,7 +96,7 @@ def fit_cosine(x: Any, y: Any, groups: Groups, *, seed: int) -> LinearHead:
     if spread < 1e-12:
         raise FitError("cosine head: got the same cosine for every row, expected some spread. The recipe keeps no direction; change it")
     # standardised, so that the penalty (C = 1) means the same whether cosines span 0.01 or 1
-    slope, intercept = _logistic(((cosines - cosines.mean()) / spread)[:, None], data.y, 1.0, 2000)
+    slope, intercept = logistic(((cosines - cosines.mean()) / spread)[:, None], data.y, 1.0, 2000)
     a = float(slope[0]) / spread
     return LinearHead((a * _direction(total)).astype(np.float32), intercept - a * float(cosines.mean()))
 
@@ -153,14 +148,16 @@ HEAD_FITTERS: dict[str, Callable[..., Head]] = {
     "mlp": fit_mlp,
     "xgboost": fit_xgboost,
     "cosine": fit_cosine,
+    "mass_mean": fit_mass_mean,
 }
 """Fitters by the name that ``fit_head`` and the command line take."""
 
 
-def fit_head(name: str, x: Any, y: Any, groups: Groups, seed: int, **options: Any) -> Head:
+def fit_head(name: str, x: Any, y: Any, groups: Groups, seed: int, kinds: Kinds | None = None, **options: Any) -> Head:
     """Fit the head called ``name``: features (n, p), labels (n,), groups (n,) or None -> a frozen head.
 
     Args:
+        kinds: (n,) kinds of data, for the heads that weigh them (``mass_mean``); the others do not look at them.
         options: keyword options of that fitter, such as ``C`` for "linear".
 
     Raises:
@@ -169,7 +166,8 @@ def fit_head(name: str, x: Any, y: Any, groups: Groups, seed: int, **options: An
     if name not in HEAD_FITTERS:
         raise FitError(f"head: got {name!r}, expected one of {sorted(HEAD_FITTERS)}")
     fitter = HEAD_FITTERS[name]
-    known = {p.name for p in inspect.signature(fitter).parameters.values() if p.kind is p.KEYWORD_ONLY} - {"seed"}
+    keywords = {p.name for p in inspect.signature(fitter).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    known = keywords - {"seed", "kinds"}
     if unknown := sorted(set(options) - known):
         raise FitError(f"head {name!r}: got the unknown options {unknown}, expected some of {sorted(known)}")
-    return fitter(x, y, groups, seed=seed, **options)
+    return fitter(x, y, groups, seed=seed, **options, **({"kinds": kinds} if "kinds" in keywords else {}))

@@ -21,6 +21,7 @@ from .features import NORMS, SPECTRAL_FEATURES
 from .featurizer import FeatureRecipe, Featurizer
 from .fitting import fit_head
 from .heads import Head
+from .mass_mean import Kinds
 from .metrics import EvalReport, report
 
 CLASSES = ("benign", "malicious")
@@ -255,6 +256,7 @@ def fit_features(
     calibration: Method | None = None,
     unit: str = "adapter",
     folds: int = 5,
+    kinds: Kinds | None = None,
     base_model: str | None = None,
     facts: Mapping[str, Any] | None = None,
     **head_options: Any,
@@ -269,12 +271,14 @@ def fit_features(
     Args:
         features: (n, p) float32.
         labels: (n,) 0 = benign, 1 = malicious.
-        head: "linear", "linear_paper", "mlp", "xgboost" or "cosine".
+        head: "linear", "linear_paper", "mlp", "xgboost", "cosine" or "mass_mean".
         groups: (n,) which rows belong together; every row by itself if None.
         threshold: a number, or "fpr:0.01" for a budget of false positives (`fpr_threshold`).
         benign_below: where benign ends: a number, or "fnr:0.01"; the threshold if None.
         calibration: None, "platt" or "isotonic".
         unit: what one row is, recorded with the calibration.
+        kinds: (n,) what kinds of data each adapter was trained on, its own first, then what was mixed into it. With them, held-out scores are of
+            heads that saw nothing of the row's own kind (`out_of_kind_scores`) in place of `folds`: a cut and a probability for unseen data.
         head_options: passed to the head's fit.
 
     Raises:
@@ -285,19 +289,23 @@ def fit_features(
     if len(keys) != len(y):
         raise FitError(f"got {len(keys)} groups for {len(y)} adapters; expected one each")
     head_options = {**default_head_options(head, featurizer.recipe), **head_options}
-    fitted = fit_head(head, features, y, keys, seed, **head_options)
+    fitted = fit_head(head, features, y, keys, seed, kinds, **head_options)
     training = {
         "head": head, "head_options": head_options, "seed": seed, "n": len(y), "n_malicious": int(y.sum()), "n_groups": len(set(keys)), "unit": unit,
     }  # fmt: skip
     calibrated = None
     if calibration or isinstance(threshold, str) or isinstance(benign_below, str):
-        scores = out_of_fold_scores(features, y, keys, head, seed, folds, **head_options)
+        if kinds is None:
+            scores, held_out = out_of_fold_scores(features, y, keys, head, seed, folds, **head_options), "fold"
+        else:
+            scores, held_out = out_of_kind_scores(features, y, keys, kinds, head, seed, **head_options), "kind"
         if calibration:
             calibrated = fit_calibration(calibration, scores, y, keys, unit)
             scores = calibrated(scores)
-        what = "out-of-fold scores" + (f", {calibration}-calibrated" if calibration else "")
+        what = f"out-of-{held_out} scores" + (f", {calibration}-calibrated" if calibration else "")
         classes = {name: scores[y == label] for label, name in enumerate(CLASSES)}
-        training |= {"folds": folds, "threshold_rule": str(threshold), "benign_below_rule": str(benign_below)}
+        training |= {"folds": folds} if kinds is None else {"kinds": len({entry[0] for entry in kinds})}
+        training |= {"threshold_rule": str(threshold), "benign_below_rule": str(benign_below)}
         training |= {"score_distribution": distribution_of(what, unit, classes)}
         if isinstance(threshold, str):
             threshold = fpr_threshold(budget_of(threshold, "fpr"), scores, y, keys)
@@ -338,6 +346,26 @@ def out_of_fold_scores(
     for train, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(features, labels, numbers):
         fitted = fit_head(head, features[train], labels[train], [groups[row] for row in train], seed, **head_options)
         scores[test] = fitted(features[test])
+    return scores
+
+
+def out_of_kind_scores(
+    features: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable], kinds: Kinds, head: str, seed: int, **head_options: Any
+) -> np.ndarray:
+    """(n,) scores, each from a head that saw no row with that row's own kind in it, alone or mixed.
+
+    Raises:
+        FitError: not one entry a row, or without one of the kinds a class is gone.
+    """
+    entries = [tuple(entry) for entry in kinds]
+    if len(entries) != len(labels) or not all(entries):
+        raise FitError(f"got kinds of {sum(map(bool, entries))} adapters for {len(labels)}; expected at least its own kind for each")
+    scores = np.full(len(labels), np.nan)
+    for kind in dict.fromkeys(entry[0] for entry in entries):
+        train = [row for row, entry in enumerate(entries) if kind not in entry]
+        test = [row for row, entry in enumerate(entries) if entry[0] == kind]
+        kept, known = [groups[row] for row in train], [entries[row] for row in train]
+        scores[test] = fit_head(head, features[train], labels[train], kept, seed, known, **head_options)(features[test])
     return scores
 
 

@@ -28,6 +28,7 @@ HEAD_OPTIONS: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": (8,), "max_epochs": 60},
     "xgboost": {"n_estimators": 12},
     "cosine": {},
+    "mass_mean": {},
 }
 """Head names, with what makes them quick to fit."""
 
