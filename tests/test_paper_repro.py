@@ -14,9 +14,9 @@ from fedloop.config import Config
 from fedloop.errors import ConfigError
 from loraprobe import Probe
 from loraprobe.errors import DataError
-from paper_repro import accumulation, check, defences, grid_lines, grid_reported, grid_tables, grid_targets, held_out, setting, tables
+from paper_repro import accumulation, check, defences, grid_lines, grid_probes, grid_reported, grid_tables, grid_targets, held_out, setting, tables
 from paper_repro import grid as grid_module
-from paper_repro.grid import FIRST, FULL, NO_ATTACK, ROWS, Cell, grid
+from paper_repro.grid import FIRST, FULL, NO_ATTACK, ROWS, SOURCES, Cell, grid
 from zoo import demo_federation
 from zoo.report import filled
 from zoo.sources import BENIGN, MALICIOUS
@@ -279,6 +279,14 @@ def test_the_probe_of_an_experiment_never_met_its_attack(name: str) -> None:
     probe = Probe.from_pretrained(held_out.PROBES / name)
     source = name.partition("-without-")[2]
     assert {source, *held_out.UNSEEN_BENIGN} <= set(probe.facts["held_out"])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_probe_of_the_second_benign_set_never_met_two_of_its_kinds(source: str) -> None:
+    probe = Probe.from_pretrained(held_out.PROBES / setting.probe_name("linear", source, grid_probes.SET))
+    assert {source, *grid_probes.UNSEEN} <= set(probe.facts["held_out"])
+    assert set(grid_probes.UNSEEN) < set(setting.BENIGN_SETS[grid_probes.SET])
+    assert not set(setting.BENIGN_SETS["first"]) & set(setting.BENIGN_SETS[grid_probes.SET])
 
 
 def test_accumulated_evidence_is_the_mean_of_the_rounds_so_far() -> None:
