@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapter import Adapter, Layout, factor_delta, pack, unpack, weight_delta
     from .featurizer import FeatureRecipe, Featurizer
+    from .leave_out import detectors_of, leave_one_out
+    from .leave_out_report import LeaveOneOutReport
     from .metrics import EvalReport
     from .pair import LoRAPair
     from .peft_io import load_adapter
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "adapter": ("Adapter", "Layout", "factor_delta", "pack", "unpack", "weight_delta"),
     "featurizer": ("FeatureRecipe", "Featurizer"),
+    "leave_out": ("detectors_of", "leave_one_out"),
+    "leave_out_report": ("LeaveOneOutReport",),
     "metrics": ("EvalReport",),
     "pair": ("LoRAPair",),
     "peft_io": ("load_adapter",),
@@ -34,12 +38,15 @@ __all__ = [
     "FeatureRecipe",
     "Featurizer",
     "Layout",
+    "LeaveOneOutReport",
     "LoRAPair",
     "Probe",
     "Verdict",
+    "detectors_of",
     "evaluate",
     "factor_delta",
     "fit_probe",
+    "leave_one_out",
     "load_adapter",
     "pack",
     "unpack",

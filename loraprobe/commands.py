@@ -11,7 +11,7 @@ from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
-from .errors import KindMismatch, LoraprobeError
+from .errors import DataError, KindMismatch, LoraprobeError
 from .terminal import Exit, JsonOption, ProbeOption, RevisionOption, SubfolderOption, app, complaints, console, plain, reports_errors
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RECIPES = ("paper", "all_b", "all_a", "norm_only", "spectral")
 
 BaseOption = Annotated[str | None, typer.Option("--base", "-b", help="The adapter that training started from; 'fresh' if its B was zero.")]
-ManifestArgument = Annotated[Path, typer.Argument(help="CSV with columns path, label[, group, source].")]
+ManifestArgument = Annotated[Path, typer.Argument(help="CSV with columns path, label[, group, source, ...].")]
 RecipeOption = Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}, or a JSON object of FeatureRecipe fields.")]
 KindOption = Annotated[str, typer.Option(help="weights, factor_delta or weight_delta; deltas need --base.")]
 AnyBaseOption = Annotated[bool, typer.Option("--any-base", help="Score adapters of a base model with another name.")]
@@ -115,13 +115,51 @@ def train(
 @reports_errors
 def evaluate(
     manifest: ManifestArgument,
-    probe: ProbeOption,
+    probe: Annotated[str | None, typer.Option("--probe", "-p", help="A probe's folder or Hub id.")] = None,
     base: BaseOption = None,
     any_base: AnyBaseOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
+    leave_out: Annotated[str | None, typer.Option(help="Instead of a probe: source, attack, recipe, rank, lr, base or seed.")] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="With source: every malicious and benign source out together.")] = False,
+    head: Annotated[list[str] | None, typer.Option(help="Heads to fit; repeat it. [default: linear, linear_paper]")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help=f"{', '.join(RECIPES)} or JSON; repeat it. [default: all_b, paper, spectral]")] = None,
+    cut: Annotated[list[str] | None, typer.Option(help="Cuts to report rates at; repeat it. [default: fpr:0.01, 0.8]")] = None,
+    calibration: Annotated[str | None, typer.Option(help="platt or isotonic. [default: none]")] = None,
+    folds: Annotated[int | None, typer.Option(help="Parts of the class that is not left out. [default: 5]")] = None,
+    bins: Annotated[int | None, typer.Option(help="Quantile ranges of learning rates. [default: 4]")] = None,
+    edges: Annotated[str | None, typer.Option(help="Ends between ranges of learning rates instead: 0.003,0.006.")] = None,
+    keep_twins: Annotated[bool, typer.Option("--keep-twins", help="Keep NAME_safe in training while NAME is left out.")] = False,
+    kind: Annotated[str | None, typer.Option(help="weights, factor_delta or weight_delta. [default: factor_delta]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A .json to write everything to.")] = None,
 ) -> None:
-    """Measure a probe on labelled adapters it was not trained on."""
+    """Measure a probe on labelled adapters it was not trained on, or, with --leave-out, probes on kinds they were not trained on.
+
+    With --leave-out every head on every recipe, and the trivial baselines, are fitted anew for every value of a column that is left
+    out, and tested on the rows of that value. A mixture is left out with its host, and a malicious source with its safe twin NAME_safe.
+    """
+    from .commands_leave_out import LeaveOutOptions, leave_out_command
+
+    asked = {
+        "--pairs": pairs, "--head": head, "--recipe": recipe, "--cut": cut, "--calibration": calibration, "--folds": folds, "--bins": bins,
+        "--edges": edges, "--keep-twins": keep_twins, "--kind": kind, "--out": out,
+    }  # fmt: skip
+    if (probe is None) == (leave_out is None):
+        raise DataError("expected either --probe, to measure that one, or --leave-out, to fit probes with kinds of data left out")
+    if leave_out is None:
+        if unused := [name for name, value in asked.items() if value]:
+            raise DataError(f"got {', '.join(unused)} with --probe; expected them with --leave-out")
+        _evaluate_probe(manifest, str(probe), base, any_base, seed, as_json)
+        return
+    if any_base:
+        raise DataError("got --any-base with --leave-out; expected it with --probe: adapters of several base models are read where a recipe can")
+    recipes = {name: _recipe(name) for name in recipe or ()}
+    cuts = [_threshold(one) for one in cut or ()]
+    options = LeaveOutOptions(leave_out, pairs, head, recipes, cuts, calibration, folds, bins, edges, keep_twins)
+    leave_out_command(manifest, kind or "factor_delta", base, seed, options, out, as_json)
+
+
+def _evaluate_probe(manifest: Path, probe: str, base: str | None, any_base: bool, seed: int, as_json: bool) -> None:
     from .manifest import read_labelled, read_manifest
     from .probe import Probe
     from .probe import evaluate as measure

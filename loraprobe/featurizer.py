@@ -150,7 +150,7 @@ class Featurizer:
 
         Raises:
             KindMismatch, LayoutMismatch: see `Layout.check`, or a module is adapted that was not in
-                training; a pooled recipe compares only kind, module names and rank.
+                training; a pooled recipe compares only kind, module names and, of spectra, rank.
         """
         unknown = _leaves(list(adapter)) - _leaves(list(self.modules)) if self.recipe.pool else adapter.keys() - self.modules
         if unknown:
@@ -167,10 +167,10 @@ class Featurizer:
             modules = _selected(self.recipe, adapter)
         except RecipeError as error:
             raise LayoutMismatch(str(error)) from None
-        for what, got, expected in (
-            ("module names", _leaves(modules), _leaves(list(self.layout.scalings))),
-            ("ranks", {adapter[module].rank for module in modules}, {self._rank()}),
-        ):
+        checks: list[tuple[str, set[Any], set[Any]]] = [("module names", _leaves(modules), _leaves(list(self.layout.scalings)))]
+        if "spectra" in self.recipe.features:  # as many values as the rank; norms are of any
+            checks.append(("ranks", {adapter[module].rank for module in modules}, {self._rank()}))
+        for what, got, expected in checks:
             if got != expected:
                 raise LayoutMismatch(
                     f"got {what} {sorted(got)}; expected {sorted(expected)} as in training. Use a probe made for this kind of adapter."

@@ -1,15 +1,24 @@
-"""A manifest names labelled adapters: a CSV with the columns path, label, and optionally group, source.
+"""A manifest names labelled adapters: a CSV with the columns path and label, and optionally those below.
 
-path is relative to the manifest's own folder; label is 0, 1, benign or malicious; group (a client,
-a run) is what must not be split between training and testing; source is for tables and figures.
+path is relative to the manifest's own folder; label is 0, 1, benign or malicious. Other columns are not read.
+
+group: what must not be split between training and testing: a client, a run.
+source: where the training data came from; for tables, figures and leave-one-out evaluation.
+initial: the adapter that training started from, relative to the manifest, or "fresh"; where it is empty, the command's --base.
+role: benign, hard_negative (labelled benign, close to malicious) or malicious.
+host, share: a mixture holds this share, in (0, 1], of data from its source; the rest is ordinary data of the source `host`.
+attack, recipe, rank, lr, base, seed: what made the data malicious; how training was set up, in a word; LoRA rank; learning rate; base
+    model; whatever a seed decided for several rows at once, such as the initial adapter. See loraprobe.leave_out.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .adapter import KINDS, Adapter, factor_delta, weight_delta
 from .errors import DataError, LoraprobeError
@@ -17,16 +26,33 @@ from .peft_io import load_adapter
 
 _LABELS = {"0": 0, "1": 1, "benign": 0, "malicious": 1}
 FRESH = "fresh"  # instead of a base adapter: training started from B = 0
+HARD_NEGATIVE = "hard_negative"
+_ROLES = (("benign", HARD_NEGATIVE), ("malicious",))  # label -> the roles it may have
 
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled adapter; group and source default to its own path and its label."""
+    """One labelled adapter; group and source default to its own path and its label. Empty or None: the manifest does not say."""
 
     path: Path
     label: int
     group: str
     source: str
+    role: str = ""
+    host: str = ""
+    share: float | None = None
+    attack: str = ""
+    recipe: str = ""
+    rank: int | None = None
+    lr: float | None = None
+    base: str = ""
+    seed: str = ""
+    initial: Path | str | None = None
+
+    @property
+    def is_hard_negative(self) -> bool:
+        """Whether it is benign and close to malicious."""
+        return self.role == HARD_NEGATIVE
 
 
 def read_manifest(path: Path) -> list[Row]:
@@ -42,7 +68,7 @@ def read_manifest(path: Path) -> list[Row]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the manifest {path}: {error}") from None
     if not {"path", "label"} <= columns:
-        raise DataError(f"{path} has the columns {sorted(columns)}; expected path and label, and optionally group and source")
+        raise DataError(f"{path} has the columns {sorted(columns)}; expected path and label, and optionally others, such as group and source")
     if not records:
         raise DataError(f"{path} names no adapter; expected at least one row")
     rows = []
@@ -55,8 +81,36 @@ def read_manifest(path: Path) -> list[Row]:
                 f"{path}, line {number}: got path {record['path']!r}, label {record['label']!r}; expected a path and one of {', '.join(_LABELS)}"
             )
         adapter = path.parent / record["path"]
-        rows.append(Row(adapter, label, record.get("group") or record["path"], record.get("source") or ("benign", "malicious")[label]))
+        group, source = record.get("group") or record["path"], record.get("source") or ("benign", "malicious")[label]
+        try:
+            rows.append(Row(adapter, label, group, source, **_optional(record, label, path.parent)))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: {error}") from None
     return rows
+
+
+def _optional(record: Mapping[str, str | None], label: int, folder: Path) -> dict[str, Any]:
+    """The optional fields of a row; ValueError for one that is not valid."""
+    given = {name: (value or "").strip() for name, value in record.items()}
+    found: dict[str, Any] = {name: given.get(name, "") for name in ("role", "host", "attack", "recipe", "base", "seed")}
+    if found["role"] not in ("", *_ROLES[label]):
+        raise ValueError(f"got role {found['role']!r} for a {_ROLES[label][0]} adapter; expected {' or '.join(_ROLES[label])}")
+    if rank := given.get("rank"):
+        if not (rank.isascii() and rank.isdigit() and int(rank) > 0):
+            raise ValueError(f"got rank {rank!r}; expected a whole number above 0")
+        found["rank"] = int(rank)
+    for name, most in (("lr", math.inf), ("share", 1.0)):
+        if text := given.get(name):
+            try:
+                number = float(text)
+            except ValueError:
+                number = math.nan
+            if not (0 < number <= most and math.isfinite(number)):
+                raise ValueError(f"got {name} {text!r}; expected a number {'in (0, 1]' if most == 1 else 'above 0'}")
+            found[name] = number
+    if initial := given.get("initial"):
+        found["initial"] = FRESH if initial == FRESH else folder / initial
+    return found
 
 
 def read_for(kind: str, source: str | Path | Adapter, base: str | Path | Adapter | None, alpha: float | None = None) -> Adapter:
@@ -86,12 +140,18 @@ def read_for(kind: str, source: str | Path | Adapter, base: str | Path | Adapter
 
 
 def read_labelled(rows: Iterable[Row], kind: str, base: str | Path | None) -> list[Adapter]:
-    """The adapters of a manifest, with the failing path added to any error."""
-    before = load_adapter(base) if base is not None and base != FRESH else base
+    """The adapters of a manifest, with the failing path added to any error.
+
+    Args:
+        base: the adapter that training started from, or "fresh", for the rows that do not name their own.
+    """
+    starts: dict[Path | str | None, Adapter | str | Path | None] = {None: load_adapter(base) if base is not None and base != FRESH else base}
     adapters = []
     for row in rows:
         try:
-            adapters.append(read_for(kind, row.path, before))
+            if row.initial not in starts:
+                starts[row.initial] = row.initial if row.initial == FRESH else load_adapter(row.initial)  # type: ignore[arg-type]
+            adapters.append(read_for(kind, row.path, starts[row.initial]))
         except LoraprobeError as error:
             raise type(error)(f"{row.path}: {error}") from None
     return adapters

@@ -6,6 +6,7 @@ The one part of a record that anybody can measure again in seconds, from nothing
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,10 +23,11 @@ from loraprobe.peft_io import save_adapter
 from loraprobe.probe import Probe
 
 from .deltas import DeltaSet, sha256
-from .design import Design, poison_name
+from .design import Client, Design, poison_name
 
 PROTOCOL = "clients that no probe was fitted on, sources seen"
 MANIFEST, INITIAL = "manifest.csv", "initial"
+DESIGNED = "designed.csv"  # the manifest for leave-one-out evaluation, in a folder of its own: records hash the other one
 _ROLES = {"benign": "benign", "benign, hard negative": "hard negative", "malicious": "malicious"}  # a card's name -> a table's
 
 
@@ -39,7 +41,35 @@ def write_samples(samples: DeltaSet, initial: Adapter, out: Path) -> None:
         source = f"{client.source}@{client.share:g}" if client.label else client.source
         rows.append({"path": client.name, "label": ("benign", "malicious")[client.label], "group": client.name, "source": source})
     rows.sort(key=lambda row: row["path"])
-    with (out / MANIFEST).open("w", newline="") as file:
+    _write_rows(out / MANIFEST, rows)
+
+
+def write_designed(clients: Iterable[Client], adapters: Path, out: Path) -> Path:
+    """The manifest of the same adapters with every column that their design decides, for `loraprobe evaluate --leave-out`.
+
+    Args:
+        adapters: the folder that `write_samples` wrote.
+
+    Raises:
+        DataError: the clients are not those of the folder's manifest.
+    """
+    rows = []
+    for client in sorted(clients, key=lambda client: client.name):
+        rows.append({
+            "path": os.path.relpath(adapters / client.name, out), "label": ("benign", "malicious")[client.label], "group": client.name,
+            "source": client.source, "role": client.role, "host": client.host, "share": f"{client.share:g}", "lr": f"{client.lr:g}",
+            "initial": os.path.relpath(adapters / INITIAL, out),
+        })  # fmt: skip
+    known = {(row.group, row.label) for row in read_manifest(adapters / MANIFEST)}
+    if known != {(row["group"], int(row["label"] == "malicious")) for row in rows}:
+        raise DataError(f"{adapters / MANIFEST} has other clients than the design; expected the {len(rows)} that it plans")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_rows(out / DESIGNED, rows)
+    return out / DESIGNED
+
+
+def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
