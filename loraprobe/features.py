@@ -124,8 +124,7 @@ def unit_vector(numbers: np.ndarray) -> tuple[np.ndarray, float]:
     Of float32 numbers, whose squares neither overflow nor vanish in float64, the norm is finite if and only if all of them are, and zero if and
     only if all of them are.
     """
-    wide = numbers.astype(np.float64)  # faster than einsum's own conversion, and the same bits
-    length = math.sqrt(np.einsum("p,p->", wide, wide))
+    length = math.sqrt(np.einsum("p,p->", numbers, numbers, dtype=np.float64))
     if length < _TINY or not math.isfinite(length):
         return numbers, length
     if length > _LARGEST[numbers.dtype.char]:  # as float32 it is infinite, every quotient zero: the vector of an adapter without a change

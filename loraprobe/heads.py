@@ -59,8 +59,8 @@ class LinearHead:
         """
         x = _as_rows(x, self.num_features)  # (n, p)
         # float64: with 40,960 columns the rounding of a float32 sum is visible in the third digit of the logit
-        # Row by row, so that the wide copy is of one row; einsum, because BLAS would wake its threads for it. Both cost more than the product
-        logits = np.array([np.einsum("p,p->", row.astype(np.float64), self._wide_coef) for row in x], np.float64)  # (n,)
+        # Row by row, and by einsum, which widens a few thousand numbers at a time: a wide copy costs more than the product, and BLAS wakes threads
+        logits = np.array([np.einsum("p,p->", row, self._wide_coef) for row in x], np.float64)  # (n,)
         if not np.isfinite(logits).all():  # as it is wherever a feature is not finite, whatever its coefficient
             check_features(x, self.num_features)
         return _probabilities(logits + self.intercept)

@@ -60,6 +60,14 @@ class Service:
         """Its log; every line has to be JSON."""
         return [json.loads(line) for line in self._log.read_text().splitlines()]
 
+    def answered(self) -> list[dict[str, Any]]:
+        """The log of the requests that were answered so far, but for those to /healthz.
+
+        A line is written when its answer is on its way, and before any later request is looked at.
+        """
+        self.ask("GET", "/healthz")
+        return [line for line in self.lines() if line["event"] == "request" and line["route"] != "/healthz"]
+
     def ask(self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None, timeout: float = 30) -> Answer:
         """One request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)

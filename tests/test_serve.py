@@ -341,11 +341,11 @@ def test_metrics_count_requests_verdicts_bytes_and_errors(service: serving.Servi
 
 
 def test_every_request_is_one_line_of_json_that_tells_nothing_of_its_content(service: serving.Service) -> None:
-    count = len(service.lines())
+    count = len(service.answered())
     body = save_whole(serving.uploaded())
     service.score(body, f"probe=paper&base_model={probes.BASE}")
     service.ask("GET", "/private-path?private=1", headers={"X-Private": "private"})
-    [scored, missed] = service.lines()[count:]
+    [scored, missed] = service.answered()[count:]
     assert set(scored) == {"time", "level", "event", "method", "route", "status", "seconds", "bytes"}
     assert [scored[name] for name in ("event", "method", "route", "status", "bytes")] == ["request", "POST", "/v1/score", 200, len(body)]
     assert [missed[name] for name in ("method", "route", "status", "bytes", "error")] == ["GET", "other", 404, 0, "NotFound"]

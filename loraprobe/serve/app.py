@@ -111,7 +111,7 @@ class _Service:
             Refusal, LoraprobeError: there is no answer.
         """
         question = self._question(scope["query_string"])
-        upload = Upload(scope["headers"], receive, self._settings, self._held)
+        upload = Upload(scope, receive, self._settings, self._held)
         try:
             body, digest = await upload.read()
             begun = time.perf_counter()

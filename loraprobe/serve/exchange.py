@@ -8,6 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
+from .upload import WHOLE_BODY
+
 Header = tuple[bytes, bytes]
 Message = MutableMapping[str, Any]
 
@@ -62,11 +64,12 @@ class Exchange:
         on_read: Callable[[], None],
         on_answered: Callable[[], None],
     ) -> None:
+        scope["extensions"] = {WHOLE_BODY: self.whole}
         self.scope, self._transport, self._writable, self._default_headers = scope, transport, writable, default_headers
         self.keep_alive, self._is_asked_first = not is_last, is_asked_first
         self._on_read, self._on_answered = on_read, on_answered
         self._parts: list[bytes] = []
-        self.waiting, self._is_whole = 0, False
+        self.waiting, self._is_whole, self._is_begun = 0, False, False
         self._begun: tuple[int, list[Header]] | None = None
         self.started = self.complete = self.gone = False
         self._changed = asyncio.Event()
@@ -96,9 +99,11 @@ class Exchange:
         """Let an application answer; log what it raises, and answer in its place where it has not."""
         try:
             await application(self.scope, self.receive, self.send)
+            if not self._is_over():
+                _LOGGER.error("ASGI application without a complete answer")
         except BaseException as error:  # the task ends here: whatever it was, the log has it
-            _LOGGER.error("Exception in ASGI application\n", exc_info=error)
-        if self.gone or self.complete or self._transport.is_closing():
+            _LOGGER.error("Exception in ASGI application", exc_info=error)
+        if self._is_over():
             return
         if self.started:
             self._transport.close()
@@ -106,6 +111,9 @@ class Exchange:
         self._begun = None
         await self.send({"type": "http.response.start", "status": 500, "headers": [(b"content-type", b"text/plain"), _CLOSE]})
         await self.send({"type": "http.response.body", "body": b"Internal Server Error"})
+
+    def _is_over(self) -> bool:
+        return self.gone or self.complete or self._transport.is_closing()
 
     async def receive(self) -> Message:
         """The next part of the body, or that nothing more is to be expected."""
@@ -117,11 +125,22 @@ class Exchange:
         self._changed.clear()
         if self.gone or self.complete:
             return {"type": "http.disconnect"}
-        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts, self.waiting = [], 0
+        body = self._taken()
         if not self._is_whole:
             self._on_read()
         return {"type": "http.request", "body": body, "more_body": not self._is_whole}
+
+    def whole(self) -> bytes | None:
+        """The body, if all of it has come in and none of it was taken; nobody has to wait for it, or to mind how long that takes."""
+        if not self._is_whole or self.gone or self.complete or self._is_begun:
+            return None
+        self._changed.clear()
+        return self._taken()
+
+    def _taken(self) -> bytes:
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts, self.waiting, self._is_begun = [], 0, True
+        return body
 
     async def send(self, message: Message) -> None:
         """Head and body of the answer; a body in one part goes out together with the head."""

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 LOGGER = logging.getLogger("loraprobe.serve")
@@ -24,12 +25,17 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, without a line break in it."""
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line: dict[str, Any] = {"time": f"{at}.{int(record.msecs):03d}Z", "level": record.levelname.lower(), "event": record.getMessage()}
+        at = f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+        line: dict[str, Any] = {"time": at, "level": record.levelname.lower(), "event": record.getMessage()}
         line |= record.__dict__.get("fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+@lru_cache(2)
+def _second(since: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since))
 
 
 def log_to_stderr() -> None:

@@ -1,6 +1,6 @@
 """One connection: HTTP/1.1 with deadlines, for uvicorn to run.
 
-h11 reads the heads of requests and bodies in chunks: in Python, strictly, and with a bound on their size. It has a new state for every request,
+h11 reads unusual heads (`head`) and bodies in chunks: in Python, strictly, and with a bound on their size. It has a new state for every request,
 and is told neither of a body whose length is known, which is cut off what comes in as it is, nor of answers, which are our own (`exchange`).
 Handing 160 KB through uvicorn's own protocol on h11 takes about as long as scoring them.
 """
@@ -16,13 +16,13 @@ import h11
 
 from .answers import Refusal
 from .exchange import Exchange, head_of
+from .head import BLANK, Head, parsed_head, usual_head
 from .settings import Settings
 
 MAX_HEAD = 1 << 14
 """Bytes of a head, or of what is around a chunk, that may come in before it is whole."""
 HIGH_WATER = 1 << 17
 """Bytes of a body that may wait for the application; then the client has to."""
-_BLANK = b"\r\n\r\n"
 
 
 class GuardedProtocol(asyncio.Protocol):
@@ -45,7 +45,7 @@ class GuardedProtocol(asyncio.Protocol):
     ) -> None:
         self._settings, self._on_refused, self._config, self._server, self._app_state = settings, on_refused, config, server_state, app_state
         self._loop: asyncio.AbstractEventLoop = _loop or asyncio.get_running_loop()
-        self._conn = h11.Connection(h11.SERVER, MAX_HEAD)
+        self._conn, self._is_within_head = h11.Connection(h11.SERVER, MAX_HEAD), False
         self._exchange: Exchange | None = None
         self._left: int | None = 0  # bytes of the body that are still to come; None where chunks say it
         self._ahead = b""  # what came in behind the request that is being answered
@@ -124,37 +124,40 @@ class GuardedProtocol(asyncio.Protocol):
 
     def _head(self, data: bytes) -> bytes:
         """Take the head of a request, or a part of it; what is left."""
-        end = data.find(_BLANK) + len(_BLANK)
-        if end < len(_BLANK):
+        end = data.find(BLANK) + len(BLANK)
+        if end < len(BLANK):
             end = len(data)
-        self._conn.receive_data(data[:end])
-        event = self._conn.next_event()
-        if not isinstance(event, h11.Request):
-            return data[end:]
-        names = dict(event.headers)
-        self._begin(event, names)
-        if b"transfer-encoding" in names:
-            self._left = None
-            return self._body(data[end:])
-        self._left = int(names.get(b"content-length", 0))
-        data = self._conn.trailing_data[0] + data[end:]
-        self._conn = h11.Connection(h11.SERVER, MAX_HEAD)
-        return data if self._left else self._end(data)
+        start, data = data[:end], data[end:]
+        head = None if self._is_within_head or end > MAX_HEAD else usual_head(start)
+        if head is None:
+            self._conn.receive_data(start)
+            event = self._conn.next_event()
+            if not isinstance(event, h11.Request):
+                self._is_within_head = True
+                return data
+            head = parsed_head(event, self._conn)
+            if head.length is not None:
+                data = self._conn.trailing_data[0] + data
+                self._renew()
+        self._begin(head)
+        self._left = head.length
+        return self._body(data) if self._left is None else data if self._left else self._end(data)
 
-    def _begin(self, event: h11.Request, names: dict[bytes, bytes]) -> None:
+    def _renew(self) -> None:
+        """Be ready for another head."""
+        self._conn, self._is_within_head = h11.Connection(h11.SERVER, MAX_HEAD), False
+
+    def _begin(self, head: Head) -> None:
         """Have the application answer a request."""
-        raw_path, _, query = event.target.partition(b"?")
+        raw_path, _, query = head.target.partition(b"?")
         scope = {
-            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": event.http_version.decode("ascii"), "scheme": "http",
-            "method": event.method.decode("ascii"), "root_path": "", "path": unquote(raw_path.decode("ascii")), "raw_path": raw_path,
-            "query_string": query, "headers": list(event.headers), "state": self._app_state.copy(), **self._addresses,
+            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": head.version, "scheme": "http",
+            "method": head.method, "root_path": "", "path": unquote(raw_path.decode("ascii")), "raw_path": raw_path,
+            "query_string": query, "headers": head.headers, "state": self._app_state.copy(), **self._addresses,
         }  # fmt: skip
-        is_last = event.http_version < b"1.1" or any(
-            b"close" in [token.strip() for token in value.lower().split(b",")] for name, value in event.headers if name == b"connection"
-        )
         self._exchange = Exchange(
-            scope, self.transport, self._writable, self._server.default_headers, is_last=is_last,
-            is_asked_first=self._conn.they_are_waiting_for_100_continue, on_read=self._resume, on_answered=self._answered,
+            scope, self.transport, self._writable, self._server.default_headers, is_last=head.is_last, is_asked_first=head.is_asked_first,
+            on_read=self._resume, on_answered=self._answered,
         )  # fmt: skip
         task = self._loop.create_task(self._exchange.run(self._config.loaded_app))
         task.add_done_callback(self._server.tasks.discard)
@@ -181,7 +184,8 @@ class GuardedProtocol(asyncio.Protocol):
         while (event := self._conn.next_event()) is not h11.NEED_DATA:
             if isinstance(event, h11.EndOfMessage):
                 data, _ = self._conn.trailing_data
-                self._conn, self._left = h11.Connection(h11.SERVER, MAX_HEAD), 0
+                self._left = 0
+                self._renew()
                 return self._end(data)
             assert isinstance(event, h11.Data)
             self._exchange.feed(bytes(event.data))

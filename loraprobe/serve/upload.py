@@ -8,7 +8,7 @@ import binascii
 import hashlib
 import hmac
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from .answers import Refusal
@@ -17,7 +17,10 @@ from .settings import Settings
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 MEDIA_TYPE = "application/octet-stream"
+WHOLE_BODY = "loraprobe.whole_body"
+"""In scope["extensions"]: a function that returns the body if it is there already, None if it has to be received. Our own connections have it."""
 _OCTETS = MEDIA_TYPE.encode()
+_USUAL_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 _DIGEST = re.compile(r"([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):")
 
 
@@ -49,8 +52,9 @@ class Upload:
         received: how many bytes have come in.
     """
 
-    def __init__(self, headers: Iterable[tuple[bytes, bytes]], receive: Receive, settings: Settings, held: Held) -> None:
-        self._headers = dict(reversed([*headers]))  # of two with one name the first counts
+    def __init__(self, scope: MutableMapping[str, Any], receive: Receive, settings: Settings, held: Held) -> None:
+        self._headers = dict(reversed([*scope["headers"]]))  # of two with one name the first counts
+        self._whole: Callable[[], bytes | None] = scope.get("extensions", {}).get(WHOLE_BODY, _not_yet)
         self._receive, self._settings, self._held = receive, settings, held
         self.received = 0
 
@@ -62,6 +66,20 @@ class Upload:
                 complete (499), or there is no room for it now (503).
         """
         expected = self._check_headers()
+        body = self._whole()
+        if body is None:
+            body, digest = await self._received()
+        else:
+            self._count(len(body))
+            digest = hashlib.sha256(body)
+        if expected is not None and not hmac.compare_digest(expected, digest.digest()):
+            raise Refusal(
+                422, "DigestMismatch", "the body is not the one that Content-Digest was made of", got=digest.hexdigest(), expected=expected.hex()
+            )
+        return body, digest.hexdigest()
+
+    async def _received(self) -> tuple[bytes, hashlib._Hash]:
+        """The body as its parts come in, in time."""
         parts, digest, more = [], hashlib.sha256(), True
         settings, now = self._settings, asyncio.get_running_loop().time
         step = settings.timeout * settings.min_rate
@@ -82,11 +100,7 @@ class Upload:
         except TimeoutError:
             wanted = f"the rest, or {settings.min_rate} bytes/s, within every {settings.timeout:g} s"
             raise Refusal(408, "BodyTimeout", "the body came in too slowly", got=self.received, expected=wanted) from None
-        if expected is not None and not hmac.compare_digest(expected, digest.digest()):
-            raise Refusal(
-                422, "DigestMismatch", "the body is not the one that Content-Digest was made of", got=digest.hexdigest(), expected=expected.hex()
-            )
-        return parts[0] if len(parts) == 1 else b"".join(parts), digest.hexdigest()
+        return parts[0] if len(parts) == 1 else b"".join(parts), digest
 
     def release(self) -> None:
         """Give back what was counted."""
@@ -124,6 +138,8 @@ def announced_sha256(header: str) -> bytes:
 
     Source: RFC 9530, Sec. 2; RFC 8941, Sec. 3.2.
     """
+    if usual := _USUAL_DIGEST.fullmatch(header):
+        return base64.b64decode(usual[1])
     members = [_DIGEST.fullmatch(member.strip(" \t")) for member in header.split(",")]
     found = [member[2] for member in members if member and member[1] == "sha-256"]
     try:
@@ -139,6 +155,10 @@ def announced_sha256(header: str) -> bytes:
 def content_digest(body: bytes) -> str:
     """The value of a Content-Digest header for a body."""
     return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
+
+
+def _not_yet() -> None:
+    return None
 
 
 def _too_large(got: int | str, settings: Settings) -> Refusal:
