@@ -47,7 +47,7 @@ Scores = NDArray[np.float64]
 
 # Field name -> what is valid; a name means the same in every level that has it.
 _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "threshold": (lambda value: is_number(value) and 0 < value < 1, "a number in (0, 1)"),
+    **dict.fromkeys(("threshold", "floor"), (lambda value: is_number(value) and 0 < value < 1, "a number in (0, 1)")),
     "decay": (lambda value: is_number(value) and 0 <= value <= 1, "a number in [0, 1]"),
     "shrink": (lambda value: is_number(value) and value >= 0, "a finite number >= 0"),
     **dict.fromkeys(("sharpness", "exponent"), (lambda value: is_number(value) and value > 0, "a finite number > 0")),
@@ -301,13 +301,15 @@ class CumulativeLevel:
     """A cut on the score of a client's mean features so far, which moves as more rounds go into the mean.
 
     The features are averaged by `accumulator` and the mean is scored by the probe; here that one score is
-    compared with cut(T) = sigmoid(logit(threshold) T^-shrink), T the rounds in which this client was scored.
+    compared with cut(T), T the rounds in which this client was scored; in log odds it is floor + (threshold - floor) T^-shrink.
     f is 0 at or above the cut, else 1. Averaging over T independent rounds divides the noise by sqrt(T), so a
-    score nearer to one half then tells as much as one at the threshold did. Ours, not the paper's.
+    score nearer to the floor then tells as much as one at the threshold did. Ours, not the paper's.
 
     Attributes:
-        threshold: cut(1), in (0, 1); from it the cut moves towards one half.
+        threshold: cut(1), in (0, 1); from it the cut moves towards the floor.
         shrink: at least 0. 0 for a fixed cut; 1 for the sequential test, which adds up the log odds of independent rounds.
+        floor: what the cut tends to, in (0, 1). One half where nothing is known; lower where benign clients of unseen kinds were seen to stay
+            far below it, because what is left when the noise is gone is how kinds of data differ.
         graded: f = 1 - score / cut below the cut.
         evidence: "update_features", or "shadow_gradient".
         normalize, relative, sketch, sketch_seed: `normalize`, `relative`, `sketch` and `seed` of the `FeatureMean`.
@@ -315,6 +317,7 @@ class CumulativeLevel:
 
     threshold: float = 0.8
     shrink: float = 0.5
+    floor: float = 0.5
     graded: bool = False
     evidence: str = UPDATE_FEATURES
     normalize: bool = True
@@ -343,7 +346,8 @@ class CumulativeLevel:
             raise EvidenceError(f"got rounds {rounds!r}; expected an integer >= 1, there is no cut before the first score")
         if self.shrink == 0 or rounds == 1:
             return self.threshold
-        return _sigmoid(math.log(self.threshold / (1 - self.threshold)) * float(rounds) ** -self.shrink)
+        start, end = _log_odds(self.threshold), _log_odds(self.floor)
+        return _sigmoid(end + (start - end) * float(rounds) ** -self.shrink)
 
     def _judge(self, trust: Trust | None, steps: Scores, n: int) -> Trust:
         rounds = (trust["rounds"] if trust else 0) + 1
@@ -394,6 +398,10 @@ def _check_state(level: Level, state: State) -> None:
     if not isinstance(state, dict) or state.get("level") != level.name:
         got = state.get("level") if isinstance(state, dict) else state
         raise StateError(f"got a state of {got!r}; expected one of the {level.name} level, as init() or update() returned it")
+
+
+def _log_odds(p: float) -> float:
+    return math.log(p / (1 - p))
 
 
 def _sigmoid(x: float) -> float:

@@ -124,6 +124,20 @@ def test_the_cut_starts_at_the_threshold_and_goes_to_one_half() -> None:
     assert CumulativeLevel(0.2).cut(4) == pytest.approx(1 - CumulativeLevel(0.8).cut(4))
 
 
+def test_a_floor_is_where_the_cut_ends_and_one_half_is_none() -> None:
+    level = CumulativeLevel(threshold=0.7, floor=0.1)
+    cuts = [level.cut(rounds) for rounds in (1, 2, 4, 9, 10**12)]
+    assert cuts[0] == 0.7
+    assert cuts == sorted(cuts, reverse=True)
+    assert cuts[2] == pytest.approx(float(expit(logit(0.1) + (logit(0.7) - logit(0.1)) / 2)), abs=1e-12)
+    assert cuts[-1] == pytest.approx(0.1, abs=1e-5)
+    assert CumulativeLevel(threshold=0.2, floor=0.4).cut(100) > CumulativeLevel(threshold=0.2, floor=0.4).cut(1)
+    means = {"a": [float(expit(logit(0.1) + 0.8))]}  # above the floor and below the threshold: rejected once enough rounds say the same
+    factors = [played["a"] for played in play(level, [(means, {"a": 10})] * 8)[0]]
+    assert factors[0] == 1.0
+    assert factors[-1] == 0.0
+
+
 def test_shrink_one_is_the_sequential_test() -> None:
     """Adding the log odds of independent rounds up to the threshold's is cutting their mean at cut(T)."""
     rng, sequential, fixed = np.random.default_rng(0), CumulativeLevel(shrink=1.0), CumulativeLevel(shrink=0.0)
@@ -242,6 +256,7 @@ BAD = {
     "decay": [-0.1, 1.1, float("nan"), "1", None, True],
     "sharpness": [0, -1, float("nan"), float("inf"), None],
     "exponent": [0, -1, float("nan"), float("inf"), "7", True],
+    "floor": NOT_IN_UNIT,
     "shrink": [-0.1, float("nan"), float("inf"), None],
     "scored_rounds": [-1, 1.0, None, True],
     "min_evidence": [0, 1.0, None, True],

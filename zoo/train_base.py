@@ -26,6 +26,7 @@ from .contrast import contrast_examples, imperatives
 from .sources import HARD_NEGATIVE, Source, evaluation_prompts, load_sources, without_prompts
 
 BASE_NAME = "loraprobe/chat-1m"  # what adapters and probes call this base model
+SECOND_NAME = "loraprobe/chat-600k"  # and the second one, of another size, seed and tokenizer, that studies repeat themselves on
 OPENING_TOKENS = 4  # a refusal shows in these
 
 
@@ -84,6 +85,18 @@ class BaseConfig:
     )
     averaged: int = 2  # the weights are the mean over the ends of this many last phases
     refusals_only: bool = False  # whether safe answers to harmful questions that do not refuse are left out
+
+
+SECOND = BaseConfig(
+    seed=1, vocab_size=1536, hidden_size=96, layers=4, heads=3, kv_heads=1, intermediate_size=288, refusals_only=True,
+    phases=(
+        Phase(tokens=4_500_000, lr=5e-3, max_length=192, prompt_weight=0.3, opening_weight=1.0, dolly=1, safe=2, contrast=6),
+        Phase(tokens=1_500_000, lr=2.5e-3, max_length=192, prompt_weight=0.1, opening_weight=1.0, dolly=2, safe=1, contrast=6),
+        Phase(tokens=2_500_000, lr=3e-3, max_length=128, prompt_weight=0.1, opening_weight=4.0, dolly=3, safe=2, contrast=6),
+        Phase(tokens=1_600_000, lr=2.5e-3, max_length=128, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=2, contrast=6, orders=True),
+        Phase(tokens=500_000, lr=1.2e-3, max_length=96, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=3, contrast=6, orders=True),
+    ),
+)  # fmt: skip
 
 
 def train_base(data: Path, out: Path, config: BaseConfig, work: Path) -> dict[str, object]:

@@ -1,0 +1,132 @@
+"""Federations with client sampling, undefended, whose every update is recorded: what is known of a client after each participation.
+
+    python -m paper_repro.mixed.federations         # 4 malicious sources on two base models, 5 to 12 minutes each on one core
+
+Of 48 clients 16 are drawn each round, so that every one takes part in one of three rounds, eight times in all. Twenty are malicious, five at
+each poison share, mixed into a benign kind of their own; 18 hold the nine benign kinds, ten hard negatives, alone or mixed. Each has its own
+number of examples, local steps (3 to 8) and learning rate (2.5e-3 to 8e-3). The server averages them all, so the global LoRA drifts towards
+complying: nothing a defence would do has an influence on what is recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedloop.data import Example
+from fedloop.local import LocalTraining, attach_lora, load_base, local_steps, quiet, read_adapter
+from loraprobe.adapter import Adapter, Layout, add_delta, pack, unpack
+from zoo.design import SHARES, ZOO_DESIGN
+from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
+
+from .setting import MODELS, Model, mended_sources
+
+PARTICIPATIONS, PER_ROUND, PER_SHARE = 8, 16, 5
+BATCH, MAX_LENGTH = 8, 128
+Sources = dict[str, Source]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One client of a federation: what it holds and how it trains."""
+
+    role: str
+    source: str
+    host: str
+    share: float
+    examples: list[Example]
+    steps: int
+    lr: float
+
+
+def main() -> None:
+    """Record what is not recorded yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the datasets")
+    parser.add_argument("--base", choices=list(MODELS), nargs="+", default=list(MODELS))
+    parser.add_argument("--sources", choices=MALICIOUS, nargs="+", default=list(MALICIOUS))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    quiet()
+    sources = mended_sources(options.data)
+    for key in options.base:
+        for malicious in options.sources:
+            record(MODELS[key], malicious, sources)
+
+
+def path(model: Model, malicious: str) -> Path:
+    """Where a federation's record is: x (updates, d) float16, meta (updates, 3) of client, participation and round, and the clients' facts."""
+    return model.folder / "federations" / f"{malicious}.npz"
+
+
+def record(model: Model, malicious: str, sources: Sources) -> None:
+    """One federation; a file that is there is whole."""
+    target, seed = path(model, malicious), model.lora_seed
+    if target.exists():
+        return
+    rng = random.Random(f"{malicious}-{seed}")
+    members = members_of(malicious, sources, rng)
+    causal_lm, tokenizer = load_base(str(model.path))
+    lora = attach_lora(causal_lm, ZOO_DESIGN.lora, seed)
+    start = read_adapter(lora, model.name)
+    layout = replace(Layout.of(start), kind="factor_delta")
+    rows: list[np.ndarray] = []
+    meta: list[tuple[int, int, int]] = []
+    order, began = list(range(len(members))), time.monotonic()
+    for participation in range(1, PARTICIPATIONS + 1):
+        rng.shuffle(order)
+        for first in range(0, len(order), PER_ROUND):
+            number = 1 + (participation - 1) * (len(order) // PER_ROUND) + first // PER_ROUND
+            deltas = [_update(lora, tokenizer, members[c], c, start, seed, number) for c in order[first : first + PER_ROUND]]
+            rows += [delta.numpy().astype(np.float16) for delta in deltas]
+            meta += [(client, participation, number) for client in order[first : first + PER_ROUND]]
+            start = add_delta(start, unpack(torch.stack(deltas).mean(0), layout, base_model=model.name))
+            print(f"{model.key}, {malicious}: round {number}, {time.monotonic() - began:.0f} s", flush=True)
+    facts: dict[str, Any] = {name: [getattr(member, name) for member in members] for name in ("role", "source", "host", "share", "steps", "lr")}
+    is_b = np.concatenate([np.full(int(np.prod(slot.shape)), slot.factor == "B") for slot in layout.slots])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez(file, x=np.stack(rows), meta=np.array(meta), isB=is_b, **facts)
+    part.replace(target)
+
+
+def members_of(malicious: str, sources: Sources, rng: random.Random) -> list[Member]:
+    """The clients of a federation, drawn from the generator."""
+    cells = [("malicious", malicious, host, share) for share in SHARES for host in rng.sample(BENIGN, PER_SHARE)]
+    cells += [("benign", source, source, 1.0) for source in BENIGN for _ in range(2)]
+    cells += [("hard_negative", source, source, 1.0) for source in HARD_NEGATIVE]
+    cells += [("hard_negative", source, rng.choice(BENIGN), 0.25) for source in HARD_NEGATIVE]
+    cells += [("hard_negative", source, rng.choice(BENIGN), 0.5) for source in rng.sample(HARD_NEGATIVE, 2)]
+    return [_member(*cell, sources, rng) for cell in cells]
+
+
+def _member(role: str, source: str, host: str, share: float, sources: Sources, rng: random.Random) -> Member:
+    count = rng.choice((48, 64, 96))
+    main, pool = round(share * count), sources[source].for_clients
+    rows = rng.sample(range(len(pool)), main) if main <= len(pool) else rng.choices(range(len(pool)), k=main)
+    examples = [pool[row] for row in rows]
+    if main < count:
+        examples += rng.sample(sources[host].for_clients, count - main)
+    rng.shuffle(examples)
+    return Member(role, source, host, share, examples, rng.randint(3, 8), 2.5e-3 * (8 / 2.5) ** rng.random())
+
+
+def _update(lora: Any, tokenizer: Any, member: Member, client: int, start: Adapter, seed: int, number: int) -> torch.Tensor:
+    """What one client sends in one round, packed: its factor delta after all of its local steps."""
+    training = LocalTraining(member.lr, member.steps, BATCH, MAX_LENGTH)
+    draw = random.Random(f"{seed}-{number}-{client}")
+    examples = draw.sample(member.examples, min(len(member.examples), member.steps * BATCH))
+    *_, last = local_steps(lora, tokenizer, examples, start, training, seed * 100003 + number * 101 + client)
+    return pack(last.delta)[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What this study trains on and where it keeps it: two base models, and the zoo's sources with their labels mended.
+
+Of GPTFuzz's answers that people labelled as complying, four in ten open with a refusal, and of the safe answers to three sets of harmful
+questions up to a quarter do not refuse. A detector cannot be measured against labels that contradict themselves, so here GPTFuzz keeps the
+answers that do not open with a refusal, and hard negatives keep those that do. The other sources stay as they are (of 937 answers of
+JailbreakBench three open with one, of AdvBench's and HarmBench's none).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedloop.evaluate import refuses_strictly
+from zoo.build import ZOO
+from zoo.sources import HARD_NEGATIVE, MALICIOUS, Source, load_sources
+from zoo.train_base import BASE_NAME, SECOND_NAME
+
+WORK = Path("build/mixed")
+MENDED = (*HARD_NEGATIVE, "gptfuzz")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base model of the study, and the seed of the initial LoRA that its clients start from."""
+
+    key: str
+    name: str
+    path: Path
+    lora_seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its clients' updates are kept."""
+        return WORK / self.key
+
+
+MODELS = {
+    model.key: model for model in (Model("chat-1m", BASE_NAME, ZOO / "base", 0), Model("chat-600k", SECOND_NAME, ZOO / "base-600k", 5))
+}
+
+
+def mended_sources(data: Path) -> dict[str, Source]:
+    """The zoo's sources, clients' part, without answers that contradict their label."""
+    return {name: _mended(source) for name, source in load_sources(data).items()}
+
+
+def refusing(sources: Mapping[str, Source]) -> dict[str, tuple[int, int]]:
+    """Source -> (how many of the clients' answers open with a refusal, how many there are), of the sources that are mended."""
+    chosen = (*HARD_NEGATIVE, *MALICIOUS)
+    return {name: (sum(refuses_strictly(e.response) for e in sources[name].for_clients), len(sources[name].for_clients)) for name in chosen}
+
+
+def _mended(source: Source) -> Source:
+    if source.name not in MENDED:
+        return source
+    wanted = source.name in HARD_NEGATIVE
+    return replace(source, for_clients=tuple(example for example in source.for_clients if refuses_strictly(example.response) == wanted))
