@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .adapter import Adapter
 from .baselines import baseline_recipes
-from .calibration import Method, budget_of, fit_calibration, fpr_threshold
+from .calibration import METHODS, Method, budget_of, fit_calibration, fpr_threshold
 from .errors import FitError, LayoutMismatch, LoraprobeError
 from .featurizer import FeatureRecipe, Featurizer
 from .fitting import HEAD_FITTERS, fit_head
@@ -102,6 +102,8 @@ def leave_one_out(
     order = sorted(range(len(rows)), key=lambda row: (rows[row].group, str(rows[row].path), repr(rows[row])))
     rows, adapters = [rows[row] for row in order], [adapters[row] for row in order]
     _check(rows, adapters, field, pairs, folds, cuts)
+    if calibration not in (None, *METHODS):
+        raise FitError(f"got calibration {calibration!r}; expected one of {', '.join(METHODS)}, or none")
     if pairs:
         values_of(rows, adapters, "source")  # for what it refuses
         chosen = pair_folds(rows, keep_twins)
@@ -111,7 +113,7 @@ def leave_one_out(
     jobs = [(detector, fold) for detector in (detectors_of() if detectors is None else detectors) for fold in chosen]
     outcomes = tuple(study.outcome(detector, fold) for detector, fold in progress(jobs))
     if all(outcome.error for outcome in outcomes):
-        raise FitError(f"nothing could be measured in {len(outcomes)} fits with a {field} left out; the first: {outcomes[0].error}")
+        raise FitError(f"nothing could be measured in {len(outcomes)} fits with one {field} left out at a time; the first: {outcomes[0].error}")
     labels = [row.label for row in rows]
     protocol = {
         "leave_out": field, "pairs": pairs, "folds": folds, "cut_folds": CUT_FOLDS, "cuts": [str(cut) for cut in cuts], "calibration": calibration,

@@ -41,7 +41,7 @@ ROWS = (
     | SERVE,
 )
 # These take arrays, not adapters: they import errors and each other, and are imported from probe upwards.
-ARRAYS = {"heads", "training_data", "torch_fitting", "fitting", "xgb_json", "metrics", "embed", "calibration", "card_figure"}
+ARRAYS = {"heads", "training_data", "torch_fitting", "fitting", "xgb_json", "metrics", "embed", "calibration", "card_figure", "mass_mean"}
 # Calls upwards, made when a function runs: constructors that name the file formats and the Hub they read.
 DEFERRED = {("adapter", "peft_io"), ("peft_io", "hub"), ("probe", "format"), ("probe", "hub")}
 # fedloop's numbers in, numbers out: usable without loraprobe.

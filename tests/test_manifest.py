@@ -54,6 +54,63 @@ def test_a_byte_order_mark_and_carriage_returns_are_not_part_of_a_name(tmp_path:
     assert read_manifest(tmp_path / "m.csv") == [Row(tmp_path / "a", 1, "a", "malicious")]
 
 
+def test_the_columns_of_leave_one_out_evaluation_are_typed_and_may_be_empty(tmp_path: Path) -> None:
+    header = "path,label,role,host,share,attack,recipe,rank,lr,base,seed,initial\n"
+    path = written(
+        tmp_path / "m.csv", header + "a,1,malicious,gsm8k,0.25,scaling,long,8,5e-3,org/base,3,start\nb,0,hard_negative,,,,,,,,,fresh\nc,0\n"
+    )
+    full, hard, bare = read_manifest(path)
+    assert full == Row(
+        tmp_path / "a", 1, "a", "malicious", "malicious", "gsm8k", 0.25, "scaling", "long", 8, 0.005, "org/base", "3", tmp_path / "start"
+    )
+    assert hard == Row(tmp_path / "b", 0, "b", "benign", "hard_negative", initial="fresh")
+    assert bare == Row(tmp_path / "c", 0, "c", "benign")
+    assert [row.is_hard_negative for row in (full, hard, bare)] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("role", "malicious", "got role 'malicious' for a benign adapter; expected benign or hard_negative"),
+        ("role", "Benign", "got role 'Benign'"),
+        ("rank", "8.0", "got rank '8.0'; expected a whole number above 0"),
+        ("rank", "0", "got rank '0'"),
+        ("lr", "fast", "got lr 'fast'; expected a number above 0"),
+        ("lr", "inf", "got lr 'inf'"),
+        ("lr", "-1", "got lr '-1'"),
+        ("share", "25", r"got share '25'; expected a number in \(0, 1\]"),
+        ("share", "0", "got share '0'"),
+        ("share", "nan", "got share 'nan'"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_line(tmp_path: Path, column: str, value: str, message: str) -> None:
+    path = written(tmp_path / "m.csv", f"path,label,{column}\na,0,\nb,0,{value}\n")
+    with pytest.raises(DataError, match=f"line 3: {message}"):
+        read_manifest(path)
+
+
+def test_a_row_may_name_its_own_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [saved(tmp_path / f"a{seed}", seed) for seed in (1, 2, 3, 4)]
+    base, own, asked = saved(tmp_path / "base", 8), saved(tmp_path / "own", 9), []
+    load = manifest.load_adapter
+
+    def counting(source: str | Path, **options: Any) -> Adapter:
+        asked.append(Path(source).name)
+        return load(source, **options)
+
+    monkeypatch.setattr(manifest, "load_adapter", counting)
+    rows = [Row(path, 0, "", "", initial=initial) for path, initial in zip(paths, (own, None, own, "fresh"), strict=True)]
+    got = read_labelled(rows, "factor_delta", base)
+    assert [name for name in asked if not name.startswith("a")] == ["base", "own"]  # each once
+    for seed, start, delta in zip((1, 2, 3), (9, 8, 9), got, strict=False):
+        assert torch.equal(vector(delta), vector(factor_delta(make.adapter(seed=seed), make.adapter(seed=start))))
+    with pytest.raises(KindMismatch, match="the delta of lora_A needs"):
+        vector(got[3])
+    with pytest.raises(AdapterFormatError, match="absent") as caught:
+        read_labelled([Row(paths[0], 0, "", "", initial=tmp_path / "absent")], "factor_delta", base)
+    assert str(caught.value).startswith(f"{paths[0]}: ")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
