@@ -94,7 +94,7 @@ def load_base(
         if quantization == "none" and torch.cuda.is_available():
             model = model.to("cuda")  # type: ignore[arg-type]
         if quantization != "none":
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[no-untyped-call]
+            checkpoint_activations(model)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so which token it is does not matter
@@ -103,6 +103,12 @@ def load_base(
         raise MissingExtra("bitsandbytes", "gpu", f"quantization {quantization!r}") from error
     except (OSError, ValueError) as error:
         raise DataError(f"cannot load the base model {name!r}: {str(error).splitlines()[0]}") from error
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Keep the input of every layer only and compute the rest again for the gradient: the same numbers, slower, from far less memory."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # renamed within transformers 5
+    enable({"use_reentrant": False})
 
 
 def quiet() -> None:

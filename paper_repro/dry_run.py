@@ -6,7 +6,7 @@
 Of every setting and row: its file is read as for a GPU; the real filters go through rows of the published schemas; a base of the same
 architecture and tokenizer habits is made; zoo.contribute trains labelled clients on it and fits the row's probe; the federation runs
 with that level, is stopped and resumed, and has to end bit for bit where an uninterrupted one does; its answers go through Rule, a
-judge, a reward model and MT-Bench's export. What is smaller: layers, widths, rounds, examples, tokens. What is not met: 8-bit and
+judge, a reward model and MT-Bench's export. What is smaller: layers, widths, rounds, clients beyond ten, examples, tokens. What is not met: 8-bit and
 bfloat16 weights, the real tokenizers, downloads. The numbers that come out mean nothing and are not kept.
 """
 
@@ -44,7 +44,7 @@ from .gpu import Smaller, mt_bench, prepare
 from .gpu_settings import SETTINGS, Choice, Inputs, contribution, read_setting
 from .grid import NO_ATTACK, ROWS
 
-ROUNDS, EXAMPLES, GOALS = 2, 6, 5
+ROUNDS, CLIENTS, EXAMPLES, GOALS = 2, 10, 6, 5
 # Every kind of evidence, both probes, and one rule.
 FEW = (NO_ATTACK, "Krum", "step", "client", "evidence", "cumulative", "shadow, cheap")
 CONTRIBUTION = (
@@ -112,8 +112,8 @@ def ready(choice: Choice, folder: Path) -> Inputs:
     if not (folder / "judge").exists():
         save_judge(folder / "judge")
         save_reward_model(folder / "reward")
-    count = 20 * EXAMPLES + 10  # for every client of the largest federation
-    gen = write_malicious_gen(folder / "data" / "maliciousQA.json", 5 * EXAMPLES)  # too few, as MaliciousGen is
+    count = CLIENTS * EXAMPLES + 10
+    gen = write_malicious_gen(folder / "data" / "maliciousQA.json", 2 * EXAMPLES)  # too few for three clients, as MaliciousGen is
     write_goals(folder / "harmful_behaviors.csv", GOALS)
     out = folder / choice.setting
     return Inputs(out, out / "advbench.jsonl", gen, base, sources=write_sources(folder / "data", count))
@@ -121,10 +121,13 @@ def ready(choice: Choice, folder: Path) -> Inputs:
 
 def smaller_experiment(choice: Choice, folder: Path) -> dict[str, Any]:
     """What a dry run changes of an experiment; all else is the setting's own."""
-    steps = min(2, int(read_setting(choice.setting)["training"]["steps"]))
+    values = read_setting(choice.setting)
+    steps, clients = min(2, int(values["training"]["steps"])), {"examples": EXAMPLES}
+    if values["clients"]["count"] > CLIENTS:
+        clients |= {"count": CLIENTS, "sampled": CLIENTS, "malicious": 0 if choice.row == NO_ATTACK else 3}
     return {
         "rounds": ROUNDS, "model": {"dtype": "float32", "quantization": "none"},
-        "training": {"steps": steps, "batch_size": 2, "shadow_examples": 2}, "clients": {"examples": EXAMPLES},
+        "training": {"steps": steps, "batch_size": 2, "shadow_examples": 2}, "clients": clients,
         "evaluation": {"judge": str(folder / "judge"), "reward_model": str(folder / "reward"), "max_new_tokens": 4},
     }  # fmt: skip
 
