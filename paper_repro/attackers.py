@@ -5,8 +5,8 @@
     python -m paper_repro.attackers --live      # some cells as whole federations, to check the replays
     python -m paper_repro.attackers_page        # the page
 
-Every cell is one attack at one strength against every defence, on one recording: four of ten clients attack over eight
-rounds. The probe never met the attackers' source.
+Every cell is one attack at one strength against several defences, on one recording: four of ten clients attack, over four
+rounds if in all of them, over eight if they wait. The probe never met the attackers' source.
 """
 
 from __future__ import annotations
@@ -52,22 +52,26 @@ AGAINST_A = {**AGAINST_UPDATES, "cumulative, private probe of A and B": Guard("c
 AGAINST_LIES = {"no defence": NONE, "step": Guard("step"), "shadow": Guard("shadow"), "evidence": Guard("evidence")}
 AGAINST_SCHEDULES = {
     **AGAINST_LIES, "client": Guard("client"), "cumulative": CUMULATIVE, "cumulative, round too": Guard("cumulative", instant=True),
-    "cumulative, length too": Guard("cumulative", longest=CAP), "cumulative, round and length too": BOTH,
+    "cumulative, round and length too": BOTH,
 }  # fmt: skip
-NO_ATTACK = Attack("no attack", 0.0, schedule=Schedule(()))
+LEFT_OUT = "attackers left out"  # what damage is measured against: what the honest clients alone would have made of it
+SHORT = 4  # rounds of attacks that send poison in every round: later, most of them have destroyed all there is
+NO_ATTACK = "no attack"  # at the number of rounds, in place of a strength
 
 
 def attacks() -> Iterator[tuple[Attack, Mapping[str, Guard]]]:
     """Every attack with the defences that it is tried on."""
-    yield NO_ATTACK, AGAINST_PROJECTION | AGAINST_A | AGAINST_SCHEDULES
+    everything = AGAINST_PROJECTION | AGAINST_A | AGAINST_SCHEDULES | {LEFT_OUT: Guard(told=True)}
+    for rounds in (SHORT, ROUNDS):
+        yield Attack(NO_ATTACK, rounds, schedule=Schedule(()), rounds=rounds), everything
     for share in SHARES:
-        yield Attack("poison share", share, share=share), AGAINST_UPDATES
+        yield Attack("poison share", share, share=share, rounds=SHORT), AGAINST_UPDATES
     for forged in (False, True):
-        yield Attack("forged evidence" if forged else "true evidence", 1.0, forged=forged), AGAINST_LIES
+        yield Attack("forged evidence" if forged else "true evidence", 1.0, forged=forged, rounds=SHORT), AGAINST_LIES
     for name, (move, strengths) in MOVES.items():
         for strength in strengths:
             guards = AGAINST_PROJECTION if "projection" in name else AGAINST_A if "A alone" in name else AGAINST_UPDATES
-            yield Attack(name, strength, move), guards
+            yield Attack(name, strength, move, rounds=SHORT), guards
     for name, strength, schedule in schedules():
         yield Attack(name, strength, schedule=schedule), AGAINST_SCHEDULES
 
@@ -76,8 +80,10 @@ def schedules() -> Iterator[tuple[str, float, Schedule]]:
     """Name, strength and rounds; "made up for": longer by as much as rounds were missed, so that the whole poison comes through."""
     for first in (3, 5, 7, 8):
         rounds = tuple(range(first, ROUNDS + 1))
-        yield "from round k", first, Schedule(rounds)
-        yield "from round k, made up for", first, Schedule(rounds, ROUNDS / len(rounds))
+        if first < ROUNDS:
+            yield "from round k", first, Schedule(rounds)
+        if first > 3:
+            yield "from round k, made up for", first, Schedule(rounds, ROUNDS / len(rounds))
     for every in (2, 4):
         rounds = tuple(range(every, ROUNDS + 1, every))
         yield "every k-th round", every, Schedule(rounds)
@@ -86,13 +92,13 @@ def schedules() -> Iterator[tuple[str, float, Schedule]]:
 
 
 LIVE_CELLS = (
-    ("no attack", 0.0, "no defence"), ("poison share", 1.0, "no defence"), ("poison share", 1.0, "cumulative"),
-    ("projection, probe known", 1.0, "cumulative"), ("from round k", 5, "cumulative"), ("poison in A alone", 4.0, "cumulative"),
+    (NO_ATTACK, SHORT, "no defence"), ("poison share", 1.0, "no defence"), ("poison share", 1.0, "cumulative"),
+    ("projection, probe known", 1.0, "cumulative"), ("poison in A alone", 4.0, "cumulative"), ("from round k", 5, "cumulative"),
 )  # fmt: skip
 
 
 def main() -> None:
-    """Run every cell that has no line yet."""
+    """Run every cell that is recorded and has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--live", action="store_true", help="whole federations instead of replays")
     options = parser.parse_args()
@@ -102,8 +108,13 @@ def main() -> None:
     done = {key(line): line["digest"] for line in read_results(target)}
     for seed in SEEDS:
         for source in SOURCES:
-            todo = [(attack, guards) for attack, guards in jobs() if done.get((attack.name, attack.strength, source, seed)) != digest(attack, guards)]
-            if todo and _recorded():
+            todo = [
+                (attack, guards)
+                for attack, guards in jobs()
+                if done.get((attack.name, attack.strength, source, seed)) != digest(attack, guards)
+                and malicious_path(source, attack.share, seed).exists()
+            ]
+            if todo:
                 _run(todo, source, seed, target, live=options.live)
 
 
@@ -120,22 +131,17 @@ def live_cells() -> Iterator[tuple[Attack, Mapping[str, Guard]]]:
             yield attack, chosen
 
 
-def _recorded() -> bool:
-    missing = [path for source in SOURCES for seed in SEEDS if not (path := malicious_path(source, SHARES[0], seed)).exists()]
-    if missing:
-        raise SystemExit(f"{missing[0]} is missing: run python -m paper_repro.attackers_record")
-    return True
-
-
 def _run(todo: Iterable[tuple[Attack, Mapping[str, Guard]]], source: str, seed: int, target: Path, *, live: bool) -> None:
     trainer = Trainer.of(configuration(source, 1.0, seed))
     known, measure, began = known_probes(source, seed, trainer.layout), Measure(trainer, source, seed), time.monotonic()
     for attack, guards in todo:
         clients: Clients = Live(trainer, source, seed, attack.share) if live else Recorded(source, seed, trainer.layout, attack.share)
         play = partial(replay, clients, attack, known=known, seed=seed)
+        cut = known.probes["published"].threshold
         line = {
-            "attack": attack.name, "strength": attack.strength, "source": source, "seed": seed, "digest": digest(attack, guards),
-            "guards": {name: found(play(guard), clients.members, known.probes["published"].threshold, measure) for name, guard in guards.items()},
+            "attack": attack.name, "strength": attack.strength, "source": source, "seed": seed, "rounds": attack.rounds,
+            "digest": digest(attack, guards),
+            "guards": {name: found(play(guard), clients.members, cut, measure) for name, guard in guards.items()},
         }  # fmt: skip
         with target.open("a") as file:
             file.write(json.dumps(line) + "\n")

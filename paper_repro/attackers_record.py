@@ -44,6 +44,7 @@ def main() -> None:
     """Record what is not recorded yet, seed by seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="only these")
+    parser.add_argument("--shares", nargs="+", type=float, choices=SHARES, default=SHARES, help="only these poison shares")
     options = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
@@ -51,7 +52,7 @@ def main() -> None:
     for seed in options.seeds:
         if not honest_path(seed).exists():
             _write(honest_path(seed), record_honest(seed))
-        for share in SHARES:
+        for share in options.shares:
             for source in SOURCES:
                 if not malicious_path(source, share, seed).exists():
                     _write(malicious_path(source, share, seed), record_malicious(source, share, seed))

@@ -32,12 +32,12 @@ from .attackers_record import EXAMPLES, ROUNDS
 from .setting import CLIENTS
 
 EVIDENCE = {"local_steps": "steps", "shadow_steps": "shadow"}  # what a level reads -> what is recorded of it
-ALWAYS = Schedule(tuple(range(1, ROUNDS + 1)))
+ALWAYS = Schedule(tuple(range(1, ROUNDS + 1)))  # every round
 
 
 @dataclass(frozen=True)
 class Attack:
-    """What attackers do; `forged`: the evidence of a poisoned round comes from benign data."""
+    """What attackers do, over how many rounds; `forged`: the evidence of a poisoned round comes from benign data."""
 
     name: str
     strength: float
@@ -45,6 +45,7 @@ class Attack:
     share: float = 1.0
     schedule: Schedule = ALWAYS
     forged: bool = False
+    rounds: int = ROUNDS
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Guard:
         probe: "published", which attackers may know; "private", fitted on other recordings, which they do not; "both factors", as
             private and of A as well as B.
         instant: whether an update also counts for nothing if its own score reaches the level's threshold.
+        told: whether the server knows who attacks and leaves them out of every round; what any other defence is measured against.
         longest: an update longer than this many of the round's median norms counts for so much less; None for no bound.
     """
 
@@ -65,6 +67,7 @@ class Guard:
     probe: str = "published"
     instant: bool = False
     longest: float | None = None
+    told: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,10 @@ class Known:
     base_model: str
 
     @classmethod
-    def of(cls, published: Probe, private: Probe, own: Probe, layout: Layout) -> Known:
-        """From the published probe, the server's private one and the attackers' own."""
-        return cls(
-            {"published": published, "private": private}, probe_direction(published, layout), probe_direction(own, layout), published.base_model or ""
-        )
+    def of(cls, probes: Mapping[str, Probe], own: Probe, layout: Layout) -> Known:
+        """From the server's probes, the published one among them, and the attackers' own."""
+        published = probes["published"]
+        return cls(probes, probe_direction(published, layout), probe_direction(own, layout), published.base_model or "")
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def replay(clients: Clients, attack: Attack, guard: Guard, known: Known, *, seed
     defense = Defense(known.probes[guard.probe] if level else None, level)
     kind = EVIDENCE.get(level.evidence) if level else None
     lora, factors, alone, skipped = clients.initial.astype(np.float64), [], [], 0
-    for number in range(1, ROUNDS + 1):
+    for number in range(1, attack.rounds + 1):
         played = clients.play(number, lora)
         sent = _sent(clients, played, attack, known, number, seed)
         steps = _evidence(clients, played, attack, sent, kind, number)
@@ -118,13 +120,17 @@ def replay(clients: Clients, attack: Attack, guard: Guard, known: Known, *, seed
         row = np.array([record.factors[name(index)] for index in range(CLIENTS)])
         if guard.instant:
             row = row * (known.probes[guard.probe]([update.adapter for update in updates]) < level.threshold)  # type: ignore[union-attr]
+        if guard.told:
+            row[list(clients.members)] = 0.0
         factors.append(row)
         weights = _weights(row, sent, guard)
         if weights is None:
             skipped += 1
         else:
             lora = lora + _aggregate(sent, weights, guard.rule, number, seed)
-    return Outcome(lora, np.stack(factors), np.stack(alone), np.array([number in attack.schedule.rounds for number in ALWAYS.rounds]), skipped)
+    return Outcome(
+        lora, np.stack(factors), np.stack(alone), np.array([number in attack.schedule.rounds for number in range(1, attack.rounds + 1)]), skipped
+    )
 
 
 def name(index: int) -> str:
