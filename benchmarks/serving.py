@@ -1,17 +1,19 @@
 """What scoring costs a request: the service against a bare FastAPI echo of the same bytes, and its memory over ten thousand requests.
 
-    python -m benchmarks.serving            # table and benchmarks/results/serving.json
+    python -m benchmarks.serving            # benchmarks/results/serving.json, and its table in docs/serve.md
+    python -m benchmarks.serving --page     # the table alone, from the results that are there
 
 The body is a delta slice of Llama-3.1-8B's shape (B of the first layer's q_proj and v_proj, r = 8, float32: 160 KB of random
-numbers, on which the time does not depend), sent as the Python client sends it, with its digest. The echo reads the body and
-returns it, under the same uvicorn settings (h11, asyncio), and again under those that uvicorn chooses by itself where they are
-installed (httptools, uvloop). Servers are asked in turn within every round; quoted are medians over rounds.
+numbers, on which the time does not depend), sent as the Python client sends it, with its digest. The echo is a FastAPI endpoint
+that reads the body and returns it, served by uvicorn on h11 and asyncio, which is what uvicorn brings itself; and again as uvicorn
+serves it where httptools and uvloop are installed. Servers are asked in turn within every round; quoted are medians over rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -34,13 +36,16 @@ import torch
 
 from loraprobe import Adapter, FeatureRecipe, Featurizer, LoRAPair, Probe
 from loraprobe.heads import LinearHead
+from loraprobe.serve.known import MAX_KNOWN
 from loraprobe.serve.scoring import Question, Scorer
 from loraprobe.serve.settings import Settings
 from loraprobe.serve.upload import content_digest
 from loraprobe.slices import save_slice
+from zoo.report import filled
 
 RESULTS = Path(__file__).parent / "results/serving.json"
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs/serve.md"
 MODULES = {"q_proj": (4096, 4096), "v_proj": (1024, 4096)}  # (d_out, d_in) of Llama-3.1-8B
 RANK = 8
 GOAL = 1.3  # the time of a scored request over that of an echoed one
@@ -54,9 +59,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=400, help="of each server in each round")
     parser.add_argument("--echo", metavar="HTTP,LOOP", help="be the echo server (what the benchmark starts)")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--page", action="store_true", help="write the table of docs/serve.md anew, and measure nothing")
     options = parser.parse_args()
     if options.echo:
         echo(options.port, *options.echo.split(","))
+    elif options.page:
+        write_page(json.loads(RESULTS.read_text()))
     else:
         measure(options.rounds, options.requests)
 
@@ -86,6 +94,7 @@ def measure(rounds: int, requests: int) -> None:
     }
     print(json.dumps(result, indent=2))
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    write_page(json.loads(RESULTS.read_text()))
 
 
 def random_delta() -> Adapter:
@@ -238,16 +247,36 @@ def _status(connection: socket.socket, buffer: memoryview) -> int:
 
 
 def parts(body: bytes, probe: Probe) -> dict[str, float]:
-    """Median milliseconds of the two parts of a scored request that an echo does not have, each alone and with warm caches."""
+    """Median milliseconds of what a scored request has and an echo has not, each part alone and with warm caches.
+
+    Scoring a slice is measured twice: with the header that every slice for a probe mostly has, and with one that was not read before.
+    """
     scorer, question = Scorer(Settings({"paper": probe})), Question(("paper",), "factor_delta")
-    tasks: dict[str, Callable[[], object]] = {"sha256": lambda: hashlib.sha256(body).digest(), "scoring": lambda: scorer(body, question)}
-    taken: dict[str, list[float]] = {name: [] for name in tasks}
+    others = itertools.cycle([with_longer_header(body, spaces) for spaces in range(8, 8 * 2 * MAX_KNOWN, 8)])
+    tasks: dict[str, Callable[[], object]] = {
+        "sha256": lambda: hashlib.sha256(body).digest(), "scoring": lambda: scorer(body, question),
+    }  # fmt: skip
+    taken: dict[str, list[float]] = {name: [] for name in (*tasks, "scoring, header not known")}
     for _ in range(1000):
         for name, task in tasks.items():
-            begun = time.perf_counter()
-            task()
-            taken[name].append(1000 * (time.perf_counter() - begun))
+            taken[name].append(timed(task))
+    for _ in range(1000):
+        other = next(others)
+        taken["scoring, header not known"].append(timed(lambda other=other: scorer(other, question)))  # type: ignore[misc]
     return {name: round(statistics.median(values), 4) for name, values in taken.items()}
+
+
+def timed(task: Callable[[], object]) -> float:
+    """Milliseconds that it takes once."""
+    begun = time.perf_counter()
+    task()
+    return 1000 * (time.perf_counter() - begun)
+
+
+def with_longer_header(body: bytes, spaces: int) -> bytes:
+    """The same safetensors file with spaces behind its header."""
+    length = int.from_bytes(body[:8], "little")
+    return (length + spaces).to_bytes(8, "little") + body[8 : 8 + length] + b" " * spaces + body[8 + length :]
 
 
 def memory_over_time(server: Server, body: bytes) -> dict[str, Any]:
@@ -264,6 +293,43 @@ def memory_over_time(server: Server, body: bytes) -> dict[str, Any]:
     return {
         "resident_mib_after": resident, "grown_mib": round(resident[MEMORY_REQUESTS] - resident[1000], 1), "answers_by_status": statuses,
     }  # fmt: skip
+
+
+def write_page(result: dict[str, Any]) -> None:
+    """Put the results between the marks of docs/serve.md."""
+    PAGE.write_text(filled(PAGE.read_text(), "serving cost", table(result), "benchmarks.serving"))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The results as the page shows them."""
+    rows = [
+        "| connections | server | requests/s | p50, ms | p99, ms | score: times its p50 | score: times its requests/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for connections in (1, 4):
+        summary = result[f"{connections} connections"]
+        rows += [_row(connections, name, summary) for name in ("score", "echo", "echo, uvicorn's own choice") if name in summary]
+    memory, machine = result["memory"], result["machine"]
+    alone = ", ".join(f"{name} {value:.2f}" for name, value in result["parts_ms"].items())
+    counts, resident = (" and ".join(f"{float(value):,g}" for value in of) for of in zip(*memory["resident_mib_after"].items(), strict=True))
+    about = [
+        f"{result['rounds']} rounds of {result['requests_per_round']} requests of {result['body_bytes']:,} bytes to each server in turn; medians",
+        "over rounds, and of the ratios within a round the lowest and the highest too.",
+        f"{machine['cores']} cores, {machine['processor']}, Python {machine['python']}, torch {machine['torch']}. In ms, alone and warm: {alone}.",
+        f"Memory after {counts} requests: {resident} MiB.",
+    ]
+    return "\n".join([*rows, "", *about])
+
+
+def _row(connections: int, name: str, summary: dict[str, Any]) -> str:
+    taken, over = summary[name], summary.get(f"score / {name}")
+    ratios = ["", ""] if over is None else [_ratio(over[key]) for key in ("p50_ms", "requests_per_s")]
+    numbers = [f"{taken['requests_per_s']:,.0f}", f"{taken['p50_ms']:.2f}", f"{taken['p99_ms']:.2f}"]
+    return f"| {' | '.join([str(connections), name, *numbers, *ratios])} |"
+
+
+def _ratio(values: dict[str, float]) -> str:
+    return f"{values['median']:.2f} ({values['lowest']:.2f} to {values['highest']:.2f})"
 
 
 if __name__ == "__main__":

@@ -71,6 +71,9 @@ def test_a_known_slice_has_the_score_of_the_whole_delta_bit_for_bit(head: str, r
         assert (result.score, result.verdict, result.reason, spectra) == (verdict.score, verdict.label, verdict.reason, None)
         scores.add(result.score)
     assert len(scores) > 3  # the scores could differ
+    blank = Adapter({name: LoRAPair(pair.A, pair.B * 0, pair.scaling) for name, pair in serving.delta().items()}, kind="factor_delta")
+    [result], _ = service(body(0, probe)[: -4 * probe.featurizer.num_features] + bytes(4 * probe.featurizer.num_features), DELTA)
+    assert (result.score, result.verdict) == (probe.verdicts([blank])[0].score, "inconclusive")
 
 
 @pytest.mark.parametrize("shift", range(8))
