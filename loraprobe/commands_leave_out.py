@@ -92,9 +92,9 @@ def _tables(report: LeaveOneOutReport) -> list[Table]:
     what = "every pair of a malicious and a benign source" if facts["pairs"] else f"one {facts['leave_out']} at a time"
     counts = f"{facts['n']} adapters ({facts['n_malicious']} malicious, {facts['n_hard_negative']} hard negatives)"
     title = f"{what} left out; {counts}, seed {facts['seed']}"
-    columns = ["detector", "recipe", "left out is", "measured", "AUROC mean", "worst", "worst for", "TPR at 1 % FPR", "ECE"]
-    cuts = [f"at {cut}: {rate}" for cut in facts["cuts"] for rate in ("TPR mean / worst", "FPR mean / worst", "hard negatives")]
-    summary = Table(*(Column(name, overflow="fold") for name in columns + cuts), title=title)
+    columns = ("detector", "recipe", "left out is", "measured", "AUROC\nmean / worst", "worst for", "TPR at\n1 % FPR", "ECE", "cut")
+    rates = ("TPR\nmean / worst", "FPR\nmean / worst", "hard negatives\nmean / worst")
+    summary = Table(*(Column(name, overflow="fold") for name in columns + rates), title=title)
     for row in report.summary():
         name = f"{row['detector']}{' (baseline)' if row['baseline'] else ''}"
         share = f"{row['measured']} of {row['measured'] + row['cannot']}"
@@ -102,15 +102,17 @@ def _tables(report: LeaveOneOutReport) -> list[Table]:
         if not row["measured"]:
             summary.add_row(*start, "cannot read" if "Mismatch" in row["error"] else "cannot")
             continue
-        measures = [_two(row["auroc_mean"]), _two(row["auroc_worst"]), plain(row["worst"]), _two(row["tpr_at_1_fpr_mean"]), _two(row["ece_mean"])]
-        summary.add_row(*start, *measures, *(cell for cut in row["cuts"] for cell in _cut_cells(cut)))
+        areas = f"{row['auroc_mean']:.2f} / {row['auroc_worst']:.2f}"
+        summary.add_row(*start, areas, plain(row["worst"]), f"{row['tpr_at_1_fpr_mean']:.2f}", f"{row['ece_mean']:.2f}", *_cut_cells(row["cuts"]))
     return [summary, _outcome_table(report.outcomes)] if len(report.outcomes) <= _SHOWN else [summary]
 
 
-def _cut_cells(cut: dict[str, Any]) -> list[str]:
-    if "error" in cut:
-        return ["no such cut", "", ""]
-    return [f"{_two(cut[f'{rate}_mean'])} / {_two(cut[f'{rate}_worst'])}" for rate in ("tpr", "fpr", "fpr_hard")]
+def _cut_cells(cuts: Sequence[dict[str, Any]]) -> list[str]:
+    """Name and rates of every cut, a line each."""
+    cells = [[cut["cut"] for cut in cuts]]
+    for rate in ("tpr", "fpr", "fpr_hard"):
+        cells.append(["no such cut" if "error" in cut else f"{_two(cut[f'{rate}_mean'])} / {_two(cut[f'{rate}_worst'])}" for cut in cuts])
+    return ["\n".join(lines) for lines in cells]
 
 
 def _outcome_table(outcomes: Sequence[Outcome]) -> Table:
@@ -123,7 +125,7 @@ def _outcome_table(outcomes: Sequence[Outcome]) -> Table:
         low, high = one.report.auroc_ci
         rates = [cut.error or f"{cut.cut}: TPR {cut.tpr:.2f}, FPR {cut.fpr:.2f}" for cut in one.cuts]
         counts = f"{one.report.n_malicious} / {one.report.n - one.report.n_malicious}"
-        table.add_row(*start, counts, f"{one.report.auroc:.3f} [{low:.3f}, {high:.3f}]", plain("; ".join(rates)))
+        table.add_row(*start, counts, f"{one.report.auroc:.3f} [{low:.3f}, {high:.3f}]", plain("\n".join(rates)))
     return table
 
 

@@ -3,12 +3,15 @@
     python -m zoo.leave_out          # writes zoo/leave_out/designed.csv, measures what is not measured yet, minutes each
     python -m zoo.leave_out --anew   # measures again
 
-Each result is what one `loraprobe evaluate zoo/leave_out/designed.csv --leave-out ...` writes; the commands are printed.
+Each result is what one `loraprobe evaluate zoo/leave_out/designed.csv --leave-out ...` writes; the commands are printed. The page
+zoo/leave_out/README.md follows from the results.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from typing import Any
 
 from typer.testing import CliRunner
 
@@ -16,8 +19,9 @@ from loraprobe.errors import DataError
 
 from .build import ADAPTERS, SAMPLE, SAMPLE_SEED, ZOO
 from .design import plan
-from .held_out import write_designed
+from .held_out import DESIGNED, write_designed
 from .measure import same_rounding
+from .report import table
 
 OUT = ZOO / "leave_out"
 # 88 benign clients: a budget of 1 % would need 99 of them in training, so the cut is that of 5 %.
@@ -25,10 +29,25 @@ CUTS = ("--cut", "fpr:0.05", "--cut", "0.8")
 RUNS = {  # the quickest first; baselines come with every recipe
     "lr": ("--leave-out", "lr", "--head", "linear", *CUTS),
     "pairs": ("--leave-out", "source", "--pairs", "--head", "linear", "--recipe", "all_b", *CUTS),
-    "source": ("--leave-out", "source", "--head", "linear", *CUTS),
-    "source_twins_kept": ("--leave-out", "source", "--keep-twins", "--head", "linear", "--recipe", "all_b", *CUTS),
-    "source_published": ("--leave-out", "source", "--head", "linear_paper", "--recipe", "paper", *CUTS),
+    "source": ("--leave-out", "source", "--head", "linear", "--folds", "3", *CUTS),
+    "source_twins_kept": ("--leave-out", "source", "--keep-twins", "--head", "linear", "--recipe", "all_b", "--folds", "3", *CUTS),
+    "source_published": ("--leave-out", "source", "--head", "linear_paper", "--recipe", "paper", "--folds", "3", *CUTS),
 }
+
+TITLES = {
+    "lr": "Learning rates", "pairs": "One malicious and one benign source", "source": "Sources", "source_twins_kept": "Sources, safe twins kept",
+    "source_published": "Sources, the published recipe",
+}  # fmt: skip
+ABOUT = """# Leave-one-out evaluation of the zoo's adapters
+
+Written by `python -m zoo.leave_out` from the results in this folder: the 212 held-out clients of `zoo/adapters`, 124 malicious and 88
+benign, 52 of the benign ones hard negatives. Heads and baselines are fitted anew on these clients, without what is left out; the published
+probes, which saw all sources on other clients, are not used. A malicious source is left out with its safe twin (safe answers to the same
+questions) and tested against all benign clients, hard negatives among them; a benign source is left out with all mixtures into it and
+tested against all malicious clients; neither class is tested by a probe that was fitted on the client. Rates are at the probe's own cut: the
+conformal one of a budget of 5 % false positives (1 % needs more benign clients than there are here), and 0.8. Mean / worst over what was left
+out. The training sets are small: for probes fitted on 1480 clients see the unseen sources in `zoo/README.md`.
+"""
 
 
 def main() -> None:
@@ -50,6 +69,57 @@ def main() -> None:
         print(result.output, flush=True)
         if result.exit_code:
             raise DataError(f"{name} was not measured: exit code {result.exit_code}")
+    (OUT / "README.md").write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """The page of all results, in Markdown."""
+    parts = [ABOUT]
+    for name in RUNS:
+        path = OUT / f"{name}.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text())
+        command = f"loraprobe evaluate zoo/leave_out/{DESIGNED} {' '.join(RUNS[name])} --out zoo/leave_out/{name}.json"
+        parts.append(f"## {TITLES[name]}\n\n```\n{command}\n```\n\n{_summary(found)}\n")
+        if not found["protocol"]["pairs"]:
+            parts.append(
+                f"What was left out, one by one, `{found['outcomes'][0]['detector']}` on `{found['outcomes'][0]['recipe']}`:\n\n{_each(found)}\n"
+            )
+    return "\n".join(parts)
+
+
+def _summary(found: dict[str, Any]) -> str:
+    """A line a detector and side, mean / worst over what was left out."""
+    cuts = [f"{rate} at {cut}" for cut in found["protocol"]["cuts"] for rate in ("TPR", "FPR", "hard negatives flagged")]
+    rows = []
+    for row in found["summary"]:
+        rates = [_two(cut, rate) for cut in row["cuts"] for rate in ("tpr", "fpr", "fpr_hard")]
+        name = f"{row['detector']}{' (baseline)' if row['baseline'] else ''}"
+        ranking = [f"{row['auroc_mean']:.2f} / {row['auroc_worst']:.2f}", row["worst"].replace("|", "in"), f"{row['tpr_at_1_fpr_mean']:.2f}"]
+        rows.append([name, row["recipe"], row["side"], str(row["measured"]), *ranking, *rates, f"{row['ece_mean']:.2f}"])
+    columns = ["detector", "recipe", "left out is", "folds", "AUROC", "worst for", "TPR at 1 % FPR", *cuts, "ECE"]
+    return table(columns, rows)
+
+
+def _two(cut: dict[str, Any], rate: str) -> str:
+    mean, worst = cut[f"{rate}_mean"], cut[f"{rate}_worst"]
+    return "-" if mean is None else f"{mean:.0%} / {worst:.0%}"
+
+
+def _each(found: dict[str, Any]) -> str:
+    """A line a fold of the first detector."""
+    first = found["outcomes"][0]
+    rows = []
+    for one in found["outcomes"]:
+        if (one["detector"], one["recipe"], one["baseline"]) != (first["detector"], first["recipe"], first["baseline"]):
+            continue
+        low, high = one["auroc_ci"]
+        counts = f"{one['n_malicious']} / {one['n'] - one['n_malicious']}"
+        rates = [f"{cut['tpr']:.0%} / {cut['fpr']:.0%}" for cut in one["cuts"]]
+        rows.append([one["left_out"], one["side"], counts, f"{one['auroc']:.3f} [{low:.3f}, {high:.3f}]", *rates])
+    cuts = [f"TPR / FPR at {cut}" for cut in found["protocol"]["cuts"]]
+    return table(["left out", "it is", "malicious / benign tested", "AUROC [95 %]", *cuts], rows)
 
 
 if __name__ == "__main__":
