@@ -1,6 +1,6 @@
 """The whole path of the GPU experiments without a GPU or the Hub: real code and settings, random two-layer models, a few examples.
 
-    python -m paper_repro.dry_run                                   # every setting with a few rows; a minute or two
+    python -m paper_repro.dry_run                                   # every setting with a few rows; minutes
     python -m paper_repro.dry_run qwen2.5-7b-june shadow Krum       # one setting, these rows
 
 Of every setting and row: its file is read as for a GPU; the real filters go through rows of the published schemas; a base of the same
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import shutil
 import sys
 import tempfile
 import time
@@ -48,7 +49,7 @@ ROUNDS, CLIENTS, EXAMPLES, GOALS = 2, 10, 6, 5
 # Every kind of evidence, both probes, and one rule.
 FEW = (NO_ATTACK, "Krum", "step", "client", "evidence", "cumulative", "shadow, cheap")
 CONTRIBUTION = (
-    "--clients", "4", "--cell-clients", "1", "--hard-cell-clients", "1", "--held-out", "1", "--shares", "1", "0.5", "--steps", "2",
+    "--clients", "3", "--cell-clients", "1", "--hard-cell-clients", "1", "--held-out", "1", "--shares", "1", "0.5", "--steps", "2",
     "--batch-size", "2", "--dtype", "float32", "--quantization", "none",
 )  # fmt: skip
 
@@ -84,14 +85,12 @@ def rehearse(choice: Choice, folder: Path) -> RunResult:
     Raises:
         DryRunError: something did not come out as it has to.
     """
-    inputs = ready(choice, folder)
+    config, inputs = prepared(choice, folder)
     if choice.probe_kind:
-        asked(contribution(choice, replace(inputs, base=None, revision="0" * 40)), None)  # the real command, refused before anything is trained
-    smaller = Smaller(smaller_experiment(choice, folder), _contribution(choice), GOALS)
-    with redirect_stdout(io.StringIO()):  # what zoo.contribute measures on random weights would be read as a result
-        config = prepare(choice, inputs, folder / "harmful_behaviors.csv", smaller)
-    if choice.probe_kind:
+        asked(contribution(choice, replace(inputs, base=None, revision="0" * 40)), None)  # the real command: refused before anything is trained
         _same_start(config, inputs)
+    for run in (config, _elsewhere(config)):
+        shutil.rmtree(str(run.output.folder), ignore_errors=True)
     whole = simulate(config)
     again = _interrupted(_elsewhere(config))
     if _untimed(whole.records) != _untimed(again.records) or not _same(whole.adapter, again.adapter):
@@ -102,6 +101,14 @@ def rehearse(choice: Choice, folder: Path) -> RunResult:
     if len(out.read_text(encoding="utf-8").splitlines()) != 2:
         raise DryRunError(f"{out} has not the answers to two questions")
     return whole
+
+
+def prepared(choice: Choice, folder: Path) -> tuple[Config, Inputs]:
+    """The smaller experiment, with its data and probe, and what they were made from."""
+    inputs = ready(choice, folder)
+    smaller = Smaller(smaller_experiment(choice, folder), _contribution(choice), GOALS)
+    with redirect_stdout(io.StringIO()):  # what zoo.contribute measures on random weights would be read as a result
+        return prepare(choice, inputs, folder / "harmful_behaviors.csv", smaller), inputs
 
 
 def ready(choice: Choice, folder: Path) -> Inputs:
@@ -133,7 +140,7 @@ def smaller_experiment(choice: Choice, folder: Path) -> dict[str, Any]:
 
 
 def _contribution(choice: Choice) -> tuple[str, ...]:
-    return (*CONTRIBUTION, "--threshold", "fpr:0.2") if choice.probe_kind == "linear" else CONTRIBUTION
+    return (*CONTRIBUTION, "--threshold", "fpr:0.25") if choice.probe_kind == "linear" else CONTRIBUTION
 
 
 def _same_start(config: Config, inputs: Inputs) -> None:

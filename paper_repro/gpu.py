@@ -9,7 +9,7 @@ SETTING is a file of configs/, ROW a row of the tables: "no attack", "FedAvg", a
 "cumulative", "shadow, cheap", "evidence, cheap") or a rule. There is no published probe for these bases, so a row with a level first
 makes one with zoo.contribute, in OUT/probe-paper or OUT/probe-linear; other rows of the setting use it again.
 
-It needs pip install 'loraprobe[fed,cli,figures,gpu]', one GPU, and a Hub token that may read the gated base and datasets. AdvBench is
+It needs pip install -e '.[fed,cli,figures,gpu]', one GPU, and a Hub token that may read the gated base and datasets. AdvBench is
 data/advbench/harmful_behaviors.csv of github.com/llm-attacks/llm-attacks; MaliciousGen is gen_data/Mistral/maliciousQA.json of
 github.com/19dx/FedLLM-Attack. None of it was run by us: no machine with such a GPU was at hand.
 """

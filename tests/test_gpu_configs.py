@@ -22,7 +22,7 @@ from loraprobe.adapter import pack
 from loraprobe.errors import DataError
 from paper_repro import dry_run, gpu
 from paper_repro.dry_run_models import SHAPES, byte_tokenizer, save_base
-from paper_repro.dry_run_rows import write_goals, write_malicious_gen, write_sources
+from paper_repro.dry_run_rows import write_goals, write_malicious_gen, write_questions, write_sources
 from paper_repro.gpu_settings import BENIGN, MALICIOUS, SETTINGS, Choice, Inputs, contribution, experiment, read_setting
 from paper_repro.grid import NO_ATTACK, ROWS
 from zoo.contribute_options import asked
@@ -140,8 +140,8 @@ def test_a_probe_needs_a_second_malicious_source(brought: Inputs) -> None:
 # --- the whole path ---------------------------------------------------------------------------------------------------
 
 PATHS = (
-    ("llama-3.1-8b-april", "step"), ("llama-3.1-8b-april", "shadow, cheap"), ("llama-3.1-8b-june", "evidence"), ("qwen2.5-7b-june", "cumulative"),
-    ("qwen2.5-7b-june", NO_ATTACK), ("fedllm-attack", "client"), ("fedllm-attack", "Krum"),
+    ("llama-3.1-8b-april", "step"), ("llama-3.1-8b-june", "evidence"), ("qwen2.5-7b-june", "cumulative"), ("qwen2.5-7b-june", "shadow, cheap"),
+    ("fedllm-attack", "client"),
 )  # fmt: skip
 
 
@@ -180,11 +180,26 @@ def test_a_filter_that_keeps_too_much_is_seen(tmp_path: Path, monkeypatch: pytes
 
 def test_another_initial_lora_than_the_probes_is_seen(folder: Path) -> None:
     choice = Choice("llama-3.1-8b-april", "step")
-    inputs = dry_run.ready(choice, folder)
-    config = experiment(choice, inputs, dry_run.smaller_experiment(choice, folder))
+    config, inputs = dry_run.prepared(choice, folder)
     dry_run._same_start(config, inputs)
     with pytest.raises(dry_run.DryRunError, match="one initial adapter"):
         dry_run._same_start(config.model_copy(update={"lora": config.lora.model_copy(update={"seed": 1})}), inputs)
+
+
+def test_the_command_runs_what_was_prepared_and_says_what_came_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choice = Choice("fedllm-attack", "Krum", malicious_clients=2)
+    config, _ = dry_run.prepared(choice, folder)
+    monkeypatch.setattr(gpu, "prepare", lambda *_: config)
+    words = ["fedllm-attack", "Krum", "--malicious-clients", "2", "--base", str(folder / "Llama-2-7b-hf"), "--out", str(folder / "fedllm-attack")]
+    with pytest.raises(ConfigError, match="--advbench is missing"):
+        gpu.main(words)
+    gpu.main([*words, "--advbench", "harmful_behaviors.csv", "--mt-bench", str(write_questions(folder / "two.jsonl"))])
+    *_, rounds, metrics, _, mt_bench = capsys.readouterr().out.splitlines()
+    assert rounds.startswith("round 2 of 2, ")
+    assert json.loads(metrics)["n_refusal"] == dry_run.GOALS
+    assert Path(mt_bench.removeprefix("wrote ")).read_text().count("\n") == 2
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
