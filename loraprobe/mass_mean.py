@@ -14,75 +14,61 @@ from numpy.typing import NDArray
 
 from .errors import FitError
 from .heads import FloatArray, LinearHead
-from .training_data import Float64, Groups, check_training_data, logistic
+from .training_data import Float64, Groups, check_training_data
 
-Entry = tuple[Hashable, ...]
 Kinds = Sequence[Sequence[Hashable]]
 """One entry a row: the kind of data it was trained on, then the kinds that were mixed into it, if any."""
 
+_SHARPEST = 1e-3  # of the squared distance, the smallest variance: rows without any would make every score 0 or 1
 _NO_DIRECTION = 1e-9  # rows have norm 1 or so: below this a difference of means is rounding
 
 
 def fit_mass_mean(x: Any, y: Any, groups: Groups, *, seed: int, kinds: Kinds | None = None) -> LinearHead:
-    """P = sigmoid(a x.w + b), w from the mean of the benign kinds to that of the malicious ones, a kind being the mean of its rows.
+    """P = sigmoid(a (x.w - c)), w from the mean of the benign kinds to that of the malicious ones, a kind being the mean of its rows.
 
-    Kinds weigh alike, so that one with many rows does not stand for its class. (a, b) are a class-balanced logistic regression on
-    projections of every row on the direction that is made without its own kind, so that the probability is one for kinds that were
-    not trained on. Deterministic; `seed` is not used.
+    Kinds weigh alike, so that one with many rows does not stand for its class. c is half-way between the two means, and a is what makes
+    P the posterior of two normal distributions of one variance (that of the rows along w within a class) and a prior of one half. Of
+    kinds that were not trained on, P says too much: calibrate on scores by kind (`loraprobe.probe.out_of_kind_scores`), which fails where
+    the direction does not carry over. Deterministic; `seed` is not used.
 
     Args:
         x: (n, p) features, best L2-normalised.
         kinds: (n,) see `Kinds`; rows belong to the kind they name first. None: every group is a kind.
 
     Raises:
-        FitError: bad data, fewer than two kinds of a class, no difference between the means, or one that unseen kinds do not follow.
+        FitError: bad data, not one entry of kinds a row, or no difference between the means.
 
     Source: mass-mean probing, Marks & Tegmark, arXiv:2310.06824, without its covariance; kinds are this project's.
     """
     data = check_training_data(x, y, groups)
-    entries: list[Entry] = [(int(group),) for group in data.groups] if kinds is None else [tuple(entry) for entry in kinds]
-    if len(entries) != len(data.y) or not all(entries):
-        raise FitError(f"mass-mean head: got kinds of {sum(map(bool, entries))} rows for {len(data.y)} rows; expected at least its own for each")
-    means = _KindMeans(data.x, data.y, entries)
-    projected = np.empty(len(entries))
-    for kind in dict.fromkeys(entry[0] for entry in entries):
-        own = np.array([entry[0] == kind for entry in entries])
-        projected[own] = data.x[own].astype(np.float64) @ means.direction(without=kind)
-    spread = float(projected.std()) or 1.0
-    slope, intercept = logistic(((projected - projected.mean()) / spread)[:, None], data.y, C=1.0, max_iter=2000)
-    scale = float(slope[0]) / spread
-    if scale <= 0:
-        raise FitError(
-            "mass-mean head: got a direction that does not carry over: kinds that it is made without lie on its wrong side. Add kinds of both classes"
-        )
-    return LinearHead((scale * means.direction()).astype(np.float32), intercept - scale * float(projected.mean()))
+    own = [int(group) for group in data.groups] if kinds is None else own_kinds(kinds, len(data.y))
+    means = [_mean_of_kinds(data.x, np.array([kind if known == label else None for kind, known in zip(own, data.y, strict=True)], object))
+             for label in (0, 1)]  # fmt: skip
+    difference = means[1] - means[0]
+    distance = float(np.linalg.norm(difference))
+    if distance < _NO_DIRECTION:
+        raise FitError("mass-mean head: the benign and the malicious mean are the same; expected a difference. The recipe keeps no direction")
+    direction = difference / distance
+    middle = float((means[0] + means[1]) @ direction) / 2
+    along = np.array([row.astype(np.float64) @ direction for row in data.x]) - middle
+    variance = float(np.mean([along[data.y == label].var() for label in (0, 1)]))
+    scale = distance / max(variance, distance**2 * _SHARPEST)
+    return LinearHead((scale * direction).astype(np.float32), -scale * middle)
 
 
-class _KindMeans:
-    """Sums of the rows of one label and one entry, of which the mean of a kind is made with or without some of them."""
+def own_kinds(kinds: Kinds, count: int) -> list[Hashable]:
+    """The kind that every row names first.
 
-    def __init__(self, x: FloatArray, y: NDArray[np.int64], entries: Sequence[Entry]) -> None:
-        keys = list(zip(y.tolist(), entries, strict=True))
-        self.cells: list[tuple[int, Entry]] = list(dict.fromkeys(keys))
-        index = {cell: number for number, cell in enumerate(self.cells)}
-        rows = np.array([index[key] for key in keys])
-        self.counts = np.bincount(rows)
-        self.sums = np.stack([x[rows == number].sum(axis=0, dtype=np.float64) for number in range(len(self.cells))])  # (cells, p)
+    Raises:
+        FitError: not one entry a row, or an entry that is empty.
+    """
+    entries = [tuple(entry) for entry in kinds]
+    if len(entries) != count or not all(entries):
+        raise FitError(f"got kinds of {sum(map(bool, entries))} adapters for {count}; expected at least its own kind for each")
+    return [entry[0] for entry in entries]
 
-    def direction(self, without: Hashable | None = None) -> Float64:
-        """From the mean benign kind to the mean malicious one, of norm 1 (p,); made of no row that has the kind `without` in it."""
-        weights = np.zeros(len(self.cells))
-        for label, (sign, name) in enumerate(((-1, "benign"), (1, "malicious"))):
-            of_kind: dict[Hashable, list[int]] = {}
-            for number, (known, entry) in enumerate(self.cells):
-                if known == label and (without is None or without not in entry):
-                    of_kind.setdefault(entry[0], []).append(number)
-            if not of_kind:
-                raise FitError(f"mass-mean head: without {without!r} there is no {name} row left; expected at least two {name} kinds. Add kinds")
-            for cells in of_kind.values():
-                weights[cells] = sign / (len(of_kind) * self.counts[cells].sum())
-        difference: Float64 = weights @ self.sums
-        norm = float(np.linalg.norm(difference))
-        if norm < _NO_DIRECTION:
-            raise FitError("mass-mean head: the benign and the malicious mean are the same; expected a difference. The recipe keeps no direction")
-        return difference / norm
+
+def _mean_of_kinds(x: FloatArray, own: NDArray[np.object_]) -> Float64:
+    """The mean over kinds of the mean of their rows, (p,); rows whose kind is None do not count."""
+    found = [kind for kind in dict.fromkeys(own.tolist()) if kind is not None]
+    return np.asarray(np.mean([x[own == kind].mean(axis=0, dtype=np.float64) for kind in found], axis=0))

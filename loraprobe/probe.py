@@ -21,7 +21,7 @@ from .features import NORMS, SPECTRAL_FEATURES
 from .featurizer import FeatureRecipe, Featurizer
 from .fitting import fit_head
 from .heads import Head
-from .mass_mean import Kinds
+from .mass_mean import Kinds, own_kinds
 from .metrics import EvalReport, report
 
 CLASSES = ("benign", "malicious")
@@ -357,13 +357,11 @@ def out_of_kind_scores(
     Raises:
         FitError: not one entry a row, or without one of the kinds a class is gone.
     """
-    entries = [tuple(entry) for entry in kinds]
-    if len(entries) != len(labels) or not all(entries):
-        raise FitError(f"got kinds of {sum(map(bool, entries))} adapters for {len(labels)}; expected at least its own kind for each")
+    own, entries = own_kinds(kinds, len(labels)), [tuple(entry) for entry in kinds]
     scores = np.full(len(labels), np.nan)
-    for kind in dict.fromkeys(entry[0] for entry in entries):
+    for kind in dict.fromkeys(own):
         train = [row for row, entry in enumerate(entries) if kind not in entry]
-        test = [row for row, entry in enumerate(entries) if entry[0] == kind]
+        test = [row for row, one in enumerate(own) if one == kind]
         kept, known = [groups[row] for row in train], [entries[row] for row in train]
         scores[test] = fit_head(head, features[train], labels[train], kept, seed, known, **head_options)(features[test])
     return scores

@@ -213,10 +213,6 @@ def test_fitters_learn_separable_groups_and_not_permuted_labels(name: str, p: in
     fresh, truth, fresh_groups = rows(200, p, 1)
     assert roc_auc_score(truth, fit(name, x, y, groups)(fresh)) > 0.95
     # labels that cut across the classes have nothing to do with the features, whatever direction the fit happens to pick
-    if name == "mass_mean":  # looks for itself whether what it learnt holds for groups that it did not see
-        with pytest.raises(FitError, match="does not carry over"):
-            fit(name, x, groups // 2 % 2, groups)
-        return
     assert 0.4 < roc_auc_score(fresh_groups // 2 % 2, fit(name, x, groups // 2 % 2, groups)(fresh)) < 0.6
 
 

@@ -132,7 +132,7 @@ def test_a_floor_is_where_the_cut_ends_and_one_half_is_none() -> None:
     assert cuts[2] == pytest.approx(float(expit(logit(0.1) + (logit(0.7) - logit(0.1)) / 2)), abs=1e-12)
     assert cuts[-1] == pytest.approx(0.1, abs=1e-5)
     assert CumulativeLevel(threshold=0.2, floor=0.4).cut(100) > CumulativeLevel(threshold=0.2, floor=0.4).cut(1)
-    means = {"a": [float(expit(logit(0.1) + 0.8))]}  # above the floor and below the threshold: rejected once enough rounds say the same
+    means = {"a": [float(expit(logit(0.1) + 1.2))]}  # above the floor and below the threshold: rejected once enough rounds say the same
     factors = [played["a"] for played in play(level, [(means, {"a": 10})] * 8)[0]]
     assert factors[0] == 1.0
     assert factors[-1] == 0.0

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from probes import labelled
-from sklearn.linear_model import LogisticRegression
+from scipy.stats import norm
 
+from loraprobe.calibration import fit_calibration, fpr_threshold
 from loraprobe.errors import FitError
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.fitting import fit_head
@@ -68,25 +69,32 @@ def test_the_order_of_rows_does_not_matter() -> None:
     assert np.allclose(one.coef, other.coef, rtol=1e-4, atol=1e-6)
 
 
-def test_probabilities_come_from_projections_on_directions_that_never_met_the_kind() -> None:
+def middle_of(x: np.ndarray, y: np.ndarray, kinds: list[tuple[str]], labels: tuple[int, ...] = (0, 1)) -> np.ndarray:
+    """Half-way between the mean benign and the mean malicious kind, or the mean of one of them."""
+    means = []
+    for label in labels:
+        found = sorted({kind for kind, known in zip(kinds, y, strict=True) if known == label})
+        means.append(np.mean([x[[one == kind for one in kinds]].mean(axis=0) for kind in found], axis=0))
+    return np.mean(means, axis=0)
+
+
+def test_it_is_the_posterior_of_two_normal_distributions() -> None:
     x, y, kinds = kinds_of_rows(shift=0.6)
-    projected = np.empty(len(y))
-    for kind in set(kinds):
-        own = np.array([one == kind for one in kinds])
-        projected[own] = x[own] @ slow_direction(x[~own], y[~own], [one for one in kinds if one != kind])
-    scaled = (projected - projected.mean()) / projected.std()
-    model = LogisticRegression(C=1.0, class_weight="balanced", tol=1e-9, max_iter=2000).fit(scaled[:, None], y)
-    expected = model.predict_proba(((x @ slow_direction(x, y, kinds) - projected.mean()) / projected.std())[:, None])[:, 1]
-    assert np.allclose(fit_mass_mean(x, y, None, seed=0, kinds=kinds)(x), expected, atol=1e-5)
+    along = (x - middle_of(x, y, kinds)) @ slow_direction(x, y, kinds)
+    variance = (along[y == 0].var() + along[y == 1].var()) / 2
+    half = np.linalg.norm(middle_of(x, y, kinds) - middle_of(x[y == 0], y[y == 0], kinds[: len(y) // 2], (0,)))
+    densities = [norm.pdf(along, centre, variance**0.5) for centre in (-half, half)]
+    assert np.allclose(fit_mass_mean(x, y, None, seed=0, kinds=kinds)(x), densities[1] / sum(densities), atol=1e-5)
 
 
-def test_a_direction_that_turns_round_on_unseen_kinds_is_refused() -> None:
+def test_a_direction_that_turns_round_on_unseen_kinds_cannot_be_calibrated() -> None:
     """Two kinds a class, the second of each opposite to the first: trained on one, the other looks like the other class."""
-    centres = {"b0": [1, 0], "b1": [-1, 0.1], "m0": [-1, 0], "m1": [1, 0.1]}
-    x = np.array([centre for centre in centres.values() for _ in range(8)], np.float32) + np.random.default_rng(0).normal(0, 0.01, (32, 2))
-    kinds = [(name,) for name in centres for _ in range(8)]
-    with pytest.raises(FitError, match="does not carry over"):
-        fit_mass_mean(x.astype(np.float32), np.repeat([0, 1], 16), None, seed=0, kinds=kinds)
+    centres = {"b0": [1, 0, 1], "b1": [-1, 0.1, 1], "m0": [-1, 0, 1.1], "m1": [1, 0.1, 1.1]}
+    x = np.array([centre for centre in centres.values() for _ in range(8)], np.float32) + np.random.default_rng(0).normal(0, 0.01, (32, 3))
+    kinds, y = [(name,) for name in centres for _ in range(8)], np.repeat([0, 1], 16)
+    scores = out_of_kind_scores(x.astype(np.float32), y, list(range(32)), kinds, "mass_mean", 0)
+    with pytest.raises(FitError, match=r"must rise|slope above 0"):
+        fit_calibration("platt", scores, y, list(range(32)), "adapter")
 
 
 def test_a_kind_never_trains_the_head_that_scores_it_nor_do_mixtures_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,9 +129,12 @@ def test_a_probe_with_kinds_takes_its_cut_from_kinds_that_were_left_out() -> Non
     training = with_kinds.facts["training"]
     assert training["kinds"] == len(set(kinds))
     assert "out-of-kind" in training["score_distribution"]["what"]
-    without = fit_probe(made.adapters, made.labels, "mass_mean", groups=made.groups, **options)
-    assert "folds" in without.facts["training"]
-    assert with_kinds.threshold != without.threshold
+    assert "folds" not in training
+    features = with_kinds.featurizer(made.adapters)
+    scores = out_of_kind_scores(features, made.labels, made.groups, kinds, "mass_mean", 0)
+    calibration = fit_calibration("platt", scores, made.labels, made.groups, "adapter")
+    assert with_kinds.calibration == calibration
+    assert with_kinds.threshold == fpr_threshold(0.1, calibration(scores), made.labels, made.groups)
 
 
 def test_a_saved_mass_mean_probe_is_a_linear_head(tmp_path: Path) -> None:
@@ -136,9 +147,7 @@ def test_a_saved_mass_mean_probe_is_a_linear_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kinds", [[("a",)] * 3, [()] * 24, [("a",)] * 24])
 def test_kinds_that_do_not_allow_a_fit_are_refused(kinds: Any) -> None:
     x, y = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32), np.arange(24) % 2
-    with pytest.raises(FitError, match=r"expected at least"):
-        fit_mass_mean(x, y, None, seed=0, kinds=kinds)
-    with pytest.raises(FitError):
+    with pytest.raises(FitError, match=r"expected"):
         out_of_kind_scores(x, y, list(range(24)), kinds, "linear", 0)
 
 

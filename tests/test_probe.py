@@ -53,10 +53,6 @@ def test_heads_learn_separable_adapters_and_not_permuted_labels(head: str) -> No
     assert auroc(new.labels, learnt) > 0.95
     # Negative control: half of the clients of each class under either label.
     other = np.arange(48) // 4 % 2
-    if head == "mass_mean":  # looks for itself whether what it learnt holds for groups that it did not see
-        with pytest.raises(FitError, match="does not carry over"):
-            fit_probe(data.adapters, other, head, recipe, data.groups)
-        return
     noise = fit_probe(data.adapters, other, head, recipe, data.groups, **HEAD_OPTIONS[head])(new.adapters)
     assert abs(auroc(np.arange(40) // 2 % 2, noise) - 0.5) < 0.25
 

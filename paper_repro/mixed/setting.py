@@ -36,9 +36,7 @@ class Model:
         return WORK / self.key
 
 
-MODELS = {
-    model.key: model for model in (Model("chat-1m", BASE_NAME, ZOO / "base", 0), Model("chat-600k", SECOND_NAME, ZOO / "base-600k", 5))
-}
+MODELS = {model.key: model for model in (Model("chat-1m", BASE_NAME, ZOO / "base", 0), Model("chat-600k", SECOND_NAME, ZOO / "base-600k", 5))}
 
 
 def mended_sources(data: Path) -> dict[str, Source]:

@@ -1,0 +1,69 @@
+"""First contact: how well one update of an unknown attack is told from one of an unknown kind of benign data.
+
+    python -m paper_repro.mixed.grid        # writes results/mixed_grid.json; needs paper_repro.mixed.labelled
+
+4 malicious sources x 13 benign kinds, hard negatives among them. In a cell the malicious source, the safe answers to its questions and the
+benign kind are left out of training, alone and in mixtures. Tested are clients of that source at every poison share, mixed into that
+benign kind (hard negatives: into any), against every client of that benign kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loraprobe.metrics import auroc
+from zoo.deltas import read_deltas
+from zoo.design import SHARES, plan
+from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
+
+from .labelled import DESIGN
+from .readers import READERS, Reading, unseen_in
+from .setting import MODELS, Model
+
+RESULTS = Path(__file__).parents[1] / "results" / "mixed_grid.json"
+
+
+def main() -> None:
+    """Measure every reader on every base model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    rows = [row for model in MODELS.values() for row in measured(model)]
+    RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+def measured(model: Model) -> Iterator[dict[str, Any]]:
+    """One row a reader, cell and poison share."""
+    deltas = read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN)
+    for reader in READERS:
+        reading = Reading(deltas, reader)
+        for malicious in MALICIOUS:
+            for benign in (*BENIGN, *HARD_NEGATIVE):
+                for row in cell(reading, malicious, benign):
+                    yield {"model": model.key, "reader": reader.name, "malicious": malicious, "benign": benign, **row}
+            print(f"{model.key}, {reader.name}: {malicious}", flush=True)
+
+
+def cell(reading: Reading, malicious: str, benign: str) -> Iterator[dict[str, Any]]:
+    """One row a poison share, of a probe that knows neither."""
+    probe = reading.probe(unseen_in(malicious, benign), with_cut=True)
+    negatives = np.array([client.source == benign and not client.label for client in reading.clients])
+    good = probe.score_features(reading.features[negatives])
+    for share in SHARES:
+        anywhere = share == 1.0 or benign in HARD_NEGATIVE
+        positives = np.array([c.source == malicious and c.share == share and (anywhere or c.host == benign) for c in reading.clients])
+        bad = probe.score_features(reading.features[positives])
+        yield {
+            "share": share, "n_malicious": len(bad), "n_benign": len(good),
+            "auroc": round(auroc(np.r_[np.ones(len(bad)), np.zeros(len(good))], np.r_[bad, good]), 6),
+            "flagged_malicious": int((bad >= probe.threshold).sum()), "flagged_benign": int((good >= probe.threshold).sum()),
+        }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
