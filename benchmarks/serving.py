@@ -318,7 +318,17 @@ def table(result: dict[str, Any]) -> str:
         f"{machine['cores']} cores, {machine['processor']}, Python {machine['python']}, torch {machine['torch']}. In ms, alone and warm: {alone}.",
         f"Memory after {counts} requests: {resident} MiB.",
     ]
-    return "\n".join([*rows, "", *about])
+    return "\n".join([*rows, "", _outcome(result), "", *about])
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    goal, shown = result["goal"], []
+    for connections in (1, 4):
+        ratio = result[f"{connections} connections"]["score / echo"]["p50_ms"]
+        verdict = "met" if ratio["median"] <= goal else "missed"
+        verdict += ", in every round" if ratio["highest"] <= goal else ", not in every round" if ratio["median"] <= goal else ""
+        shown.append(f"{verdict} at {connections} connection{'s' * (connections > 1)}")
+    return f"**Goal: the median request takes at most {goal:g} times the echo's time: {'; '.join(shown)}.**"
 
 
 def _row(connections: int, name: str, summary: dict[str, Any]) -> str:
