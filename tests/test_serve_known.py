@@ -33,8 +33,12 @@ def paper() -> Probe:
     return probes.tiny_probe("linear", "paper")
 
 
+def delta(seed: int) -> Adapter:
+    return serving.delta(seed, malicious=seed % 2 == 0)
+
+
 def body(seed: int = 0, probe: Probe | None = None) -> bytes:
-    return save_slice((probe or paper()).featurizer, serving.delta(seed))
+    return save_slice((probe or paper()).featurizer, delta(seed))
 
 
 def scorer(**options: Any) -> Scorer:
@@ -67,10 +71,10 @@ def test_a_known_slice_has_the_score_of_the_whole_delta_bit_for_bit(head: str, r
     unread()
     for seed in range(8):
         [result], spectra = service(body(seed, probe), DELTA)
-        [verdict] = probe.verdicts([serving.delta(seed)])
+        [verdict] = probe.verdicts([delta(seed)])
         assert (result.score, result.verdict, result.reason, spectra) == (verdict.score, verdict.label, verdict.reason, None)
         scores.add(result.score)
-    assert len(scores) > 3  # the scores could differ
+    assert len(scores) > 1  # the scores could differ, although some heads are sure of all of these
     blank = Adapter({name: LoRAPair(pair.A, pair.B * 0, pair.scaling) for name, pair in serving.delta().items()}, kind="factor_delta")
     [result], _ = service(body(0, probe)[: -4 * probe.featurizer.num_features] + bytes(4 * probe.featurizer.num_features), DELTA)
     assert (result.score, result.verdict) == (probe.verdicts([blank])[0].score, "inconclusive")
@@ -232,10 +236,11 @@ def test_probes_whose_features_are_something_else_know_none(recipe: FeatureRecip
 
 
 def test_a_weight_delta_is_read_because_its_factors_do_not_show_that_it_is_zero() -> None:
-    from test_slices import delta, probe_of
+    from test_slices import delta as delta_of
+    from test_slices import probe_of
 
     probe = probe_of("weight_delta", FeatureRecipe(modules=("v_proj",)))
-    slices, data = KnownSlices(probe), save_slice(probe.featurizer, delta("weight_delta"))
+    slices, data = KnownSlices(probe), save_slice(probe.featurizer, delta_of("weight_delta"))
     slices.remember(data)
     assert slices.verdict(data, "weight_delta") is None
 
