@@ -14,7 +14,7 @@ from loraprobe.manifest import read_labelled, read_manifest
 from zoo.build import ADAPTERS, SAMPLE, SAMPLE_SEED, ZOO
 from zoo.design import plan
 from zoo.held_out import DESIGNED, write_designed
-from zoo.leave_out import OUT, RUNS
+from zoo.leave_out import OUT, RUNS, page
 
 RESULTS = sorted(path.stem for path in OUT.glob("*.json"))
 
@@ -60,3 +60,8 @@ def test_the_linear_probe_on_unseen_learning_rates_comes_out_again() -> None:
     for mine, theirs in zip(report["outcomes"], expected, strict=True):
         assert mine["auroc"] == pytest.approx(theirs["auroc"], abs=1e-3)
         assert (mine["n"], mine["n_malicious"], mine["n_hard_negative"]) == (theirs["n"], theirs["n_malicious"], theirs["n_hard_negative"])
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    assert (OUT / "README.md").read_text(encoding="utf-8") == page()
+    assert set(RESULTS) <= set(RUNS)
