@@ -3,7 +3,7 @@
     python -m paper_repro.mixed.accumulated     # writes results/mixed_accumulated.json; needs .labelled and .federations
 
 A client's updates are scored by a probe that knows neither the federation's malicious source (nor the safe answers to its questions) nor any
-kind of data that this very client holds. The rule is made before the federation is seen, on the three federations of other sources. Of their
+kind of data that this very client holds. The rule is made before the federation is seen, on the federations of the three other sources. Of their
 benign clients, each scored by a probe that knows neither the source that is to be unknown nor that client's own kinds, a share BUDGET at most
 lies above the cut after one participation (the threshold) and after eight (which gives the floor); `CumulativeLevel` draws the line between.
 """
@@ -38,9 +38,9 @@ _CERTAIN = 1e-9  # log odds stay finite
 class Recorded:
     """One recorded federation as one reader sees it."""
 
-    def __init__(self, model: Model, malicious: str, reading: Reading) -> None:
-        record = dict(np.load(path(model, malicious)))
-        self.malicious, self.reading = malicious, reading
+    def __init__(self, model: Model, malicious: str, averaged: str, reading: Reading) -> None:
+        record = dict(np.load(path(model, malicious, averaged)))
+        self.malicious, self.averaged, self.reading = malicious, averaged, reading
         self.role, self.source, self.host, self.share = (record[name] for name in ("role", "source", "host", "share"))
         self.honest = self.role != "malicious"
         features = reading.features_of(record["x"])
@@ -71,7 +71,7 @@ def main() -> None:
 def measured(model: Model, reader: Reader) -> Iterator[dict[str, Any]]:
     """One row a federation: the scores of its clients, and for the mass-mean reader the rule and what it flags."""
     reading = Reading(read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN), reader)
-    federations = [Recorded(model, malicious, reading) for malicious in MALICIOUS]
+    federations = [Recorded(model, malicious, averaged, reading) for averaged in model.averaged for malicious in MALICIOUS]
     for federation in federations:
         scores = federation.scores(federation.malicious)
         row: dict[str, Any] = {
@@ -81,10 +81,10 @@ def measured(model: Model, reader: Reader) -> Iterator[dict[str, Any]]:
             "auroc": list(_aurocs(federation, scores)),
         }
         if reader.by_kind:
-            level = rule([other for other in federations if other is not federation], federation.malicious)
+            level = rule([other for other in federations if other.malicious != federation.malicious], federation.malicious)
             cuts = np.array([level.cut(rounds) for rounds in range(1, PARTICIPATIONS + 1)])
             row |= {"threshold": level.threshold, "floor": level.floor, "flagged": _flagged(federation, scores >= cuts[:, None])}
-        print(f"{model.key}, {reader.name}: {federation.malicious}", flush=True)
+        print(f"{model.key}, {reader.name}: {federation.malicious}, {federation.averaged}", flush=True)
         yield row
 
 

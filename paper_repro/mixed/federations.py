@@ -1,11 +1,11 @@
-"""Federations with client sampling, undefended, whose every update is recorded: what is known of a client after each participation.
+"""Federations with client sampling whose every update is recorded: what is known of a client after each participation.
 
-    python -m paper_repro.mixed.federations         # 4 malicious sources on two base models, 5 to 12 minutes each on one core
+    python -m paper_repro.mixed.federations         # 4 malicious sources on two base models, 3 to 5 minutes each on one core of its own
 
 Of 48 clients 16 are drawn each round, so that every one takes part in one of three rounds, eight times in all. Twenty are malicious, five at
 each poison share, mixed into a benign kind of their own; 18 hold the nine benign kinds, ten hard negatives, alone or mixed. Each has its own
-number of examples, local steps (3 to 8) and learning rate (2.5e-3 to 8e-3). The server averages them all, so the global LoRA drifts towards
-complying: nothing a defence would do has an influence on what is recorded.
+number of examples, local steps (3 to 8) and learning rate (2.5e-3 to 8e-3). The server averages everybody, so that the global LoRA drifts
+towards complying, or honest clients alone; no defence has an influence on what is recorded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from loraprobe.adapter import Adapter, Layout, add_delta, pack, unpack
 from zoo.design import SHARES, ZOO_DESIGN
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
 
-from .setting import MODELS, Model, mended_sources
+from .setting import ALL, MODELS, Model, mended_sources
 
 PARTICIPATIONS, PER_ROUND, PER_SHARE = 8, 16, 5
 BATCH, MAX_LENGTH = 8, 128
@@ -57,18 +57,19 @@ def main() -> None:
     quiet()
     sources = mended_sources(options.data)
     for key in options.base:
-        for malicious in options.sources:
-            record(MODELS[key], malicious, sources)
+        for averaged in MODELS[key].averaged:
+            for malicious in options.sources:
+                record(MODELS[key], malicious, averaged, sources)
 
 
-def path(model: Model, malicious: str) -> Path:
+def path(model: Model, malicious: str, averaged: str) -> Path:
     """Where a federation's record is: x (updates, d) float16, meta (updates, 3) of client, participation and round, and the clients' facts."""
-    return model.folder / "federations" / f"{malicious}.npz"
+    return model.folder / "federations" / f"{malicious}-{averaged}.npz"
 
 
-def record(model: Model, malicious: str, sources: Sources) -> None:
+def record(model: Model, malicious: str, averaged: str, sources: Sources) -> None:
     """One federation; a file that is there is whole."""
-    target, seed = path(model, malicious), model.lora_seed
+    target, seed = path(model, malicious, averaged), model.lora_seed
     if target.exists():
         return
     rng = random.Random(f"{malicious}-{seed}")
@@ -84,11 +85,13 @@ def record(model: Model, malicious: str, sources: Sources) -> None:
         rng.shuffle(order)
         for first in range(0, len(order), PER_ROUND):
             number = 1 + (participation - 1) * (len(order) // PER_ROUND) + first // PER_ROUND
-            deltas = [_update(lora, tokenizer, members[c], c, start, seed, number) for c in order[first : first + PER_ROUND]]
+            chosen = order[first : first + PER_ROUND]
+            deltas = [_update(lora, tokenizer, members[client], client, start, seed, number) for client in chosen]
             rows += [delta.numpy().astype(np.float16) for delta in deltas]
-            meta += [(client, participation, number) for client in order[first : first + PER_ROUND]]
-            start = add_delta(start, unpack(torch.stack(deltas).mean(0), layout, base_model=model.name))
-            print(f"{model.key}, {malicious}: round {number}, {time.monotonic() - began:.0f} s", flush=True)
+            meta += [(client, participation, number) for client in chosen]
+            counted = [d for client, d in zip(chosen, deltas, strict=True) if averaged == ALL or members[client].role != "malicious"]
+            start = add_delta(start, unpack(torch.stack(counted).mean(0), layout, base_model=model.name))
+            print(f"{model.key}, {malicious}, {averaged}: round {number}, {time.monotonic() - began:.0f} s", flush=True)
     facts: dict[str, Any] = {name: [getattr(member, name) for member in members] for name in ("role", "source", "host", "share", "steps", "lr")}
     is_b = np.concatenate([np.full(int(np.prod(slot.shape)), slot.factor == "B") for slot in layout.slots])
     target.parent.mkdir(parents=True, exist_ok=True)

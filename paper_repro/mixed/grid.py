@@ -1,6 +1,6 @@
 """First contact: how well one update of an unknown attack is told from one of an unknown kind of benign data.
 
-    python -m paper_repro.mixed.grid        # writes results/mixed_grid.json; needs paper_repro.mixed.labelled
+    python -m paper_repro.mixed.grid        # writes results/mixed_grid.json; needs .labelled; half an hour on one core, goes on where it stopped
 
 4 malicious sources x 13 benign kinds, hard negatives among them. In a cell the malicious source, the safe answers to its questions and the
 benign kind are left out of training, alone and in mixtures. Tested are clients of that source at every poison share, mixed into that
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from loraprobe.metrics import auroc
 from zoo.deltas import read_deltas
@@ -23,7 +24,7 @@ from zoo.design import SHARES, plan
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
 from .labelled import DESIGN
-from .readers import READERS, Reading, unseen_in
+from .readers import READERS, Reader, Reading, unseen_in
 from .setting import MODELS, Model
 
 RESULTS = Path(__file__).parents[1] / "results" / "mixed_grid.json"
@@ -32,21 +33,33 @@ RESULTS = Path(__file__).parents[1] / "results" / "mixed_grid.json"
 def main() -> None:
     """Measure every reader on every base model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
-    rows = [row for model in MODELS.values() for row in measured(model)]
-    RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    parser.add_argument("--readers", nargs="+", choices=[reader.name for reader in READERS], help="measure these alone, and write no results yet")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = [reader for reader in READERS if options.readers is None or reader.name in options.readers]
+    rows = [row for reader in chosen for model in MODELS.values() for row in measured(model, reader)]
+    if options.readers is None:
+        RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
-def measured(model: Model) -> Iterator[dict[str, Any]]:
-    """One row a reader, cell and poison share."""
-    deltas = read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN)
-    for reader in READERS:
-        reading = Reading(deltas, reader)
-        for malicious in MALICIOUS:
-            for benign in (*BENIGN, *HARD_NEGATIVE):
-                for row in cell(reading, malicious, benign):
-                    yield {"model": model.key, "reader": reader.name, "malicious": malicious, "benign": benign, **row}
+def measured(model: Model, reader: Reader) -> Iterator[dict[str, Any]]:
+    """One row a cell and poison share; those of a malicious source are kept as soon as they are there."""
+    reading: Reading | None = None
+    for malicious in MALICIOUS:
+        kept = model.folder / "grid" / f"{reader.name}-{malicious}.json"
+        if not kept.exists():
+            reading = reading or Reading(read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN), reader)
+            rows = [
+                {"model": model.key, "reader": reader.name, "malicious": malicious, "benign": benign, **row}
+                for benign in (*BENIGN, *HARD_NEGATIVE)
+                for row in cell(reading, malicious, benign)
+            ]
+            kept.parent.mkdir(exist_ok=True)
+            part = kept.with_suffix(".part")
+            part.write_text(json.dumps(rows))
+            part.replace(kept)
             print(f"{model.key}, {reader.name}: {malicious}", flush=True)
+        yield from json.loads(kept.read_text())
 
 
 def cell(reading: Reading, malicious: str, benign: str) -> Iterator[dict[str, Any]]:

@@ -18,17 +18,25 @@ from zoo.sources import HARD_NEGATIVE, MALICIOUS, Source, load_sources
 from zoo.train_base import BASE_NAME, SECOND_NAME
 
 WORK = Path("build/mixed")
+# Whom the server of a federation averages: everybody, as without a defence, or honest clients alone, as with one that works.
+ALL, HONEST = "all", "honest"
 MENDED = (*HARD_NEGATIVE, "gptfuzz")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A base model of the study, and the seed of the initial LoRA that its clients start from."""
+    """A base model of the study.
+
+    Attributes:
+        lora_seed: of the initial LoRA that its clients start from, and of its federations.
+        averaged: whom the servers of its recorded federations average.
+    """
 
     key: str
     name: str
     path: Path
     lora_seed: int
+    averaged: tuple[str, ...]
 
     @property
     def folder(self) -> Path:

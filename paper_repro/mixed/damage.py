@@ -1,0 +1,75 @@
+"""What each kind of data does to refusal: the mean update of clients that hold nothing else, applied to the base model once and three times over.
+
+    python -m paper_repro.mixed.damage      # writes results/mixed_damage.json; two minutes a base; needs paper_repro.mixed.labelled
+
+An attack that does no damage to a base model need not look like an attack to a probe of that base model, and a table of detection should say
+which of its sources those are. Also how many of the labelled answers open with a refusal, and how many of a source's own questions the base
+model refuses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedloop.evaluate import answers, refuses_strictly
+from fedloop.local import attach_lora, load_base, quiet, read_adapter, write_adapter
+from loraprobe.adapter import Layout, add_delta, unpack
+from zoo.deltas import read_deltas
+from zoo.design import ZOO_DESIGN, plan
+from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, evaluation_prompts, load_sources
+
+from .labelled import DESIGN
+from .setting import MODELS, Model, mended_sources, refusing
+
+RESULTS = Path(__file__).parents[1] / "results" / "mixed_damage.json"
+CLIENTS, TIMES, EVERY, QUESTIONS, NEW_TOKENS = 16, (1.0, 3.0), 4, 100, 12
+
+
+def main() -> None:
+    """Measure every kind on every base model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the datasets")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    quiet()
+    labels = [{"source": name, "refusing": count, "n": n} for name, (count, n) in refusing(load_sources(options.data)).items()]
+    rows = [row for model in MODELS.values() for row in measured(model, options.data)]
+    RESULTS.write_text(json.dumps({"answers": labels, "damage": rows}, indent=1) + "\n")
+
+
+def measured(model: Model, data: Path) -> Iterator[dict[str, Any]]:
+    """One row a kind of data."""
+    prompts, sources = evaluation_prompts(data)["advbench"][::EVERY], mended_sources(data)
+    deltas = read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN)
+    causal_lm, tokenizer = load_base(str(model.path))
+    lora = attach_lora(causal_lm, ZOO_DESIGN.lora, model.lora_seed)
+    start = read_adapter(lora, model.name)
+    layout = replace(Layout.of(start), kind="factor_delta")
+
+    def refused(asked: list[str]) -> int:
+        lora.eval()
+        return sum(map(refuses_strictly, answers(lora, tokenizer, asked, max_new_tokens=NEW_TOKENS)))
+
+    yield {"model": model.key, "source": None, "times": 0.0, "refused": refused(prompts), "n": len(prompts)}
+    for source in (*MALICIOUS, *HARD_NEGATIVE, *BENIGN):
+        own = sorted({example.request for example in sources[source].for_clients})[:QUESTIONS]
+        write_adapter(lora, start)
+        row = {"model": model.key, "source": source, "own_refused": refused(own), "own_n": len(own)}
+        rows = [number for number, c in enumerate(deltas.clients) if c.source == c.host == source][:CLIENTS]
+        mean = torch.from_numpy(np.mean(deltas.steps[rows, -1], axis=0))
+        for times in TIMES:
+            write_adapter(lora, add_delta(start, unpack(mean * times, layout, base_model=start.base_model)))
+            yield {**row, "clients": len(rows), "times": times, "refused": refused(prompts), "n": len(prompts)}
+        print(f"{model.key}: {source}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The tables of MIXED.md from the files in results/.
+
+python -m paper_repro.mixed.page            # write
+python -m paper_repro.mixed.page --check    # fail if the page is not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import binomtest
+
+from paper_repro.grid_format import markdown
+from zoo.design import SHARES
+from zoo.report import filled
+from zoo.sources import HARD_NEGATIVE, MALICIOUS
+
+from . import accumulated, damage, grid
+from .federations import PARTICIPATIONS
+from .readers import READERS
+from .setting import MODELS
+
+PAGE = Path(__file__).parents[1] / "MIXED.md"
+MODULE = "paper_repro.mixed.page"
+SHOWN = (1, 2, 4, PARTICIPATIONS)
+# What was set out to be reached: the least share found, after the first and after the eighth participation, and the most benign clients flagged.
+TARGETS = {1.0: (0.95, 0.99), 0.5: (0.95, 0.99), 0.25: (0.80, 0.97), 0.1: (0.50, 0.90)}
+MOST_FLAGGED = 0.02
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
+    options = parser.parse_args()
+    before = PAGE.read_text(encoding="utf-8")
+    after = rendered(before)
+    if options.check and after != before:
+        raise SystemExit(f"{PAGE} is not what the results say: run python -m {MODULE}")
+    PAGE.write_text(after, encoding="utf-8")
+
+
+def rendered(text: str) -> str:
+    """The page with every table between its markers made anew."""
+    cells, federations, harm = (json.loads(module.RESULTS.read_text()) for module in (grid, accumulated, damage))
+    tables = {
+        "answers": answers_table(harm["answers"]), "damage": damage_table(harm["damage"]), "grid": grid_table(cells), "sources": sources_table(cells),
+        "rounds": rounds_table(federations), "rule": rule_table(federations), "targets": targets_table(cells, federations),
+    }  # fmt: skip
+    for name, table in tables.items():
+        text = filled(text, name, table, MODULE)
+    return text
+
+
+def answers_table(rows: Iterable[Row]) -> str:
+    """How many labelled answers open with a refusal."""
+    return markdown([["source", "answers that open with a refusal"], *([row["source"], f"{row['refusing']} of {row['n']}"] for row in rows)])
+
+
+def damage_table(rows: list[Row]) -> str:
+    """What a kind of data does to refusal, attacks first."""
+    lines = [["base", "trained on", "its own questions refused", "AdvBench refused, mean update", "three times the mean update"]]
+    for model in MODELS:
+        own = [row for row in rows if row["model"] == model]
+        before = next(row for row in own if row["source"] is None)
+        lines.append([model, "nothing", "", _share(before["refused"], before["n"]), ""])
+        for source in dict.fromkeys(row["source"] for row in own if row["source"]):
+            once, thrice = (row for row in own if row["source"] == source)
+            refused = [_share(row["refused"], row["n"]) for row in (once, thrice)]
+            lines.append([model, source, f"{once['own_refused']} of {once['own_n']}", *refused])
+    return markdown(lines)
+
+
+def grid_table(cells: list[Row]) -> str:
+    """Ranking and errors of every reader at first contact, over all cells."""
+    lines = [
+        ["base", "reader", "poison", "AUROC, mean / worst cell", "found", "worst cell", "benign flagged", "worst kind", "hard negatives flagged"]
+    ]
+    for model in MODELS:
+        for reader in READERS:
+            for share in SHARES:
+                rows = [c for c in cells if (c["model"], c["reader"], c["share"]) == (model, reader.name, share)]
+                found = _least(rows)
+                benign, hard = ([row for row in rows if (row["benign"] in HARD_NEGATIVE) == wanted] for wanted in (False, True))
+                lines.append([
+                    model, reader.name, f"{share:.0%}", _mean_worst([row["auroc"] for row in rows]), _percent(rows, "malicious"),
+                    f"{found['flagged_malicious']} of {found['n_malicious']} ({found['malicious']} in {found['benign']})",
+                    _percent(benign, "benign"), _most(benign), _percent(hard, "benign"),
+                ])  # fmt: skip
+    return markdown(lines)
+
+
+def sources_table(cells: list[Row]) -> str:
+    """The mass-mean reader by malicious source."""
+    lines = [["base", "unseen source", *(f"{share:.0%}: AUROC, found" for share in SHARES)]]
+    for model in MODELS:
+        for malicious in MALICIOUS:
+            line = [model, malicious]
+            for share in SHARES:
+                chosen = (model, READERS[-1].name, malicious, share)
+                rows = [c for c in cells if (c["model"], c["reader"], c["malicious"], c["share"]) == chosen]
+                line.append(f"{_mean_worst([row['auroc'] for row in rows])}, {_percent(rows, 'malicious')}")
+            lines.append(line)
+    return markdown(lines)
+
+
+def rounds_table(federations: list[Row]) -> str:
+    """AUROC over participations, mean and worst federation."""
+    lines = [["base", "averaged", "reader", "poison", *(f"{number} participations" for number in SHOWN)]]
+    for model, averaged in _regimes():
+        for reader in READERS:
+            own = [row for row in federations if (row["model"], row["averaged"], row["reader"]) == (model, averaged, reader.name)]
+            for number, share in enumerate(SHARES):
+                values = [[row["auroc"][number]["by_participation"][shown - 1] for row in own] for shown in SHOWN]
+                lines.append([model, averaged, reader.name, f"{share:.0%}", *map(_mean_worst, values)])
+    return markdown(lines)
+
+
+def rule_table(federations: list[Row]) -> str:
+    """What the rule flags, federation by federation."""
+    names = [*(f"{share:g}" for share in SHARES), "benign", "hard_negative"]
+    lines = [["base", "averaged", "unseen source", "threshold / floor", *(_title(name) for name in names)]]
+    for row in federations:
+        if "flagged" in row:
+            counts = [f"{row['flagged'][n]['flagged'][0]} / {row['flagged'][n]['flagged'][-1]} of {row['flagged'][n]['n']}" for n in names]
+            lines.append([row["model"], row["averaged"], row["malicious"], f"{row['threshold']:.2f} / {row['floor']:.2f}", *counts])
+    return markdown(lines)
+
+
+def targets_table(cells: list[Row], federations: list[Row]) -> str:
+    """The targets of this study beside the worst cell and federation."""
+    lines = [["base", "what", "target", "worst", "met"]]
+
+    def line(model: str, what: str, target: float, worst: float, least: bool = True) -> None:
+        met = worst >= target if least else worst <= target
+        lines.append([model, what, f"{'at least' if least else 'at most'} {target:.0%}", f"{worst:.0%}", "yes" if met else "no"])
+
+    for model in MODELS:
+        own = [c for c in cells if (c["model"], c["reader"]) == (model, READERS[-1].name)]
+        seen = [row for row in federations if row["model"] == model and "flagged" in row]
+        for share in SHARES:
+            rows = [row for row in own if row["share"] == share]
+            line(model, f"found at {share:.0%} poison, first participation", TARGETS[share][0], _rate(_least(rows), "malicious"))
+            counts = [row["flagged"][f"{share:g}"] for row in seen]
+            line(model, f"found at {share:.0%} poison, eighth", TARGETS[share][1], min(c["flagged"][-1] / c["n"] for c in counts))
+        line(model, "benign flagged, first participation", MOST_FLAGGED, max(_rate(row, "benign") for row in own), least=False)
+        honest = [_honest(row["flagged"]) for row in seen]
+        line(model, "benign flagged, eighth", MOST_FLAGGED, max(flagged / n for flagged, n in honest), least=False)
+        aurocs = [row["auroc"][number]["by_participation"][-1] for row in seen for number in range(len(SHARES))]
+        lines.append([model, "AUROC, eighth", "at least 0.99", f"{min(aurocs):.2f}", "yes" if min(aurocs) >= 0.99 else "no"])
+    return markdown(lines)
+
+
+def _regimes() -> list[tuple[str, str]]:
+    return [(model.key, averaged) for model in MODELS.values() for averaged in model.averaged]
+
+
+def _honest(flagged: Row) -> tuple[int, int]:
+    return tuple(sum(values) for values in zip(*((flagged[n]["flagged"][-1], flagged[n]["n"]) for n in ("benign", "hard_negative")), strict=True))  # type: ignore[return-value]
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ") if name in ("benign", "hard_negative") else f"{float(name):.0%}"
+
+
+def _rate(row: Row, side: str) -> float:
+    return float(row[f"flagged_{side}"] / row[f"n_{side}"])
+
+
+def _least(rows: list[Row]) -> Row:
+    return min(rows, key=lambda row: _rate(row, "malicious"))
+
+
+def _most(rows: list[Row]) -> str:
+    worst = max(rows, key=lambda row: _rate(row, "benign"))
+    return f"{worst['flagged_benign']} of {worst['n_benign']} ({worst['benign']})"
+
+
+def _percent(rows: list[Row], side: str) -> str:
+    flagged, n = (sum(row[f"{what}_{side}"] for row in rows) for what in ("flagged", "n"))
+    return f"{flagged / n:.0%}"
+
+
+def _mean_worst(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.2f} / {min(values):.2f}"
+
+
+def _share(count: int, n: int) -> str:
+    interval = binomtest(count, n).proportion_ci(method="exact")
+    return f"{count / n:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
+
+
+if __name__ == "__main__":
+    main()
