@@ -1,7 +1,7 @@
 """The head of a request: read at once where it has the usual form, and by h11 where it has any other.
 
 h11 goes over every line several times, which is a good part of what a small request costs. The usual form is a part of what h11 accepts, read with
-the same result (`tests/test_serve_connection.py`); what is outside of it is not refused here, but left to h11.
+the same result (`tests/test_serve_head.py`); what is outside of it is not refused here, but left to h11.
 """
 
 from __future__ import annotations
