@@ -23,8 +23,9 @@ from fedloop.levels import (
     ShadowLevel,
     StepLevel,
 )
+from fedloop.rounds import RunResult, simulate
 from fedloop.types import ClientUpdate, RoundRecord
-from loraprobe.adapter import Adapter, Layout, unpack
+from loraprobe.adapter import Adapter, Layout, pack, unpack
 from loraprobe.pair import LoRAPair
 from loraprobe.probe import Probe, fit_probe
 
@@ -135,3 +136,13 @@ def unpacked(vector: torch.Tensor, like: Adapter) -> Adapter:
     """A factor delta with these numbers, of the layout of an adapter."""
     layout = Layout.of(like)
     return unpack(vector, Layout(layout.slots, layout.scalings, "factor_delta"), base_model=like.base_model)
+
+
+def vector(adapter: Adapter) -> torch.Tensor:
+    """Its factors, packed."""
+    return pack(adapter)[0]
+
+
+def run(files: Files, **changes: Any) -> RunResult:
+    """A whole federation on the tiny Llama."""
+    return simulate(settings(files, **changes))

@@ -1,11 +1,8 @@
-"""Whole federations on the tiny Llama: what a round does to the global LoRA, who can move it, and that the seed decides everything."""
+"""Whole federations on the tiny Llama: that the seed decides everything, what a run leaves, attacks, evidence, state."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +10,19 @@ import federated
 import numpy as np
 import pytest
 import torch
-from federated import Files, defended, same_tree, settings, untimed
+from federated import Files, defended, run, same_tree, settings, untimed, vector
 
-from fedloop import federation as federation_module
 from fedloop import trainer as trainer_module
 from fedloop.attacks import ATTACKS
 from fedloop.config import Config, TrainingConfig
 from fedloop.errors import AggregationError, ConfigError, StateError
-from fedloop.federation import Federation, rule_options
+from fedloop.federation import Federation
 from fedloop.local import LocalTraining, read_adapter
-from fedloop.rounds import RunResult, build_clients, build_federation, client_seed, learning_rate, simulate
-from fedloop.trainer import Trained
-from loraprobe.adapter import Adapter, add_delta, factor_delta, pack
+from fedloop.rounds import build_clients, build_federation, client_seed, learning_rate, simulate
+from loraprobe.adapter import Adapter
 from loraprobe.errors import DataError
 from loraprobe.pair import LoRAPair
 from loraprobe.peft_io import load_adapter
-
-RULES: dict[str, dict[str, Any]] = {
-    "mean": {}, "median": {}, "trimmed_mean": {"f": 1}, "meamed": {"f": 1}, "krum": {"f": 1}, "multi_krum": {"f": 1}, "geometric_median": {},
-    "centered_clipping": {}, "nnm": {"f": 1}, "foolsgold": {}, "residual": {}, "dnc": {"f": 1}, "lasa": {},
-}  # fmt: skip
-
-
-def vector(adapter: Adapter) -> torch.Tensor:
-    return pack(adapter)[0]
-
-
-def run(files: Files, **changes: Any) -> RunResult:
-    return simulate(settings(files, **changes))
-
 
 # --- the seed decides everything -------------------------------------------------------------------------------------------
 
@@ -158,256 +139,6 @@ def test_evading_a_probe_without_a_direction_is_refused_before_anybody_trains(ti
     files = Files(tiny_files.base, federated.fitted("spectral").save_pretrained(tmp_path / "probe"))
     with pytest.raises(ConfigError, match="no single direction"):
         run(files, defense=defended(files), clients={"update_attack": "probe_evasion"})
-
-
-# --- who can move the global LoRA ----------------------------------------------------------------------------------------------
-
-
-Sent = Callable[[dict[str, Trained], Adapter], Mapping[str, Trained]]  # what came out of training, the global LoRA -> what is sent
-
-
-class Bench:
-    """One federation whose first round can be played again and again, with what its clients send changed on the way."""
-
-    def __init__(self, files: Files, **changes: Any) -> None:
-        self.config = Config.of(settings(files, **changes))
-        self.clients = build_clients(self.config)
-        self.malicious = next(client.client_id for client in self.clients if client.role == "malicious")
-        self.federation = build_federation(self.config)
-        self.fresh = self.federation.state_dict()
-
-    def play(
-        self, sent: Callable[[dict[str, Trained], Adapter], Mapping[str, Trained]], monkeypatch: pytest.MonkeyPatch, absent: str = ""
-    ) -> tuple[Any, Any]:
-        """One round from the beginning: its record, and the new global LoRA."""
-        self.federation.load_state_dict(self.fresh)
-
-        def changed(trained: dict[str, Trained], malicious: Any, config: Any, defense: Any, start: Adapter, generator: Any) -> Mapping[str, Trained]:
-            return sent(trained, start)
-
-        monkeypatch.setattr(federation_module, "attacked", changed)
-        of = self.config.training
-        present = [client for client in self.clients if client.client_id != absent]
-        seeds = [client_seed(0, 1, self.clients.index(client)) for client in present]
-        training = LocalTraining(of.lr, of.steps, of.batch_size, of.max_length)
-        record = self.federation.round(1, present, training, seeds, np.random.default_rng(0), lambda *_: None)
-        return record, vector(self.federation.lora).clone()
-
-
-@cache
-def bench(files: Files) -> Bench:
-    return Bench(files)
-
-
-def untouched(trained: dict[str, Trained], start: Adapter) -> dict[str, Trained]:
-    return trained
-
-
-def bending(client: str, change: Callable[[Trained, Adapter], Trained]) -> Callable[[dict[str, Trained], Adapter], dict[str, Trained]]:
-    return lambda trained, start: {name: change(one, start) if name == client else one for name, one in trained.items()}
-
-
-def scaled(factor: float, **fields: Any) -> Callable[[Trained, Adapter], Trained]:
-    """A client that sends its change times a factor."""
-
-    def change(one: Trained, start: Adapter) -> Trained:
-        delta = federated.mapped(one.delta, lambda tensor: factor * tensor)
-        return replace(one, delta=delta, update=replace(one.update, adapter=add_delta(start, delta), **fields))
-
-    return change
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_a_rejected_client_cannot_move_the_global_lora(rule: str, tiny_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = bench(tiny_files)
-    of.federation._config = of.config.model_copy(
-        update={"aggregation": of.config.aggregation.model_copy(update={"rule": rule, "options": RULES[rule]})}
-    )
-    rejected = (scaled(math.nan), scaled(math.inf), scaled(1.0, num_examples=0), scaled(-50.0, num_examples=True), scaled(50.0, num_examples="4"))
-    moved = set()
-    for change in rejected:
-        record, lora = of.play(bending(of.malicious, change), monkeypatch)
-        assert record.factors[of.malicious] == 0.0
-        assert record.reasons.keys() == {of.malicious}
-        assert not record.skipped
-        assert not record.note
-        moved.add(tuple(lora.tolist()))
-    without, expected = of.play(untouched, monkeypatch, absent=of.malicious)
-    assert moved == {tuple(expected.tolist())}
-    assert without.factors.keys() == record.factors.keys() - {of.malicious}
-    counted, free = of.play(bending(of.malicious, scaled(-50.0)), monkeypatch)  # negative control: if it is not rejected, it counts
-    assert not counted.reasons
-    if rule not in ("krum", "median", "trimmed_mean", "multi_krum", "dnc", "meamed"):
-        assert not torch.equal(free, expected)
-    assert not torch.equal(expected, of.fresh["lora"])
-
-
-def test_flame_skips_a_round_without_a_majority_and_says_so(tiny_files: Files) -> None:
-    result = run(tiny_files, aggregation={"rule": "flame"}, clients={"malicious": 0})
-    for record in result.records:
-        assert record.skipped is ("skipped:" in record.note)
-        assert bool(record.weights) is not record.skipped
-
-
-def test_a_skipped_round_keeps_the_global_lora(tiny_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = bench(tiny_files)
-    of.federation._config = of.config
-    record, lora = of.play(lambda trained, start: {name: scaled(math.nan)(one, start) for name, one in trained.items()}, monkeypatch)
-    assert record.skipped
-    assert record.weights == {}
-    assert torch.equal(lora, of.fresh["lora"])
-    gated = run(tiny_files, defense={**defended(tiny_files), "threshold": 1e-6})
-    assert all(record.skipped and set(record.factors.values()) == {0.0} for record in gated.records)
-    assert torch.equal(vector(gated.adapter), of.fresh["lora"])
-
-
-def test_a_client_that_diverged_is_refused_and_the_record_can_be_written(tiny_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = bench(tiny_files)
-    of.federation._config = of.config
-    record, _ = of.play(bending(of.malicious, lambda one, start: replace(scaled(math.nan)(one, start), loss=math.nan)), monkeypatch)
-    assert of.malicious not in record.losses
-    assert len(record.losses) == 3
-    assert of.malicious in record.to_json()
-
-
-def test_an_error_of_the_rule_is_a_skipped_round_with_a_note(tiny_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = bench(tiny_files)
-    of.federation._config = of.config
-
-    def none(*_: Any, **__: Any) -> None:
-        raise AggregationError("nobody agrees")
-
-    monkeypatch.setattr(federation_module, "aggregator", lambda name: none)
-    record, lora = of.play(untouched, monkeypatch)
-    assert (record.skipped, record.weights, record.note) == (True, {}, "skipped: nobody agrees")
-    assert torch.equal(lora, of.fresh["lora"])
-
-
-def test_f_is_what_the_rule_can_bear_of_those_that_count() -> None:
-    def options(rule: str, n: int, **given: Any) -> dict[str, Any]:
-        return rule_options(federation_module.AggregationConfig(rule=rule, options=given), n, np.random.default_rng(0))
-
-    assert [options("krum", n, f=2)["f"] for n in (7, 5, 4, 3, 1)] == [2, 2, 1, 1, 0]
-    assert "f" not in options("median", 3)
-    assert "rng" in options("dnc", 5, f=1)
-    assert "rng" in options("flame", 5, noise=0.1)
-    assert "rng" not in options("flame", 5)
-
-
-# --- how LoRA factors are averaged -----------------------------------------------------------------------------------------------
-
-
-def effective(federation: Federation, adapter: Adapter, delta: Adapter | None = None) -> dict[str, torch.Tensor]:
-    """Every adapted weight of the model with this LoRA (and this change of it): base + scaling B A."""
-    weights = {}
-    for module, pair in adapter.items():
-        A, B = (pair.A, pair.B) if delta is None else (pair.A + delta[module].A, pair.B + delta[module].B)
-        base = federation._model.get_submodule(f"base_model.model.{module}.base_layer").weight
-        weights[module] = base.detach().double().clone() + pair.scaling * B.double() @ A.double()
-    return weights
-
-
-@pytest.mark.parametrize(("lora", "exact"), [("exact", True), ("factors", False), ("frozen_a", True)])
-def test_the_new_global_model_is_the_mean_of_the_clients_models(lora: str, exact: bool, tiny_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Config.of(settings(tiny_files, aggregation={"lora": lora}, training={"lr": 5e-2}))
-    federation, clients = build_federation(config), build_clients(config)
-    seen: list[dict[str, dict[str, torch.Tensor]]] = []
-
-    def watching(trained: dict[str, Trained], malicious: Any, config: Any, defense: Any, start: Adapter, generator: Any) -> dict[str, Trained]:
-        seen.append({name: effective(federation, start, one.delta) for name, one in trained.items()})
-        return {name: replace(one, update=replace(one.update, num_examples=1 + index)) for index, (name, one) in enumerate(trained.items())}
-
-    monkeypatch.setattr(federation_module, "attacked", watching)
-    training = LocalTraining(5e-2, 2, 2, 40)
-    for number in (1, 2, 3):
-        record = federation.round(number, clients, training, [number * 10 + k for k in range(4)], np.random.default_rng(0), lambda *_: None)
-        after = effective(federation, federation.lora)
-        for module, weight in after.items():
-            mean = sum(record.weights[name] * one[module] for name, one in seen[-1].items())
-            apart = float((weight - mean).norm() / (mean - effective_base(tiny_files, module)).norm())
-            assert (apart < 1e-5) is exact, (number, module, apart)
-    assert sorted(record.weights.values()) == pytest.approx([0.1, 0.2, 0.3, 0.4])  # they do not all count alike
-
-
-@cache
-def base_model(files: Files) -> Any:
-    from fedloop.local import load_base
-
-    return load_base(str(files.base))[0]
-
-
-def effective_base(files: Files, module: str) -> torch.Tensor:
-    weight: torch.Tensor = base_model(files).get_submodule(module).weight.detach().double()
-    return weight
-
-
-def test_residuals_outlive_a_resume(tiny_files: Files, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"aggregation": {"lora": "exact"}, "training": {"lr": 5e-2}, "rounds": 3}
-    whole = run(tiny_files, **changes)
-    config = settings(tiny_files, **changes, output={"folder": str(tmp_path)})
-    stopping(config, after=1)
-    assert torch.equal(vector(simulate(config).adapter), vector(whole.adapter))
-    assert not torch.equal(vector(run(tiny_files, **{**changes, "aggregation": {}}).adapter), vector(whole.adapter))  # folding has an effect
-
-
-def test_a_frozen_a_never_moves_even_if_somebody_sends_another(tiny_files: Files) -> None:
-    changes: dict[str, Any] = {"clients": {"update_attack": "gaussian", "update_attack_options": {"std": 1.0}}}
-    for server in ("fedavg", "fedavgm", "scaffold"):
-        frozen = run(tiny_files, aggregation={"lora": "frozen_a", "server": server}, **changes)
-        initial = run(tiny_files, rounds=1, training={"lr": 1e-30}).adapter
-        assert all(torch.equal(pair.A, initial[module].A) for module, pair in frozen.adapter.items())
-        assert all(pair.B.any() for pair in frozen.adapter.values())
-    free = run(tiny_files, **changes)
-    assert not any(torch.equal(pair.A, initial[module].A) for module, pair in free.adapter.items())  # negative control
-
-
-# --- server optimisers -------------------------------------------------------------------------------------------------------------
-
-
-def test_fedprox_keeps_clients_near_the_start(tiny_files: Files) -> None:
-    def moved(proximal: float) -> torch.Tensor:
-        training = {"proximal": proximal, "steps": 6, "lr": 1e-2}
-        result = run(tiny_files, rounds=1, aggregation={"server": "fedprox"}, training=training, clients={"count": 2, "malicious": 0})
-        return vector(factor_delta(result.adapter, load(tiny_files)))
-
-    near, far = moved(100.0), moved(0.0)
-    assert near.norm() < 0.8 * far.norm()
-    plain = run(tiny_files, rounds=1, training={"steps": 6, "lr": 1e-2}, clients={"count": 2, "malicious": 0})
-    assert torch.equal(far, vector(factor_delta(plain.adapter, load(tiny_files))))  # with mu 0 it is FedAvg
-
-
-@cache
-def load(files: Files) -> Adapter:
-    """The initial global LoRA."""
-    return build_federation(Config.of(settings(files))).lora
-
-
-@pytest.mark.parametrize("server", ["fedavgm", "fedadagrad", "fedyogi", "fedadam", "scaffold"])
-def test_server_optimisers_change_the_run_and_remember_over_a_resume(server: str, tiny_files: Files, tmp_path: Path) -> None:
-    options = {} if server == "scaffold" else {"lr": 0.01}
-    changes: dict[str, Any] = {"rounds": 3, "aggregation": {"server": server, "server_options": options}, "clients": {"sampled": 2}}
-    whole = run(tiny_files, **changes)
-    config = settings(tiny_files, **changes, output={"folder": str(tmp_path)})
-    stopping(config, after=2)
-    resumed = simulate(config)
-    assert torch.equal(vector(resumed.adapter), vector(whole.adapter))
-    assert [untimed(record) for record in resumed.records] == [untimed(record) for record in whole.records]
-    assert not torch.equal(vector(whole.adapter), vector(run(tiny_files, **{**changes, "aggregation": {}}).adapter))
-
-
-class Stopped(Exception):
-    """A run that was ended from outside."""
-
-
-def stopping(config: dict[str, Any], after: int) -> None:
-    """Play a run up to the end of a round."""
-
-    def watch(what: str, number: int, client: str, value: float) -> None:
-        if what == "client" and number > after:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        simulate(config, watch=watch)
 
 
 # --- attacks on updates ------------------------------------------------------------------------------------------------------------
