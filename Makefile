@@ -64,7 +64,7 @@ paper: setup
 	$(BIN)/python -m paper_repro.tables
 
 repro-small: setup
-	$(BIN)/python -m paper_repro.check --small --data $(DATA)
+	$(BIN)/python -m paper_repro.check --small --data $(DATA) $(ARGS)
 	$(BIN)/python -m paper_repro.tables --check
 
 clean:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import platform
+import re
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -121,7 +123,11 @@ def run_all(todo: Sequence[Cell], workers: int) -> None:
 
 
 def processes(workers: int) -> ProcessPoolExecutor:
-    """Processes for runs; a fresh one now and then gives back what the libraries keep, and none outlives a killed parent."""
+    """Processes for runs; a fresh one now and then gives back what the libraries keep, and none outlives a killed parent.
+
+    They start with one thread for every library, whatever the shell says: how many share a sum decides how it is rounded.
+    """
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent, max_tasks_per_child=20)
 
 
@@ -132,13 +138,21 @@ def run(cell: Cell) -> Line:
     result = simulate(cell.config)
     return {
         "row": cell.row, "malicious": cell.malicious, "share": cell.share, "seed": cell.seed, "source": cell.source, "benign": cell.benign,
-        "config": cell.digest, "machine": f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}",
+        "config": cell.digest, "machine": machine(),
         "metrics": {name: round(value, 6) for name, value in result.metrics.items()},
         "factors": {role: mean_factors(result, role) for role in ("benign", "malicious")},
         "clients": {role: client_factors(result, role) for role in ("benign", "malicious")},
         "skipped": sum(record.skipped for record in result.records), "refused": sum(len(record.reasons) for record in result.records),
         "seconds": totals(result, "seconds"), "bytes": totals(result, "bytes"),
     }  # fmt: skip
+
+
+def machine() -> str:
+    """What decides how sums are rounded: the version of PyTorch, the instructions it uses, and the kind of processor."""
+    about = Path("/proc/cpuinfo")
+    facts = dict(re.findall(r"^(vendor_id|cpu family|model)\s*: (.*)$", about.read_text(), re.MULTILINE)) if about.exists() else {}
+    kind = " ".join(facts.values()) or platform.processor() or platform.machine()
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {kind}"
 
 
 def mean_factors(result: RunResult, role: str) -> list[float]:
