@@ -80,32 +80,33 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to save the probe in.")],
     base: BaseOption = None,
     kind: KindOption = "factor_delta",
-    head: Annotated[str, typer.Option(help="linear, linear_paper, mlp, xgboost or cosine.")] = "linear",
+    head: Annotated[str, typer.Option(help="linear, linear_paper, mlp, xgboost, cosine or mass_mean.")] = "linear",
     recipe: RecipeOption = "all_b",
     threshold: Annotated[str, typer.Option(help="A number, or fpr:0.01 for a budget of false positives.")] = "0.8",
     calibration: Annotated[str | None, typer.Option(help="platt or isotonic.")] = None,
     folds: Annotated[int, typer.Option(help="Folds of the out-of-fold scores.")] = 5,
+    by_kind: Annotated[bool, typer.Option("--by-kind", help="Leave out one kind of data (source, host) after the other in place of folds.")] = False,
     seed: SeedOption = 0,
 ) -> None:
     """Fit a probe on labelled adapters, save it, and print its out-of-fold report beside trivial baselines."""
     from .baselines import baseline_recipes
-    from .manifest import FRESH, read_labelled, read_manifest
+    from .manifest import FRESH, kinds_of, read_labelled, read_manifest
     from .probe import fit_probe
 
     rows = read_manifest(manifest)
     adapters = read_labelled(track(rows, "reading", console=complaints, disable=len(rows) < 200), kind, base)
     labels, groups, chosen = [row.label for row in rows], [row.group for row in rows], _recipe(recipe)
-    cut = _threshold(threshold)
-    probe = fit_probe(adapters, labels, head, chosen, groups, cut, seed, calibration=calibration, folds=folds)
+    cut, kinds = _threshold(threshold), kinds_of(rows) if by_kind else None
+    probe = fit_probe(adapters, labels, head, chosen, groups, cut, seed, calibration=calibration, folds=folds, kinds=kinds)
     title = f"{len(rows)} adapters, {len(set(groups))} groups, seed {seed}"
-    table = Table("detector", "AUROC, out of fold", "TPR at 1 % FPR", "TPR at 5 % FPR", title=title)
+    table = Table("detector", f"AUROC, out of {'kind' if by_kind else 'fold'}", "TPR at 1 % FPR", "TPR at 5 % FPR", title=title)
     for name, (own, own_head) in {f"this probe ({head})": (chosen, head), **baseline_recipes(chosen)}.items():
         try:
-            compared = probe if own is chosen and own_head == head else fit_probe(adapters, labels, own_head, own, groups, seed=seed)
+            compared = probe if own is chosen and own_head == head else fit_probe(adapters, labels, own_head, own, groups, seed=seed, kinds=kinds)
         except KindMismatch:  # with --base fresh there is no change of A
             table.add_row(name, f"needs --base with an adapter, not {FRESH}", "", "")
             continue
-        table.add_row(name, *_out_of_fold(compared, adapters, labels, groups, folds, seed))
+        table.add_row(name, *_held_out(compared, adapters, labels, groups, kinds, folds, seed))
     probe.save_pretrained(out)
     console.print(table)
     console.print(plain(f"saved to {out}"), soft_wrap=True)
@@ -240,13 +241,19 @@ def _adapter(source: str, alpha: float | None) -> Adapter:
     return load_adapter(source, alpha=alpha)
 
 
-def _out_of_fold(probe: Probe, adapters: list[Adapter], labels: list[int], groups: list[str], folds: int, seed: int) -> list[str]:
-    """AUROC with its interval and the TPRs of a probe's recipe and head on adapters of groups that were held out."""
+def _held_out(
+    probe: Probe, adapters: list[Adapter], labels: list[int], groups: list[str], kinds: list[tuple[str, ...]] | None, folds: int, seed: int
+) -> list[str]:
+    """AUROC with its interval and the TPRs of a probe's recipe and head on adapters of groups, or of kinds of data, that were held out."""
     from .metrics import report
-    from .probe import out_of_fold_scores
+    from .probe import out_of_fold_scores, out_of_kind_scores
 
-    training = probe.facts["training"]
-    scores = out_of_fold_scores(probe.featurizer(adapters), _array(labels), groups, training["head"], seed, folds, **training["head_options"])
+    training, features, y = probe.facts["training"], probe.featurizer(adapters), _array(labels)
+    head, options = training["head"], training["head_options"]
+    if kinds is None:
+        scores = out_of_fold_scores(features, y, groups, head, seed, folds, **options)
+    else:
+        scores = out_of_kind_scores(features, y, groups, kinds, head, seed, **options)
     measured = report(labels, scores, groups, threshold=0.5, seed=seed)
     low, high = measured.auroc_ci
     return [f"{measured.auroc:.3f} [{low:.3f}, {high:.3f}]", *(f"{tpr:.3f}" for tpr in measured.tpr_at_fpr.values())]

@@ -113,6 +113,20 @@ def _optional(record: Mapping[str, str | None], label: int, folder: Path) -> dic
     return found
 
 
+def kinds_of(rows: Iterable[Row]) -> list[tuple[str, ...]]:
+    """What kinds of data each adapter was trained on: its source, then what the source is mixed into.
+
+    Raises:
+        DataError: a source is written with its share (`name@share`) and no host says what it is mixed into, or stands for a label.
+    """
+    kinds: list[tuple[str, ...]] = []
+    for row in rows:
+        if "@" in row.source or row.source in ("benign", "malicious"):
+            raise DataError(f"{row.path}: got the source {row.source!r}; kinds of data need a column source with names, and host for mixtures")
+        kinds.append((row.source, row.host) if row.host and row.host != row.source else (row.source,))
+    return kinds
+
+
 def read_for(kind: str, source: str | Path | Adapter, base: str | Path | Adapter | None, alpha: float | None = None) -> Adapter:
     """Load an adapter and, where a delta is wanted, subtract the one training started from.
 

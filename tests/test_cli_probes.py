@@ -71,6 +71,24 @@ def test_train_takes_a_recipe_in_json_and_a_budget(box: Path, tmp_path: Path) ->
     assert probe.facts["training"]["threshold_rule"] == "fpr:0.2"
 
 
+def test_train_by_kind_leaves_kinds_of_data_out(box: Path, tmp_path: Path) -> None:
+    rows = (box / "m.csv").read_text().splitlines()
+    places = [row.split(",")[0] for row in rows[1:]]
+    labels = ["malicious" if "malicious" in place else "benign" for place in places]
+    kinds = [f"{label[0]}{number % 3}" for number, label in enumerate(labels)]
+    manifest = box / "kinds.csv"
+    manifest.write_text("path,label,source\n" + "".join(",".join(row) + "\n" for row in zip(places, labels, kinds, strict=True)))
+    options = ("--base", "fresh", "--head", "mass_mean", "--by-kind", "--threshold", "fpr:0.2", "--calibration", "platt")
+    shown = invoke("train", manifest, "-o", tmp_path / "p", *options).stdout
+    assert "out of kind" in " ".join(shown.split())
+    training = Probe.from_pretrained(tmp_path / "p").facts["training"]
+    assert training["kinds"] == len(set(kinds))
+    assert training["head"] == "mass_mean"
+    manifest.write_text("path,label\n" + "".join(",".join(row) + "\n" for row in zip(places, labels, strict=True)))
+    refused = invoke("train", manifest, "-o", tmp_path / "q", *options, code=2)
+    assert "kinds of data need a column source" in " ".join(refused.stderr.split())
+
+
 def test_evaluate_reports_what_the_library_does(box: Path, tmp_path: Path) -> None:
     printed = json.loads(invoke("evaluate", box / "m.csv", "-p", box / "of factor_delta", "--base", "fresh", "--seed", 2, "--json").stdout)
     rows = read_manifest(box / "m.csv")
