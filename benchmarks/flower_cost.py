@@ -43,7 +43,7 @@ COMMAND = "python -m benchmarks.flower_cost"
 ROUNDS = 3  # of every way that are measured, after one that is not
 STOCK, CONTROL = "FedAvg, tensor by tensor", "FedAvg, one array"
 RANKS = {8: list(WAYS), 56: [name for name in WAYS if name != CONTROL], 168: [name for name in WAYS if name != CONTROL]}
-PATIENCE, TIMEOUT = 3600.0, 900.0  # seconds for a size, and for a round
+PATIENCE, TIMEOUT = 1800.0, 600.0  # seconds for a size, and for a round
 
 PYPROJECT = """[project]
 name = "cost"
