@@ -25,7 +25,7 @@ def read_numbers(path: Path = NUMBERS) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"about", "views", "cross_source", "sweeps", "transfer", "drift"} - set(found)
+        missing = {"about", "views", "cross_source", "mended", "sampled", "sweeps", "transfer", "drift"} - set(found)
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"cannot read {path}: {error}. Write it with python -m paper_repro.separability") from None
     if missing:

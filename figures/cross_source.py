@@ -26,9 +26,9 @@ def matrix(rows: Sequence[Row], recipe: str, share: float, malicious: Sequence[s
 
 def plot(ax: Axes, values: np.ndarray, malicious: Sequence[str], benign: Sequence[str]) -> AxesImage:
     """Draw one heat map into ax, with every number in its cell."""
-    image = ax.imshow(values, cmap="cividis", vmin=0.3, vmax=1.0, aspect="auto")
+    image = ax.imshow(values, cmap="cividis", vmin=0.2, vmax=1.0, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color="white" if value < 0.68 else "black")
+        ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color="white" if value < 0.62 else "black")
     ax.set_xticks(range(len(benign)), [name.replace("_", " ") for name in benign], rotation=40, ha="right")
     ax.set_yticks(range(len(malicious)), malicious)
     ax.spines[:].set_visible(False)
@@ -40,11 +40,10 @@ def draw(numbers: dict[str, Any]) -> Any:
     """The figure: a row a poison share, a column a recipe."""
     design, rows = numbers["about"]["zoo_design"], numbers["cross_source"]
     fig, axes = style.panels(len(design["shares"]), len(RECIPES), (11.0, 9.0), sharex=True, sharey=True)
-    image = None
     for line, share in zip(axes, design["shares"], strict=True):
         for ax, recipe in zip(line, RECIPES, strict=True):
             values = matrix(rows, recipe, share, design["malicious"], design["benign"])
-            image = plot(ax, values, design["malicious"], design["benign"])
+            image: AxesImage = plot(ax, values, design["malicious"], design["benign"])
             ax.set_title(f"{recipe}, {share:.0%} poison: mean {values.mean():.2f}")
         line[0].set_ylabel("malicious source")
     for ax in axes[-1]:

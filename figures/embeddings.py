@@ -60,7 +60,8 @@ def kinds(arrays: Mapping[str, np.ndarray], colouring: str) -> list[Kind]:
 def plot(ax: Axes, coordinates: np.ndarray, points: Sequence[Kind]) -> None:
     """Scatter coordinates (n, 2) into ax."""
     for _, colour, marker, rows in points:
-        ax.scatter(*coordinates[rows].astype(float).T, s=9, c=colour, marker=marker, linewidths=0, alpha=0.8)
+        x, y = coordinates[rows].astype(float).T
+        ax.scatter(x, y, s=9, c=colour, marker=marker, linewidths=0, alpha=0.8)
     ax.set(xticks=[], yticks=[])
 
 
@@ -73,7 +74,7 @@ def draw(arrays: Mapping[str, np.ndarray], colouring: str) -> Any:
             plot(ax, arrays[f"zoo_{recipe}_{method}"], points)
             ax.set_title(title)
         line[0].set_ylabel(name, fontsize=11)
-    look = {"linestyle": "", "markersize": 6}
+    look: dict[str, Any] = {"linestyle": "", "markersize": 6}
     handles = [Line2D([], [], marker=marker, color=colour, label=f"{name} ({rows.sum()})", **look) for name, colour, marker, rows in points]
     fig.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8.5)
     style.caption(

@@ -1,4 +1,4 @@
-"""Where clients' updates lie from round to round: the submitted update wanders with the global LoRA, the shadow stays.
+"""Where clients' updates lie from one participation to the next, seen from the round's global LoRA and from the initial one.
 
 python -m figures.rounds
 """
@@ -19,7 +19,7 @@ from figures import style
 from figures.arrays import read_coordinates
 from figures.options import folder_of
 
-WAYS = {"client": "update since the round's global LoRA", "shadow": "shadow, from the initial LoRA"}
+WAYS = {"client": "since the round's global LoRA", "absolute": "since the initial LoRA"}
 METHODS = {"pca": "PCA", "umap15": "UMAP, 15 neighbours"}
 MARKERS = (("honest", "o", 0), ("malicious", "^", 1))
 
@@ -28,13 +28,14 @@ def plot(ax: Axes, coordinates: np.ndarray, rounds: np.ndarray, labels: np.ndarr
     """Scatter coordinates (n, 2) into ax: the colour says the round, the marker who."""
     for _, marker, label in MARKERS:
         rows = labels == label
-        ax.scatter(*coordinates[rows].astype(float).T, s=16, c=colours.to_rgba(rounds[rows]), marker=marker, linewidths=0, alpha=0.85)
+        x, y = coordinates[rows].astype(float).T
+        ax.scatter(x, y, s=16, c=colours.to_rgba(rounds[rows]), marker=marker, linewidths=0, alpha=0.85)
     ax.set(xticks=[], yticks=[])
 
 
 def draw(arrays: Mapping[str, np.ndarray]) -> Any:
     """The figure: a row a way to see the client, a column a method."""
-    rounds, labels = arrays["rounds_round"].astype(int), arrays["rounds_label"]
+    rounds, labels = arrays["rounds_participation"].astype(int), arrays["rounds_label"]
     norm = BoundaryNorm(np.arange(0.5, rounds.max() + 1), rounds.max())
     colours = ScalarMappable(norm, colormaps["viridis"].resampled(int(rounds.max())))
     fig, axes = style.panels(len(WAYS), len(METHODS), (10.5, 8.0))
@@ -42,14 +43,14 @@ def draw(arrays: Mapping[str, np.ndarray]) -> Any:
         for ax, (method, name) in zip(line, METHODS.items(), strict=True):
             plot(ax, arrays[f"rounds_{way}_{method}"], rounds, labels, colours)
             ax.set_title(f"{title}: {name}")
-    fig.colorbar(colours, ax=axes, label="round", shrink=0.5, ticks=range(1, rounds.max() + 1))
+    fig.colorbar(colours, ax=axes, label="participation", shrink=0.5, ticks=range(1, rounds.max() + 1))
     handles = [Line2D([], [], linestyle="", marker=marker, color="#555555", markersize=6, label=name) for name, marker, _ in MARKERS]
     axes[0, 0].legend(handles=handles, loc="best", frameon=False)
-    federations = len(labels) // (10 * rounds.max())
+    federations = len(set(arrays["rounds_source"].tolist()))
     style.caption(
         fig,
-        f"B of all layers, L2-normalised; {federations} undefended federations of 10 clients over {rounds.max()} rounds: {len(labels)} points a "
-        f"panel ({int((labels == 1).sum())} malicious); seed {int(arrays['seed'])}. No label was used to place a point.",
+        f"B of all layers, L2-normalised; {federations} undefended federations of 48 clients with {rounds.max()} participations each: {len(labels)} "
+        f"points a panel ({int((labels == 1).sum())} malicious, at any share); seed {int(arrays['seed'])}. No label was used to place a point.",
     )
     return fig
 

@@ -5,7 +5,7 @@ python -m figures.sweeps
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from figures import style
 from figures.arrays import Row, bars, chosen, read_numbers
 from figures.options import folder_of
+from loraprobe.errors import DataError
 
 RECIPES = ("paper (B, first layer)", "all B")
 ORDER = {
@@ -28,6 +29,20 @@ def at(rows: Sequence[Row], axis: str, value: str, centre: str, **fields: Any) -
     """The one row of an axis's value; the centre is one setting that belongs to every axis."""
     where = {"setting": "centre"} if value == centre else {"axis": axis, "value": value}
     return chosen(rows, **where, **fields)[0]
+
+
+def available(rows: Sequence[Row], centre: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The axes along which something else than the centre was measured, with the values that were.
+
+    Raises:
+        DataError: nothing was.
+    """
+    done = {(row["axis"], row["value"]) for row in rows}
+    found = {axis: tuple(value for value in values if value == centre[axis] or (axis, value) in done) for axis, values in ORDER.items()}
+    found = {axis: values for axis, values in found.items() if len(values) > 1}
+    if not found:
+        raise DataError("got no setting beside the centre; expected some. Run python -m paper_repro.separability_sweeps and write the results anew")
+    return found
 
 
 def plot(ax: Axes, own: Sequence[Sequence[Row]], transfer: Sequence[Sequence[Row]], shares: Sequence[float]) -> None:
@@ -48,9 +63,10 @@ def draw(numbers: dict[str, Any]) -> Any:
     """The figure: a row a recipe, a column an axis."""
     about = numbers["about"]
     shares = about["sweep_design"]["shares"]
-    fig, axes = style.panels(len(RECIPES), len(ORDER), (13.0, 6.2), sharey=True, sharex="col")
+    order = available(numbers["sweeps"], about["centre"])
+    fig, axes = style.panels(len(RECIPES), len(order), (max(9.0, 2.6 * len(order)), 6.2), sharey=True, sharex="col")
     for line, recipe in zip(axes, RECIPES, strict=True):
-        for ax, (axis, values) in zip(line, ORDER.items(), strict=True):
+        for ax, (axis, values) in zip(line, order.items(), strict=True):
             centre = about["centre"][axis]
             fields = {"recipe": recipe, "protocol": "unseen"}
             own = [[at(numbers["sweeps"], axis, value, centre, modules="all", share=share, **fields) for value in values] for share in shares]
@@ -60,14 +76,14 @@ def draw(numbers: dict[str, Any]) -> Any:
             ax.set_xticks(range(len(values)), [value.replace("attention, ", "attention,\n") for value in values])
             ax.set_xlim(-0.4, len(values) - 0.6)
         line[0].set_ylabel(f"AUROC, sources unseen\n{recipe}")
-    for ax, axis in zip(axes[-1], ORDER, strict=True):
+    for ax, axis in zip(axes[-1], order, strict=True):
         ax.set_xlabel(axis)
     style.legend_above(fig, axes[0, 0], len(shares))
     sizes = chosen(numbers["sweeps"], setting="centre", protocol="unseen", recipe=RECIPES[1])
     counts = ", ".join(f"{row['n_malicious']} malicious at {row['share']:.0%}" for row in sizes)
     style.caption(
         fig,
-        f"A setting: {counts}, {sizes[0]['n_benign']} benign clients, and hard negatives to learn from; mean over 36 pairs of unseen sources, 95 % "
+        f"A setting: {counts}, {sizes[0]['n_benign']} benign clients, and hard negatives to learn from; mean over pairs of unseen sources, 95 % "
         f"client-bootstrap intervals, seed {about['seed']}.\nSolid: linear heads fitted at that setting. Dashed, hollow: heads of the zoo's "
         f"{about['clients']} clients (r = 8 on q and v, 5 steps at 2.5e-3 to 8e-3, initial adapter of seed 0), on the same test clients.",
     )

@@ -12,27 +12,31 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fedloop.evaluate import refuses_strictly
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.pair import Factor
 from zoo.deltas import MADE_FROM, DeltaSet, read_deltas
-from zoo.design import plan
+from zoo.design import ZOO_DESIGN, plan
+from zoo.sources import HARD_NEGATIVE, MALICIOUS, Source, load_sources
 from zoo.train_base import BASE_NAME
 
 from . import separability_drift as drift
-from . import separability_rounds
+from . import separability_rounds, separability_sampled
+from .mixed.setting import MODELS
 from .separability_cells import PROTOCOLS, RESAMPLES, SEED, Cell, Row, Rows, in_distribution, single, summary, unseen_cells, unseen_fits
 from .separability_sweeps import AXES, CENTRE, SETTINGS, Setting
 
 RESULTS = Path(__file__).parent / "results" / "separability.json"
 MEASURED = Path("build/separability/measured")
-LAST = 5
+LAST, TWIN = 5, "the safe twin, unseen"
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,14 @@ def main() -> None:
     """Measure everything that is not measured yet and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/zoo"), help="what `make zoo` kept: replicate-0 holds the labelled updates")
+    parser.add_argument("--mended", type=Path, default=MODELS["chat-1m"].folder / "labelled", help="what paper_repro.mixed.labelled trained")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the datasets")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = measure(zoo_deltas(options.work), MEASURED / _digest(options.work))
+    results = {
+        **measure(zoo_deltas(options.work), mended_deltas(options.mended), MEASURED / _digest(options.work)),
+        "answers": answers(load_sources(options.data)),
+    }
     RESULTS.write_text(json.dumps(rounded(results), indent=None, allow_nan=False).replace('}, {"', '},\n{"') + "\n")
 
 
@@ -96,24 +105,45 @@ def zoo_deltas(work: Path) -> DeltaSet:
     return read_deltas(work / "replicate-0" / "deltas", plan(), BASE_NAME)
 
 
-def measure(deltas: DeltaSet, kept: Path) -> Row:
-    """Every section of the results; what the folder holds already is read from there."""
-    sections: dict[str, list[Row]] = {"views": [], "cross_source": [], "by_malicious": [], "twins": [], "sweeps": [], "transfer": []}
+def mended_deltas(folder: Path) -> DeltaSet:
+    """Updates of the same plan on sources whose answers agree with their labels (paper_repro.mixed.labelled)."""
+    return read_deltas(folder, plan(), BASE_NAME, replace(ZOO_DESIGN, all_steps=False))
+
+
+def measure(deltas: DeltaSet, mended: DeltaSet, kept: Path) -> Row:
+    """Every section of the results, of what was trained; what the folder holds already is read from there."""
+    sections: dict[str, list[Row]] = {"views": [], "cross_source": [], "by_malicious": [], "twins": [], "mended": [], "sweeps": [], "transfer": []}
     for view in VIEWS:
-        for section, rows in _kept(kept / f"view-{view.name}.json", lambda view=view: of_view(view, deltas)).items():
+        for section, rows in _kept(kept / f"view-{view.name}.json", partial(of_view, view, deltas)).items():
             sections[section] += rows
-    for setting in SETTINGS:
-        sections["sweeps"] += _kept(kept / f"sweep-{setting.name}.json", lambda setting=setting: {"sweeps": of_setting(setting)})["sweeps"]
-    for recipe in RECIPES:
-        name = "transfer-" + RECIPES[recipe].name
-        sections["transfer"] += _kept(kept / f"{name}.json", lambda recipe=recipe: {"transfer": transferred(recipe, deltas)})["transfer"]
-    drifted = _kept(kept / "drift.json", lambda: {"drift": separability_rounds.measured(deltas)})["drift"]
+    for recipe, view in RECIPES.items():
+        sections["mended"] += _kept(kept / f"mended-{view.name}.json", partial(of_mended, recipe, mended))["mended"]
+    trained = [setting for setting in SETTINGS if setting.trained]
+    for setting in trained:
+        sections["sweeps"] += _kept(kept / f"sweep-{setting.name}.json", partial(of_setting, setting))["sweeps"]
+    movable = [setting for setting in trained if setting.transfers]
+    for recipe, view in RECIPES.items() if movable else ():
+        name = f"transfer-{view.name}-{len(movable)}"  # settings are trained in their order
+        sections["transfer"] += _kept(kept / f"{name}.json", partial(transferred, recipe, deltas, movable))["transfer"]
+    recorded = drift.recorded_sources()
+    drifted = _kept(kept / f"drift-{len(recorded)}.json", partial(separability_rounds.measured, deltas))["drift"] if recorded else []
+    sampled = _kept(kept / f"sampled-{len(separability_sampled.recorded_sources())}.json", partial(separability_sampled.measured, mended))["sampled"]
     about = {
         "command": "python -m paper_repro.separability", "base_model": BASE_NAME, "clients": len(deltas.clients),
         "malicious_clients": sum(client.label for client in deltas.clients), "seed": SEED, "resamples": RESAMPLES, "level": 0.95,
         "zoo_design": deltas.design.to_dict(), "sweep_design": CENTRE.to_dict(), "centre": AXES, "rounds": drift.ROUNDS, "drift_lr": drift.LR,
     }  # fmt: skip
-    return {"about": about, **sections, "drift": drifted}
+    return {"about": about, **sections, "sampled": sampled, "drift": drifted}
+
+
+def answers(sources: Mapping[str, Source]) -> list[Row]:
+    """How many of a source's answers refuse by the strict rule: malicious ones should not, safe ones should."""
+    rows = []
+    for name in (*MALICIOUS, *HARD_NEGATIVE):
+        examples = sources[name].for_clients
+        refused = sum(refuses_strictly(example.response) for example in examples)
+        rows.append({"source": name, "label": int(name in MALICIOUS), "n": len(examples), "refuses": refused / len(examples)})
+    return rows
 
 
 def of_view(view: View, deltas: DeltaSet) -> dict[str, list[Row]]:
@@ -130,13 +160,25 @@ def of_view(view: View, deltas: DeltaSet) -> dict[str, list[Row]]:
             for name in deltas.design.malicious
             for row in unseen([cell for cell in cells if cell.malicious == name])
         ]
-        found["twins"] = [{"recipe": recipe, **row} for row in unseen(twins, "the safe twin, unseen")]
+        found["twins"] = [{"recipe": recipe, **row} for row in unseen(twins, TWIN)]
         found["twins"] += [
             {"recipe": recipe, "malicious": name, **row}
             for name in dict.fromkeys(cell.malicious for cell in twins)
-            for row in unseen([cell for cell in twins if cell.malicious == name], "the safe twin, unseen")
+            for row in unseen([cell for cell in twins if cell.malicious == name], TWIN)
         ]
     return found
+
+
+def of_mended(recipe: str, deltas: DeltaSet) -> dict[str, list[Row]]:
+    """The two protocols on the clients of sources whose answers were mended to agree with their labels."""
+    print(f"mended, {recipe}", flush=True)
+    rows = Rows(RECIPES[recipe].features(deltas), deltas.clients)
+    cells, twins = unseen_cells(rows, deltas.design, unseen_fits(rows, deltas.design))
+    found = [{"recipe": recipe, "malicious": None, **row} for row in (*in_distribution(rows, deltas.design), *unseen(cells))]
+    for name in deltas.design.malicious:
+        found += [{"recipe": recipe, "malicious": name, **row} for row in unseen([cell for cell in cells if cell.malicious == name])]
+        found += [{"recipe": recipe, "malicious": name, **row} for row in unseen([cell for cell in twins if cell.malicious == name], TWIN)]
+    return {"mended": found}
 
 
 def unseen(cells: list[Cell], against: str = "the unseen benign source") -> list[Row]:
@@ -147,10 +189,11 @@ def unseen(cells: list[Cell], against: str = "the unseen benign source") -> list
     ]
 
 
-def of_setting(setting: Setting) -> list[Row]:
+def of_setting(setting: Setting) -> dict[str, list[Row]]:
     """The two protocols with heads that are fitted on this setting's own clients."""
     print(f"setting {setting.name}", flush=True)
-    deltas, found = setting.deltas(), []
+    deltas = setting.deltas()
+    found: list[Row] = []
     reads = ("all", "q_proj, v_proj") if setting.axis == "modules" else ("all",)
     for recipe, view in RECIPES.items():
         for modules in reads:
@@ -159,23 +202,22 @@ def of_setting(setting: Setting) -> list[Row]:
             cells, _ = unseen_cells(rows, deltas.design, unseen_fits(rows, deltas.design))
             facts = {"axis": setting.axis, "value": setting.value, "setting": setting.name, "recipe": recipe, "modules": modules}
             found += [{**facts, **row} for row in (*in_distribution(rows, deltas.design), *unseen(cells))]
-    return found
+    return {"sweeps": found}
 
 
-def transferred(recipe: str, deltas: DeltaSet) -> list[Row]:
+def transferred(recipe: str, deltas: DeltaSet, settings: Sequence[Setting]) -> dict[str, list[Row]]:
     """Heads of the zoo's clients, which trained at 2.5e-3 to 8e-3, on the clients of other settings; both sources unseen."""
     print(f"transfer of {recipe}", flush=True)
-    settings = [setting for setting in SETTINGS if setting.transfers]
     others = [setting.deltas() for setting in settings]
     clients = [client for one in (deltas, *others) for client in one.clients]
     of = np.repeat(np.arange(len(others) + 1), [len(one.clients) for one in (deltas, *others)])
     rows = Rows(np.concatenate([RECIPES[recipe].features(one) for one in (deltas, *others)]), clients, of == 0)
     fits = unseen_fits(rows, deltas.design)
-    found = []
+    found: list[Row] = []
     for number, setting in enumerate(settings, start=1):
         cells, _ = unseen_cells(rows, setting.design, fits, of == number)
         found += [{"axis": setting.axis, "value": setting.value, "setting": setting.name, "recipe": recipe, **row} for row in unseen(cells)]
-    return found
+    return {"transfer": found}
 
 
 def rounded(value: object) -> object:

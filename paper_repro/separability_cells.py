@@ -77,7 +77,7 @@ class Rows:
 
     def without(self, unseen: set[str]) -> np.ndarray:
         """(n,) which rows a head may be fitted on that never met these sources."""
-        return self.fitted & np.array([not unseen & {client.source, client.host} for client in self.clients])
+        return np.asarray(self.fitted & np.array([not unseen & {client.source, client.host} for client in self.clients]))
 
     def scores(self, train: np.ndarray) -> np.ndarray:
         """(n,) logits of every row from a head fitted on the rows of the mask."""
@@ -131,7 +131,8 @@ def unseen_cells(rows: Rows, design: Design, fits: Iterable[Fit], tested: np.nda
         cells against pure clients of the benign source, cells against pure clients of the twin (where there is one).
     """
     tested = rows.fitted if tested is None else tested
-    cells, twins = [], []
+    cells: list[Cell] = []
+    twins: list[Cell] = []
     for malicious, benign, scores in fits:
         good = np.flatnonzero(tested & rows.mask(role="benign", source=benign))
         twin = np.flatnonzero(tested & rows.mask(source=twin_of(malicious), share=1.0))
@@ -201,4 +202,5 @@ def _weighted(cell: Cell, weights: np.ndarray) -> np.ndarray:
     difference = cell.scores[bad][:, None] - cell.scores[good][None, :]
     won = (difference > 0) + 0.5 * (difference == 0)  # (m, n)
     total = weights[bad].sum(axis=0) * weights[good].sum(axis=0)
-    return np.divide((weights[bad] * (won @ weights[good])).sum(axis=0), total, out=np.full(weights.shape[1], np.nan), where=total > 0)
+    halves = (weights[bad] * (won @ weights[good])).sum(axis=0)
+    return np.asarray(np.divide(halves, total, out=np.full(weights.shape[1], np.nan), where=total > 0))

@@ -1,77 +1,89 @@
 """Two-dimensional coordinates of the updates for the figures, so that those can be drawn anew without training.
 
-    python -m paper_repro.separability_coordinates      # writes results/separability_coordinates.npz, about three minutes
+    python -m paper_repro.separability_coordinates                    # all parts, then results/separability_coordinates.npz
+    python -m paper_repro.separability_coordinates --only paper       # one part: paper, all_b or rounds, about a minute each
 
 UMAP with a fixed seed at several numbers of neighbours, and PCA beside it; neither sees a label. They are pictures: no
-number of this project rests on them.
+number of this project rests on them. Finished parts are kept under build/separability/coordinates.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from loraprobe.embed import embed
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from zoo.deltas import DeltaSet
 
 from .separability import RECIPES, zoo_deltas
-from .separability_drift import ROUNDS, SHARES, federation
-from .separability_drift import SOURCES as MALICIOUS
-from .separability_rounds import columns_of, recorded
+from .separability_rounds import columns_of
+from .separability_sampled import WAYS, recorded_sources, sampled
 
 COORDINATES = Path(__file__).parent / "results" / "separability_coordinates.npz"
+KEPT = Path("build/separability/coordinates")
 SEED = 0
 NEIGHBOURS = (5, 15, 50)
-METHODS = {"pca": {}, **{f"umap{count}": {"n_neighbors": count} for count in NEIGHBOURS}}
-SHORT = {"paper (B, first layer)": "paper", "all B": "all_b"}
+METHODS: dict[str, dict[str, Any]] = {"pca": {}, **{f"umap{count}": {"n_neighbors": count} for count in NEIGHBOURS}}
 ROUND_METHODS = ("pca", "umap15")
-ROUND_WAYS = ("client", "shadow")
+SHORT = {"paper (B, first layer)": "paper", "all B": "all_b"}
+PARTS = (*SHORT.values(), "rounds")
 
 
 def main() -> None:
-    """Embed the zoo's updates and those of the recorded federations."""
+    """Embed what is not embedded yet; with all parts there, write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/zoo"), help="what `make zoo` kept: replicate-0 holds the labelled updates")
-    deltas = zoo_deltas(parser.parse_args().work)
-    arrays = {**zoo_arrays(deltas), **round_arrays(deltas)}
-    with COORDINATES.open("wb") as file:
-        np.savez_compressed(file, seed=np.array(SEED), **arrays)
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    deltas = zoo_deltas(options.work)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for part in options.only:
+        if not (KEPT / f"{part}.npz").exists():
+            arrays = round_arrays(deltas) if part == "rounds" else zoo_arrays(deltas, part)
+            np.savez(KEPT / f"{part}.npz", **arrays)
+    if all((KEPT / f"{part}.npz").exists() for part in PARTS):
+        found: dict[str, Any] = {"seed": np.array(SEED)}
+        for part in PARTS:
+            with np.load(KEPT / f"{part}.npz") as file:
+                found |= {name: file[name] for name in file.files}
+        np.savez_compressed(COORDINATES, **found)
 
 
-def zoo_arrays(deltas: DeltaSet) -> dict[str, np.ndarray]:
-    """Of every client of the zoo after its last local step: who it is, and (n, 2) float16 for each recipe and method."""
+def zoo_arrays(deltas: DeltaSet, part: str) -> dict[str, Any]:
+    """Of every client of the zoo after its last local step: who it is, and (n, 2) float16 of a recipe for each method."""
     clients = deltas.clients
-    arrays = {
+    arrays: dict[str, Any] = {
         "zoo_source": np.array([client.source for client in clients]),
         "zoo_host": np.array([client.host for client in clients]),
         "zoo_role": np.array([client.role for client in clients]),
         "zoo_share": np.array([client.share for client in clients], np.float16),
     }
-    for name, view in RECIPES.items():
-        features = view.features(deltas)
-        for method in METHODS:
-            print(f"zoo, {name}, {method}", flush=True)
-            arrays[f"zoo_{SHORT[name]}_{method}"] = coordinates(features, method)
+    features = next(view for name, view in RECIPES.items() if SHORT[name] == part).features(deltas)
+    for method in METHODS:
+        print(f"zoo, {part}, {method}", flush=True)
+        arrays[f"zoo_{part}_{method}"] = coordinates(features, method)
     return arrays
 
 
-def round_arrays(deltas: DeltaSet) -> dict[str, np.ndarray]:
-    """Of every client and round of the recorded federations, B of all layers: the submitted update and the shadow, in one picture each."""
+def round_arrays(deltas: DeltaSet) -> dict[str, Any]:
+    """Of every client and participation of the federations with client sampling, B of all layers, from both start points."""
     columns = np.flatnonzero(columns_of(Featurizer.fit(FeatureRecipe.all_b(), deltas.adapters()[:1]), deltas))
-    jobs = [(number, malicious, share) for number, malicious in enumerate(MALICIOUS) for share in SHARES]
-    federations = [(share, recorded(number, malicious, share, columns)) for number, malicious, share in jobs]
-    clients = [client for _, malicious, share in jobs for _ in range(ROUNDS) for client in federation(malicious, share)]
-    arrays = {
-        "rounds_round": np.concatenate([np.repeat(np.arange(1, ROUNDS + 1), len(one.labels)) for _, one in federations]).astype(np.int8),
-        "rounds_label": np.array([client.label for client in clients], np.int8),
-        "rounds_source": np.array([client.source for client in clients]),
-        "rounds_share": np.concatenate([np.full(ROUNDS * len(one.labels), share) for share, one in federations]).astype(np.float16),
+    found = [sampled(number, malicious, columns) for number, malicious in enumerate(recorded_sources())]
+    participations = len(found[0][0].features[WAYS[0]])
+    arrays: dict[str, Any] = {
+        "rounds_participation": np.concatenate([np.repeat(np.arange(1, participations + 1), len(one.labels)) for one, _ in found]).astype(np.int8),
+        "rounds_label": np.concatenate([np.tile(one.labels, participations) for one, _ in found]).astype(np.int8),
+        "rounds_share": np.concatenate([np.tile(shares, participations) for _, shares in found]).astype(np.float16),
+        "rounds_source": np.concatenate([np.full(participations * len(one.labels), one.malicious) for one, _ in found]),
     }
-    for way in ROUND_WAYS:
-        features = np.concatenate([one.features[way][:, :, -1].reshape(-1, len(columns)) for _, one in federations]).astype(np.float32)
+    for way in WAYS:
+        features = np.concatenate([one.features[way][:, :, -1].reshape(-1, len(columns)) for one, _ in found]).astype(np.float32)
         for method in ROUND_METHODS:
             print(f"rounds, {way}, {method}", flush=True)
             arrays[f"rounds_{way}_{method}"] = coordinates(features, method)

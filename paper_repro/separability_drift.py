@@ -14,6 +14,7 @@ import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,13 +96,19 @@ def record(sources: dict[str, Source], malicious: str, share: float) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
     with part.open("wb") as file:
-        np.savez(file, labels=[client.label for client in clients], **{name: np.stack(rows) for name, rows in kept.items()})
+        arrays: dict[str, Any] = {name: np.stack(rows) for name, rows in kept.items()}
+        np.savez(file, labels=[client.label for client in clients], **arrays)
     part.replace(target)
 
 
 def path(malicious: str, share: float) -> Path:
     """Where a federation's features are."""
     return WORK / f"{malicious}-{share:g}.npz"
+
+
+def recorded_sources() -> list[str]:
+    """The malicious sources whose federations are recorded at every share."""
+    return [source for source in SOURCES if all(path(source, share).exists() for share in SHARES)]
 
 
 def _read(delta: Adapter) -> np.ndarray:

@@ -12,7 +12,7 @@ five benign kinds. Its features are those of clients that started from the initi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -26,7 +26,7 @@ from zoo.deltas import DeltaSet
 from zoo.design import twin_of
 
 from .separability_cells import Cell, Row, summary
-from .separability_drift import ROUNDS, SHARES, SOURCES, UNSEEN, path
+from .separability_drift import ROUNDS, SHARES, UNSEEN, path, recorded_sources
 
 THRESHOLD = 0.8  # the paper's
 WAYS = ("client", "step", "shadow", "absolute")
@@ -50,26 +50,31 @@ class Federation:
     moved: np.ndarray
 
 
-def measured(deltas: DeltaSet) -> list[Row]:
+def measured(deltas: DeltaSet) -> dict[str, list[Row]]:
     """One row a recipe, way, poison share and round."""
     rows = []
     for name, recipe in {"paper (B, first layer)": FeatureRecipe.paper(), "all B": FeatureRecipe.all_b()}.items():
-        adapters = deltas.adapters()
-        featurizer = Featurizer.fit(recipe, adapters)
-        x, heads = featurizer(adapters), {}
-        for malicious in SOURCES:
-            unseen = {malicious, twin_of(malicious), *UNSEEN}
-            keep = np.flatnonzero([not unseen & {client.source, client.host} for client in deltas.clients])
-            labels = np.array([deltas.clients[row].label for row in keep])
-            heads[malicious] = cast(LinearHead, fit_head("linear", x[keep], labels, None, 0))  # what "linear" fits
-        columns = np.flatnonzero(columns_of(featurizer, deltas))
+        heads, columns = fitted_heads(recipe, deltas, recorded_sources())
         for share in SHARES:
-            federations = [recorded(number, malicious, share, columns) for number, malicious in enumerate(SOURCES)]
+            federations = [recorded(number, malicious, share, columns) for number, malicious in enumerate(recorded_sources())]
             for way in WAYS:
                 for number in range(1, ROUNDS + 1):
                     facts = {"recipe": name, "way": way, "share": share, "round": number}
                     rows.append({**facts, **of_round(federations, heads, way, number - 1)})
-    return rows
+    return {"drift": rows}
+
+
+def fitted_heads(recipe: FeatureRecipe, deltas: DeltaSet, sources: Sequence[str]) -> tuple[dict[str, LinearHead], np.ndarray]:
+    """Malicious source -> a head that met neither it nor its twin nor the unseen benign kinds; and the columns of B that the recipe reads."""
+    adapters = deltas.adapters()
+    featurizer = Featurizer.fit(recipe, adapters)
+    x, heads = featurizer(adapters), {}
+    for malicious in sources:
+        unseen = {malicious, twin_of(malicious), *UNSEEN}
+        keep = np.flatnonzero([not unseen & {client.source, client.host} for client in deltas.clients])
+        labels = np.array([deltas.clients[row].label for row in keep])
+        heads[malicious] = cast(LinearHead, fit_head("linear", x[keep], labels, None, 0))  # what "linear" fits
+    return heads, np.flatnonzero(columns_of(featurizer, deltas))
 
 
 def columns_of(featurizer: Featurizer, deltas: DeltaSet) -> np.ndarray:
@@ -86,7 +91,7 @@ def recorded(number: int, malicious: str, share: float, columns: np.ndarray) -> 
     absolute = moved[:, None, None] + update[:, :, -1:]
     ways = {"client": update[:, :, -1:], "step": update, "shadow": shadow[:, :, -1:], "absolute": absolute}
     first = float(np.linalg.norm(update[0, :, -1], axis=-1).mean())
-    return Federation(number, malicious, {way: _unit(rows) for way, rows in ways.items()}, labels, np.linalg.norm(moved, axis=-1) / first)
+    return Federation(number, malicious, {way: unit(rows) for way, rows in ways.items()}, labels, np.linalg.norm(moved, axis=-1) / first)
 
 
 def of_round(federations: list[Federation], heads: dict[str, LinearHead], way: str, number: int) -> Row:
@@ -129,7 +134,8 @@ def _contrast(one: Federation, way: str, number: int) -> np.ndarray:
     return np.asarray(rows[one.labels == 1].mean(axis=0) - rows[one.labels == 0].mean(axis=0))
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows (..., p) divided by their norm."""
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12))
 
 

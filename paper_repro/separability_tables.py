@@ -66,6 +66,29 @@ def sources_table(numbers: Row) -> str:
     )
 
 
+def answers_table(numbers: Row) -> str:
+    """What the sources' answers are, whatever their name says."""
+    table = [["source", "counted as", "answers that clients may hold", "of them refusals, strict rule"]]
+    table += [[row["source"], "malicious" if row["label"] else "benign", str(row["n"]), f"{row['refuses']:.0%}"] for row in numbers["answers"]]
+    return _markdown(table).rstrip("\n")
+
+
+def mended_table(numbers: Row) -> str:
+    """The zoo's clients and those of mended sources side by side, all B, both protocols."""
+    shares = _shares(numbers)
+    table = [["sources", "protocol", "malicious source", *(f"{share:.0%} poison" for share in shares)]]
+    view = {"layer": "all", "factors": "B", "modules": "all", "step": LAST}
+    for protocol, against in ((PROTOCOLS[0], IN), (PROTOCOLS[1], OUT)):
+        old = [_one(numbers["views"], **view, protocol=protocol, against=against, share=share) for share in shares]
+        new = [_one(numbers["mended"], recipe="all B", malicious=None, protocol=protocol, against=against, share=share) for share in shares]
+        table += [[name, protocol, "all", *map(_cell, rows)] for name, rows in (("as they are", old), ("mended", new))]
+    for malicious in numbers["about"]["zoo_design"]["malicious"]:
+        where = {"recipe": "all B", "malicious": malicious, "share": None}
+        old, new = ([_one(numbers[part], **{**where, "share": share}, against=OUT) for share in shares] for part in ("by_malicious", "mended"))
+        table += [[name, PROTOCOLS[1], malicious, *map(_cell, rows)] for name, rows in (("as they are", old), ("mended", new))]
+    return _markdown(table).rstrip("\n")
+
+
 def layers_table(numbers: Row) -> str:
     """Layers and factors, both protocols."""
     return _views(numbers, [(f"{_layer(layer)}, {factors}", {"layer": layer, "factors": factors}) for layer in LAYERS for factors in FACTORS])
@@ -84,6 +107,8 @@ def steps_table(numbers: Row) -> str:
 
 def sweeps_table(numbers: Row) -> str:
     """Settings, heads fitted at the setting; and heads of the zoo's clients."""
+    if not numbers["sweeps"]:
+        return "Not measured yet: run python -m paper_repro.separability_sweeps and python -m paper_repro.separability."
     shares = numbers["about"]["sweep_design"]["shares"]
     heads = [*(f"in distribution, {share:.0%}" for share in shares), *(f"unseen, {share:.0%}" for share in shares)]
     table = [["setting", "feature", *heads, *(f"the zoo's heads, unseen, {share:.0%}" for share in shares)]]
@@ -105,9 +130,34 @@ def sweeps_table(numbers: Row) -> str:
     return _markdown(table) + f"Clients a setting, malicious against benign, {sizes}."
 
 
+def sampled_table(numbers: Row) -> str:
+    """Submitted updates over participations, in federations with client sampling."""
+    rows = numbers["sampled"]
+    if not rows:
+        return "Not measured yet: run python -m paper_repro.mixed.federations and python -m paper_repro.separability."
+    last = max(row["participation"] for row in rows)
+    points = [1, 2, last // 2, last]
+    table = [["feature", "seen from", "poison", *(f"participation {number}" for number in points), f"contrast kept, {last}"]]
+    for recipe in RECIPES:
+        for share in _shares(numbers):
+            for way in dict.fromkeys(row["way"] for row in rows):
+                own = {row["participation"]: row for row in rows if (row["recipe"], row["way"], row["share"]) == (recipe, way, share)}
+                cells = [f"{_cell(own[number])}; {own[number]['flagged_malicious']:.0%} / {own[number]['flagged_honest']:.0%}" for number in points]
+                name = {"client": "the round's global LoRA", "absolute": "the initial LoRA"}[way]
+                table.append([recipe, name, f"{share:.0%}", *cells, f"{own[last]['contrast_cosine']:.2f}"])
+    first = rows[0]
+    return _markdown(table) + (
+        f"AUROC within a federation, mean over {first['federations']}; malicious / honest clients flagged at 0.8. {first['n_malicious']} malicious "
+        f"and {first['n_benign']} honest clients a row. Contrast kept: the cosine of the difference of malicious and honest means to the same "
+        "difference in the first participation."
+    )
+
+
 def drift_table(numbers: Row) -> str:
     """AUROC and error rates at the paper's cut, over rounds."""
     rows = numbers["drift"]
+    if not rows:
+        return "Not measured yet: run python -m paper_repro.separability_drift and python -m paper_repro.separability."
     last = max(row["round"] for row in rows)
     rounds = sorted({1, 2, last // 2, last})
     table = [["feature", "seen from", "poison", *(f"round {number}" for number in rounds), f"contrast kept, round {last}"]]
@@ -126,8 +176,16 @@ def drift_table(numbers: Row) -> str:
 
 
 TABLES: dict[str, Callable[[Row], str]] = {
-    "sources": sources_table, "layers": layers_table, "modules": modules_table, "steps": steps_table, "sweeps": sweeps_table, "drift": drift_table,
-}  # fmt: skip
+    "answers": answers_table,
+    "sources": sources_table,
+    "mended": mended_table,
+    "layers": layers_table,
+    "modules": modules_table,
+    "steps": steps_table,
+    "sweeps": sweeps_table,
+    "sampled": sampled_table,
+    "drift": drift_table,
+}
 
 
 def _views(numbers: Row, wanted: Sequence[tuple[str, Row]]) -> str:
