@@ -197,8 +197,21 @@ def test_a_check_refuses_a_cell_that_was_not_run_or_is_of_another_configuration(
     assert check.chosen(options, {cell: {"config": cell.digest}}) == [cell]
 
 
-def test_the_small_check_is_of_committed_runs() -> None:
-    assert set(check.SMALL) <= {grid_lines.cell_of(found) for found in grid_lines.read_lines()}
+def test_the_small_check_is_of_committed_runs_of_one_kind_of_machine() -> None:
+    lines = {grid_lines.cell_of(found): found for found in grid_lines.read_lines()}
+    assert len({lines[cell]["machine"] for cell in check.SMALL}) == 1
+
+
+@pytest.mark.usefixtures("data_files")
+def test_a_draw_is_the_seeds_and_of_this_kind_of_machine_where_that_is_asked() -> None:
+    cells = [Cell("FedAvg", 3, 1.0, seed) for seed in range(3)]
+    lines = {cell: {"config": cell.digest, "machine": defences.machine() if cell.seed else "another"} for cell in cells}
+    options = check.parser().parse_args(["--random", "7", "--count", "2"])
+    assert check.chosen(options, lines) == check.chosen(options, dict(reversed(lines.items())))
+    options = check.parser().parse_args(["--random", "7", "--count", "2", "--here"])
+    assert set(check.chosen(options, lines)) == set(cells[1:])
+    with pytest.raises(ConfigError, match="expected 1 to 1"):
+        check.chosen(options, {cell: lines[cell] for cell in cells[:2]})
 
 
 def attacked(row: str, count: int, refusal: float, seed: int = 0, loss: float = 2.0, **more: Any) -> dict[str, Any]:
