@@ -24,7 +24,6 @@ from fedloop.levels import CumulativeLevel
 from loraprobe.metrics import auroc
 from zoo.deltas import read_deltas
 from zoo.design import SHARES, plan
-from zoo.sources import MALICIOUS
 
 from .federations import PARTICIPATIONS, path
 from .labelled import DESIGN
@@ -71,13 +70,14 @@ def main() -> None:
 def measured(model: Model, reader: Reader) -> Iterator[dict[str, Any]]:
     """One row a federation: the scores of its clients, and for the mass-mean reader the rule and what it flags."""
     reading = Reading(read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN), reader)
-    federations = [Recorded(model, malicious, averaged, reading) for averaged in model.averaged for malicious in MALICIOUS]
+    federations = [Recorded(model, malicious, averaged, reading) for malicious, averaged in model.federations]
     for federation in federations:
         scores = federation.scores(federation.malicious)
         row: dict[str, Any] = {
             "model": model.key,
             "reader": reader.name,
             "malicious": federation.malicious,
+            "averaged": federation.averaged,
             "auroc": list(_aurocs(federation, scores)),
         }
         if reader.by_kind:

@@ -57,8 +57,8 @@ def main() -> None:
     quiet()
     sources = mended_sources(options.data)
     for key in options.base:
-        for averaged in MODELS[key].averaged:
-            for malicious in options.sources:
+        for malicious, averaged in MODELS[key].federations:
+            if malicious in options.sources:
                 record(MODELS[key], malicious, averaged, sources)
 
 

@@ -71,11 +71,13 @@ def cell(reading: Reading, malicious: str, benign: str) -> Iterator[dict[str, An
         anywhere = share == 1.0 or benign in HARD_NEGATIVE
         positives = np.array([c.source == malicious and c.share == share and (anywhere or c.host == benign) for c in reading.clients])
         bad = probe.score_features(reading.features[positives])
-        yield {
+        row = {
             "share": share, "n_malicious": len(bad), "n_benign": len(good),
             "auroc": round(auroc(np.r_[np.ones(len(bad)), np.zeros(len(good))], np.r_[bad, good]), 6),
-            "flagged_malicious": int((bad >= probe.threshold).sum()), "flagged_benign": int((good >= probe.threshold).sum()),
         }  # fmt: skip
+        if reading.reader.threshold is not None:
+            row |= {"flagged_malicious": int((bad >= probe.threshold).sum()), "flagged_benign": int((good >= probe.threshold).sum())}
+        yield row
 
 
 if __name__ == "__main__":

@@ -85,10 +85,14 @@ def grid_table(cells: list[Row]) -> str:
         for reader in READERS:
             for share in SHARES:
                 rows = [c for c in cells if (c["model"], c["reader"], c["share"]) == (model, reader.name, share)]
+                first = [model, reader.name, f"{share:.0%}", _mean_worst([row["auroc"] for row in rows])]
+                if reader.threshold is None:
+                    lines.append([*first, *["not measured"] * 5])
+                    continue
                 found = _least(rows)
                 benign, hard = ([row for row in rows if (row["benign"] in HARD_NEGATIVE) == wanted] for wanted in (False, True))
                 lines.append([
-                    model, reader.name, f"{share:.0%}", _mean_worst([row["auroc"] for row in rows]), _percent(rows, "malicious"),
+                    *first, _percent(rows, "malicious"),
                     f"{found['flagged_malicious']} of {found['n_malicious']} ({found['malicious']} in {found['benign']})",
                     _percent(benign, "benign"), _most(benign), _percent(hard, "benign"),
                 ])  # fmt: skip
@@ -157,7 +161,7 @@ def targets_table(cells: list[Row], federations: list[Row]) -> str:
 
 
 def _regimes() -> list[tuple[str, str]]:
-    return [(model.key, averaged) for model in MODELS.values() for averaged in model.averaged]
+    return [(model.key, averaged) for model in MODELS.values() for averaged in dict.fromkeys(averaged for _, averaged in model.federations)]
 
 
 def _honest(flagged: Row) -> tuple[int, int]:

@@ -24,19 +24,20 @@ class Reader:
     """How updates are read.
 
     Attributes:
-        by_kind: whether the cut comes from kinds of data that were left out of training, or, as in the zoo, from clients that were.
+        threshold: None where only the ranking is measured: a cut of its own would take four fits a cell.
+        by_kind: whether the cut comes from kinds of data that were left out of training.
     """
 
     name: str
     recipe: FeatureRecipe
     head: str
-    threshold: float | str
+    threshold: float | str | None = None
     by_kind: bool = False
 
 
 READERS = (
     Reader("paper", FeatureRecipe.paper(), "linear_paper", 0.8),
-    Reader("linear", FeatureRecipe.all_b(), "linear", f"fpr:{BUDGET}"),
+    Reader("linear", FeatureRecipe.all_b(), "linear"),
     Reader("mass-mean", FeatureRecipe.all_b(), "mass_mean", f"fpr:{BUDGET}", by_kind=True),
 )
 
@@ -81,11 +82,10 @@ class Reading:
 
     def _fit(self, unseen: frozenset[str], with_cut: bool) -> Probe:
         rows = np.flatnonzero(~self.with_kind(unseen))
-        options: dict[str, Any] = {"threshold": self.reader.threshold if with_cut or isinstance(self.reader.threshold, float) else 0.5}
-        if self.reader.by_kind or self.reader.head == "mass_mean":
-            options["kinds"] = [self.kinds[row] for row in rows]
+        threshold = self.reader.threshold if with_cut and self.reader.threshold is not None else 0.5
+        options: dict[str, Any] = {"kinds": [self.kinds[row] for row in rows]} if self.reader.by_kind else {}
         names = [self.clients[row].name for row in rows]
-        return fit_features(self.featurizer, self.features[rows], self.labels[rows], self.reader.head, names, folds=3, **options)
+        return fit_features(self.featurizer, self.features[rows], self.labels[rows], self.reader.head, names, threshold, **options)
 
     def features_of(self, packed: np.ndarray) -> np.ndarray:
         """Packed deltas (n, d) of the labelled clients' layout -> (n, p) float32."""

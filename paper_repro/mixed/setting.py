@@ -29,22 +29,33 @@ class Model:
 
     Attributes:
         lora_seed: of the initial LoRA that its clients start from, and of its federations.
-        averaged: whom the servers of its recorded federations average.
+        defended: malicious sources whose federation is recorded a second time, with a server that averages honest clients alone.
     """
 
     key: str
     name: str
     path: Path
     lora_seed: int
-    averaged: tuple[str, ...]
+    defended: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
         """Where its clients' updates are kept."""
         return WORK / self.key
 
+    @property
+    def federations(self) -> tuple[tuple[str, str], ...]:
+        """(malicious source, whom the server averages) of every recorded federation."""
+        return (*((malicious, ALL) for malicious in MALICIOUS), *((malicious, HONEST) for malicious in self.defended))
 
-MODELS = {model.key: model for model in (Model("chat-1m", BASE_NAME, ZOO / "base", 0), Model("chat-600k", SECOND_NAME, ZOO / "base-600k", 5))}
+
+MODELS = {
+    model.key: model
+    for model in (
+        Model("chat-1m", BASE_NAME, ZOO / "base", 0, defended=("jailbreakbench", "harmbench")),
+        Model("chat-600k", SECOND_NAME, ZOO / "base-600k", 5),
+    )
+}
 
 
 def mended_sources(data: Path) -> dict[str, Source]:

@@ -1,0 +1,59 @@
+"""Probes for the federations of `paper_repro.defences`: mass-mean, fitted without what a federation holds out, with their rule for the cut.
+
+    python -m paper_repro.mixed.probes      # writes probes/mass-mean-without-*; needs .labelled and results/mixed_accumulated.json
+
+Left out are the malicious source, the safe answers to its questions and two of the benign kinds that the federation's clients hold, as for
+the other probes there. Threshold and floor are what `paper_repro.mixed.accumulated` found on federations of other sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from paper_repro.grid import SOURCES
+from paper_repro.held_out import PROBES, UNSEEN_BENIGN
+from paper_repro.setting import probe_name
+from zoo.deltas import read_deltas
+from zoo.design import plan
+
+from . import accumulated
+from .labelled import DESIGN
+from .readers import READERS, Reading, unseen_in
+from .setting import ALL, MODELS
+
+MODEL = MODELS["chat-1m"]
+
+
+def main() -> None:
+    """Fit and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    reading = Reading(read_deltas(MODEL.folder / "labelled", plan(DESIGN), MODEL.name, DESIGN), READERS[-1])
+    for source in SOURCES:
+        unseen = unseen_in(source, *UNSEEN_BENIGN)
+        facts: dict[str, Any] = {
+            "title": f"mass-mean, for experiments with {source}", "licence": "apache-2.0", "held_out": sorted(unseen), "cumulative": rule_of(source),
+            "detects": f"Updates of {MODEL.name} trained on harmful compliance; nothing of {', '.join(sorted(unseen))} was trained on.",
+        }  # fmt: skip
+        reading.probe(unseen, with_cut=True).with_facts(**facts).save_pretrained(PROBES / probe_name(READERS[-1].name, source))
+
+
+def rule_of(source: str) -> dict[str, float]:
+    """Threshold and floor where this source is unknown."""
+    for row in json.loads(accumulated.RESULTS.read_text()):
+        if (row["model"], row["malicious"], row["averaged"]) == (MODEL.key, source, ALL) and "floor" in row:
+            return {"threshold": row["threshold"], "floor": row["floor"]}
+    raise SystemExit(f"{accumulated.RESULTS} has no rule for {source}: run python -m paper_repro.mixed.accumulated")
+
+
+def level_of(probe: Path) -> dict[str, Any]:
+    """The defense fields that set a cumulative level to a saved probe's rule."""
+    rule = json.loads((probe / "config.json").read_text())["facts"]["cumulative"]
+    return {"threshold": rule["threshold"], "options": {"floor": rule["floor"]}}
+
+
+if __name__ == "__main__":
+    main()
