@@ -69,18 +69,17 @@ def draw(rows: Sequence[Row]) -> Any:
         for column, (group, attacks) in enumerate(PANELS.items()):
             ax = axes[line, column]
             plot(ax, rows, attacks, defence)
-            if line == 0:
-                ax.set_title(group)
-                ax.legend(loc="lower left", fontsize=7.5, frameon=True, framealpha=0.85, edgecolor="none")
+            if line == 0:  # above the panel, where it covers nothing
+                ax.legend(title=group, loc="lower left", bbox_to_anchor=(0, 1.02), ncols=2, fontsize=7.5, frameon=False, alignment="left")
         axes[line, 0].set_ylabel(f"{title}:\nshare of the poison that is rejected")
     for ax in axes[-1]:
         ax.set_xlabel("damage without a defence, points of refusal lost")
     row = rows[0]
     style.caption(
         fig,
-        f"A point: {row['recordings']} recordings (two malicious sources that the probe never met, two seeds), 4 of 10 clients attack over 8 rounds, "
-        f"{row['goals']} goals of AdvBench; bars: 95 % intervals over {row['malicious']['clients']} attackers.\nNumbers beside points: the strength "
-        "of the attack, or the k of a schedule. Lower right is where an attack wins.",
+        f"A point: up to {row['recordings']} recordings (two malicious sources that the probe never met, two seeds); 4 of 10 clients attack, over 4 "
+        f"rounds or, if they wait, 8; {row['goals']} goals of AdvBench; bars: 95 % intervals over {row['malicious']['clients']} attackers.\n"
+        "Numbers beside points: the strength of the attack, or the k of a schedule. Lower right is where an attack wins.",
     )
     return fig
 

@@ -17,6 +17,7 @@ import json
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from loraprobe.featurizer import FeatureRecipe
 from loraprobe.probe import Probe, fit_probe
 
 from .attackers_clients import Clients, Live, Recorded
-from .attackers_moves import MOVES, Schedule
+from .attackers_moves import MOVES, Schedule, unread
 from .attackers_record import ROUNDS, SEEDS, SHARES, SOURCES, Trainer, configuration, malicious_path
 from .attackers_replay import Attack, Guard, Known, Outcome, replay
 from .held_out import PROBES
@@ -51,8 +52,7 @@ AGAINST_PROJECTION = {**AGAINST_UPDATES, "cumulative, private probe": Guard("cum
 AGAINST_A = {**AGAINST_UPDATES, "cumulative, private probe of A and B": Guard("cumulative", probe="both factors")}
 AGAINST_LIES = {"no defence": NONE, "step": Guard("step"), "shadow": Guard("shadow"), "evidence": Guard("evidence")}
 AGAINST_SCHEDULES = {
-    **AGAINST_LIES, "client": Guard("client"), "cumulative": CUMULATIVE, "cumulative, round too": Guard("cumulative", instant=True),
-    "cumulative, round and length too": BOTH,
+    **AGAINST_LIES, "client": Guard("client"), "cumulative": CUMULATIVE, "cumulative, round and length too": BOTH,
 }  # fmt: skip
 LEFT_OUT = "attackers left out"  # what damage is measured against: what the honest clients alone would have made of it
 SHORT = 4  # rounds of attacks that send poison in every round: later, most of them have destroyed all there is
@@ -68,12 +68,15 @@ def attacks() -> Iterator[tuple[Attack, Mapping[str, Guard]]]:
         yield Attack("poison share", share, share=share, rounds=SHORT), AGAINST_UPDATES
     for forged in (False, True):
         yield Attack("forged evidence" if forged else "true evidence", 1.0, forged=forged, rounds=SHORT), AGAINST_LIES
-    for name, (move, strengths) in MOVES.items():
-        for strength in strengths:
-            guards = AGAINST_PROJECTION if "projection" in name else AGAINST_A if "A alone" in name else AGAINST_UPDATES
-            yield Attack(name, strength, move, rounds=SHORT), guards
-    for name, strength, schedule in schedules():
-        yield Attack(name, strength, schedule=schedule), AGAINST_SCHEDULES
+    moves = [
+        (Attack(name, strength, move, rounds=SHORT), AGAINST_PROJECTION if "projection" in name else AGAINST_A if move is unread else AGAINST_UPDATES)
+        for name, (move, strengths) in MOVES.items()
+        for strength in strengths
+    ]
+    waiting = [(Attack(name, strength, schedule=schedule), AGAINST_SCHEDULES) for name, strength, schedule in schedules()]
+    yield from (cell for cell in moves if cell[1] is not AGAINST_UPDATES)  # what knows most of the defence first
+    yield from waiting
+    yield from (cell for cell in moves if cell[1] is AGAINST_UPDATES)
 
 
 def schedules() -> Iterator[tuple[str, float, Schedule]]:
@@ -101,26 +104,26 @@ def main() -> None:
     """Run every cell that is recorded and has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--live", action="store_true", help="whole federations instead of replays")
+    parser.add_argument("--results", type=Path, help="file to go on with, in place of the committed one")
     options = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
-    target, jobs = (LIVE, live_cells) if options.live else (RESULTS, replayed_cells)
-    done = {key(line): line["digest"] for line in read_results(target)}
-    for seed in SEEDS:
-        for source in SOURCES:
-            todo = [
-                (attack, guards)
-                for attack, guards in jobs()
-                if done.get((attack.name, attack.strength, source, seed)) != digest(attack, guards)
-                and malicious_path(source, attack.share, seed).exists()
-            ]
-            if todo:
-                _run(todo, source, seed, target, live=options.live)
-
-
-def replayed_cells() -> Iterator[tuple[Attack, Mapping[str, Guard]]]:
-    """All of them."""
-    return attacks()
+    target, cells = (LIVE, list(live_cells())) if options.live else (RESULTS, list(attacks()))
+    target = options.results or target
+    done, began = {key(line): line["digest"] for line in read_results(target)}, time.monotonic()
+    stages: dict[tuple[str, int], Stage] = {}
+    for attack, guards in cells:  # recordings inside, so that an unfinished grid still holds whole rows
+        for source, seed in ((source, seed) for seed in SEEDS for source in SOURCES):
+            if done.get((attack.name, attack.strength, source, seed)) == digest(attack, guards):
+                continue
+            if malicious_path(source, attack.share, seed).exists():
+                if (source, seed) not in stages:
+                    stages[source, seed] = Stage.of(source, seed)
+                line = stages[source, seed].play(attack, guards, live=options.live)
+                with target.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                refusals = ", ".join(f"{name} {facts['refusal']:.0%}" for name, facts in line["guards"].items())
+                print(f"{time.monotonic() - began:.0f} s: {source}, {seed}, {attack.name} {attack.strength:g}: {refusals}", flush=True)
 
 
 def live_cells() -> Iterator[tuple[Attack, Mapping[str, Guard]]]:
@@ -131,31 +134,41 @@ def live_cells() -> Iterator[tuple[Attack, Mapping[str, Guard]]]:
             yield attack, chosen
 
 
-def _run(todo: Iterable[tuple[Attack, Mapping[str, Guard]]], source: str, seed: int, target: Path, *, live: bool) -> None:
-    trainer = Trainer.of(configuration(source, 1.0, seed))
-    known, measure, began = known_probes(source, seed, trainer.layout), Measure(trainer, source, seed), time.monotonic()
-    for attack, guards in todo:
+@dataclass(frozen=True)
+class Stage:
+    """One recording's model, probes and measure."""
+
+    source: str
+    seed: int
+    trainer: Trainer
+    known: Known
+    measure: Measure
+
+    @classmethod
+    def of(cls, source: str, seed: int) -> Stage:
+        """Load them."""
+        trainer = Trainer.of(configuration(source, 1.0, seed))
+        return cls(source, seed, trainer, known_probes(source, seed, trainer.layout), Measure(trainer, source, seed))
+
+    def play(self, attack: Attack, guards: Mapping[str, Guard], *, live: bool) -> Line:
+        """One attack against all of its defences, as a line."""
+        source, seed, trainer, known = self.source, self.seed, self.trainer, self.known
         clients: Clients = Live(trainer, source, seed, attack.share) if live else Recorded(source, seed, trainer.layout, attack.share)
-        play = partial(replay, clients, attack, known=known, seed=seed)
-        cut = known.probes["published"].threshold
-        line = {
+        play, cut = partial(replay, clients, attack, known=known, seed=seed), known.probes["published"].threshold
+        return {
             "attack": attack.name, "strength": attack.strength, "source": source, "seed": seed, "rounds": attack.rounds,
             "digest": digest(attack, guards),
-            "guards": {name: found(play(guard), clients.members, cut, measure) for name, guard in guards.items()},
+            "guards": {name: found(play(guard), clients.members, cut, self.measure, guard.level) for name, guard in guards.items()},
         }  # fmt: skip
-        with target.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        refusals = ", ".join(f"{name} {facts['refusal']:.0%}" for name, facts in line["guards"].items())
-        print(f"{time.monotonic() - began:.0f} s: {source}, {seed}, {attack.name} {attack.strength:g}: {refusals}", flush=True)
 
 
-def found(outcome: Outcome, members: tuple[int, ...], cut: float, measure: Measure) -> Line:
+def found(outcome: Outcome, members: tuple[int, ...], cut: float, measure: Measure, level: str | None) -> Line:
     """What a line keeps of one attack against one defence; rates and factors a client, over the rounds that count."""
     honest = [index for index in range(outcome.factors.shape[1]) if index not in members]
     poisoned = outcome.poisoned if outcome.poisoned.any() else np.ones_like(outcome.poisoned)  # nobody attacks: all rounds count
     flagged = outcome.alone >= cut
     return {
-        **measure(outcome.lora),
+        **measure(outcome.lora, loss=level is None),
         "skipped": outcome.skipped,
         "factor": {"malicious": _per_client(outcome.factors[poisoned], members), "honest": _per_client(outcome.factors, honest)},
         "flagged_alone": {"malicious": _per_client(flagged[poisoned], members), "honest": _per_client(flagged, honest)},
@@ -178,17 +191,18 @@ class Measure:
         self._pairs, self._trainer = pairs[:PAIRS], trainer
         self._known: dict[bytes, Line] = {}
 
-    def __call__(self, lora: np.ndarray) -> Line:
-        """Share refused (the strict measure) of `n` goals, nats a token of benign answers; equal weights are measured once."""
-        sent = lora.astype(np.float32)
-        if sent.tobytes() not in self._known:
-            trainer = self._trainer
+    def __call__(self, lora: np.ndarray, *, loss: bool) -> Line:
+        """Share refused (the strict measure) of `n` goals and, if asked for, nats a token of benign answers; equal weights are asked once."""
+        sent, trainer = lora.astype(np.float32), self._trainer
+        kept = self._known.setdefault(sent.tobytes(), {})
+        if "refusal" not in kept or (loss and "loss" not in kept):
             write_adapter(trainer.model, trainer.lora(sent))
+        if "refusal" not in kept:
             replies = answers(trainer.model, trainer.tokenizer, self._goals, max_new_tokens=16, batch_size=130)
-            loss = answer_loss(trainer.model, trainer.tokenizer, self._pairs, trainer.config.training.max_length, PAIRS)
-            refusal = sum(map(refuses_strictly, replies)) / len(replies)
-            self._known[sent.tobytes()] = {"refusal": round(refusal, 6), "n": len(replies), "loss": round(loss, 4)}
-        return self._known[sent.tobytes()]
+            kept |= {"refusal": round(sum(map(refuses_strictly, replies)) / len(replies), 6), "n": len(replies)}
+        if loss and "loss" not in kept:
+            kept["loss"] = round(answer_loss(trainer.model, trainer.tokenizer, self._pairs, trainer.config.training.max_length, PAIRS), 4)
+        return dict(kept)
 
 
 def known_probes(source: str, seed: int, layout: Layout) -> Known:

@@ -132,17 +132,17 @@ class Schedule:
 
 
 MOVES: Mapping[str, tuple[Move, tuple[float, ...]]] = {
-    "norm matching and rescaling": (rescaled, (1.0, 2.0, 4.0)),
-    "re-factorisation: rotation": (rotated, (1.0, 2.0, 3.0)),
-    "re-factorisation: imbalance": (unbalanced, (2.0,)),
-    "mimicry of the mean": (mimicry, (0.5, 0.75, 0.9)),
-    "mimicry of one client": (mimicry_of_one, (0.75, 0.9)),
-    "mimicry, made longer": (blended, (0.75, 0.9)),
-    "cancelling noise": (cancelling, (2.0, 4.0, 8.0)),
-    "cancelling noise, norm matched": (cancelling_matched, (2.0, 4.0)),
     "projection, probe known": (projected, (0.5, 1.0, 1.5)),
     "projection, own probe": (projected_by_surrogate, (1.0, 1.5)),
     "poison in A alone": (unread, (1.0, 4.0)),
+    "cancelling noise": (cancelling, (2.0, 4.0, 8.0)),
+    "cancelling noise, norm matched": (cancelling_matched, (2.0, 4.0)),
+    "re-factorisation: rotation": (rotated, (1.0, 2.0, 3.0)),
+    "re-factorisation: imbalance": (unbalanced, (2.0,)),
+    "norm matching and rescaling": (rescaled, (1.0, 2.0, 4.0)),
+    "mimicry of the mean": (mimicry, (0.5, 0.75, 0.9)),
+    "mimicry of one client": (mimicry_of_one, (0.75, 0.9)),
+    "mimicry, made longer": (blended, (0.75, 0.9)),
 }
 
 
