@@ -33,15 +33,16 @@ ROWS: dict[str, dict[str, Any]] = {
     "client": {"level": "client"},
     "step": {"level": "step"},
     "cumulative": {"level": "cumulative"},
+    "cumulative, mass-mean": {"level": "cumulative", "probe": "mass-mean"},
     "shadow, cheap": {"level": "shadow", "defense": GRADIENT},
     "evidence, cheap": {"level": "evidence", "defense": GRADIENT},
     "evidence": {"level": "evidence"},
     "shadow": {"level": "shadow"},
 }
 NO_ATTACK = "no attack"  # FedAvg without malicious clients: what every row is compared with
-# AdvBench's goals are what refusal is measured on, so it is no attack here; HarmBench's 400 answers do not reach for five clients,
-# and are of AdvBench's kind. GPTFuzz is the source that probes which never met it are known to miss.
-SOURCES = ("jailbreakbench", "gptfuzz")
+# AdvBench's goals are what refusal is measured on, so it is no attack here. GPTFuzz is the source that probes which never met it
+# are known to miss, and the one that hardly harms this model; HarmBench harms it most, with 400 answers that five clients share.
+SOURCES = ("jailbreakbench", "harmbench", "gptfuzz")
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def test_a_cell_has_a_name_that_leads_back_to_it() -> None:
         "cumulative/7/0.25/1",
         "nothing/5/0.25/1",
         "cumulative/five/0.25/1",
-        "FedAvg/5/1/0/harmbench/first",
+        "FedAvg/5/1/0/advbench/first",
     ):
         with pytest.raises(ConfigError, match="expected ROW/MALICIOUS"):
             Cell.named(wrong)
