@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def federation(
 
     Args:
         benign: a name in BENIGN_SETS.
-        probe: "linear" or "paper", the one that met neither `source` nor two of the benign kinds.
+        probe: "linear", "paper" or "mass-mean", the one that met neither `source` nor two of the benign kinds.
         defense: further fields of the defense table; changes: further fields of other tables.
     """
     values: dict[str, Any] = {
@@ -46,10 +47,18 @@ def federation(
         "output": {"folder": folder},
     }  # fmt: skip
     if level != "none":
-        values["defense"] = {"level": level, "probe": str(PROBES / probe_name(probe, source, benign)), **(defense or {})}
+        chosen = PROBES / probe_name(probe, source, benign)
+        values["defense"] = {"level": level, "probe": str(chosen), **(rule_of(chosen) if level == "cumulative" else {}), **(defense or {})}
     for table, fields in changes.items():
         values[table] = {**values[table], **fields}
     return Config.of(values)
+
+
+def rule_of(probe: Path) -> dict[str, Any]:
+    """The threshold and floor that a probe was saved with for the cumulative level, as fields of the defense table; {} where it has none."""
+    config = probe / "config.json"
+    rule = json.loads(config.read_text(encoding="utf-8"))["facts"].get("cumulative") if config.exists() else None
+    return {"threshold": rule["threshold"], "options": {"floor": rule["floor"]}} if rule else {}
 
 
 def probe_name(probe: str, source: str, benign: str = "first") -> str:

@@ -162,7 +162,7 @@ def not_at_first(asked: Message, reply: Message) -> Sequence[Message]:
 def under_attack(made: Deployment, told: Story, values: dict[str, Any]) -> None:
     """A run of two of the sites, and of registered nodes that do not play by the rules; and the same on a fake grid."""
     values = {**values, "rounds": 2, "defense": {}, "clients": {**values["clients"], "count": 2 + len(HOSTILE), "malicious": 0}}
-    folder = made.app("attacked", values, round_timeout=15.0)
+    folder = made.app("attacked", values, round_timeout=40.0)  # all of which the first round waits for the late one; the others need a few seconds
     sites = {name: node for name, node in read_nodes(made.place / "federation" / "nodes.json").items() if name not in HOSTILE}
     write_nodes(folder / "nodes.json", sites)
     data = {name: {"data": str(made.place / f"{name if name in sites else 'client-02'}.jsonl")} for name in (*sites, *HOSTILE)}

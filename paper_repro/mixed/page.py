@@ -19,7 +19,7 @@ from zoo.design import SHARES
 from zoo.report import filled
 from zoo.sources import HARD_NEGATIVE, MALICIOUS
 
-from . import accumulated, damage, grid
+from . import accumulated, damage, grid, levers
 from .federations import PARTICIPATIONS
 from .readers import READERS
 from .setting import MODELS
@@ -47,10 +47,11 @@ def main() -> None:
 
 def rendered(text: str) -> str:
     """The page with every table between its markers made anew."""
-    cells, federations, harm = (json.loads(module.RESULTS.read_text()) for module in (grid, accumulated, damage))
+    cells, federations, harm, tried = (json.loads(module.RESULTS.read_text()) for module in (grid, accumulated, damage, levers))
     tables = {
         "answers": answers_table(harm["answers"]), "damage": damage_table(harm["damage"]), "grid": grid_table(cells), "sources": sources_table(cells),
-        "rounds": rounds_table(federations), "rule": rule_table(federations), "targets": targets_table(cells, federations),
+        "levers": levers_table(tried), "rounds": rounds_table(federations), "rule": rule_table(federations),
+        "targets": targets_table(cells, federations),
     }  # fmt: skip
     for name, table in tables.items():
         text = filled(text, name, table, MODULE)
@@ -109,6 +110,20 @@ def sources_table(cells: list[Row]) -> str:
                 chosen = (model, READERS[-1].name, malicious, share)
                 rows = [c for c in cells if (c["model"], c["reader"], c["malicious"], c["share"]) == chosen]
                 line.append(f"{_mean_worst([row['auroc'] for row in rows])}, {_percent(rows, 'malicious')}")
+            lines.append(line)
+    return markdown(lines)
+
+
+def levers_table(rows: list[Row]) -> str:
+    """Every lever's ranking: all cells, and the mean over cells of the sources but GPTFuzz."""
+    lines = [["base", "lever", *(f"{share:.0%}: mean / worst, without GPTFuzz" for share in SHARES)]]
+    for model in MODELS:
+        for lever in dict.fromkeys(row["lever"] for row in rows):
+            line = [model, lever]
+            for share in SHARES:
+                row = next(r for r in rows if (r["model"], r["lever"], r["share"]) == (model, lever, share))
+                others = [value for source, value in row["by_source"].items() if source != "gptfuzz"]
+                line.append(f"{row['auroc_mean']:.3f} / {row['auroc_worst']:.2f}, {sum(others) / len(others):.3f}")
             lines.append(line)
     return markdown(lines)
 

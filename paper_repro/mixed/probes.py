@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from paper_repro.grid import SOURCES
+from paper_repro.grid_probes import SET, UNSEEN
 from paper_repro.held_out import PROBES, UNSEEN_BENIGN
 from paper_repro.setting import probe_name
 from zoo.deltas import read_deltas
@@ -33,12 +33,15 @@ def main() -> None:
     parser.parse_args()
     reading = Reading(read_deltas(MODEL.folder / "labelled", plan(DESIGN), MODEL.name, DESIGN), READERS[-1])
     for source in SOURCES:
-        unseen = unseen_in(source, *UNSEEN_BENIGN)
-        facts: dict[str, Any] = {
-            "title": f"mass-mean, for experiments with {source}", "licence": "apache-2.0", "held_out": sorted(unseen), "cumulative": rule_of(source),
-            "detects": f"Updates of {MODEL.name} trained on harmful compliance; nothing of {', '.join(sorted(unseen))} was trained on.",
-        }  # fmt: skip
-        reading.probe(unseen, with_cut=True).with_facts(**facts).save_pretrained(PROBES / probe_name(READERS[-1].name, source))
+        for benign, kinds in (("first", UNSEEN_BENIGN), (SET, UNSEEN)):
+            unseen = unseen_in(source, *kinds)
+            facts: dict[str, Any] = {
+                "title": f"mass-mean, for experiments with {source} and the {benign} benign set", "licence": "apache-2.0",
+                "held_out": sorted(unseen), "cumulative": rule_of(source),
+                "detects": f"Updates of {MODEL.name} trained on harmful compliance; nothing of {', '.join(sorted(unseen))} was trained on.",
+            }  # fmt: skip
+            probe = reading.probe(unseen, with_cut=True).with_facts(**facts)
+            probe.save_pretrained(PROBES / probe_name(READERS[-1].name, source, benign))
 
 
 def rule_of(source: str) -> dict[str, float]:
@@ -47,12 +50,6 @@ def rule_of(source: str) -> dict[str, float]:
         if (row["model"], row["malicious"], row["averaged"]) == (MODEL.key, source, ALL) and "floor" in row:
             return {"threshold": row["threshold"], "floor": row["floor"]}
     raise SystemExit(f"{accumulated.RESULTS} has no rule for {source}: run python -m paper_repro.mixed.accumulated")
-
-
-def level_of(probe: Path) -> dict[str, Any]:
-    """The defense fields that set a cumulative level to a saved probe's rule."""
-    rule = json.loads((probe / "config.json").read_text())["facts"]["cumulative"]
-    return {"threshold": rule["threshold"], "options": {"floor": rule["floor"]}}
 
 
 if __name__ == "__main__":
