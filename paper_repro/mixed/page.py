@@ -29,7 +29,7 @@ MODULE = "paper_repro.mixed.page"
 SHOWN = (1, 2, 4, PARTICIPATIONS)
 # What was set out to be reached: the least share found, after the first and after the eighth participation, and the most benign clients flagged.
 TARGETS = {1.0: (0.95, 0.99), 0.5: (0.95, 0.99), 0.25: (0.80, 0.97), 0.1: (0.50, 0.90)}
-MOST_FLAGGED = 0.02
+MOST_FLAGGED, AUROC = 0.02, 0.99
 Row = dict[str, Any]
 
 
@@ -152,27 +152,33 @@ def rule_table(federations: list[Row]) -> str:
 
 
 def targets_table(cells: list[Row], federations: list[Row]) -> str:
-    """The targets of this study beside the worst cell and federation."""
-    lines = [["base", "what", "target", "worst", "met"]]
-
-    def line(model: str, what: str, target: float, worst: float, least: bool = True) -> None:
-        met = worst >= target if least else worst <= target
-        lines.append([model, what, f"{'at least' if least else 'at most'} {target:.0%}", f"{worst:.0%}", "yes" if met else "no"])
-
+    """The targets of this study beside the worst cell and federation, with and without the source that harms one of the bases not at all."""
+    lines = [["base", "what", "target", "worst", "met", "worst without GPTFuzz", "met"]]
     for model in MODELS:
         own = [c for c in cells if (c["model"], c["reader"]) == (model, READERS[-1].name)]
         seen = [row for row in federations if row["model"] == model and "flagged" in row]
-        for share in SHARES:
-            rows = [row for row in own if row["share"] == share]
-            line(model, f"found at {share:.0%} poison, first participation", TARGETS[share][0], _rate(_least(rows), "malicious"))
-            counts = [row["flagged"][f"{share:g}"] for row in seen]
-            line(model, f"found at {share:.0%} poison, eighth", TARGETS[share][1], min(c["flagged"][-1] / c["n"] for c in counts))
-        line(model, "benign flagged, first participation", MOST_FLAGGED, max(_rate(row, "benign") for row in own), least=False)
-        honest = [_honest(row["flagged"]) for row in seen]
-        line(model, "benign flagged, eighth", MOST_FLAGGED, max(flagged / n for flagged, n in honest), least=False)
-        aurocs = [row["auroc"][number]["by_participation"][-1] for row in seen for number in range(len(SHARES))]
-        lines.append([model, "AUROC, eighth", "at least 0.99", f"{min(aurocs):.2f}", "yes" if min(aurocs) >= 0.99 else "no"])
+        without = ([row for row in rows if row["malicious"] != "gptfuzz"] for rows in (own, seen))
+        for (what, target, worst), (_, _, others) in zip(_worst(own, seen), _worst(*without), strict=True):
+            line = [model, what, f"{'at most' if 'flagged' in what else 'at least'} {target:.0%}"]
+            for value in (worst, others):
+                line += [f"{value:.0%}", "yes" if (value <= target if "flagged" in what else value >= target) else "no"]
+            lines.append(line)
     return markdown(lines)
+
+
+def _worst(cells: list[Row], federations: list[Row]) -> list[tuple[str, float, float]]:
+    """(what, target, the worst of all cells or federations)."""
+    rows = []
+    for number, share in enumerate(SHARES):
+        first = _rate(_least([row for row in cells if row["share"] == share]), "malicious")
+        counts = [row["flagged"][f"{share:g}"] for row in federations]
+        rows.append((f"found at {share:.0%} poison, first participation", TARGETS[share][0], first))
+        rows.append((f"found at {share:.0%} poison, eighth", TARGETS[share][1], min(c["flagged"][-1] / c["n"] for c in counts)))
+        last = min(row["auroc"][number]["by_participation"][-1] for row in federations)
+        rows.append((f"AUROC at {share:.0%} poison, eighth", AUROC, last))
+    rows.append(("benign flagged, first participation", MOST_FLAGGED, max(_rate(row, "benign") for row in cells)))
+    rows.append(("benign flagged, eighth", MOST_FLAGGED, max(flagged / n for flagged, n in (_honest(row["flagged"]) for row in federations))))
+    return rows
 
 
 def _regimes() -> list[tuple[str, str]]:
