@@ -197,7 +197,7 @@ def _print(result: RunResult) -> None:
     last = result.records[-1]
     for client_id, role in result.roles.items():
         factors = [record.factors[client_id] for record in result.records if client_id in record.factors]
-        refused = sum(client_id in record.reasons for record in result.records)
+        refused = sum(client_id in record.reasons and not record.factors.get(client_id) for record in result.records)
         weight = last.weights.get(client_id)
         table.add_row(
             client_id, str(role["role"]), f"{factors[-1]:.2f}" if factors else "-", f"{weight:.3f}" if weight is not None else "-", str(refused)

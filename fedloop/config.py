@@ -200,6 +200,7 @@ class DefenseConfig(_Section):
     options: dict[str, Any] = {}
     min_mean_factor: Annotated[NotBelow, Field(le=1)] = 0.2
     max_count_ratio: Annotated[Number, Field(ge=1)] | None = 3.0
+    max_norm_ratio: Annotated[Number, Field(ge=1)] | None = None
 
     @field_validator("level")
     @classmethod

@@ -22,7 +22,7 @@ from .errors import EvidenceError, StateError
 from .levels import Level
 from .screening import UNREADABLE, Checked, check_updates, reason
 from .types import ClientUpdate, RoundRecord
-from .weights import aggregation_weights, counted_examples
+from .weights import aggregation_weights, check_ratio, counted_examples
 
 STATE_VERSION = 1
 
@@ -38,11 +38,15 @@ class Defense:
         layout: what every update has to look like (kind "factor_delta"). If None, that of `start`.
         min_mean_factor: the safety gate; below this mean factor a round is skipped.
         max_count_ratio: a client's example count is capped at this many times the round's median; None (the paper): not capped.
+        max_norm_ratio: an update of more than this many times the round's lower median norm counts for as much less, as if it had been cut to
+            that length; None (the paper): however long. A level looks at the direction of an update and not at its length, so whoever
+            passes it can make a round their own. Clients of unlike numbers of steps or learning rates need a large ratio.
         registered: example counts the server knows by itself; then claims do not count at all.
         max_steps: more steps of evidence are refused unread.
 
     Raises:
         EvidenceError: one of probe and level without the other.
+        ConfigError: max_norm_ratio is not a finite number >= 1.
 
     Source: arXiv:2601.07177, Sec. 4; what is checked beyond it: fedloop.screening.
     """
@@ -55,13 +59,17 @@ class Defense:
         layout: Layout | None = None,
         min_mean_factor: float = 0.2,
         max_count_ratio: float | None = 3.0,
+        max_norm_ratio: float | None = None,
         registered: Mapping[str, int] | None = None,
         max_steps: int = 1024,
     ) -> None:
         if (probe is None) != (level is None):
             raise EvidenceError("got a probe without a level or a level without a probe; expected both, or neither for no defence")
         self.probe, self.level, self.layout = probe, level, layout
-        self.min_mean_factor, self.max_count_ratio, self.registered, self.max_steps = min_mean_factor, max_count_ratio, registered, max_steps
+        if max_norm_ratio is not None:
+            check_ratio("max_norm_ratio", max_norm_ratio)
+        self.min_mean_factor, self.max_count_ratio, self.max_norm_ratio = min_mean_factor, max_count_ratio, max_norm_ratio
+        self.registered, self.max_steps = registered, max_steps
         self._round = 0
         self._state = level.init() if level else {}
         self._features = level.accumulator.init() if level and level.accumulator else {}
@@ -100,7 +108,7 @@ class Defense:
         reasons |= {client: "missing: asked and sent nothing" for client in expected if client not in checked and client not in reasons}
         scores = self._scores(checked, reasons)
         counts = self._counts({client: update for client, update in checked.items() if client not in reasons})
-        factors = self._factors(scores, counts, reasons)
+        factors = self._shortened(self._factors(scores, counts, reasons), {client: checked[client].norm for client in counts}, reasons)
         weights = aggregation_weights(factors, {**dict.fromkeys(factors, 1), **counts}, self.min_mean_factor) if factors else None
         self._round = round
         return RoundRecord(
@@ -178,6 +186,16 @@ class Defense:
         if self.level is not None:
             factors, self._state = self.level.update(self._state, scores, counts)
         return dict(sorted((factors | dict.fromkeys(reasons, 0.0)).items()))
+
+    def _shortened(self, factors: dict[str, float], norms: Mapping[str, float], reasons: dict[str, str]) -> dict[str, float]:
+        """The factors, smaller for updates that are too long; reasons say so."""
+        if self.max_norm_ratio is None or not norms:
+            return factors
+        longest = self.max_norm_ratio * sorted(norms.values())[(len(norms) - 1) // 2]
+        for client in sorted(client for client, norm in norms.items() if norm > longest and factors[client] > 0):
+            reasons[client] = f"long: its norm is {norms[client]:.3g}; up to {longest:.3g} counts in this round"
+            factors = {**factors, client: factors[client] * longest / norms[client]}
+        return factors
 
     def _parts(self) -> tuple[Probe, Level]:
         if self.probe is None or self.level is None:

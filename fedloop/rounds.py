@@ -242,7 +242,7 @@ def build_defense(config: Config, initial: Adapter) -> Defense:
             single direction where attackers evade one.
     """
     of = config.defense
-    gates: dict[str, Any] = {"min_mean_factor": of.min_mean_factor, "max_count_ratio": of.max_count_ratio}
+    gates: dict[str, Any] = {name: getattr(of, name) for name in ("min_mean_factor", "max_count_ratio", "max_norm_ratio")}
     if of.level == "none":
         return Defense(None, None, **gates)
     probe = Probe.from_pretrained(str(of.probe), revision=of.probe_revision)

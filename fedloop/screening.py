@@ -8,6 +8,7 @@ the submitted update. Source: the threat model of arXiv:2601.07177's official co
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,11 +37,13 @@ class Checked:
         delta: kind "factor_delta". Read again when it is scored, not held: where adapters lie in files, a round of
             thousands of clients takes the memory of one.
         digest: of its numbers, all of them.
+        norm: of its numbers, L2.
     """
 
     num_examples: int
     delta: Adapter
     digest: bytes
+    norm: float
     steps: tuple[Adapter, ...]
     evidence_digest: bytes | None = None
 
@@ -156,15 +159,16 @@ def _check_tensors(
     expected.check(delta)
     if len(update.steps) > max_steps:
         raise EvidenceError(f"got {len(update.steps)} steps of evidence; expected at most {max_steps}")
-    digest = _digest(pack(delta, expected)[0].numpy())
+    numbers = pack(delta, expected)[0].numpy()
+    digest, norm = _digest(numbers), math.sqrt(np.einsum("p,p->", numbers, numbers, dtype=np.float64))
     if featurizer is not None:
         featurizer.check(delta)
         evidence = [_probed(step, delta, featurizer) for step in update.steps]
         if trajectory and evidence:
             _check_last(evidence[-1], update.steps[-1], delta, featurizer)
         of_evidence = _digest(*(numbers.numpy() for numbers in evidence)) if evidence else None
-        return Checked(update.num_examples, delta, digest, update.steps, of_evidence)
-    return Checked(update.num_examples, delta, digest, ())
+        return Checked(update.num_examples, delta, digest, norm, update.steps, of_evidence)
+    return Checked(update.num_examples, delta, digest, norm, ())
 
 
 def _probed(step: Adapter, delta: Adapter, featurizer: Featurizer) -> torch.Tensor:

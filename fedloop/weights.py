@@ -73,7 +73,8 @@ def counted_examples(claimed: Mapping[str, int], max_count_ratio: float | None =
         EvidenceError: a claim or a registered count is not a positive integer, or a client is not registered:
             it has no count that can be trusted, so reject it before the round is weighed.
     """
-    _check_ratio(max_count_ratio)
+    if max_count_ratio is not None:
+        check_ratio("max_count_ratio", max_count_ratio)
     for client, count in claimed.items():
         _check_count(client, count)
     if registered is not None:
@@ -129,8 +130,11 @@ def _check_count(client: str, count: int) -> None:
         raise EvidenceError(f"client {client!r}: got num_examples {count!r}; expected a positive integer")
 
 
-def _check_ratio(max_count_ratio: float | None) -> None:
-    if max_count_ratio is None:
-        return
-    if not isinstance(max_count_ratio, Real) or isinstance(max_count_ratio, bool) or not 1 <= max_count_ratio < math.inf:
-        raise ConfigError(f"max_count_ratio: got {max_count_ratio!r}; expected a finite number >= 1, or None for no cap")
+def check_ratio(name: str, value: float) -> None:
+    """Whether a cap in medians is one.
+
+    Raises:
+        ConfigError: it is not a finite number >= 1.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool) or not 1 <= value < math.inf:
+        raise ConfigError(f"{name}: got {value!r}; expected a finite number >= 1, or None for no cap")

@@ -92,6 +92,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("defense.options", [None, "x"], "valid dictionary"),
     ("defense.min_mean_factor", [-0.1, 1.1, NAN, "0.2"], "valid number|greater than or equal to 0|less than or equal to 1|finite number"),
     ("defense.max_count_ratio", [0.5, INF, True], "valid number|greater than or equal to 1|finite number"),
+    ("defense.max_norm_ratio", [0.5, INF, True], "valid number|greater than or equal to 1|finite number"),
     ("aggregation.rule", ["average", None], "mean, median, trimmed_mean|valid string"),
     ("aggregation.options", [None, 3], "valid dictionary"),
     ("aggregation.server", ["adam", None], "fedavg, fedprox, scaffold, fedavgm, fedadagrad, fedyogi, fedadam|valid string"),

@@ -16,10 +16,10 @@ import pytest
 from federated import CLIENTS, LEVELS, same_tree, untimed, update, updates
 
 from fedloop.defense import Defense
-from fedloop.errors import EvidenceError
+from fedloop.errors import ConfigError, EvidenceError
 from fedloop.levels import LOCAL_STEPS, SHADOW_GRADIENT, SHADOW_STEPS, ClientLevel, CumulativeLevel, Level, ShadowLevel, StepLevel
 from fedloop.types import ClientUpdate, RoundRecord
-from loraprobe.adapter import Adapter, Layout, add_delta
+from loraprobe.adapter import Adapter, Layout, add_delta, pack
 from loraprobe.heads import MLPHead
 from loraprobe.pair import LoRAPair
 from loraprobe.probe import Probe, fit_probe
@@ -268,6 +268,27 @@ def test_claims_count_up_to_a_multiple_of_the_median() -> None:
     assert record.weights["d"] > 0.999
     registered = {"a": 5, "b": 5, "c": 5, "d": 5, "absent": 1}
     assert set(defense(None, registered=registered).assess(1, sent).weights.values()) == {0.25}
+
+
+def test_a_long_update_counts_for_as_much_less() -> None:
+    sent = [update(client, seed) for seed, client in enumerate("abcd")]
+    long = replace(sent[3], adapter=scaled(sent[3].adapter, 10.0))
+    cases = ((None, long), (3.0, sent[3]), (3.0, long))
+    usual, honest, bounded = (defense(None, max_norm_ratio=ratio).assess(1, [*sent[:3], last]) for ratio, last in cases)
+    assert usual.factors["d"] == honest.factors["d"] == 1.0  # the paper; and nobody is touched who is not long
+    assert honest.reasons == {}
+    norms = sorted(float(pack(one.adapter)[0].double().norm()) for one in (*sent[:3], long))
+    assert bounded.factors == {"a": 1.0, "b": 1.0, "c": 1.0, "d": pytest.approx(3.0 * norms[1] / norms[3], rel=1e-6)}
+    assert "up to" in bounded.reasons["d"]
+    assert bounded.weights["d"] < 0.15 < usual.weights["d"]
+    with pytest.raises(ConfigError, match="max_norm_ratio"):
+        defense(None, max_norm_ratio=0.5)
+
+
+def scaled(adapter: Adapter, factor: float) -> Adapter:
+    """The same delta, so many times as long."""
+    pairs = {name: LoRAPair(factor * pair.A, factor * pair.B, pair.scaling) for name, pair in adapter.items()}
+    return Adapter(pairs, kind=adapter.kind, base_model=adapter.base_model)
 
 
 @pytest.mark.parametrize("ratio", [3.0, None])
