@@ -36,6 +36,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.aggregation
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.overhead_8b
 
 bench-flower: setup
 	$(BIN)/python -m benchmarks.flower_cost
@@ -61,7 +62,23 @@ paper: setup
 	$(BIN)/python -m paper_repro.grid_probes
 	$(BIN)/python -m paper_repro.defences $(ARGS)
 	$(BIN)/python -m paper_repro.overhead
+	$(BIN)/python -m paper_repro.mixed.labelled --data $(DATA)
+	$(BIN)/python -m paper_repro.mixed.federations --data $(DATA)
+	$(BIN)/python -m paper_repro.mixed.damage --data $(DATA)
+	$(BIN)/python -m paper_repro.mixed.grid
+	$(BIN)/python -m paper_repro.mixed.levers
+	$(BIN)/python -m paper_repro.mixed.accumulated
+	$(BIN)/python -m paper_repro.mixed.probes
+	$(BIN)/python -m paper_repro.separability_sweeps --data $(DATA)
+	$(BIN)/python -m paper_repro.separability_drift --data $(DATA)
+	$(BIN)/python -m paper_repro.separability --data $(DATA)
+	$(BIN)/python -m paper_repro.separability_coordinates
+	$(BIN)/python -m paper_repro.attackers_record
+	$(BIN)/python -m paper_repro.attackers
 	$(BIN)/python -m paper_repro.tables
+	$(BIN)/python -m paper_repro.mixed.page
+	$(BIN)/python -m paper_repro.separability_tables
+	$(BIN)/python -m paper_repro.attackers_page
 
 repro-small: setup
 	$(BIN)/python -m paper_repro.check --small --data $(DATA) $(ARGS)
