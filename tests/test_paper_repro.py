@@ -238,7 +238,7 @@ def test_a_cell_is_compared_seed_by_seed_with_no_attack_of_its_own_benign_set() 
     found = {(cell.benign, outcome.seeds): round(outcome.refusal, 6) for cell, outcome in grid_targets.outcomes(lines)["shadow"].items()}
     assert found == {("first", 2): -5.0, ("second", 1): -10.0}
     table = grid_targets.worst_table(lines)
-    assert "| shadow | 2 of 68 | 0 of 0 | 0 of 2, -10.0 (5 @ 100%, second set) |" in table
+    assert "| shadow | 2 of 102 | 0 of 0 | 0 of 2, -10.0 (5 @ 100%, second set) |" in table
 
 
 def test_an_attack_works_where_averaging_misses_the_target_of_refusal() -> None:
@@ -250,8 +250,8 @@ def test_an_attack_works_where_averaging_misses_the_target_of_refusal() -> None:
         attacked("shadow", 2, 0.9),
     ]
     table = grid_targets.worst_table(lines)
-    assert "| FedAvg | 2 of 64 | 0 of 1 | 1 of 2, -40.0 (5 @ 100%) |" in table
-    assert "| shadow | 2 of 68 | 1 of 1 | 2 of 2, +0.0 " in table
+    assert "| FedAvg | 2 of 96 | 0 of 1 | 1 of 2, -40.0 (5 @ 100%) |" in table
+    assert "| shadow | 2 of 102 | 1 of 1 | 2 of 2, +0.0 " in table
 
 
 def test_trust_is_a_bound_where_only_means_over_clients_were_written_down() -> None:
