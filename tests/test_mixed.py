@@ -1,0 +1,149 @@
+"""The study of mixed poison: what is left out is left out, the rule keeps its budget on what it saw, the page says what the results say."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedloop.data import Example
+from fedloop.evaluate import refuses_strictly
+from figures import mixed as figure
+from loraprobe.errors import DataError
+from loraprobe.metrics import auroc
+from paper_repro.grid import SOURCES
+from paper_repro.held_out import PROBES
+from paper_repro.mixed import accumulated, damage, grid, levers, page
+from paper_repro.mixed.federations import PARTICIPATIONS, PER_ROUND, members_of
+from paper_repro.mixed.probes import rule_of
+from paper_repro.mixed.readers import BUDGET, kinds_of, unseen_in
+from paper_repro.mixed.setting import MODELS, _mended
+from paper_repro.setting import probe_name
+from paper_repro.setting import rule_of as saved_rule
+from zoo.design import SHARES, plan
+from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.rendered(text) == text
+
+
+def test_a_changed_result_changes_the_page() -> None:
+    rows = json.loads(grid.RESULTS.read_text())
+    assert page.grid_table(rows) != page.grid_table([{**rows[0], "auroc": rows[0]["auroc"] - 0.5}, *rows[1:]])
+
+
+def test_every_cell_of_the_grid_is_there_once() -> None:
+    rows = json.loads(grid.RESULTS.read_text())
+    found = [(row["model"], row["reader"], row["malicious"], row["benign"], row["share"]) for row in rows]
+    assert len(set(found)) == len(found) == len(MODELS) * 3 * len(MALICIOUS) * len((*BENIGN, *HARD_NEGATIVE)) * len(SHARES)
+    sizes = {row["n_benign"] for row in rows}
+    clients = [client for client in plan() if not client.label]
+    assert sizes == {sum(client.source == source for client in clients) for source in (*BENIGN, *HARD_NEGATIVE)}
+
+
+def test_mending_keeps_the_answers_that_agree_with_the_label() -> None:
+    refusal, compliance = Example("a", "I'm sorry, but I can't help with that."), Example("b", "Sure, here it is.")
+    assert refuses_strictly(refusal.response)
+    for name, kept in (("gptfuzz", compliance), ("gptfuzz_safe", refusal)):
+        assert _mended(Source(name, (refusal, compliance), (refusal, compliance))).for_clients == (kept,)
+    untouched = Source("dolly_qa", (), (refusal, compliance))
+    assert _mended(untouched) == untouched
+
+
+def test_what_is_unseen_is_the_source_its_safe_twin_and_the_kind() -> None:
+    unseen = unseen_in("gptfuzz", "gsm8k")
+    assert unseen == {"gptfuzz", "gptfuzz_safe", "gsm8k"}
+    touched = [client for client in plan() if unseen & set(kinds_of(client))]
+    assert all(unseen & {client.source, client.host} for client in touched)
+    assert any(client.source == "advbench" and client.host == "gsm8k" for client in touched)  # halves of mixtures too
+
+
+def test_members_of_a_federation() -> None:
+    sources = {
+        name: Source(name, (), tuple(Example(f"{name} {number}", "x") for number in range(120))) for name in (*BENIGN, *HARD_NEGATIVE, *MALICIOUS)
+    }
+    members = members_of("advbench", sources, random.Random(0))
+    assert len(members) % PER_ROUND == 0
+    assert {(m.role, m.share): 0 for m in members if m.role == "malicious"}.keys() == {("malicious", share) for share in SHARES}
+    for member in members:
+        own = sum(example.instruction.startswith(f"{member.source} ") for example in member.examples)
+        assert own == (len(member.examples) if member.source == member.host else round(member.share * len(member.examples)))
+    again = members_of("advbench", sources, random.Random(0))
+    assert again == members
+
+
+class _Seen:
+    """A recorded federation whose honest scores are known."""
+
+    def __init__(self, scores: np.ndarray) -> None:
+        self.honest = np.ones(scores.shape[1], bool)
+        self._scores = scores
+
+    def scores(self, unknown: str) -> np.ndarray:
+        return self._scores
+
+
+def test_the_rule_keeps_its_budget_on_the_federations_that_it_was_made_on() -> None:
+    rng = np.random.default_rng(0)
+    spread = 1.5 / np.sqrt(np.arange(1, PARTICIPATIONS + 1))[:, None]
+    others: Any = [_Seen(1 / (1 + np.exp(-rng.normal(-2, spread, (PARTICIPATIONS, 400))))) for _ in range(3)]
+    level = accumulated.rule(others, "gptfuzz")
+    for participations in (1, PARTICIPATIONS):
+        seen = np.concatenate([other.scores("")[participations - 1] for other in others])
+        flagged = (seen >= level.cut(participations)).mean()
+        assert BUDGET - 2 / len(seen) <= flagged <= BUDGET + 1e-9
+    assert level.floor < level.threshold
+
+
+def test_levers_find_a_direction_and_nothing_in_noise() -> None:
+    rng = np.random.default_rng(0)
+    role = np.repeat(["benign", "hard_negative", "malicious"], 40)
+    kind = np.array([f"{name}{number % 3}" for number, name in enumerate(role)])
+    noise = rng.normal(size=(120, 30)).astype(np.float32)
+    signal = noise + np.where(role == "malicious", 1.5, 0.0)[:, None] * np.eye(30, dtype=np.float32)[0]
+    for make in (levers.mass_mean(), levers.mass_mean(hard=0.5), levers.ridge(1.0)):
+        fresh = rng.normal(size=(400, 30))
+        labels = np.arange(400) % 2
+        found = make(signal, role, kind)
+        assert auroc(labels, (fresh + 1.5 * labels[:, None] * np.eye(30)[0]) @ found) > 0.75
+        assert 0.4 < auroc(labels, fresh @ make(noise, role, kind)) < 0.6
+
+
+def test_mass_mean_is_the_limit_of_a_strong_ridge() -> None:
+    rng = np.random.default_rng(1)
+    role = np.repeat(["benign", "hard_negative", "malicious"], 30)
+    kind = np.array([f"{name}{number % 3}" for number, name in enumerate(role)])
+    x = rng.normal(size=(90, 20))
+    one, other = levers.mass_mean()(x, role, kind), levers.ridge(1e6)(x, role, kind)
+    assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("benign", ["first", "second"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_saved_probes_carry_the_rule_that_was_measured(source: str, benign: str) -> None:
+    probe = PROBES / probe_name("mass-mean", source, benign)
+    rule = rule_of(source)
+    assert saved_rule(probe) == {"threshold": rule["threshold"], "options": {"floor": rule["floor"]}}
+    assert source in json.loads((probe / "config.json").read_text())["facts"]["held_out"]
+    assert saved_rule(PROBES / probe_name("linear", source, benign)) == {}
+
+
+def test_damage_is_of_every_kind_on_every_base() -> None:
+    rows = json.loads(damage.RESULTS.read_text())["damage"]
+    assert {(row["model"], row["source"], row["times"]) for row in rows if row["source"]} == {
+        (model, source, times) for model in MODELS for source in (*BENIGN, *HARD_NEGATIVE, *MALICIOUS) for times in damage.TIMES
+    }
+
+
+def test_the_figure_draws_the_results_and_refuses_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure.main(["--out", str(tmp_path)])
+    assert (tmp_path / "mixed.png").stat().st_size > 10_000
+    monkeypatch.setattr(figure, "RESULTS", tmp_path)
+    with pytest.raises(DataError, match=r"paper_repro\.mixed\.grid"):
+        figure.read_rows("mixed_grid")
