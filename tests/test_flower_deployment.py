@@ -248,7 +248,7 @@ def test_hostile_nodes_are_refused_or_capped_and_the_rest_is_averaged_as_if_they
         assert record.weights["client-02"] == record.weights["client-03"] == 0.0
         assert record.num_examples["client-04"] == 3 * record.num_examples["client-00"]  # of the thousand million that it claimed
         assert record.weights["client-05"] == record.weights["client-00"] > 0  # its second reply is nowhere
-    assert first.reasons["client-06"] == "missing: no reply before the round's deadline"
+    assert first.reasons["client-06"].startswith("missing: ")  # there was no reply, or Flower says that the message has expired
     assert second.reasons.keys() == {"client-02", "client-03"}
     assert second.weights["client-06"] == second.weights["client-00"]
     assert story.expected is not None
