@@ -130,13 +130,13 @@ def everybody_returns(made: Deployment, folder: Path, told: Story, values: dict[
     }
     for site in others:
         wait(site.connected, f"{site.name} to find the server again")
-    under_attack(made, told, values)  # the server takes a minute to be sure that the victim's former process is gone
     told.refused = {what: site.ended() for what, site in unwelcome.items()}
     victim.start()
-    wait(victim.keep_up, "the killed node to be let in again")
+    wait(victim.keep_up, "the killed node to be let in again")  # the server takes a minute to be sure that its former process is gone
     run = made.start(folder)
     told.shown.append((run.code(), run.shown()))
     told.node_ids = {name: re.findall(r"SuperNode ID: (\d+)", site.log()) for name, site in made.sites.items()}
+    under_attack(made, told, values)  # last: after a restart of the server, sites take a while to answer again
 
 
 def doubled(asked: Message, reply: Message) -> Sequence[Message]:
