@@ -37,8 +37,7 @@ from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import LinearHead
 from loraprobe.probe import Probe
 from paper_repro.dry_run_models import byte_tokenizer
-from paper_repro.gpu_settings import Choice, Inputs, tables
-from paper_repro.grid import ROWS
+from paper_repro.gpu_settings import ROWS, Choice, Inputs, tables
 from zoo.report import filled
 
 from .scale import LLAMA_8B, Shape

@@ -41,9 +41,8 @@ def fit_mass_mean(x: Any, y: Any, groups: Groups, *, seed: int, kinds: Kinds | N
     Source: mass-mean probing, Marks & Tegmark, arXiv:2310.06824, without its covariance; kinds are this project's.
     """
     data = check_training_data(x, y, groups)
-    own = [int(group) for group in data.groups] if kinds is None else own_kinds(kinds, len(data.y))
-    means = [_mean_of_kinds(data.x, np.array([kind if known == label else None for kind, known in zip(own, data.y, strict=True)], object))
-             for label in (0, 1)]  # fmt: skip
+    own: list[Hashable] = list(data.groups.tolist()) if kinds is None else own_kinds(kinds, len(data.y))
+    means = [_mean_of_kinds(data.x, data.y == label, own) for label in (0, 1)]
     difference = means[1] - means[0]
     distance = float(np.linalg.norm(difference))
     if distance < _NO_DIRECTION:
@@ -68,7 +67,9 @@ def own_kinds(kinds: Kinds, count: int) -> list[Hashable]:
     return [entry[0] for entry in entries]
 
 
-def _mean_of_kinds(x: FloatArray, own: NDArray[np.object_]) -> Float64:
-    """The mean over kinds of the mean of their rows, (p,); rows whose kind is None do not count."""
-    found = [kind for kind in dict.fromkeys(own.tolist()) if kind is not None]
-    return np.asarray(np.mean([x[own == kind].mean(axis=0, dtype=np.float64) for kind in found], axis=0))
+def _mean_of_kinds(x: FloatArray, counted: NDArray[np.bool_], own: Sequence[Hashable]) -> Float64:
+    """The mean over kinds of the mean of their rows that count, (p,)."""
+    rows: dict[Hashable, list[int]] = {}
+    for row in np.flatnonzero(counted).tolist():
+        rows.setdefault(own[row], []).append(row)
+    return np.asarray(np.mean([x[chosen].mean(axis=0, dtype=np.float64) for chosen in rows.values()], axis=0))

@@ -42,8 +42,8 @@ from zoo.design import ZOO_DESIGN
 from .dry_run_models import save_base, save_judge, save_reward_model
 from .dry_run_rows import write_goals, write_malicious_gen, write_questions, write_sources
 from .gpu import Smaller, mt_bench, prepare
-from .gpu_settings import SETTINGS, Choice, Inputs, contribution, read_setting
-from .grid import NO_ATTACK, ROWS
+from .gpu_settings import ROWS, SETTINGS, Choice, Inputs, contribution, read_setting
+from .grid import NO_ATTACK
 
 ROUNDS, CLIENTS, EXAMPLES, GOALS = 2, 10, 6, 5
 # Every kind of evidence, both probes, and one rule.

@@ -36,8 +36,8 @@ from loraprobe.errors import DataError, LoraprobeError, MissingExtra
 from zoo import contribute
 from zoo.deltas import duration
 
-from .gpu_settings import BENIGN, MALICIOUS, SETTINGS, Choice, Inputs, contribution, experiment, read_setting, tables
-from .grid import NO_ATTACK, ROWS
+from .gpu_settings import BENIGN, MALICIOUS, ROWS, SETTINGS, Choice, Inputs, contribution, experiment, read_setting, tables
+from .grid import NO_ATTACK
 
 GOALS = 520  # in AdvBench
 

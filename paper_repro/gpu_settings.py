@@ -15,11 +15,14 @@ from fedloop.aggregate import OFFICIAL_OPTIONS
 from fedloop.config import Config
 from fedloop.errors import ConfigError
 
-from .grid import NO_ATTACK, ROWS
+from . import grid
+from .grid import NO_ATTACK
 
 CONFIGS = Path(__file__).parent / "configs"
 SETTINGS = tuple(sorted(path.stem for path in CONFIGS.glob("*.toml")))
 BENIGN = {"lmsys": "hub:lmsys/lmsys-chat-1m", "wildchat": "hub:allenai/WildChat"}
+# A row with a probe of its own needs one that the grid made for the zoo's base; here the kinds are "paper" and "linear".
+ROWS = {name: row for name, row in grid.ROWS.items() if "probe" not in row}
 # MaliciousGen is on no dataset hub that is known to us: a local file (gen_data/Mistral/maliciousQA.json of the papers' repositories).
 MALICIOUS = {"beavertails": "hub:PKU-Alignment/BeaverTails", "maliciousgen": None}
 HARD_NEGATIVE = {"beavertails_safe": "hub:PKU-Alignment/BeaverTails#safe"}

@@ -109,7 +109,7 @@ def test_an_unknown_colouring_and_files_that_are_none_are_refused(coordinates: d
         arrays.read_numbers(tmp_path / "none.json")
     some = tmp_path / "some.json"
     some.write_text(json.dumps({"about": {}}))
-    with pytest.raises(DataError, match="has no cross_source, drift, sweeps"):
+    with pytest.raises(DataError, match="has no cross_source, drift, mended"):
         arrays.read_numbers(some)
     with pytest.raises(DataError, match="separability_coordinates"):
         arrays.read_coordinates(some)

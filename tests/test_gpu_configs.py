@@ -23,8 +23,8 @@ from loraprobe.errors import DataError
 from paper_repro import dry_run, gpu
 from paper_repro.dry_run_models import SHAPES, byte_tokenizer, save_base
 from paper_repro.dry_run_rows import write_goals, write_malicious_gen, write_questions, write_sources
-from paper_repro.gpu_settings import BENIGN, MALICIOUS, SETTINGS, Choice, Inputs, contribution, experiment, read_setting
-from paper_repro.grid import NO_ATTACK, ROWS
+from paper_repro.gpu_settings import BENIGN, MALICIOUS, ROWS, SETTINGS, Choice, Inputs, contribution, experiment, read_setting
+from paper_repro.grid import NO_ATTACK
 from zoo.contribute_options import asked
 
 COMMIT = "0" * 40

@@ -155,3 +155,10 @@ def test_means_that_are_the_same_are_refused() -> None:
     x, y = np.ones((24, 5), np.float32), np.arange(24) % 2
     with pytest.raises(FitError, match="the same"):
         fit_mass_mean(x, y, None, seed=0)
+
+
+def test_any_hashable_names_a_kind() -> None:
+    x, y, kinds = kinds_of_rows()
+    named = fit_mass_mean(x, y, None, seed=0, kinds=kinds).coef
+    others = {kind: (("site", kind[0]),) if index else (None,) for index, kind in enumerate(dict.fromkeys(kinds))}
+    assert np.array_equal(fit_mass_mean(x, y, None, seed=0, kinds=[others[kind] for kind in kinds]).coef, named)
