@@ -1,6 +1,6 @@
 """What a round on Flower costs in seconds and bytes, packed as fedloop does it and tensor by tensor as FedAvg with a PEFT state dict does.
 
-    python -m benchmarks.flower_cost        # benchmarks/results/flower_cost.json and the table in docs/scale.md (a quarter of an hour)
+    python -m benchmarks.flower_cost        # benchmarks/results/flower_cost.json and the table in docs/scale.md (half an hour)
 
 Two deployments on 127.0.0.1, both started by fedloop's launcher, with TLS and node keys: a SuperLink and two SuperNodes each. The nodes of
 one work as `fedloop flower node` does, the others as plain `flower-supernode`. The ways take turns, a round each, after a
@@ -200,8 +200,7 @@ def table() -> str:
     """The page's table of what was measured."""
     measured = json.loads(RESULTS.read_text(encoding="utf-8"))
     columns = (
-        "adapter, MB", "way", "seconds a round: median [least, most]", "CPU seconds a round: median [least, most]", "n",
-        "FedAvg tensor by tensor takes", "MB on the wire a round",
+        "adapter, MB", "way", "seconds a round: median [least, most]", "n", "FedAvg tensor by tensor takes", "MB on the wire a round",
     )  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for case in measured["cases"]:
@@ -210,8 +209,7 @@ def table() -> str:
             moved = [row["to_server"] + row["to_clients"] for row in way["rounds"]]
             times = "" if name == STOCK else f"{medians[STOCK] / medians[name]:.1f} times as long"
             shown = (
-                f"{case['bytes'] / 1e6:.1f}", name, middle(values(way, "seconds")), middle(values(way, "cpu_seconds")), len(moved), times,
-                f"{statistics.median(moved) / 1e6:,.1f}",
+                f"{case['bytes'] / 1e6:.1f}", name, middle(values(way, "seconds")), len(moved), times, f"{statistics.median(moved) / 1e6:,.1f}",
             )  # fmt: skip
             lines.append(f"| {' | '.join(map(str, shown))} |")
     machine = measured["machine"]

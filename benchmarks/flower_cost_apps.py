@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,7 +110,7 @@ class Timed:
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """As the strategy's own, once it is its turn."""
         self.turns.wait()
-        self._wire, self._cpu, self._began = carried(self.counters), cpu_seconds(), time.perf_counter()
+        self._wire, self._began = carried(self.counters), time.perf_counter()
         return list(super().configure_train(server_round, arrays, config, grid))  # type: ignore[misc]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -121,23 +120,12 @@ class Timed:
             raise RuntimeError(f"round {server_round}: {[reply.error.reason if reply.has_error() else 'a reply' for reply in heard]}")
         result: tuple[ArrayRecord | None, MetricRecord | None] = super().aggregate_train(server_round, heard)  # type: ignore[misc]
         seconds, (up, down) = time.perf_counter() - self._began, carried(self.counters)
-        row = {"round": server_round, "seconds": round(seconds, 3), "cpu_seconds": round(cpu_seconds() - self._cpu, 2)}
+        row = {"round": server_round, "seconds": round(seconds, 3)}
         row |= {"to_server": up - self._wire[0], "to_clients": down - self._wire[1], "load": round(os.getloadavg()[0], 1)}
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.turns.pass_on()
         return result
-
-
-def cpu_seconds() -> float:
-    """What all processes of this deployment have used so far, those that have ended included: what other work on the machine does not change."""
-    mark, ticks = f"FLWR_HOME={os.environ['FLWR_HOME']}".encode(), 0
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # gone meanwhile
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
-                fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-                ticks += sum(map(int, fields[11:15]))  # its own and its children's, in the user's and in the system's name
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 class TimedDefended(Timed, DefendedStrategy):
