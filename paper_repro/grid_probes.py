@@ -1,6 +1,6 @@
 """Probes for the grid's second benign set: as `paper_repro.held_out` fits those for the first, with two kinds of that set held out.
 
-    python -m paper_repro.grid_probes       # needs the labelled updates that `make zoo` keeps; the probes are committed
+    OMP_NUM_THREADS=1 python -m paper_repro.grid_probes     # needs what `make zoo` keeps; with one thread the committed probes, bit for bit
 
 The probes of both sets are of the same kind and never met the malicious source, its safe twin, or one benign kind of prose and
 one of code or dialogue that the federation's honest clients hold.
@@ -17,7 +17,7 @@ from zoo.study import Study
 from zoo.train_base import BASE_NAME
 
 from .grid import SOURCES
-from .held_out import ENTRIES, PROBES
+from .held_out import ENTRIES, PROBES, save_probe
 from .setting import probe_name
 
 SET, UNSEEN = "second", ("dolly_context", "gpteacher_toolformer")
@@ -31,14 +31,7 @@ def main() -> None:
     entry = next(entry for entry in ENTRIES if entry.name == "linear")
     study = Study(labelled, entry)
     for source in SOURCES:
-        unseen = {source, f"{source}_safe", *UNSEEN}
-        kept = study.mask(lambda client, unseen=unseen: not unseen & {client.source, client.host})
-        facts = {
-            "title": f"{entry.name}, for experiments with {source} and the {SET} benign set", "licence": "apache-2.0", "held_out": sorted(unseen),
-            "detects": f"Updates of {BASE_NAME} trained on harmful compliance; nothing of {', '.join(sorted(unseen))} was trained on.",
-        }  # fmt: skip
-        study.probe(kept, **facts).save_pretrained(PROBES / probe_name(entry.name, source, SET))
-        print(f"{entry.name} without {source}, for the {SET} benign set: {int(kept.sum())} clients", flush=True)
+        save_probe(study, source, UNSEEN, f"experiments with {source} and the {SET} benign set", PROBES / probe_name(entry.name, source, SET))
 
 
 if __name__ == "__main__":

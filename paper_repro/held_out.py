@@ -70,14 +70,19 @@ def write_probes(deltas: Path) -> None:
     for entry in ENTRIES:
         study = Study(labelled, entry)
         for malicious in MALICIOUS:
-            unseen = {malicious, f"{malicious}_safe", *UNSEEN_BENIGN}
-            kept = study.mask(lambda client, unseen=unseen: not unseen & {client.source, client.host})
-            facts = {
-                "title": f"{entry.name}, for experiments with {malicious}", "licence": "apache-2.0", "held_out": sorted(unseen),
-                "detects": f"Updates of {BASE_NAME} trained on harmful compliance; nothing of {', '.join(sorted(unseen))} was trained on.",
-            }  # fmt: skip
-            study.probe(kept, **facts).save_pretrained(PROBES / f"{entry.name}-without-{malicious}")
-            print(f"{entry.name} without {malicious}: {int(kept.sum())} clients", flush=True)
+            save_probe(study, malicious, UNSEEN_BENIGN, f"experiments with {malicious}", PROBES / f"{entry.name}-without-{malicious}")
+
+
+def save_probe(study: Study, malicious: str, unseen_benign: tuple[str, ...], purpose: str, folder: Path) -> None:
+    """Fit and save the probe that meets neither this source, nor its safe twin, nor these benign kinds, alone or mixed."""
+    unseen = {malicious, f"{malicious}_safe", *unseen_benign}
+    kept = study.mask(lambda client: not unseen & {client.source, client.host})
+    facts = {
+        "title": f"{study.entry.name}, for {purpose}", "licence": "apache-2.0", "held_out": sorted(unseen),
+        "detects": f"Updates of {BASE_NAME} trained on harmful compliance; nothing of {', '.join(sorted(unseen))} was trained on.",
+    }  # fmt: skip
+    study.probe(kept, **facts).save_pretrained(folder)
+    print(f"{folder.name}: {int(kept.sum())} clients", flush=True)
 
 
 def base_model() -> Path:
