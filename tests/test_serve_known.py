@@ -91,6 +91,20 @@ def test_numbers_that_lie_between_the_words_of_memory_score_alike(shift: int, un
     assert service(padded, DELTA) == first == expected
 
 
+def test_a_header_whose_entries_are_lists_is_scored_and_not_known() -> None:
+    """The safetensors library reads an entry's three fields from a list too."""
+    data = body()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    listed = {name: entry if name == "__metadata__" else [entry[k] for k in ("dtype", "shape", "data_offsets")] for name, entry in header.items()}
+    text = json.dumps(listed).encode()
+    service = scorer()
+    for _ in range(2):
+        [got], _ = service(struct.pack("<Q", len(text)) + text + data[8 + length :], DELTA)
+        [expected], _ = scorer()(data, DELTA)
+        assert (got.score, got.verdict) == (expected.score, expected.verdict)
+
+
 def test_a_blank_slice_is_inconclusive_and_its_smallest_change_is_not(unread: Callable[[], None]) -> None:
     service, good = scorer(), body()
     header = 8 + int.from_bytes(good[:8], "little")

@@ -57,8 +57,8 @@ class KnownSlices:
             return
         header, layout, at = header_of(data), self._probe.featurizer.layout, 0
         for slot in layout.slots:  # one after the other, as the feature vector has them?
-            entry = header[tensor_name(slot.module, slot.factor)]
-            if entry["dtype"] != "F32" or entry["data_offsets"] != [at, at + 4 * slot.size]:
+            entry = header[tensor_name(slot.module, slot.factor)]  # safetensors also reads an entry that is a list of its three fields
+            if not isinstance(entry, dict) or entry["dtype"] != "F32" or entry["data_offsets"] != [at, at + 4 * slot.size]:
                 return
             at += 4 * slot.size
         with self._lock:
