@@ -1,11 +1,13 @@
 """What a round on Flower costs in seconds and bytes, packed as fedloop does it and tensor by tensor as FedAvg with a PEFT state dict does.
 
-    python -m benchmarks.flower_cost        # benchmarks/results/flower_cost.json and the table in docs/scale.md (half an hour)
+    python -m benchmarks.flower_cost        # benchmarks/results/flower_cost.json and the table in docs/scale.md (forty minutes)
 
-Two deployments on 127.0.0.1, both started by fedloop's launcher, with TLS and node keys: a SuperLink and two SuperNodes each. The nodes of
-one work as `fedloop flower node` does, the others as plain `flower-supernode`. The ways take turns, a round each, after a
-warm-up round. See `flower_cost_apps` for what a round does. Seconds are those from the making of the first message to the new global adapter, the
-checkpoint included where there is one; bytes are what TCP carried between the nodes and the SuperLink, both clients together.
+Two deployments on 127.0.0.1 a size, both started by fedloop's launcher, with TLS and node keys: a SuperLink and two SuperNodes each. The
+nodes of one work as `fedloop flower node` does, the others as plain `flower-supernode`. The ways take turns, a round each, after a warm-up
+round. A round counts if both clients were in it: Flower drops a reply whose upload takes more than 180 s. A size ends with the rounds there
+are when its time is up or a SuperLink breaks down. See `flower_cost_apps` for what a round does. Seconds are those from the making of the
+first message to the new global adapter, the checkpoint included where there is one; bytes are what TCP carried between the nodes and the
+SuperLink, both clients together.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ import torch
 
 from benchmarks.counted_wire import CountedWire
 from benchmarks.flower_cost_apps import CLIENTS, TENSORS, WAYS, WIDTH
+from fedloop.errors import EngineError
 from fedloop.flower.control import Control
 from fedloop.flower.keys import make_certificates, make_node_key
 from fedloop.flower.launch import wait_for_port
@@ -40,10 +43,10 @@ from zoo.report import filled
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "scale.md", ROOT / "benchmarks" / "results" / "flower_cost.json"
 COMMAND = "python -m benchmarks.flower_cost"
-ROUNDS = 3  # of every way that are measured, after one that is not
 STOCK, CONTROL = "FedAvg, tensor by tensor", "FedAvg, one array"
-RANKS = {8: list(WAYS), 56: [name for name in WAYS if name != CONTROL], 168: [name for name in WAYS if name != CONTROL]}
-PATIENCE, TIMEOUT = 1800.0, 600.0  # seconds for a size, and for a round
+# rank -> the ways that are measured, and in how many rounds, after one that is not
+RANKS = {8: (list(WAYS), 3), 56: ([name for name in WAYS if name != CONTROL], 2), 168: (["fedloop, float32", STOCK], 1)}
+PATIENCE, TIMEOUT = 900.0, 600.0  # seconds for a size, and for a round
 
 PYPROJECT = """[project]
 name = "cost"
@@ -77,9 +80,9 @@ def main() -> None:
     parser.add_argument("--rank", type=int, nargs="*", choices=RANKS, default=list(RANKS), help="which sizes")
     ranks = parser.parse_args().rank
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave the blocks, end what was started
-    with tempfile.TemporaryDirectory(prefix="flower-cost-") as scratch, ExitStack() as stack:
-        ours, stock = (stack.enter_context(Deployment(Path(scratch) / name, own).up()) for name, own in (("ours", True), ("stock", False)))
-        for rank in ranks:
+    for rank in ranks:
+        with tempfile.TemporaryDirectory(prefix="flower-cost-") as scratch, ExitStack() as stack:
+            ours, stock = (stack.enter_context(Deployment(Path(scratch) / name, own).up()) for name, own in (("ours", True), ("stock", False)))
             save(measure(Path(scratch), rank, ours, stock))
     print(table())
 
@@ -164,27 +167,50 @@ def write_app(folder: Path) -> None:
 
 def measure(scratch: Path, rank: int, ours: Deployment, stock: Deployment) -> dict[str, Any]:
     """One size: a run of every way at the same time, whose rounds take turns."""
-    folder, order = scratch / f"rank-{rank}", RANKS[rank]
+    folder, (order, rounds) = scratch / f"rank-{rank}", RANKS[rank]
     folder.mkdir()
     (folder / "turn").write_text(order[0], encoding="utf-8")
-    common = {"order": json.dumps(order), "rank": rank, "rounds": ROUNDS + 1, "folder": str(folder), "timeout": TIMEOUT}
+    common = {"order": json.dumps(order), "rank": rank, "rounds": rounds + 1, "folder": str(folder), "timeout": TIMEOUT}
     with ours.control() as one, stock.control() as other:
         runs = []
         for name in order:
             place, control = (ours, one) if WAYS[name].ours else (stock, other)
             own = {"way": name, "nodes": str(place.place / "nodes.json"), "counters": str(place.counters)}
             runs.append((place, control, control.start(place.place / "app", {**common, **own})))
-        deadline = time.monotonic() + PATIENCE
-        while not all(finished(*run) for run in runs):
-            if time.monotonic() > deadline:
-                raise SystemExit(f"rank {rank}: nothing came to an end within {PATIENCE:.0f} s")
-            time.sleep(0.5)
+        ended = wait(lambda: all(finished(*run) for run in runs))
     ways = {}
     for name in order:
-        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = begun(folder, name, rounds + 1, ended)
         ways[name] = {"warm_up": rows[0], "rounds": rows[1:]}
-        print(f"rank {rank}, {name}: {', '.join(str(row['seconds']) for row in rows)} s", flush=True)
+        print(
+            f"rank {rank}, {name}: {', '.join(str(row.get('seconds')) for row in rows)} s, {len(complete(ways[name]))} of {len(rows) - 1} complete",
+            flush=True,
+        )
     return {"rank": rank, "bytes": 4 * TENSORS * WIDTH * rank, "ways": ways}
+
+
+def wait(is_over: Callable[[], bool]) -> str:
+    """Until it is over, for as long as a size may take; what ended it. A SuperLink that has broken down under a round ends it as well."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            if is_over():
+                return "over"
+        except EngineError as error:
+            return str(error)
+        time.sleep(0.5)
+    return f"not over when the {PATIENCE:.0f} s of this size were up"
+
+
+def begun(folder: Path, name: str, rounds: int, ended: str) -> list[dict[str, Any]]:
+    """A way's rounds as it has written them down, and the one that it was in when it ended, if it was in one."""
+    log = folder / f"{name}.jsonl"
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    if len(rows) < rounds and (folder / "turn").read_text(encoding="utf-8") == name:
+        rows.append({"round": len(rows) + 1, "replies": 0, "errors": [ended]})
+    if not rows:
+        raise SystemExit(f"{name}: {ended}, and its first round had not begun")
+    return rows
 
 
 def finished(place: Deployment, control: Control, run: int) -> bool:
@@ -200,30 +226,31 @@ def table() -> str:
     """The page's table of what was measured."""
     measured = json.loads(RESULTS.read_text(encoding="utf-8"))
     columns = (
-        "adapter, MB", "way", "seconds a round: median [least, most]", "n", "FedAvg tensor by tensor takes", "MB on the wire a round",
+        "adapter, MB", "way", "seconds a round: median [least, most]", "complete rounds", "FedAvg tensor by tensor takes", "MB on the wire a round",
     )  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for case in measured["cases"]:
-        medians = {name: statistics.median(values(way, "seconds")) for name, way in case["ways"].items()}
+        seconds = {name: [row["seconds"] for row in complete(way)] for name, way in case["ways"].items()}
         for name, way in case["ways"].items():
-            moved = [row["to_server"] + row["to_clients"] for row in way["rounds"]]
-            times = "" if name == STOCK else f"{medians[STOCK] / medians[name]:.1f} times as long"
+            moved = [row["to_server"] + row["to_clients"] for row in complete(way)]
+            times = f"{statistics.median(seconds[STOCK]) / statistics.median(seconds[name]):.1f} times as long" if seconds[STOCK] and moved else "-"
             shown = (
-                f"{case['bytes'] / 1e6:.1f}", name, middle(values(way, "seconds")), len(moved), times, f"{statistics.median(moved) / 1e6:,.1f}",
+                f"{case['bytes'] / 1e6:.1f}", name, middle(seconds[name]), f"{len(moved)} of {len(way['rounds'])}",
+                "" if name == STOCK else times, f"{statistics.median(moved) / 1e6:,.1f}" if moved else "-",
             )  # fmt: skip
             lines.append(f"| {' | '.join(map(str, shown))} |")
     machine = measured["machine"]
     return "\n".join([*lines, "", f"{measured['clients']} clients, {machine['cpus']} cores for everything, Flower {machine['flwr']}."])
 
 
-def values(way: dict[str, Any], name: str) -> list[float]:
-    """Of the measured rounds."""
-    return [row[name] for row in way["rounds"]]
+def complete(way: dict[str, Any]) -> list[dict[str, Any]]:
+    """The measured rounds that every client was in."""
+    return [row for row in way["rounds"] if row["replies"] == CLIENTS]
 
 
 def middle(numbers: list[float]) -> str:
     """Median, least and most."""
-    return f"{statistics.median(numbers):.1f} [{min(numbers):.1f}, {max(numbers):.1f}]"
+    return f"{statistics.median(numbers):.1f} [{min(numbers):.1f}, {max(numbers):.1f}]" if numbers else "-"
 
 
 if __name__ == "__main__":

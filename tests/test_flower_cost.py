@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flowered import FakeGrid, wired
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
 from benchmarks import flower_cost
 from benchmarks import flower_cost_apps as apps
 from benchmarks.counted_wire import CountedWire, carried
+from fedloop.errors import EngineError
 from fedloop.flower import strategy
 from fedloop.flower.nodes import Node, write_nodes
 
@@ -109,12 +111,44 @@ def test_a_way_takes_its_turn_and_writes_down_every_round(name: str, tmp_path: P
     assert sum(len(array.data) for array in asked.values()) >= apps.TENSORS * apps.WIDTH * (2 if way.wire == "float16" else 4)
 
 
-def test_a_round_in_which_a_client_is_missing_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_in_which_a_client_is_missing_is_written_down_and_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "counters").write_bytes(bytes(16))
+    (tmp_path / "turn").write_text("FedAvg")
+    monkeypatch.setattr(apps.TimedFedAvg, "turns", apps.Turns(tmp_path, "FedAvg", ["FedAvg", "other"]), raising=False)
     monkeypatch.setattr(apps.TimedFedAvg, "log", tmp_path / "log.jsonl", raising=False)
-    with pytest.raises(RuntimeError, match="round 1: "):
-        apps.TimedFedAvg().aggregate_train(1, [])
-    assert not (tmp_path / "log.jsonl").exists()
+    monkeypatch.setattr(apps.TimedFedAvg, "counters", tmp_path / "counters", raising=False)
+    fedavg = apps.TimedFedAvg(fraction_evaluate=0.0)
+    grid, arrays = CostGrid(ours=False), ArrayRecord({"adapter": torch.zeros(3)})
+    replies = list(grid.send_and_receive(fedavg.configure_train(1, arrays, ConfigRecord(), grid)))
+    lost = Message(Error(code=0, reason="the push session expired"), reply_to=grid.asked[1])
+    fedavg.aggregate_train(1, [replies[0], lost])
+    [row] = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert (row["replies"], row["errors"]) == (1, ["the push session expired"])
+    assert not flower_cost.complete({"rounds": [row]})
+    assert flower_cost.complete({"rounds": [{**row, "replies": apps.CLIENTS}]})
+    assert (tmp_path / "turn").read_text() == "other"
+
+
+def test_a_round_that_was_not_over_in_time_is_one_that_was_not_complete(tmp_path: Path) -> None:
+    (tmp_path / "turn").write_text("late")
+    for name in ("late", "early"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"round": 1, "seconds": 1.0, "replies": 2, "errors": []}) + "\n")
+    rows = flower_cost.begun(tmp_path, "late", 3, "time was up")
+    assert [(row["round"], row["errors"]) for row in rows] == [(1, []), (2, ["time was up"])]
+    assert len(flower_cost.complete({"rounds": rows})) == 1
+    assert len(flower_cost.begun(tmp_path, "early", 3, "time was up")) == 1
+    with pytest.raises(SystemExit, match="had not begun"):
+        flower_cost.begun(tmp_path, "third", 3, "time was up")
+
+
+def test_a_size_ends_when_it_is_over_or_its_time_is_up_or_a_superlink_breaks_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> bool:
+        raise EngineError("refused: HTTP 500")
+
+    assert flower_cost.wait(lambda: True) == "over"
+    assert flower_cost.wait(broken) == "refused: HTTP 500"
+    monkeypatch.setattr(flower_cost, "PATIENCE", 0.0)
+    assert "not over" in flower_cost.wait(lambda: False)
 
 
 def test_the_page_shows_the_results_if_there_are_any() -> None:
@@ -131,7 +165,11 @@ def test_a_size_that_was_measured_again_takes_the_place_of_its_former_rows(tmp_p
     def case(rank: int, stock: float) -> dict[str, Any]:
         took = dict(zip(apps.WAYS, (2.0, 1.0, stock, 4.0), strict=True))
         row = {"to_server": 3_000_000, "to_clients": 1_000_000}
-        ways = {name: {"rounds": [{**row, "seconds": factor * took[name]} for factor in (1, 3, 2)]} for name in flower_cost.RANKS[rank]}
+        whole = [*zip((1, 3, 2), (2, 2, 2), strict=True), (9, 1)]  # (factor, replies): the last round is not complete
+        ways = {
+            name: {"rounds": [{**row, "replies": replies, "seconds": factor * took[name]} for factor, replies in whole]}
+            for name in flower_cost.RANKS[rank][0]
+        }
         return {"rank": rank, "bytes": 4 * apps.TENSORS * apps.WIDTH * rank, "ways": ways}
 
     for rank, stock in ((56, 8.0), (8, 6.0), (56, 16.0)):
