@@ -72,7 +72,8 @@ class KnownSlices:
         Raises:
             LoraprobeError: the head cannot score these numbers.
         """
-        numbers = self._numbers.get(data[: 8 + int.from_bytes(data[:8], "little")])
+        end = 8 + int.from_bytes(data[:8], "little")
+        numbers = self._numbers.get(data[:end]) if end <= MAX_HEADER_BYTES else None  # who claims a longer header has none of it copied or hashed
         if numbers is None or numbers.kind != kind or len(data) != numbers.start + 4 * numbers.size:
             return None
         vector = np.frombuffer(data, np.float32, numbers.size, numbers.start)
