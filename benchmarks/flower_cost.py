@@ -45,7 +45,7 @@ PAGE, RESULTS = ROOT / "docs" / "scale.md", ROOT / "benchmarks" / "results" / "f
 COMMAND = "python -m benchmarks.flower_cost"
 STOCK, CONTROL = "FedAvg, tensor by tensor", "FedAvg, one array"
 # rank -> the ways that are measured, and in how many rounds, after one that is not
-RANKS = {8: (list(WAYS), 3), 56: ([name for name in WAYS if name != CONTROL], 2), 168: (["fedloop, float32", STOCK], 1)}
+RANKS = {8: (list(WAYS), 3), 56: ([name for name in WAYS if name != CONTROL], 2), 168: ([name for name in WAYS if name != CONTROL], 1)}
 PATIENCE, TIMEOUT = 900.0, 600.0  # seconds for a size, and for a round
 
 PYPROJECT = """[project]

@@ -49,6 +49,8 @@ def run_superlink(host: str, port: int, certificates: Path, database: Path) -> N
     Args:
         certificates: a folder with ca.crt, server.pem and server.key.
         database: keeps the registered nodes over a restart; Flower's own files go to a folder `flwr` beside it, unless FLWR_HOME is set.
+            Adapters on their way are in memory alone: what a site sends does not end up on the server's disk, and a restart loses nothing
+            that a run goes on from.
 
     Raises:
         ConfigError: a certificate is missing.
@@ -60,7 +62,8 @@ def run_superlink(host: str, port: int, certificates: Path, database: Path) -> N
     if missing:
         raise ConfigError(f"cannot find {', '.join(missing)}; expected ca.crt, server.pem and server.key: docs/flower.md says how to make them")
     os.environ.update(child_environment(Path(os.environ.get("FLWR_HOME", database.resolve().parent / "flwr"))))
-    from flwr.superlink import main
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.superlink import config_loader, main
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
     plain: Callable[..., Any] = main.create_app
@@ -71,6 +74,7 @@ def run_superlink(host: str, port: int, certificates: Path, database: Path) -> N
         return app
 
     main.create_app = create_app
+    config_loader.ObjectStoreFactory = lambda _database: ObjectStoreFactory()  # type: ignore[assignment,attr-defined,misc]
     os.environ["FORWARDED_ALLOW_IPS"] = "127.0.0.1"  # whom uvicorn believes that a request comes from somewhere else
     sys.argv = [
         "flower-superlink", "--host", host, "--port", str(port), "--database", str(database), "--enable-supernode-auth",
