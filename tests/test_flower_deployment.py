@@ -7,9 +7,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,6 @@ class Story:
         attacked: the folder of another run, in which most nodes are hostile.
         expected: the same with the same replies on a fake grid.
         turned_away: client -> the statuses with which the SuperLink refused a reply of it.
-        database: the SuperLink's.
     """
 
     folder: Path
@@ -65,7 +63,6 @@ class Story:
     attacked: Path = Path()
     expected: RunResult | None = None
     turned_away: dict[str, list[int]] = field(default_factory=dict)
-    database: Path = Path()
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +70,7 @@ def story(tiny_files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A good round, a bad one in which one straggles and one is killed, then all of the server is killed, and everybody comes back."""
     values = settings(tiny_files, rounds=4, clients={"count": 3}, defense=defended(tiny_files, "step"))
     made = Deployment(tmp_path_factory.mktemp("deployment"), values)
-    told = Story(made.place / "federation" / "run", database=made.place / "state.db")
+    told = Story(made.place / "federation" / "run")
     try:
         made.serve()
         federation = made.app("federation", values, round_timeout=15.0)
@@ -277,14 +274,6 @@ def values(tiny_files: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[
     probe = telling_probe(tiny_files).save_pretrained(tmp_path_factory.mktemp("probe") / "telling")
     defense = {"level": "cumulative", "probe": str(probe), "threshold": 0.5}
     return settings(tiny_files, training={"steps": 4, "batch_size": 4}, clients={"count": 3, "examples": 12}, defense=defense)
-
-
-def test_what_was_sent_is_not_in_the_superlinks_database_and_who_may_send_is(story: Story) -> None:
-    with closing(sqlite3.connect(story.database)) as database:
-        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        rows = {name: database.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in names}
-    assert not rows.get("objects")
-    assert rows["node"] >= len(story.node_ids)
 
 
 def test_one_command_runs_a_federation_as_one_process_would_and_leaves_nothing_behind(values: dict[str, Any], tmp_path: Path) -> None:

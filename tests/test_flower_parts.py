@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import time
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from federated import Files, settings
@@ -202,6 +204,24 @@ def test_no_route_of_the_fleet_api_leads_elsewhere() -> None:
 
     names = "activate deactivate heartbeat register unregister pull-messages push-messages pull-object push-object get-run get-fab confirm"
     assert all(any(name in route.path for name in names.split()) for route in router.routes)  # type: ignore[attr-defined]
+
+
+def test_a_superlink_keeps_who_may_send_on_disk_and_what_is_sent_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+    from flwr.superlink import config_loader, main
+    from flwr.superlink.federation import NoOpFederationManager
+
+    for module, name in ((config_loader, "ObjectStoreFactory"), (main, "create_app")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # to be put back
+    monkeypatch.setattr("sys.argv", [])
+    monkeypatch.setattr(importlib.import_module("flwr.superlink.cli.flower_superlink"), "flower_superlink", lambda: None)  # all but serving
+    make_certificates(tmp_path)
+    with mock.patch.dict(os.environ):
+        run_superlink("127.0.0.1", 1, tmp_path, tmp_path / "state.db")
+    objects, states = config_loader.get_objectstore_linkstate_factories(str(tmp_path / "state.db"), NoOpFederationManager())
+    states.state()
+    assert isinstance(objects.store(), InMemoryObjectStore)
+    assert (tmp_path / "state.db").stat().st_size > 0
 
 
 def test_a_superlink_does_not_start_without_its_certificates(tmp_path: Path) -> None:
