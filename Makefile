@@ -61,6 +61,7 @@ paper: setup
 	$(BIN)/python -m paper_repro.accumulation
 	$(BIN)/python -m paper_repro.grid_probes
 	$(BIN)/python -m paper_repro.defences $(ARGS)
+	$(BIN)/python -m paper_repro.instructions --data $(DATA)
 	$(BIN)/python -m paper_repro.overhead
 	$(BIN)/python -m paper_repro.mixed.labelled --data $(DATA)
 	$(BIN)/python -m paper_repro.mixed.federations --data $(DATA)

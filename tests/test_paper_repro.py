@@ -14,7 +14,20 @@ from fedloop.config import Config
 from fedloop.errors import ConfigError
 from loraprobe import Probe
 from loraprobe.errors import DataError
-from paper_repro import accumulation, check, defences, grid_lines, grid_probes, grid_reported, grid_tables, grid_targets, held_out, setting, tables
+from paper_repro import (
+    accumulation,
+    check,
+    defences,
+    grid_lines,
+    grid_probes,
+    grid_reported,
+    grid_tables,
+    grid_targets,
+    held_out,
+    instructions,
+    setting,
+    tables,
+)
 from paper_repro import grid as grid_module
 from paper_repro.grid import FIRST, FULL, NO_ATTACK, ROWS, SOURCES, Cell, grid
 from zoo import demo_federation
@@ -184,6 +197,23 @@ def test_another_number_in_a_run_made_again_is_a_difference() -> None:
         (found,) = check.differences(old, changed)
         assert word in found
     assert not list(check.differences(old, new | {"metrics": old["metrics"] | {"loss": 2.00001}}, tolerance=1e-3))
+
+
+def test_the_distance_between_two_lines_of_a_run_is_of_every_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(machine: str, refusal: float, factor: float) -> dict[str, Any]:
+        trust = {"benign": [1.0], "malicious": [factor]}
+        return instructions.kept(line("cumulative", 5, 0.5, 0, refusal) | {"clients": trust, "machine": machine})
+
+    rows = [
+        {"run": "a", "committed": shown("wide", 0.9, 0.1), "again": shown("narrow", 0.88, 0.1)},
+        {"run": "b", "committed": shown("wide", 0.5, 0.0), "again": shown("narrow", 0.51, 0.02)},
+    ]
+    monkeypatch.setattr(instructions, "RESULTS", tmp_path / "rows.json")
+    instructions.RESULTS.write_text(json.dumps(rows))
+    table = instructions.table()
+    assert "| refusal, points | 1.5 | 2.0 | 2 |" in table
+    assert "| mean factor of a client | 0.0050 | 0.0200 | 4 |" in table
+    assert table.endswith("wide and narrow.")
 
 
 @pytest.mark.usefixtures("data_files")
