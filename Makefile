@@ -1,7 +1,7 @@
 # make demo   set up and run the main job on what the repository holds
 # make test   set up and run the tests
 # make bench  the benchmarks: tables in benchmarks/results/
-# make bench-flower  what a round on Flower costs, ours against FedAvg tensor by tensor (forty minutes): docs/scale.md
+# make bench-flower  what a round on Flower costs, ours against FedAvg tensor by tensor (about twenty minutes): docs/scale.md
 # make fuzz   damaged and hostile files into every loader (about ten minutes): fuzz/results/
 # make verify what the zoo's records say, measured again (add ARGS=--studies after make zoo)
 # make lint   style and types

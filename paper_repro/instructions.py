@@ -15,6 +15,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from fedloop.errors import ConfigError
+from loraprobe.errors import DataError
+
 from .defences import processes, run
 from .grid import Cell
 from .grid_format import markdown
@@ -39,8 +42,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes; one a core")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the datasets, if their files are not made yet")
     options = parser.parse_args()
-    make_files(options.data)
-    committed = {cell_of(line): line for line in read_lines()}
+    try:
+        make_files(options.data)
+        committed = {cell_of(line): line for line in read_lines()}
+    except (ConfigError, DataError) as error:
+        raise SystemExit(str(error)) from None
+    if absent := [str(cell) for cell in RUNS if "machine" not in committed.get(cell, {})]:
+        raise SystemExit(f"no line that names its machine of {', '.join(absent)}; `python -m paper_repro.defences --full` makes them")
     os.environ |= NARROWER  # for the processes that are started
     rows = []
     with processes(options.workers) as pool:
