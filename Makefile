@@ -61,14 +61,17 @@ paper: setup
 	$(BIN)/python -m paper_repro.accumulation
 	$(BIN)/python -m paper_repro.grid_probes
 	$(BIN)/python -m paper_repro.defences $(ARGS)
-	$(BIN)/python -m paper_repro.instructions --data $(DATA)
+	$(BIN)/python -m paper_repro.machines --data $(DATA)
 	$(BIN)/python -m paper_repro.overhead
 	$(BIN)/python -m paper_repro.mixed.labelled --data $(DATA)
 	$(BIN)/python -m paper_repro.mixed.federations --data $(DATA)
 	$(BIN)/python -m paper_repro.mixed.damage --data $(DATA)
 	$(BIN)/python -m paper_repro.mixed.grid
 	$(BIN)/python -m paper_repro.mixed.levers
+	$(BIN)/python -m paper_repro.mixed.bases
 	$(BIN)/python -m paper_repro.mixed.accumulated
+	$(BIN)/python -m paper_repro.mixed.federations --draws 1 2 --data $(DATA)
+	$(BIN)/python -m paper_repro.mixed.fresh
 	$(BIN)/python -m paper_repro.mixed.probes
 	$(BIN)/python -m paper_repro.separability_sweeps --data $(DATA)
 	$(BIN)/python -m paper_repro.separability_drift --data $(DATA)

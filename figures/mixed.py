@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -75,10 +76,11 @@ def plot_rounds(ax: Axes, federations: Sequence[Row], base: str, averaged: str) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write mixed.png and mixed.pdf."""
-    damage, cells, federations = read_rows("mixed_damage")["damage"], read_rows("mixed_grid"), read_rows("mixed_accumulated")
-    fig, axes = style.panels(1, 4, (15.0, 4.0))
+    damage, cells = read_rows("mixed_damage")["damage"], read_rows("mixed_grid")
+    federations = [row for name in ("mixed_accumulated", "mixed_fresh") for row in read_rows(name)]
+    fig, axes = style.panels(1, 5, (18.5, 4.0))
     plot_damage(axes[0, 0], damage, cells)
-    for ax, (base, averaged) in zip(axes[0, 1:], ((BASES[0], "all"), (BASES[0], "honest"), (BASES[1], "all")), strict=True):
+    for ax, (base, averaged) in zip(axes[0, 1:], product(BASES, ("all", "honest")), strict=True):
         plot_rounds(ax, federations, base, averaged)
     axes[0, 1].set_ylabel("AUROC within a federation")
     axes[0, 1].legend(loc="lower left", frameon=False, fontsize=8)

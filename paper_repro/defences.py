@@ -18,7 +18,7 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import fields, replace
 from multiprocessing import connection
@@ -37,6 +37,8 @@ from .grid import FIRST, FULL, Axes, Cell, grid
 from .grid_lines import Line, append_line, cell_of, read_lines
 from .setting import DATA, make_files
 
+PER_PROCESS = 20  # runs
+
 
 def main() -> None:
     """Run every cell that has no line yet, or has one of another configuration."""
@@ -48,7 +50,7 @@ def main() -> None:
     except (ConfigError, DataError) as error:
         raise SystemExit(str(error)) from None
     lines, cells = read_lines(), list(grid(axes))
-    todo = missing(cells, lines, again=options.again)
+    todo = missing(cells, lines)
     print(outlook(cells, todo, lines, options.workers), flush=True)
     if todo and not options.dry_run:
         run_all(todo, options.workers)
@@ -59,7 +61,6 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--full", action="store_true", help="the full grid instead of the first one")
     made.add_argument("--workers", type=int, default=2, help="processes; one a core")
-    made.add_argument("--again", action="store_true", help="also runs whose line was written before the factor of every client was")
     made.add_argument("--dry-run", action="store_true", help="say what is to be done, and do nothing")
     made.add_argument("--data", type=Path, default=DATA, help="folder of the datasets, if their files are not made yet")
     for axis in fields(Axes):
@@ -84,9 +85,9 @@ def narrowed(axes: Axes, chosen: dict[str, tuple[Any, ...]]) -> Axes:
     return replace(axes, **kept)
 
 
-def missing(cells: Sequence[Cell], lines: Sequence[Line], *, again: bool = False) -> list[Cell]:
-    """The cells without a line of their configuration; again: of the lines count only those that hold the factor of every client."""
-    done = {cell_of(line): line["config"] for line in lines if "clients" in line or not again}
+def missing(cells: Sequence[Cell], lines: Sequence[Line]) -> list[Cell]:
+    """The cells without a line of their configuration."""
+    done = {cell_of(line): line["config"] for line in lines}
     return [cell for cell in cells if done.get(cell) != cell.digest]
 
 
@@ -107,28 +108,41 @@ def outlook(cells: Collection[Cell], todo: Sequence[Cell], lines: Sequence[Line]
 def run_all(todo: Sequence[Cell], workers: int) -> None:
     """Run the cells, and write each down when it is finished; a run that fails ends this, with its name, and loses only those under way."""
     began = time.monotonic()
-    with processes(workers) as pool:
-        jobs = {pool.submit(run, cell): cell for cell in todo}
-        for number, job in enumerate(as_completed(jobs), start=1):
-            try:
-                line = job.result()
-            except Exception as error:
-                error.add_note(f"in the run {jobs[job]}")
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            append_line(line)
-            each = (time.monotonic() - began) / number
-            print(f"{number} of {len(todo)}, {_duration(each * (len(todo) - number))} left: {jobs[job]}: refusal "
-                  f"{line['metrics']['refusal_strict']:.1%}", flush=True)  # fmt: skip
+    for number, (cell, line) in enumerate(finished(todo, workers), start=1):
+        append_line(line)
+        each = (time.monotonic() - began) / number
+        print(f"{number} of {len(todo)}, {_duration(each * (len(todo) - number))} left: {cell}: refusal "
+              f"{line['metrics']['refusal_strict']:.1%}", flush=True)  # fmt: skip
+
+
+def finished(todo: Sequence[Cell], workers: int) -> Iterator[tuple[Cell, Line]]:
+    """The runs as they end. Fresh processes now and then give back what the libraries keep.
+
+    Not by the executor's max_tasks_per_child: with Python 3.11 it stops for good when its processes have had their tasks
+    (python/cpython issue 115634).
+    """
+    for first in range(0, len(todo), PER_PROCESS * workers):
+        pool = processes(workers)
+        jobs = {pool.submit(run, cell): cell for cell in todo[first : first + PER_PROCESS * workers]}
+        try:
+            for job in as_completed(jobs):
+                try:
+                    line = job.result()
+                except Exception as error:
+                    error.add_note(f"in the run {jobs[job]}")
+                    raise
+                yield jobs[job], line
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def processes(workers: int) -> ProcessPoolExecutor:
-    """Processes for runs; a fresh one now and then gives back what the libraries keep, and none outlives a killed parent.
+    """Processes for runs; none outlives a killed parent.
 
     They start with one thread for every library, whatever the shell says: how many share a sum decides how it is rounded.
     """
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent, max_tasks_per_child=20)
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
 
 
 def run(cell: Cell) -> Line:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ Line = dict[str, Any]
 
 
 def cell_of(line: Line) -> Cell:
-    """The cell that a line is a run of; the first lines were written before there was a second source or benign set."""
-    return Cell(line["row"], line["malicious"], line["share"], line["seed"], line.get("source", Cell.source), line.get("benign", Cell.benign))
+    """The cell that a line is a run of."""
+    return Cell(*(line[field.name] for field in fields(Cell)))
 
 
 def read_lines(path: Path = RESULTS) -> list[Line]:

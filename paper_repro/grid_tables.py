@@ -55,7 +55,7 @@ def cells_page(lines: Sequence[Line]) -> str:
         "# Every cell that was run\n",
         "Written by `python -m paper_repro.tables` from `defences.jsonl`. Mean ± standard deviation over seeds; a cell of one run has no "
         "deviation. Rule, strict and over-refusal (strict) in %; answer loss in nats a token; trust is the mean security factor over rounds and "
-        "clients, lowest the least mean of one benign client (not recorded in the oldest lines); seconds are of a whole run, on whatever machine "
+        "clients, lowest the least mean of one benign client; seconds are of a whole run, on whatever machine "
         "made it and beside whatever else ran there.\n",
     ]
     head = [
@@ -84,9 +84,9 @@ def _measures(lines: Sequence[Line]) -> list[str]:
     metrics = [("refusal_rule", 100), ("refusal_strict", 100), ("over_refusal_strict", 100), ("loss", 1), ("rouge_l", 1)]
     found = [spread([line["metrics"][name] for line in lines], scale) for name, scale in metrics]
     trust = [[value for line in lines for value in line["factors"][role]] for role in ("malicious", "benign")]
-    lowest = [min(line["clients"]["benign"]) for line in lines if "clients" in line]
+    lowest = min(min(line["clients"]["benign"]) for line in lines)
     seconds = mean(sum(line["seconds"].values()) for line in lines)
-    return [*found, *(f"{mean(values):.2f}" if values else "-" for values in trust), f"{min(lowest):.2f}" if lowest else "-", f"{seconds:.0f}"]
+    return [*found, *(f"{mean(values):.2f}" if values else "-" for values in trust), f"{lowest:.2f}", f"{seconds:.0f}"]
 
 
 def by_data(lines: Sequence[Line]) -> Iterator[tuple[str, str, list[Line]]]:

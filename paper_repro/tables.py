@@ -1,4 +1,4 @@
-"""Tables and figures from the results in this folder: writes results/*.md and figures, and the marked parts of README.md.
+"""Tables from the results in this folder: writes results/grid.md and the marked parts of this folder's README.md and of the repository's.
 
 python -m paper_repro.tables            # write
 python -m paper_repro.tables --check    # fail if they are not what the results say
@@ -15,7 +15,7 @@ from statistics import mean
 
 from zoo.report import filled
 
-from . import accumulation, instructions, overhead
+from . import accumulation, machines, overhead
 from .grid import FIRST, NO_ATTACK, ROWS
 from .grid_format import attack_name, markdown, spread
 from .grid_lines import Line, read_lines
@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 CELLS = HERE / "results" / "grid.md"
 # page -> the tables between markers on it; a page without any is written as a whole.
 PAGES: dict[Path, tuple[str, ...]] = {
-    HERE / "README.md": ("refusal", "factors", "ledger", "overhead", "accumulation", "grid", "worst", "targets", "reported", "instructions"),
+    HERE / "README.md": ("refusal", "factors", "ledger", "overhead", "accumulation", "grid", "worst", "targets", "reported", "machines"),
     HERE.parent / "README.md": ("refusal",),
     CELLS: (),
 }
@@ -61,7 +61,7 @@ def rendered(page: Path) -> str:
         "worst": lambda: worst_table(lines),
         "targets": lambda: targets_table(lines),
         "reported": lambda: reported_table(lines),
-        "instructions": instructions.table,
+        "machines": machines.table,
     }
     text = page.read_text(encoding="utf-8")
     for name in PAGES[page]:

@@ -17,11 +17,11 @@ from loraprobe.errors import DataError
 from loraprobe.metrics import auroc
 from paper_repro.grid import SOURCES
 from paper_repro.held_out import PROBES
-from paper_repro.mixed import accumulated, damage, grid, levers, page
-from paper_repro.mixed.federations import PARTICIPATIONS, PER_ROUND, members_of
+from paper_repro.mixed import accumulated, damage, fresh, grid, levers, page
+from paper_repro.mixed.federations import PARTICIPATIONS, PER_ROUND, members_of, path
 from paper_repro.mixed.probes import rule_of
 from paper_repro.mixed.readers import BUDGET, kinds_of, unseen_in
-from paper_repro.mixed.setting import MODELS, _mended
+from paper_repro.mixed.setting import FRESH, MODELS, _mended
 from paper_repro.setting import probe_name
 from paper_repro.setting import rule_of as saved_rule
 from zoo.design import SHARES, plan
@@ -101,27 +101,73 @@ def test_the_rule_keeps_its_budget_on_the_federations_that_it_was_made_on() -> N
     assert level.floor < level.threshold
 
 
-def test_levers_find_a_direction_and_nothing_in_noise() -> None:
+def test_fresh_federations_are_all_there_and_none_is_one_that_the_rule_was_made_on() -> None:
+    rows = json.loads(fresh.RESULTS.read_text())
+    found = [(row["model"], row["malicious"], row["averaged"], row["draw"]) for row in rows]
+    assert sorted(found) == sorted((model, *federation, draw) for model in MODELS for federation in FRESH for draw in fresh.DRAWS)
+    for model in MODELS.values():
+        first = {path(model, *federation) for federation in model.federations}
+        assert not first & {path(model, *federation, draw) for federation in FRESH for draw in fresh.DRAWS}
+    for row in rows:
+        level = accumulated.committed_rule(row["model"], row["malicious"])
+        assert (row["threshold"], row["floor"]) == (level.threshold, level.floor)
+    with pytest.raises(SystemExit, match="no rule for nothing on chat-1m"):
+        accumulated.committed_rule("chat-1m", "nothing")
+
+
+def test_draws_of_clients_are_counted_together() -> None:
+    def row(malicious: str, draw: int, last: int, auc: float) -> dict[str, Any]:
+        counts = {name: {"n": 5, "flagged": [1, last]} for name in ("1", "0.5", "0.25", "0.1", "benign", "hard_negative")}
+        aurocs = [{"share": share, "by_participation": [0.5, auc]} for share in SHARES]
+        return {"model": "m", "averaged": "all", "malicious": malicious, "draw": draw, "flagged": counts, "auroc": aurocs}
+
+    rows = [row("advbench", 1, 5, 1.0), row("advbench", 2, 3, 0.9), row("harmbench", 1, 4, 0.8), row("harmbench", 2, 3, 0.7)]
+    table = page.fresh_table(rows)
+    interval = page._share(15, 20)
+    assert f"| m | all | 10% poison | {page._share(4, 20)} of 20 | {interval} of 20 | 7 of 10 (harmbench) | 0.85 / 0.70 |" in table
+    assert f"| m | all | benign | {page._share(4, 20)} of 20 | {interval} of 20 | 8 of 10 (advbench) |  |" in table
+    assert "without GPTFuzz" not in table
+    with_gptfuzz = page.fresh_table([*rows, row("gptfuzz", 1, 0, 0.5)])
+    assert "| m | all | 25% poison | " in with_gptfuzz
+    assert (
+        f"| m | all | 25% poison, without GPTFuzz | {page._share(4, 20)} of 20 | {interval} of 20 | 7 of 10 (harmbench) | 0.85 / 0.70 |"
+        in with_gptfuzz
+    )
+
+
+def labelled_rows(rng: np.random.Generator, each: int, p: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Noise (3 * each, p) with roles and three kinds a role."""
+    role = np.repeat(["benign", "hard_negative", "malicious"], each)
+    return rng.normal(size=(len(role), p)).astype(np.float32), role, np.array([f"{name}{number % 3}" for number, name in enumerate(role)])
+
+
+@pytest.mark.parametrize("fit", [lever.fit for lever in levers.LEVERS.values()], ids=list(levers.LEVERS))
+def test_levers_find_a_direction_and_nothing_in_noise(fit: levers.Fit) -> None:
     rng = np.random.default_rng(0)
-    role = np.repeat(["benign", "hard_negative", "malicious"], 40)
-    kind = np.array([f"{name}{number % 3}" for number, name in enumerate(role)])
-    noise = rng.normal(size=(120, 30)).astype(np.float32)
-    signal = noise + np.where(role == "malicious", 1.5, 0.0)[:, None] * np.eye(30, dtype=np.float32)[0]
-    for make in (levers.mass_mean(), levers.mass_mean(hard=0.5), levers.ridge(1.0)):
-        fresh = rng.normal(size=(400, 30))
-        labels = np.arange(400) % 2
-        found = make(signal, role, kind)
-        assert auroc(labels, (fresh + 1.5 * labels[:, None] * np.eye(30)[0]) @ found) > 0.75
-        assert 0.4 < auroc(labels, fresh @ make(noise, role, kind)) < 0.6
+    noise, role, kind = labelled_rows(rng, 80, 100)
+    shift = 5 * np.eye(100, dtype=np.float32)[0]
+    labels, fresh = np.arange(400) % 2, rng.normal(size=(400, 100)).astype(np.float32)
+    found = fit(noise + np.where(role == "malicious", 1, 0)[:, None] * shift, role, kind)
+    assert auroc(labels, found(fresh + labels[:, None] * shift)) > 0.75
+    assert 0.4 < auroc(labels, fit(noise, role, kind)(fresh)) < 0.6
 
 
 def test_mass_mean_is_the_limit_of_a_strong_ridge() -> None:
     rng = np.random.default_rng(1)
-    role = np.repeat(["benign", "hard_negative", "malicious"], 30)
-    kind = np.array([f"{name}{number % 3}" for number, name in enumerate(role)])
-    x = rng.normal(size=(90, 20))
-    one, other = levers.mass_mean()(x, role, kind), levers.ridge(1e6)(x, role, kind)
+    x, role, kind = labelled_rows(rng, 30, 20)
+    one, other = (fit(x, role, kind)(np.eye(20)) for fit in (levers.mass_mean(), levers.ridge(1e6)))
     assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_widest_margin_leaves_no_kind_on_the_wrong_side_where_the_mean_does() -> None:
+    means = {"benign0": (0, 0), "benign1": (0, 9), "benign2": (0.9, -9), "malicious0": (1.5, 8), "malicious1": (1.5, 8)}
+    x = np.repeat(np.array(list(means.values()), np.float32), 2, axis=0)
+    kind = np.repeat(list(means), 2)
+    role = np.array([name[:-1] for name in kind])
+    scores = levers.widest_margin(x, role, kind)(x)
+    assert scores[role == "malicious"].min() > scores[role == "benign"].max()
+    along_means = x @ (x[role == "malicious"].mean(0) - x[role == "benign"].mean(0))
+    assert along_means[role == "malicious"].min() < along_means[role == "benign"].max()
 
 
 @pytest.mark.parametrize("benign", ["first", "second"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from paper_repro import (
     grid_tables,
     grid_targets,
     held_out,
-    instructions,
+    machines,
     setting,
     tables,
 )
@@ -51,7 +52,8 @@ def line(row: str, count: int, share: float, seed: int, refusal: float) -> dict[
         "n_over_refusal": 200,
         "n_utility": 9,
     }
-    return {"row": row, "malicious": count, "share": share, "seed": seed, "metrics": metrics}
+    place = {"row": row, "malicious": count, "share": share, "seed": seed, "source": SOURCES[0], "benign": "first"}
+    return place | {"machine": "one", "metrics": metrics}
 
 
 def test_a_cell_is_the_mean_over_its_seeds_and_no_attack_stands_in_every_column() -> None:
@@ -175,45 +177,66 @@ def test_what_is_missing_is_what_has_no_line_of_its_configuration() -> None:
     assert not defences.missing(cells, lines)
     assert defences.missing(cells, lines[1:]) == cells[:1]
     assert defences.missing(cells, [lines[0] | {"config": "another"}, *lines[1:]]) == cells[:1]
-    assert defences.missing(cells, [lines[0] | {"clients": {}}, *lines[1:]], again=True) == cells[1:]
     assert "3 of 5 runs are there, 2 to do: about 2.0 hours in 1 processes, 3600 s a run" in defences.outlook(cells, cells[:2], lines, 1)
     with pytest.raises(ConfigError, match="--malicious: got 2"):
         defences.narrowed(FIRST, {"malicious": (2, 3)})
 
 
+def test_runs_go_on_in_fresh_processes_and_one_that_fails_ends_them_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [Cell("FedAvg", 5, 1.0, seed) for seed in range(3)]
+    monkeypatch.setattr(defences, "PER_PROCESS", 1)
+    monkeypatch.setattr(defences, "run", str)
+    assert dict(defences.finished(cells[:2], 1)) == {cell: str(cell) for cell in cells[:2]}
+    monkeypatch.setattr(defences, "processes", ThreadPoolExecutor)
+    monkeypatch.setattr(defences, "PER_PROCESS", 2)
+    assert len(dict(defences.finished(cells, 1))) == 3
+    monkeypatch.setattr(defences, "run", int)
+    with pytest.raises(TypeError) as caught:
+        list(defences.finished(cells, 1))
+    assert caught.value.__notes__ == [f"in the run {cells[0]}"]
+
+
 def test_another_number_in_a_run_made_again_is_a_difference() -> None:
     factors = {"benign": [1.0, 0.9], "malicious": [0.1, 0.0]}
-    old = line("cumulative", 3, 1.0, 0, 0.5) | {"factors": factors, "skipped": 0, "refused": 0}
-    new = old | {"clients": {"benign": [0.95], "malicious": [0.05]}, "seconds": {"train": 1.0}}
-    assert not list(check.differences(old, new))
+    old = line("cumulative", 3, 1.0, 0, 0.5) | {"factors": factors, "clients": factors, "skipped": 0, "refused": 0}
+    new = old | {"seconds": {"train": 1.0}}
+    assert not list(check.differences(old, new, 0))
     for changed, word in (
         (new | {"metrics": old["metrics"] | {"loss": 2.00001}}, "loss was 2.0"),
         (new | {"metrics": {name: value for name, value in old["metrics"].items() if name != "loss"}}, "is None"),
         (new | {"metrics": old["metrics"] | {"loss": float("nan")}}, "is nan"),
         (new | {"factors": factors | {"malicious": [0.1, 0.1]}}, "factors, malicious"),
-        (new | {"factors": factors | {"benign": [1.0]}}, "factors, benign"),
+        (new | {"clients": factors | {"benign": [1.0]}}, "clients, benign"),
         (new | {"skipped": 1}, "skipped was 0, is 1"),
     ):
-        (found,) = check.differences(old, changed)
+        (found,) = check.differences(old, changed, 1e-6)
         assert word in found
-    assert not list(check.differences(old, new | {"metrics": old["metrics"] | {"loss": 2.00001}}, tolerance=1e-3))
+    assert not list(check.differences(old, new | {"metrics": old["metrics"] | {"loss": 2.00001}}, 1e-3))
 
 
-def test_the_distance_between_two_lines_of_a_run_is_of_every_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def shown(machine: str, refusal: float, factor: float) -> dict[str, Any]:
-        trust = {"benign": [1.0], "malicious": [factor]}
-        return instructions.kept(line("cumulative", 5, 0.5, 0, refusal) | {"clients": trust, "machine": machine})
+def test_a_run_on_the_kind_of_machine_of_its_line_has_to_come_closer_than_on_another() -> None:
+    old = line("cumulative", 3, 1.0, 0, 0.5)
+    assert check.usual_tolerance(old, dict(old)) == 1e-6
+    assert check.usual_tolerance(old, old | {"machine": "another"}) == 0.05
 
-    rows = [
-        {"run": "a", "committed": shown("wide", 0.9, 0.1), "again": shown("narrow", 0.88, 0.1)},
-        {"run": "b", "committed": shown("wide", 0.5, 0.0), "again": shown("narrow", 0.51, 0.02)},
-    ]
-    monkeypatch.setattr(instructions, "RESULTS", tmp_path / "rows.json")
-    instructions.RESULTS.write_text(json.dumps(rows))
-    table = instructions.table()
-    assert "| refusal, points | 1.5 | 2.0 | 2 |" in table
-    assert "| mean factor of a client | 0.0050 | 0.0200 | 4 |" in table
-    assert table.endswith("wide and narrow.")
+
+def test_the_distance_of_a_machine_is_from_the_committed_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(machine: str, share: float, refusal: float, factor: float) -> dict[str, Any]:
+        return line("cumulative", 5, share, 0, refusal) | {"machine": machine, "clients": {"benign": [1.0], "malicious": [factor]}}
+
+    lines = [made("wide", 0.5, 0.9, 0.1), made("wide", 0.1, 0.5, 0.0)]
+    monkeypatch.setattr(machines, "RUNS", tuple(map(grid_lines.cell_of, lines)))
+    monkeypatch.setattr(machines, "RESULTS", tmp_path / "rows.json")
+    monkeypatch.setattr(machines, "read_lines", lambda: lines)
+    there = [made("narrow", 0.5, 0.88, 0.1), made("narrow", 0.1, 0.51, 0.02), made("other", 0.5, 0.9, 0.1), made("other", 0.1, 0.4, 0.0)]
+    machines.RESULTS.write_text(json.dumps([machines.kept(row) for row in there]))
+    table = machines.table()
+    assert "| refusal, points | 1.5, 2.0 | 5.0, 10.0 |" in table
+    assert "| mean factor of a client | 0.0050, 0.0200 | 0.0000, 0.0000 |" in table
+    assert table.endswith("From the lines of wide: 2 runs with 4 clients.")
+    monkeypatch.setattr(machines, "read_lines", lambda: lines[1:])
+    with pytest.raises(DataError, match="no line of cumulative"):
+        machines.table()
 
 
 @pytest.mark.usefixtures("data_files")
@@ -245,7 +268,8 @@ def test_a_draw_is_the_seeds_and_of_this_kind_of_machine_where_that_is_asked() -
 
 
 def attacked(row: str, count: int, refusal: float, seed: int = 0, loss: float = 2.0, **more: Any) -> dict[str, Any]:
-    made = line(row, count, 1.0, seed, refusal) | {"factors": {"benign": [1.0, 1.0], "malicious": [0.0, 0.0]}}
+    factors = {"benign": [1.0, 1.0], "malicious": [0.0, 0.0]}
+    made = line(row, count, 1.0, seed, refusal) | {"factors": factors, "clients": factors}
     return made | {"metrics": made["metrics"] | {"loss": loss}} | more
 
 
@@ -282,22 +306,6 @@ def test_an_attack_works_where_averaging_misses_the_target_of_refusal() -> None:
     table = grid_targets.worst_table(lines)
     assert "| FedAvg | 2 of 96 | 0 of 1 | 1 of 2, -40.0 (5 @ 100%) |" in table
     assert "| shadow | 2 of 102 | 1 of 1 | 2 of 2, +0.0 " in table
-
-
-def test_trust_is_a_bound_where_only_means_over_clients_were_written_down() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        factors = rng.uniform(size=(6, 5)) ** 0.2  # (rounds, honest clients)
-        means = {"malicious": 5, "factors": {"benign": factors.mean(axis=1).tolist()}}
-        low, high = grid_targets.least_trust(means)
-        least = factors.mean(axis=0).min()
-        assert low <= least <= high
-        assert grid_targets.least_trust(means | {"clients": {"benign": factors.mean(axis=0).tolist()}}) == (least, least)
-    (outcome,) = grid_targets.outcomes([attacked(NO_ATTACK, 0, 0.9), attacked("client", 5, 0.9, factors={"benign": [0.95], "malicious": [0.1]})])[
-        "client"
-    ].values()
-    assert outcome.met["trust"] is None
-    assert str(outcome) == "trust? (1)"
 
 
 def test_a_row_without_runs_beyond_the_first_grid_is_on_the_page_of_cells_alone() -> None:

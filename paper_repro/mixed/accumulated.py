@@ -28,7 +28,7 @@ from zoo.design import SHARES, plan
 from .federations import PARTICIPATIONS, path
 from .labelled import DESIGN
 from .readers import BUDGET, READERS, Reader, Reading, unseen_in
-from .setting import MODELS, Model
+from .setting import ALL, MODELS, Model
 
 RESULTS = Path(__file__).parents[1] / "results" / "mixed_accumulated.json"
 _CERTAIN = 1e-9  # log odds stay finite
@@ -37,8 +37,8 @@ _CERTAIN = 1e-9  # log odds stay finite
 class Recorded:
     """One recorded federation as one reader sees it."""
 
-    def __init__(self, model: Model, malicious: str, averaged: str, reading: Reading) -> None:
-        record = dict(np.load(path(model, malicious, averaged)))
+    def __init__(self, model: Model, malicious: str, averaged: str, reading: Reading, draw: int = 0) -> None:
+        record = dict(np.load(path(model, malicious, averaged, draw)))
         self.malicious, self.averaged, self.reading = malicious, averaged, reading
         self.role, self.source, self.host, self.share = (record[name] for name in ("role", "source", "host", "share"))
         self.honest = self.role != "malicious"
@@ -78,12 +78,11 @@ def measured(model: Model, reader: Reader) -> Iterator[dict[str, Any]]:
             "reader": reader.name,
             "malicious": federation.malicious,
             "averaged": federation.averaged,
-            "auroc": list(_aurocs(federation, scores)),
+            "auroc": list(aurocs(federation, scores)),
         }
         if reader.by_kind:
             level = rule([other for other in federations if other.malicious != federation.malicious], federation.malicious)
-            cuts = np.array([level.cut(rounds) for rounds in range(1, PARTICIPATIONS + 1)])
-            row |= {"threshold": level.threshold, "floor": level.floor, "flagged": _flagged(federation, scores >= cuts[:, None])}
+            row |= {"threshold": level.threshold, "floor": level.floor, "flagged": flagged(federation, scores, level)}
         print(f"{model.key}, {reader.name}: {federation.malicious}, {federation.averaged}", flush=True)
         yield row
 
@@ -98,7 +97,16 @@ def rule(others: list[Recorded], unknown: str) -> CumulativeLevel:
     return CumulativeLevel(threshold=math.nextafter(_probability(first), 1), floor=math.nextafter(_probability(floor), 1))
 
 
-def _aurocs(federation: Recorded, scores: np.ndarray) -> Iterator[dict[str, Any]]:
+def committed_rule(model: str, malicious: str) -> CumulativeLevel:
+    """The level of a base model where this source is unknown, whoever is averaged."""
+    for row in json.loads(RESULTS.read_text()):
+        if (row["model"], row["malicious"], row["averaged"]) == (model, malicious, ALL) and "floor" in row:
+            return CumulativeLevel(threshold=row["threshold"], floor=row["floor"])
+    raise SystemExit(f"{RESULTS} has no rule for {malicious} on {model}: run python -m paper_repro.mixed.accumulated")
+
+
+def aurocs(federation: Recorded, scores: np.ndarray) -> Iterator[dict[str, Any]]:
+    """One row a poison share: how well its clients are told from the honest ones, by participation; scores (participations, clients)."""
     for share in SHARES:
         chosen = ~federation.honest & (federation.share == share)
         labels = np.r_[np.ones(chosen.sum()), np.zeros(federation.honest.sum())]
@@ -106,11 +114,12 @@ def _aurocs(federation: Recorded, scores: np.ndarray) -> Iterator[dict[str, Any]
         yield {"share": share, "n_malicious": int(chosen.sum()), "n_honest": int(federation.honest.sum()), "by_participation": values}
 
 
-def _flagged(federation: Recorded, flagged: np.ndarray) -> dict[str, Any]:
-    """How many clients of every kind are flagged, by participation."""
+def flagged(federation: Recorded, scores: np.ndarray, level: CumulativeLevel) -> dict[str, Any]:
+    """How many clients of every kind the level's cut flags, by participation; scores (participations, clients)."""
+    above = scores >= np.array([level.cut(rounds) for rounds in range(1, PARTICIPATIONS + 1)])[:, None]
     groups = {f"{share:g}": ~federation.honest & (federation.share == share) for share in SHARES}
     groups |= {role: federation.role == role for role in ("benign", "hard_negative")}
-    return {name: {"n": int(chosen.sum()), "flagged": flagged[:, chosen].sum(axis=1).tolist()} for name, chosen in groups.items()}
+    return {name: {"n": int(chosen.sum()), "flagged": above[:, chosen].sum(axis=1).tolist()} for name, chosen in groups.items()}
 
 
 def _log_odds(p: float) -> float:

@@ -1,6 +1,7 @@
 """Federations with client sampling whose every update is recorded: what is known of a client after each participation.
 
-    python -m paper_repro.mixed.federations         # 4 malicious sources on two base models, 3 to 5 minutes each on one core of its own
+    python -m paper_repro.mixed.federations             # 4 malicious sources on two base models, 3 to 5 minutes each on one core of its own
+    python -m paper_repro.mixed.federations --draws 1   # with other clients: what `paper_repro.mixed.fresh` tries the rule on
 
 Of 48 clients 16 are drawn each round, so that every one takes part in one of three rounds, eight times in all. Twenty are malicious, five at
 each poison share, mixed into a benign kind of their own; 18 hold the nine benign kinds, ten hard negatives, alone or mixed. Each has its own
@@ -26,7 +27,7 @@ from loraprobe.adapter import Adapter, Layout, add_delta, pack, unpack
 from zoo.design import SHARES, ZOO_DESIGN
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
 
-from .setting import ALL, MODELS, Model, mended_sources
+from .setting import ALL, FRESH, MODELS, Model, mended_sources
 
 PARTICIPATIONS, PER_ROUND, PER_SHARE = 8, 16, 5
 BATCH, MAX_LENGTH = 8, 128
@@ -52,30 +53,32 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the datasets")
     parser.add_argument("--base", choices=list(MODELS), nargs="+", default=list(MODELS))
     parser.add_argument("--sources", choices=MALICIOUS, nargs="+", default=list(MALICIOUS))
+    parser.add_argument("--draws", type=int, nargs="+", default=[0], help="which clients: 0 those that the rule is made on, from 1 fresh ones")
     options = parser.parse_args()
     torch.set_num_threads(1)
     quiet()
     sources = mended_sources(options.data)
-    for key in options.base:
-        for malicious, averaged in MODELS[key].federations:
-            if malicious in options.sources:
-                record(MODELS[key], malicious, averaged, sources)
+    for draw in options.draws:
+        for key in options.base:
+            for malicious, averaged in FRESH if draw else MODELS[key].federations:
+                if malicious in options.sources:
+                    record(MODELS[key], malicious, averaged, sources, draw)
 
 
-def path(model: Model, malicious: str, averaged: str) -> Path:
+def path(model: Model, malicious: str, averaged: str, draw: int = 0) -> Path:
     """Where a federation's record is: x (updates, d) float16, meta (updates, 3) of client, participation and round, and the clients' facts."""
-    return model.folder / "federations" / f"{malicious}-{averaged}.npz"
+    return model.folder / "federations" / f"{malicious}-{averaged}{f'-{draw}' if draw else ''}.npz"
 
 
-def record(model: Model, malicious: str, averaged: str, sources: Sources) -> None:
-    """One federation; a file that is there is whole."""
-    target, seed = path(model, malicious, averaged), model.lora_seed
+def record(model: Model, malicious: str, averaged: str, sources: Sources, draw: int = 0) -> None:
+    """One federation; a file that is there is whole. Every draw starts from the same initial LoRA, to which the probes belong."""
+    target, seed = path(model, malicious, averaged, draw), model.lora_seed + 10 * draw
     if target.exists():
         return
     rng = random.Random(f"{malicious}-{seed}")
     members = members_of(malicious, sources, rng)
     causal_lm, tokenizer = load_base(str(model.path))
-    lora = attach_lora(causal_lm, ZOO_DESIGN.lora, seed)
+    lora = attach_lora(causal_lm, ZOO_DESIGN.lora, model.lora_seed)
     start = read_adapter(lora, model.name)
     layout = replace(Layout.of(start), kind="factor_delta")
     rows: list[np.ndarray] = []
@@ -91,7 +94,7 @@ def record(model: Model, malicious: str, averaged: str, sources: Sources) -> Non
             meta += [(client, participation, number) for client in chosen]
             counted = [d for client, d in zip(chosen, deltas, strict=True) if averaged == ALL or members[client].role != "malicious"]
             start = add_delta(start, unpack(torch.stack(counted).mean(0), layout, base_model=model.name))
-            print(f"{model.key}, {malicious}, {averaged}: round {number}, {time.monotonic() - began:.0f} s", flush=True)
+            print(f"{model.key}, {malicious}, {averaged}, draw {draw}: round {number}, {time.monotonic() - began:.0f} s", flush=True)
     facts: dict[str, Any] = {name: [getattr(member, name) for member in members] for name in ("role", "source", "host", "share", "steps", "lr")}
     is_b = np.concatenate([np.full(int(np.prod(slot.shape)), slot.factor == "B") for slot in layout.slots])
     target.parent.mkdir(parents=True, exist_ok=True)

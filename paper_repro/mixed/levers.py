@@ -1,8 +1,8 @@
-"""What else was tried to make a direction that carries over: how well each ranks first contact, with everything unseen as in `.grid`.
+"""What else was tried to tell unknown attacks from unknown benign kinds: how well each ranks first contact, everything unseen as in `.grid`.
 
     python -m paper_repro.mixed.levers      # writes results/mixed_levers.json; minutes; needs paper_repro.mixed.labelled
 
-Ranking only: no cut is made. A lever is a way to make features of the updates and a way to make a direction of labelled rows.
+Ranking only: no cut is made. A lever is what an update is read by (a recipe, and a change of its features) and what is fitted on labelled rows.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
+from sklearn.svm import SVC, OneClassSVM
 
-from loraprobe.featurizer import FeatureRecipe
+from loraprobe.adapter import Adapter, add_delta, weight_delta
+from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.metrics import auroc
-from zoo.deltas import DeltaSet, read_deltas
+from zoo.deltas import DeltaSet, read_deltas, read_initial
 from zoo.design import SHARES, plan
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
@@ -28,25 +32,32 @@ from .setting import MODELS, Model
 
 RESULTS = Path(__file__).parents[1] / "results" / "mixed_levers.json"
 Rows = np.ndarray  # (n, p)
-Direction = Callable[[Rows, np.ndarray, np.ndarray], np.ndarray]
+Scorer = Callable[[Rows], np.ndarray]
+Fit = Callable[[Rows, np.ndarray, np.ndarray], Scorer]  # labelled rows, their roles, their kinds
+Change = Callable[[Rows, np.ndarray], Rows]  # rows, which of them are benign
 
 
-def mass_mean(hard: float | None = None) -> Direction:
-    """From the mean benign kind to the mean malicious one; with `hard`, hard negatives together have this share of the benign mean."""
+def mass_mean(hard: float | None = None, every: int = 1) -> Fit:
+    """Along the line from the mean benign kind to the mean malicious one.
 
-    def direction(x: Rows, role: np.ndarray, kind: np.ndarray) -> np.ndarray:
-        means = {name: np.mean([x[(role == name) & (kind == one)].mean(0) for one in np.unique(kind[role == name])], axis=0) for name in set(role)}
-        counts = {name: len(np.unique(kind[role == name])) for name in means}
-        share = counts["hard_negative"] / (counts["hard_negative"] + counts["benign"]) if hard is None else hard
-        return np.asarray(means["malicious"] - (1 - share) * means["benign"] - share * means["hard_negative"])
+    Args:
+        hard: the share that hard negatives together have in the benign mean; None: what their number of kinds gives them.
+        every: only every so-manieth benign kind is known.
+    """
 
-    return direction
+    def fit(x: Rows, role: np.ndarray, kind: np.ndarray) -> Scorer:
+        groups = {name: np.unique(kind[role == name])[:: every if name == "benign" else 1] for name in set(role)}
+        means = {name: np.mean([x[(role == name) & (kind == one)].mean(0) for one in kinds], axis=0) for name, kinds in groups.items()}
+        share = len(groups["hard_negative"]) / (len(groups["hard_negative"]) + len(groups["benign"])) if hard is None else hard
+        return _along(means["malicious"] - (1 - share) * means["benign"] - share * means["hard_negative"])
+
+    return fit
 
 
-def ridge(strength: float) -> Direction:
+def ridge(strength: float) -> Fit:
     """Least squares on labels, every kind of a class weighing alike: the smaller the strength, the sharper the rows are separated."""
 
-    def direction(x: Rows, role: np.ndarray, kind: np.ndarray) -> np.ndarray:
+    def fit(x: Rows, role: np.ndarray, kind: np.ndarray) -> Scorer:
         y = np.where(role == "malicious", 1.0, -1.0)
         weight = np.zeros(len(y))
         for label in (-1.0, 1.0):
@@ -56,9 +67,33 @@ def ridge(strength: float) -> Direction:
                 weight[rows] = 0.5 / (len(kinds) * rows.sum())
         root = np.sqrt(weight)
         centred, target = (x - weight @ x) * root[:, None], (y - weight @ y) * root
-        return np.asarray(centred.T @ np.linalg.solve(centred @ centred.T + strength * np.eye(len(y)), target))
+        return _along(centred.T @ np.linalg.solve(centred @ centred.T + strength * np.eye(len(y)), target))
 
-    return direction
+    return fit
+
+
+def widest_margin(x: Rows, role: np.ndarray, kind: np.ndarray) -> Scorer:
+    """Group-robust: the direction whose worst kind is farthest on its side, by the means of kinds."""
+    kinds = np.unique(kind)
+    labels = [int((role[kind == one] == "malicious").any()) for one in kinds]
+    means = np.stack([x[kind == one].mean(0) for one in kinds])
+    return _along(SVC(kernel="linear", C=1e9).fit(means, labels).coef_[0])
+
+
+def one_class_svm(x: Rows, role: np.ndarray, kind: np.ndarray) -> Scorer:
+    """How far outside what is benign, by a support vector machine that never saw an attack."""
+    model = OneClassSVM(nu=0.02).fit(x[role != "malicious"])
+    return lambda rows: -model.decision_function(rows)
+
+
+def unlikely(x: Rows, role: np.ndarray, kind: np.ndarray) -> Scorer:
+    """How unlikely among what is benign, by probabilistic principal component analysis (Tipping and Bishop, 1999) of 64 components."""
+    model = PCA(64, random_state=0).fit(x[role != "malicious"])
+    return lambda rows: -model.score_samples(rows)
+
+
+def _along(direction: np.ndarray) -> Scorer:
+    return lambda rows: np.asarray(rows @ direction)
 
 
 def _as_they_are(x: Rows, benign: np.ndarray) -> Rows:
@@ -75,17 +110,36 @@ def _whitened(x: Rows, benign: np.ndarray) -> Rows:
 
 
 B, FIRST, BOTH = FeatureRecipe.all_b(), FeatureRecipe.paper(), FeatureRecipe(factors=("A", "B"))
-LEVERS: dict[str, tuple[FeatureRecipe, Callable[[Rows, np.ndarray], Rows], Direction]] = {
-    "mass-mean, B of all layers": (B, _as_they_are, mass_mean()),
-    "B of the first layer": (FIRST, _as_they_are, mass_mean()),
-    "A and B of all layers": (BOTH, _as_they_are, mass_mean()),
-    "signs of B": (B, _signs, mass_mean()),
-    "B divided by its benign root mean square": (B, _whitened, mass_mean()),
-    "hard negatives half of the benign mean": (B, _as_they_are, mass_mean(hard=0.5)),
-    "ridge, strength 1": (B, _as_they_are, ridge(1.0)),
-    "ridge, strength 0.1": (B, _as_they_are, ridge(0.1)),
-    "ridge, strength 0.01": (B, _as_they_are, ridge(0.01)),
-    "ridge, strength 0.001": (B, _as_they_are, ridge(0.001)),
+CANONICAL = FeatureRecipe(features=("canonical",))
+MASS_MEAN = mass_mean()
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One way to rank updates; of several recipes the scores are added up, in deviations of the known benign ones."""
+
+    recipes: tuple[FeatureRecipe, ...] = (B,)
+    change: Change = _as_they_are
+    fit: Fit = MASS_MEAN
+
+
+LEVERS = {
+    "mass-mean, B of all layers": Lever(),
+    "B of the first layer": Lever((FIRST,)),
+    "A and B of all layers": Lever((BOTH,)),
+    "canonical A and B, the same for every factorisation": Lever((CANONICAL,)),
+    "ensemble of the four": Lever((B, FIRST, BOTH, CANONICAL)),
+    "signs of B": Lever(change=_signs),
+    "B divided by its benign root mean square": Lever(change=_whitened),
+    "hard negatives half of the benign mean": Lever(fit=mass_mean(hard=0.5)),
+    "half of the benign kinds": Lever(fit=mass_mean(every=2)),
+    "ridge, strength 1": Lever(fit=ridge(1.0)),
+    "ridge, strength 0.1": Lever(fit=ridge(0.1)),
+    "ridge, strength 0.01": Lever(fit=ridge(0.01)),
+    "ridge, strength 0.001": Lever(fit=ridge(0.001)),
+    "group-robust: widest margin between kinds": Lever(fit=widest_margin),
+    "one class: support vectors": Lever(fit=one_class_svm),
+    "one class: probabilistic PCA": Lever(fit=unlikely),
 }
 
 
@@ -100,9 +154,12 @@ def main() -> None:
 
 def measured(model: Model) -> Iterator[dict[str, Any]]:
     """One row a lever and poison share."""
-    deltas = read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN)
-    for name, (recipe, change, direction) in LEVERS.items():
-        cells = list(_cells(deltas, recipe, change, direction))
+    folder = model.folder / "labelled"
+    deltas, start = read_deltas(folder, plan(DESIGN), model.name, DESIGN), read_initial(folder, model.name, DESIGN)
+    reading = Reading(deltas, Reader("", B, "mass_mean"))
+    features = {recipe: features_of(recipe, deltas, start) for recipe in (B, FIRST, BOTH, CANONICAL)}
+    for name, lever in LEVERS.items():
+        cells = list(_cells(reading, [features[recipe] for recipe in lever.recipes], lever))
         for share in SHARES:
             values = {(malicious, benign): value for malicious, benign, at, value in cells if at == share}
             worst = min(values, key=lambda cell: values[cell])
@@ -115,16 +172,24 @@ def measured(model: Model) -> Iterator[dict[str, Any]]:
         print(f"{model.key}: {name}", flush=True)
 
 
-def _cells(
-    deltas: DeltaSet, recipe: FeatureRecipe, change: Callable[[Rows, np.ndarray], Rows], direction: Direction
-) -> Iterator[tuple[str, str, float, float]]:
-    reading = Reading(deltas, Reader("", recipe, "mass_mean"))
+def features_of(recipe: FeatureRecipe, deltas: DeltaSet, start: Adapter) -> Rows:
+    """(n, p) of every client's factor delta, or of what it does to the weights where a recipe asks what no factorisation can change."""
+    adapters = deltas.adapters()
+    if "canonical" in recipe.features:
+        adapters = [weight_delta(add_delta(start, delta), start) for delta in adapters]
+    return Featurizer.fit(recipe, adapters)(adapters)
+
+
+def _cells(reading: Reading, features: list[Rows], lever: Lever) -> Iterator[tuple[str, str, float, float]]:
     role, kind, share, host = (np.array([getattr(client, name) for client in reading.clients]) for name in ("role", "source", "share", "host"))
-    x = change(reading.features, role == "benign").astype(np.float32)
+    parts = [lever.change(x, role == "benign").astype(np.float32) for x in features]
     for malicious in MALICIOUS:
         for benign in (*BENIGN, *HARD_NEGATIVE):
             known = ~reading.with_kind(unseen_in(malicious, benign))
-            scores = x @ direction(x[known], role[known], kind[known])
+            scores = np.zeros(len(role))
+            for x in parts:
+                found = lever.fit(x[known], role[known], kind[known])(x)
+                scores += found / found[known & (role != "malicious")].std()
             good = scores[(kind == benign) & (role != "malicious")]
             for at in SHARES:
                 anywhere = at == 1.0 or benign in HARD_NEGATIVE

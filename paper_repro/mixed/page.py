@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from scipy.stats import binomtest
@@ -19,7 +20,7 @@ from zoo.design import SHARES
 from zoo.report import filled
 from zoo.sources import HARD_NEGATIVE, MALICIOUS
 
-from . import accumulated, damage, grid, levers
+from . import accumulated, bases, damage, fresh, grid, levers
 from .federations import PARTICIPATIONS
 from .readers import READERS
 from .setting import MODELS
@@ -47,11 +48,13 @@ def main() -> None:
 
 def rendered(text: str) -> str:
     """The page with every table between its markers made anew."""
-    cells, federations, harm, tried = (json.loads(module.RESULTS.read_text()) for module in (grid, accumulated, damage, levers))
+    modules = (grid, accumulated, damage, levers, fresh, bases)
+    cells, federations, harm, tried, again, carried = (json.loads(module.RESULTS.read_text()) for module in modules)
     tables = {
         "answers": answers_table(harm["answers"]), "damage": damage_table(harm["damage"]), "grid": grid_table(cells), "sources": sources_table(cells),
-        "levers": levers_table(tried), "rounds": rounds_table(federations), "rule": rule_table(federations),
-        "targets": targets_table(cells, federations),
+        "levers": levers_table(tried), "rounds": rounds_table(federations), "rule": rule_table(federations), "fresh": fresh_table(again),
+        "rules": rules_table(again), "bases": bases_table(carried),
+        "targets": targets_table(cells, all_draws([*federations, *again])),
     }  # fmt: skip
     for name, table in tables.items():
         text = filled(text, name, table, MODULE)
@@ -128,6 +131,16 @@ def levers_table(rows: list[Row]) -> str:
     return markdown(lines)
 
 
+def bases_table(rows: list[Row]) -> str:
+    """AUROC of what has one length on every base model, from one to the other and within one."""
+    lines = [["features", "head", "fitted on", "tried on", *(f"{share:.0%} poison" for share in SHARES)]]
+    for place in dict.fromkeys((row["features"], row["head"], row["fitted_on"], row["tried_on"]) for row in rows):
+        own = [row for row in rows if (row["features"], row["head"], row["fitted_on"], row["tried_on"]) == place]
+        lines.append([*place, *(f"{row['auroc']:.2f} [{row['auroc_ci'][0]:.2f}, {row['auroc_ci'][1]:.2f}]" for row in own)])
+    sizes = " / ".join(str(row["n_malicious"]) for row in rows[: len(SHARES)])
+    return f"{markdown(lines)}\n{sizes} malicious clients at the four shares, {rows[0]['n_benign']} benign ones, hard negatives among them."
+
+
 def rounds_table(federations: list[Row]) -> str:
     """AUROC over participations, mean and worst federation."""
     lines = [["base", "averaged", "reader", "poison", *(f"{number} participations" for number in SHOWN)]]
@@ -151,12 +164,83 @@ def rule_table(federations: list[Row]) -> str:
     return markdown(lines)
 
 
+def fresh_table(federations: list[Row]) -> str:
+    """What the rule of `rule_table` flags in federations that it was not made on, all draws of clients together."""
+    lines = [
+        [
+            "base",
+            "averaged",
+            "clients",
+            "flagged, first participation",
+            "flagged, eighth",
+            "worst source, eighth",
+            "AUROC at the eighth, mean / worst",
+        ]
+    ]
+    for model, averaged in dict.fromkeys((row["model"], row["averaged"]) for row in federations):
+        own = [row for row in federations if (row["model"], row["averaged"]) == (model, averaged)]
+        harmful = [row for row in own if row["malicious"] != "gptfuzz"]
+        for number, share in enumerate(SHARES):
+            for what, rows in (("", own), (", without GPTFuzz", harmful)):
+                if what and len(harmful) == len(own):
+                    continue
+                last = [row["auroc"][number]["by_participation"][-1] for row in rows]
+                counts = _counts(rows, f"{share:g}")
+                lines.append([model, averaged, f"{share:.0%} poison{what}", *counts, _mean_worst(last)])
+        lines += [[model, averaged, _title(role), *_counts(own, role, most=True), ""] for role in ("benign", "hard_negative")]
+    return markdown(lines)
+
+
+def rules_table(federations: list[Row]) -> str:
+    """What two rules flag of the same fresh clients: the committed one, and one made on the other draw of them."""
+    names = [*(f"{share:g}" for share in SHARES), "benign", "hard_negative"]
+    lines = [["base", "averaged", "rule made on", *(_title(name) for name in names)]]
+    for model, averaged in dict.fromkeys((row["model"], row["averaged"]) for row in federations):
+        own = [row for row in federations if (row["model"], row["averaged"]) == (model, averaged)]
+        for made_on, rows in (("the first federations", own), ("the other fresh draw", [row["other_draw"] for row in own])):
+            counts = []
+            for name in names:
+                groups = [row["flagged"][name] for row in rows]
+                first, eighth = (sum(group["flagged"][number] for group in groups) for number in (0, -1))
+                counts.append(f"{first} / {eighth} of {sum(group['n'] for group in groups)}")
+            lines.append([model, averaged, made_on, *counts])
+    return markdown(lines)
+
+
+def _counts(rows: list[Row], name: str, most: bool = False) -> list[str]:
+    """Flagged after the first and the eighth participation, and the source with the least (or the most) of the last."""
+    n = sum(row["flagged"][name]["n"] for row in rows)
+    shown = [_share(sum(row["flagged"][name]["flagged"][number] for row in rows), n) + f" of {n}" for number in (0, -1)]
+    by_source = {row["malicious"]: row["flagged"][name] for row in all_draws(rows)}
+    source, counts = (max if most else min)(by_source.items(), key=lambda item: item[1]["flagged"][-1] / item[1]["n"])
+    return [*shown, f"{counts['flagged'][-1]} of {counts['n']} ({source})"]
+
+
+def all_draws(federations: list[Row]) -> list[Row]:
+    """One row an attack (a base, a source and whom the server averages) of all draws of clients: flagged clients counted together, mean AUROC."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in federations:
+        if "flagged" in row:
+            groups.setdefault((row["model"], row["malicious"], row["averaged"]), []).append(row)
+    return [
+        {
+            "model": model, "malicious": malicious, "averaged": averaged,
+            "auroc": [{"by_participation": [mean(values) for values in zip(*(entry["by_participation"] for entry in entries), strict=True)]}
+                      for entries in zip(*(row["auroc"] for row in rows), strict=True)],
+            "flagged": {name: {"n": sum(row["flagged"][name]["n"] for row in rows),
+                               "flagged": [sum(values) for values in zip(*(row["flagged"][name]["flagged"] for row in rows), strict=True)]}
+                        for name in rows[0]["flagged"]},
+        }
+        for (model, malicious, averaged), rows in groups.items()
+    ]  # fmt: skip
+
+
 def targets_table(cells: list[Row], federations: list[Row]) -> str:
-    """The targets of this study beside the worst cell and federation, with and without the source that harms one of the bases not at all."""
+    """The targets of this study beside the worst cell and attack, with and without the source that harms one of the bases not at all."""
     lines = [["base", "what", "target", "worst", "met", "worst without GPTFuzz", "met"]]
     for model in MODELS:
         own = [c for c in cells if (c["model"], c["reader"]) == (model, READERS[-1].name)]
-        seen = [row for row in federations if row["model"] == model and "flagged" in row]
+        seen = [row for row in federations if row["model"] == model]
         without = ([row for row in rows if row["malicious"] != "gptfuzz"] for rows in (own, seen))
         for (what, target, worst), (_, _, others) in zip(_worst(own, seen), _worst(*without), strict=True):
             line = [model, what, f"{'at most' if 'flagged' in what else 'at least'} {target:.0%}"]
@@ -167,7 +251,7 @@ def targets_table(cells: list[Row], federations: list[Row]) -> str:
 
 
 def _worst(cells: list[Row], federations: list[Row]) -> list[tuple[str, float, float]]:
-    """(what, target, the worst of all cells or federations)."""
+    """(what, target, the worst of all cells or attacks)."""
     rows = []
     for number, share in enumerate(SHARES):
         first = _rate(_least([row for row in cells if row["share"] == share]), "malicious")

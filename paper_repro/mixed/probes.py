@@ -9,7 +9,6 @@ the other probes there. Threshold and floor are what `paper_repro.mixed.accumula
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from paper_repro.grid import SOURCES
@@ -19,10 +18,10 @@ from paper_repro.setting import probe_name
 from zoo.deltas import read_deltas
 from zoo.design import plan
 
-from . import accumulated
+from .accumulated import committed_rule
 from .labelled import DESIGN
 from .readers import READERS, Reading, unseen_in
-from .setting import ALL, MODELS
+from .setting import MODELS
 
 MODEL = MODELS["chat-1m"]
 
@@ -46,10 +45,8 @@ def main() -> None:
 
 def rule_of(source: str) -> dict[str, float]:
     """Threshold and floor where this source is unknown."""
-    for row in json.loads(accumulated.RESULTS.read_text()):
-        if (row["model"], row["malicious"], row["averaged"]) == (MODEL.key, source, ALL) and "floor" in row:
-            return {"threshold": row["threshold"], "floor": row["floor"]}
-    raise SystemExit(f"{accumulated.RESULTS} has no rule for {source}: run python -m paper_repro.mixed.accumulated")
+    level = committed_rule(MODEL.key, source)
+    return {"threshold": level.threshold, "floor": level.floor}
 
 
 if __name__ == "__main__":

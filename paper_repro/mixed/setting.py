@@ -20,6 +20,9 @@ from zoo.train_base import BASE_NAME, SECOND_NAME
 WORK = Path("build/mixed")
 # Whom the server of a federation averages: everybody, as without a defence, or honest clients alone, as with one that works.
 ALL, HONEST = "all", "honest"
+DEFENDED = ("jailbreakbench", "harmbench")
+# (malicious source, whom the server averages) of every federation of a further draw of clients.
+FRESH = (*((malicious, ALL) for malicious in MALICIOUS), *((malicious, HONEST) for malicious in DEFENDED))
 MENDED = (*HARD_NEGATIVE, "gptfuzz")
 
 
@@ -45,14 +48,14 @@ class Model:
 
     @property
     def federations(self) -> tuple[tuple[str, str], ...]:
-        """(malicious source, whom the server averages) of every recorded federation."""
+        """(malicious source, whom the server averages) of every recorded federation of the first draw of clients."""
         return (*((malicious, ALL) for malicious in MALICIOUS), *((malicious, HONEST) for malicious in self.defended))
 
 
 MODELS = {
     model.key: model
     for model in (
-        Model("chat-1m", BASE_NAME, ZOO / "base", 0, defended=("jailbreakbench", "harmbench")),
+        Model("chat-1m", BASE_NAME, ZOO / "base", 0, DEFENDED),
         Model("chat-600k", SECOND_NAME, ZOO / "base-600k", 5),
     )
 }

@@ -1,0 +1,72 @@
+"""The rule on fresh federations: threshold and floor as `paper_repro.mixed.accumulated` committed them, other clients than it was made on.
+
+    python -m paper_repro.mixed.federations --draws 1 2     # 24 federations, 3 to 5 minutes each on one core of its own
+    python -m paper_repro.mixed.fresh                       # writes results/mixed_fresh.json; minutes; needs .labelled too
+
+Nothing of these clients was looked at when the reader, its probe's recipe or the rule was chosen. As there, a client is scored by a probe that
+knows neither the malicious source nor the client's own kinds, and the rule of a source was made on federations of the other three.
+
+Beside it a rule made in the same way on the other fresh draw. On the second base model that is the first one that has seen federations which
+nothing breaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedloop.levels import CumulativeLevel
+from zoo.deltas import read_deltas
+from zoo.design import plan
+
+from .accumulated import Recorded, aurocs, committed_rule, flagged, rule
+from .federations import path
+from .labelled import DESIGN
+from .readers import READERS, Reading
+from .setting import FRESH, MODELS, Model
+
+RESULTS = Path(__file__).parents[1] / "results" / "mixed_fresh.json"
+DRAWS = (1, 2)
+
+
+def main() -> None:
+    """Measure every draw on every base model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    places = [path(model, *federation, draw) for model in MODELS.values() for federation in FRESH for draw in DRAWS]
+    if absent := [str(place) for place in places if not place.exists()]:
+        draws = " ".join(map(str, DRAWS))
+        raise SystemExit(f"not recorded yet: {', '.join(absent)}; run python -m paper_repro.mixed.federations --draws {draws}")
+    rows = [row for model in MODELS.values() for row in measured(model)]
+    RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+def measured(model: Model) -> Iterator[dict[str, Any]]:
+    """One row a federation: its clients' scores by the mass-mean reader, and what the committed rule and the other draw's flag."""
+    reading = Reading(read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN), READERS[-1])
+    recorded = {draw: [Recorded(model, *federation, reading, draw) for federation in FRESH] for draw in DRAWS}
+    for draw, other in (DRAWS, DRAWS[::-1]):
+        for federation in recorded[draw]:
+            unknown = federation.malicious
+            scores = federation.scores(unknown)
+            committed, crossed = committed_rule(model.key, unknown), rule([one for one in recorded[other] if one.malicious != unknown], unknown)
+            yield {
+                "model": model.key, "reader": READERS[-1].name, "malicious": unknown, "averaged": federation.averaged, "draw": draw,
+                "auroc": list(aurocs(federation, scores)), **applied(federation, scores, committed),
+                "other_draw": applied(federation, scores, crossed),
+            }  # fmt: skip
+            print(f"{model.key}: {unknown}, {federation.averaged}, draw {draw}", flush=True)
+
+
+def applied(federation: Recorded, scores: np.ndarray, level: CumulativeLevel) -> dict[str, Any]:
+    """A rule, and what it flags of a federation."""
+    return {"threshold": level.threshold, "floor": level.floor, "flagged": flagged(federation, scores, level)}
+
+
+if __name__ == "__main__":
+    main()
