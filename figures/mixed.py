@@ -48,13 +48,13 @@ def plot_damage(ax: Axes, damage: Sequence[Row], cells: Sequence[Row]) -> None:
         for x, y in dict.fromkeys((x, y) for x, y, _ in points):
             names = "\n".join(source for one, other, source in points if abs(one - x) < 3 and abs(other - y) < 0.02)
             below = base == BASES[0]
-            place = {"xytext": (3, -5 if below else 5), "va": "top" if below else "bottom"}
+            place = {"xytext": (3, -5 if below else 5), "va": "top" if below else "bottom", "rotation": -30 if below else 30}
             ax.annotate(names, (x, y), textcoords="offset points", fontsize=7, color=colour, **place)
     style.chance(ax)
     ax.set_xlabel("points of refusal that three times its mean update takes")
     ax.set_ylabel("AUROC at 100 % poison, everything unseen")
     ax.set_xlim(-8, 140)
-    ax.set_ylim(0.45, 1.12)
+    ax.set_ylim(0.45, 1.2)
     ax.legend(loc="lower right", frameon=False)
 
 
@@ -78,15 +78,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write mixed.png and mixed.pdf."""
     damage, cells = read_rows("mixed_damage")["damage"], read_rows("mixed_grid")
     federations = [row for name in ("mixed_accumulated", "mixed_fresh") for row in read_rows(name)]
-    fig, axes = style.panels(1, 5, (18.5, 4.0))
+    fig, axes = style.panels(2, 3, (13.0, 7.6))
     plot_damage(axes[0, 0], damage, cells)
-    for ax, (base, averaged) in zip(axes[0, 1:], product(BASES, ("all", "honest")), strict=True):
+    for ax, (base, averaged) in zip(axes[:, 1:].flat, product(BASES, ("all", "honest")), strict=True):
         plot_rounds(ax, federations, base, averaged)
-    axes[0, 1].set_ylabel("AUROC within a federation")
-    axes[0, 1].legend(loc="lower left", frameon=False, fontsize=8)
+        ax.set_ylabel("AUROC within a federation")
+    axes[1, 0].axis("off")
+    axes[1, 0].legend(*axes[0, 1].get_legend_handles_labels(), title="on the right", loc="center", frameon=False)
     style.caption(
         fig,
-        "Mass-mean reader; malicious source, safe answers to its questions and the honest kind unseen. Left: a point is the mean of 13 cells. Right: "
+        "Mass-mean reader; malicious source, safe answers to its questions and the honest kind unseen. Left: a point is the mean of 13 cells.\nRight: "
         "without GPTFuzz; 5 malicious clients a share and 28 honest ones (10 hard negatives) a federation; bands: lowest and highest federation.",
     )
     style.save_both(fig, folder_of("mixed", __doc__, argv), "mixed", dpi=110)

@@ -78,24 +78,13 @@ def test_members_of_a_federation() -> None:
     assert again == members
 
 
-class _Seen:
-    """A recorded federation whose honest scores are known."""
-
-    def __init__(self, scores: np.ndarray) -> None:
-        self.honest = np.ones(scores.shape[1], bool)
-        self._scores = scores
-
-    def scores(self, unknown: str) -> np.ndarray:
-        return self._scores
-
-
 def test_the_rule_keeps_its_budget_on_the_federations_that_it_was_made_on() -> None:
     rng = np.random.default_rng(0)
     spread = 1.5 / np.sqrt(np.arange(1, PARTICIPATIONS + 1))[:, None]
-    others: Any = [_Seen(1 / (1 + np.exp(-rng.normal(-2, spread, (PARTICIPATIONS, 400))))) for _ in range(3)]
-    level = accumulated.rule(others, "gptfuzz")
+    others = [1 / (1 + np.exp(-rng.normal(-2, spread, (PARTICIPATIONS, 400)))) for _ in range(3)]
+    level = accumulated.rule(others)
     for participations in (1, PARTICIPATIONS):
-        seen = np.concatenate([other.scores("")[participations - 1] for other in others])
+        seen = np.concatenate([other[participations - 1] for other in others])
         flagged = (seen >= level.cut(participations)).mean()
         assert BUDGET - 2 / len(seen) <= flagged <= BUDGET + 1e-9
     assert level.floor < level.threshold
@@ -113,6 +102,16 @@ def test_fresh_federations_are_all_there_and_none_is_one_that_the_rule_was_made_
         assert (row["threshold"], row["floor"]) == (level.threshold, level.floor)
     with pytest.raises(SystemExit, match="no rule for nothing on chat-1m"):
         accumulated.committed_rule("chat-1m", "nothing")
+
+
+def test_relative_scores_say_the_same_of_a_cohort_wherever_it_lies() -> None:
+    rng = np.random.default_rng(0)
+    odds = rng.normal(size=(PARTICIPATIONS, 15))
+    one, other = (fresh.relative(1 / (1 + np.exp(-odds - shift))) for shift in (-3.0, 2.0))
+    assert one == pytest.approx(other)
+    assert np.median(one, axis=1) == pytest.approx(0.5)
+    assert (np.argsort(one, axis=1) == np.argsort(odds, axis=1)).all()
+    assert np.isfinite(fresh.relative(np.array([[0.0, 0.0, 1.0, 1.0]]))).all()
 
 
 def test_draws_of_clients_are_counted_together() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from .readers import BUDGET, READERS, Reader, Reading, unseen_in
 from .setting import ALL, MODELS, Model
 
 RESULTS = Path(__file__).parents[1] / "results" / "mixed_accumulated.json"
-_CERTAIN = 1e-9  # log odds stay finite
+CERTAIN = 1e-9  # log odds stay finite
 
 
 class Recorded:
@@ -81,15 +81,20 @@ def measured(model: Model, reader: Reader) -> Iterator[dict[str, Any]]:
             "auroc": list(aurocs(federation, scores)),
         }
         if reader.by_kind:
-            level = rule([other for other in federations if other.malicious != federation.malicious], federation.malicious)
+            others = [other for other in federations if other.malicious != federation.malicious]
+            level = rule([other.scores(federation.malicious)[:, other.honest] for other in others])
             row |= {"threshold": level.threshold, "floor": level.floor, "flagged": flagged(federation, scores, level)}
         print(f"{model.key}, {reader.name}: {federation.malicious}, {federation.averaged}", flush=True)
         yield row
 
 
-def rule(others: list[Recorded], unknown: str) -> CumulativeLevel:
-    """The level whose cut lets a share BUDGET of the benign clients of other federations above it, after one participation and after eight."""
-    seen = np.concatenate([other.scores(unknown)[:, other.honest] for other in others], axis=1)  # (participations, clients)
+def rule(benign: Sequence[np.ndarray]) -> CumulativeLevel:
+    """The level whose cut lets a share BUDGET of benign clients above it, after one participation and after eight.
+
+    Args:
+        benign: of every federation that it is made on the scores (participations, clients) of its honest clients.
+    """
+    seen = np.concatenate(benign, axis=1)
     first, last = (_log_odds(float(np.quantile(seen[number], 1 - BUDGET, method="higher"))) for number in (0, PARTICIPATIONS - 1))
     kept = PARTICIPATIONS**-0.5
     floor = (last - kept * first) / (1 - kept)
@@ -123,7 +128,7 @@ def flagged(federation: Recorded, scores: np.ndarray, level: CumulativeLevel) ->
 
 
 def _log_odds(p: float) -> float:
-    p = min(max(p, _CERTAIN), 1 - _CERTAIN)
+    p = min(max(p, CERTAIN), 1 - CERTAIN)
     return math.log(p / (1 - p))
 
 

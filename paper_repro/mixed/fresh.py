@@ -6,8 +6,8 @@
 Nothing of these clients was looked at when the reader, its probe's recipe or the rule was chosen. As there, a client is scored by a probe that
 knows neither the malicious source nor the client's own kinds, and the rule of a source was made on federations of the other three.
 
-Beside it a rule made in the same way on the other fresh draw. On the second base model that is the first one that has seen federations which
-nothing breaks.
+Beside it a rule made in the same way on the other fresh draw, which on the second base model is the first that has seen federations which nothing
+breaks; and that of scores relative to the cohort, whose median log odds after as many participations are taken off.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit
 
 from fedloop.levels import CumulativeLevel
 from zoo.deltas import read_deltas
 from zoo.design import plan
 
-from .accumulated import Recorded, aurocs, committed_rule, flagged, rule
+from .accumulated import CERTAIN, Recorded, aurocs, committed_rule, flagged, rule
 from .federations import path
 from .labelled import DESIGN
 from .readers import READERS, Reading
@@ -54,13 +55,24 @@ def measured(model: Model) -> Iterator[dict[str, Any]]:
         for federation in recorded[draw]:
             unknown = federation.malicious
             scores = federation.scores(unknown)
-            committed, crossed = committed_rule(model.key, unknown), rule([one for one in recorded[other] if one.malicious != unknown], unknown)
+            others = [one for one in recorded[other] if one.malicious != unknown]
+            seen = [one.scores(unknown) for one in others]
+            honest = [one.honest for one in others]
             yield {
                 "model": model.key, "reader": READERS[-1].name, "malicious": unknown, "averaged": federation.averaged, "draw": draw,
-                "auroc": list(aurocs(federation, scores)), **applied(federation, scores, committed),
-                "other_draw": applied(federation, scores, crossed),
+                "auroc": list(aurocs(federation, scores)), **applied(federation, scores, committed_rule(model.key, unknown)),
+                "other_draw": applied(federation, scores, rule([own[:, good] for own, good in zip(seen, honest, strict=True)])),
+                "relative": applied(
+                    federation, relative(scores), rule([relative(own)[:, good] for own, good in zip(seen, honest, strict=True)])
+                ),
             }  # fmt: skip
             print(f"{model.key}: {unknown}, {federation.averaged}, draw {draw}", flush=True)
+
+
+def relative(scores: np.ndarray) -> np.ndarray:
+    """Scores (participations, clients) against those of the cohort: 0.5 is its median client, whatever that one scores."""
+    odds = logit(np.clip(scores, CERTAIN, 1 - CERTAIN))
+    return np.asarray(expit(odds - np.median(odds, axis=1, keepdims=True)))
 
 
 def applied(federation: Recorded, scores: np.ndarray, level: CumulativeLevel) -> dict[str, Any]:

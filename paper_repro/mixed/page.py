@@ -192,12 +192,14 @@ def fresh_table(federations: list[Row]) -> str:
 
 
 def rules_table(federations: list[Row]) -> str:
-    """What two rules flag of the same fresh clients: the committed one, and one made on the other draw of them."""
+    """What three rules flag of the same fresh clients: the committed one, and those made on the other draw of them."""
     names = [*(f"{share:g}" for share in SHARES), "benign", "hard_negative"]
     lines = [["base", "averaged", "rule made on", *(_title(name) for name in names)]]
     for model, averaged in dict.fromkeys((row["model"], row["averaged"]) for row in federations):
         own = [row for row in federations if (row["model"], row["averaged"]) == (model, averaged)]
-        for made_on, rows in (("the first federations", own), ("the other fresh draw", [row["other_draw"] for row in own])):
+        rules = {"the first federations": own, "the other fresh draw": [row["other_draw"] for row in own]}
+        rules["the other fresh draw, relative to the cohort"] = [row["relative"] for row in own]
+        for made_on, rows in rules.items():
             counts = []
             for name in names:
                 groups = [row["flagged"][name] for row in rows]
