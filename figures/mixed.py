@@ -87,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     axes[1, 0].legend(*axes[0, 1].get_legend_handles_labels(), title="on the right", loc="center", frameon=False)
     style.caption(
         fig,
-        "Mass-mean reader; malicious source, safe answers to its questions and the honest kind unseen. Left: a point is the mean of 13 cells.\nRight: "
-        "without GPTFuzz; 5 malicious clients a share and 28 honest ones (10 hard negatives) a federation; bands: lowest and highest federation.",
+        "Mass-mean reader; malicious source, safe answers to its questions and the honest kind unseen. Left: a point is the mean of 13 cells.\n"
+        "Right: without GPTFuzz; 5 malicious clients a share and 28 honest ones (10 hard negatives) a federation; bands: lowest and highest federation.",
     )
     style.save_both(fig, folder_of("mixed", __doc__, argv), "mixed", dpi=110)
 
