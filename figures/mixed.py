@@ -88,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     style.caption(
         fig,
         "Mass-mean reader; malicious source, safe answers to its questions and the honest kind unseen. Left: a point is the mean of 13 cells.\n"
-        "Right: without GPTFuzz; 5 malicious clients a share and 28 honest ones (10 hard negatives) a federation; bands: lowest and highest federation.",
+        "Right: without GPTFuzz; 5 malicious clients a share and 28 honest ones (10 hard negatives) a federation; "
+        "bands: lowest and highest federation.",
     )
     style.save_both(fig, folder_of("mixed", __doc__, argv), "mixed", dpi=110)
 
