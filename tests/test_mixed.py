@@ -17,8 +17,8 @@ from loraprobe.errors import DataError
 from loraprobe.metrics import auroc
 from paper_repro.grid import SOURCES
 from paper_repro.held_out import PROBES
-from paper_repro.mixed import accumulated, damage, fresh, grid, levers, page
-from paper_repro.mixed.federations import PARTICIPATIONS, PER_ROUND, members_of, path
+from paper_repro.mixed import accumulated, cuts, damage, fresh, grid, levers, page
+from paper_repro.mixed.federations import PARTICIPATIONS, PER_ROUND, members_of, path, references
 from paper_repro.mixed.probes import rule_of
 from paper_repro.mixed.readers import BUDGET, kinds_of, unseen_in
 from paper_repro.mixed.setting import FRESH, MODELS, _mended
@@ -64,10 +64,14 @@ def test_what_is_unseen_is_the_source_its_safe_twin_and_the_kind() -> None:
     assert any(client.source == "advbench" and client.host == "gsm8k" for client in touched)  # halves of mixtures too
 
 
-def test_members_of_a_federation() -> None:
-    sources = {
-        name: Source(name, (), tuple(Example(f"{name} {number}", "x") for number in range(120))) for name in (*BENIGN, *HARD_NEGATIVE, *MALICIOUS)
-    }
+@pytest.fixture(scope="module")
+def sources() -> dict[str, Source]:
+    """A hundred and twenty examples a source, which say whose they are."""
+    names = (*BENIGN, *HARD_NEGATIVE, *MALICIOUS)
+    return {name: Source(name, (), tuple(Example(f"{name} {number}", "x") for number in range(120))) for name in names}
+
+
+def test_members_of_a_federation(sources: dict[str, Source]) -> None:
     members = members_of("advbench", sources, random.Random(0))
     assert len(members) % PER_ROUND == 0
     assert {(m.role, m.share): 0 for m in members if m.role == "malicious"}.keys() == {("malicious", share) for share in SHARES}
@@ -78,11 +82,16 @@ def test_members_of_a_federation() -> None:
     assert again == members
 
 
+def test_the_server_trains_one_reference_a_benign_kind(sources: dict[str, Source]) -> None:
+    found = references(sources, random.Random(0))
+    assert [(member.role, member.source, member.host, member.share) for member in found] == [("reference", kind, kind, 1.0) for kind in BENIGN]
+
+
 def test_the_rule_keeps_its_budget_on_the_federations_that_it_was_made_on() -> None:
     rng = np.random.default_rng(0)
     spread = 1.5 / np.sqrt(np.arange(1, PARTICIPATIONS + 1))[:, None]
     others = [1 / (1 + np.exp(-rng.normal(-2, spread, (PARTICIPATIONS, 400)))) for _ in range(3)]
-    level = accumulated.rule(others)
+    level = cuts.rule(others)
     for participations in (1, PARTICIPATIONS):
         seen = np.concatenate([other[participations - 1] for other in others])
         flagged = (seen >= level.cut(participations)).mean()
@@ -104,14 +113,71 @@ def test_fresh_federations_are_all_there_and_none_is_one_that_the_rule_was_made_
         accumulated.committed_rule("chat-1m", "nothing")
 
 
-def test_relative_scores_say_the_same_of_a_cohort_wherever_it_lies() -> None:
-    rng = np.random.default_rng(0)
-    odds = rng.normal(size=(PARTICIPATIONS, 15))
-    one, other = (fresh.relative(1 / (1 + np.exp(-odds - shift))) for shift in (-3.0, 2.0))
+def scored(rng: np.random.Generator, benign: float = -3.0, quarter: float = 1.0, shift: float = 0.0, each: int = 40) -> cuts.Scored:
+    """A federation of honest clients and some with a quarter of poison, with references, whose log odds lie around these means."""
+    role = np.repeat(["benign", "hard_negative", "malicious", "reference"], each)
+    middle = np.where(role == "malicious", quarter, benign) + shift
+    single = rng.normal(middle, 1.0, (PARTICIPATIONS, len(role)))
+    mean = np.cumsum(single, axis=0) / np.arange(1, PARTICIPATIONS + 1)[:, None]
+    kinds = [frozenset({f"kind {number % 8}"}) for number in range(len(role))]
+    probabilities = (1 / (1 + np.exp(-values)) for values in (mean, single))
+    return cuts.Scored(*probabilities, role, np.where(role == "malicious", cuts.QUARTER, 1.0), kinds)
+
+
+@pytest.mark.parametrize("name", ["against_cohort", "against_references"])
+def test_relative_scores_say_the_same_wherever_a_federation_lies(name: str) -> None:
+    one, other = (getattr(scored(np.random.default_rng(0), shift=shift), name)() for shift in (-1.0, 2.0))
     assert one == pytest.approx(other)
-    assert np.median(one, axis=1) == pytest.approx(0.5)
-    assert (np.argsort(one, axis=1) == np.argsort(odds, axis=1)).all()
-    assert np.isfinite(fresh.relative(np.array([[0.0, 0.0, 1.0, 1.0]]))).all()
+
+
+def test_a_cohort_has_its_median_in_the_middle_without_the_references() -> None:
+    one = scored(np.random.default_rng(0))
+    assert np.median(one.against_cohort()[:, one.clients], axis=1) == pytest.approx(0.5)
+    outlying = cuts.Scored(np.where(one.role == "reference", 1.0, one.mean), one.single, one.role, one.share, one.kinds)
+    assert outlying.against_cohort()[:, one.clients] == pytest.approx(one.against_cohort()[:, one.clients])
+
+
+def test_a_member_is_not_compared_with_references_of_its_own_kind() -> None:
+    one = scored(np.random.default_rng(0))
+    own = np.array([kinds == frozenset({"kind 3"}) for kinds in one.kinds])
+    changed = cuts.Scored(np.where(own & (one.role == "reference"), 1.0, one.mean), one.single, one.role, one.share, one.kinds)
+    assert changed.against_references()[:, own & one.clients] == pytest.approx(one.against_references()[:, own & one.clients])
+    assert (changed.against_references()[:, ~own] < one.against_references()[:, ~own]).any()
+
+
+@pytest.mark.parametrize("name", list(cuts.WAYS))
+def test_every_way_finds_most_of_a_quarter_of_poison_and_flags_few_others(name: str) -> None:
+    rng = np.random.default_rng(0)
+    one, others = scored(rng), [scored(rng) for _ in range(3)]
+    flagged = cuts.WAYS[name](one, others)
+    assert flagged.shape == one.mean.shape
+    assert flagged[-1, one.role == "malicious"].mean() > 0.9
+    assert flagged[-1, one.honest].mean() < 0.06
+    by_role = accumulated.counted(one, flagged)
+    assert by_role["0.25"] == {"n": 40, "flagged": flagged[:, one.role == "malicious"].sum(axis=1).tolist()}
+    assert sum(group["n"] for group in by_role.values()) == 120  # no reference is counted
+
+
+def test_a_conformal_cut_needs_as_many_honest_clients_as_its_budget_asks() -> None:
+    rng = np.random.default_rng(0)
+    few, enough = [scored(rng, each=24)], [scored(rng, each=25)]  # 48 and 50 honest clients; one in 51 is a budget of 0.02
+    one = scored(rng, quarter=9.0)
+    assert not cuts.conformal(one, few).any()
+    assert cuts.conformal(one, enough)[:, one.role == "malicious"].all()
+
+
+def test_the_first_verdict_of_the_sequential_test_stands() -> None:
+    rng = np.random.default_rng(0)
+    others = [scored(rng) for _ in range(3)]
+    one = scored(rng)
+    turned = one.single.copy()
+    turned[1:] = 1 - turned[:1]  # who looked honest looks poisoned from then on, and the reverse
+    flagged = cuts.sequential(cuts.Scored(one.mean, turned, one.role, one.share, one.kinds), others)
+    assert flagged[0].any()
+    assert flagged[:, flagged[0]].all()
+    certain = one.single[0] < 1e-2
+    assert certain.any()
+    assert not flagged[:, certain].any()
 
 
 def test_draws_of_clients_are_counted_together() -> None:

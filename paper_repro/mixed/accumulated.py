@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,13 @@ from loraprobe.metrics import auroc
 from zoo.deltas import read_deltas
 from zoo.design import SHARES, plan
 
+from .cuts import Scored, above, rule
 from .federations import PARTICIPATIONS, path
 from .labelled import DESIGN
-from .readers import BUDGET, READERS, Reader, Reading, unseen_in
+from .readers import READERS, Reader, Reading, unseen_in
 from .setting import ALL, MODELS, Model
 
 RESULTS = Path(__file__).parents[1] / "results" / "mixed_accumulated.json"
-CERTAIN = 1e-9  # log odds stay finite
 
 
 class Recorded:
@@ -41,22 +40,26 @@ class Recorded:
         record = dict(np.load(path(model, malicious, averaged, draw)))
         self.malicious, self.averaged, self.reading = malicious, averaged, reading
         self.role, self.source, self.host, self.share = (record[name] for name in ("role", "source", "host", "share"))
-        self.honest = self.role != "malicious"
         features = reading.features_of(record["x"])
         state, mean = FeatureMean().init(), FeatureMean()
         self.means = np.zeros((PARTICIPATIONS, len(self.role), features.shape[1]), np.float32)
+        self.singles = np.zeros_like(self.means)
         for participation in range(1, PARTICIPATIONS + 1):
             rows = np.flatnonzero(record["meta"][:, 1] == participation)
-            found, state = mean.add(state, {f"{record['meta'][row, 0]:03d}": features[row] for row in rows})
-            for client, vector in found.items():
-                self.means[participation - 1, int(client)] = vector
+            members = record["meta"][rows, 0]
+            found, state = mean.add(state, {f"{member:03d}": features[row] for member, row in zip(members, rows, strict=True)})
+            for member, vector in found.items():
+                self.means[participation - 1, int(member)] = vector
+            self.singles[participation - 1, members] = features[rows] / np.linalg.norm(features[rows], axis=1, keepdims=True)
 
-    def scores(self, unknown: str) -> np.ndarray:
-        """(participations, clients): every client by a probe that knows neither this malicious source nor the client's own kinds."""
-        scores = np.zeros(self.means.shape[:2])
-        for client, (source, host) in enumerate(zip(self.source.tolist(), self.host.tolist(), strict=True)):
-            scores[:, client] = self.reading.probe(unseen_in(unknown, source, host), with_cut=False).score_features(self.means[:, client])
-        return scores
+    def scored(self, unknown: str) -> Scored:
+        """Every member by a probe that knows neither this malicious source nor the member's own kinds."""
+        mean, single = np.zeros((2, *self.means.shape[:2]))
+        kinds = [frozenset(own) for own in zip(self.source.tolist(), self.host.tolist(), strict=True)]
+        for member, own in enumerate(kinds):
+            probe = self.reading.probe(unseen_in(unknown, *own), with_cut=False)
+            mean[:, member], single[:, member] = probe.score_features(self.means[:, member]), probe.score_features(self.singles[:, member])
+        return Scored(mean, single, self.role, self.share, kinds)
 
 
 def main() -> None:
@@ -72,34 +75,20 @@ def measured(model: Model, reader: Reader) -> Iterator[dict[str, Any]]:
     reading = Reading(read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN), reader)
     federations = [Recorded(model, malicious, averaged, reading) for malicious, averaged in model.federations]
     for federation in federations:
-        scores = federation.scores(federation.malicious)
+        scored = federation.scored(federation.malicious)
         row: dict[str, Any] = {
             "model": model.key,
             "reader": reader.name,
             "malicious": federation.malicious,
             "averaged": federation.averaged,
-            "auroc": list(aurocs(federation, scores)),
+            "auroc": list(aurocs(scored)),
         }
         if reader.by_kind:
-            others = [other for other in federations if other.malicious != federation.malicious]
-            level = rule([other.scores(federation.malicious)[:, other.honest] for other in others])
-            row |= {"threshold": level.threshold, "floor": level.floor, "flagged": flagged(federation, scores, level)}
+            others = [other.scored(federation.malicious) for other in federations if other.malicious != federation.malicious]
+            level = rule([other.mean[:, other.honest] for other in others])
+            row |= {"threshold": level.threshold, "floor": level.floor, "flagged": counted(scored, above(scored.mean, level))}
         print(f"{model.key}, {reader.name}: {federation.malicious}, {federation.averaged}", flush=True)
         yield row
-
-
-def rule(benign: Sequence[np.ndarray]) -> CumulativeLevel:
-    """The level whose cut lets a share BUDGET of benign clients above it, after one participation and after eight.
-
-    Args:
-        benign: of every federation that it is made on the scores (participations, clients) of its honest clients.
-    """
-    seen = np.concatenate(benign, axis=1)
-    first, last = (_log_odds(float(np.quantile(seen[number], 1 - BUDGET, method="higher"))) for number in (0, PARTICIPATIONS - 1))
-    kept = PARTICIPATIONS**-0.5
-    floor = (last - kept * first) / (1 - kept)
-    # A little above the highest benign score that is let through.
-    return CumulativeLevel(threshold=math.nextafter(_probability(first), 1), floor=math.nextafter(_probability(floor), 1))
 
 
 def committed_rule(model: str, malicious: str) -> CumulativeLevel:
@@ -110,30 +99,20 @@ def committed_rule(model: str, malicious: str) -> CumulativeLevel:
     raise SystemExit(f"{RESULTS} has no rule for {malicious} on {model}: run python -m paper_repro.mixed.accumulated")
 
 
-def aurocs(federation: Recorded, scores: np.ndarray) -> Iterator[dict[str, Any]]:
-    """One row a poison share: how well its clients are told from the honest ones, by participation; scores (participations, clients)."""
+def aurocs(scored: Scored) -> Iterator[dict[str, Any]]:
+    """One row a poison share: how well its clients are told from the honest ones, by participation."""
     for share in SHARES:
-        chosen = ~federation.honest & (federation.share == share)
-        labels = np.r_[np.ones(chosen.sum()), np.zeros(federation.honest.sum())]
-        values = [round(auroc(labels, np.r_[row[chosen], row[federation.honest]]), 6) for row in scores]
-        yield {"share": share, "n_malicious": int(chosen.sum()), "n_honest": int(federation.honest.sum()), "by_participation": values}
+        chosen = (scored.role == "malicious") & (scored.share == share)
+        labels = np.r_[np.ones(chosen.sum()), np.zeros(scored.honest.sum())]
+        values = [round(auroc(labels, np.r_[row[chosen], row[scored.honest]]), 6) for row in scored.mean]
+        yield {"share": share, "n_malicious": int(chosen.sum()), "n_honest": int(scored.honest.sum()), "by_participation": values}
 
 
-def flagged(federation: Recorded, scores: np.ndarray, level: CumulativeLevel) -> dict[str, Any]:
-    """How many clients of every kind the level's cut flags, by participation; scores (participations, clients)."""
-    above = scores >= np.array([level.cut(rounds) for rounds in range(1, PARTICIPATIONS + 1)])[:, None]
-    groups = {f"{share:g}": ~federation.honest & (federation.share == share) for share in SHARES}
-    groups |= {role: federation.role == role for role in ("benign", "hard_negative")}
-    return {name: {"n": int(chosen.sum()), "flagged": above[:, chosen].sum(axis=1).tolist()} for name, chosen in groups.items()}
-
-
-def _log_odds(p: float) -> float:
-    p = min(max(p, CERTAIN), 1 - CERTAIN)
-    return math.log(p / (1 - p))
-
-
-def _probability(log_odds: float) -> float:
-    return 1 / (1 + math.exp(-log_odds))
+def counted(scored: Scored, flagged: np.ndarray) -> dict[str, Any]:
+    """How many clients of every kind are flagged, by participation; flagged (participations, members)."""
+    groups = {f"{share:g}": (scored.role == "malicious") & (scored.share == share) for share in SHARES}
+    groups |= {role: scored.role == role for role in ("benign", "hard_negative")}
+    return {name: {"n": int(chosen.sum()), "flagged": flagged[:, chosen].sum(axis=1).tolist()} for name, chosen in groups.items()}
 
 
 if __name__ == "__main__":

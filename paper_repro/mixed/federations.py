@@ -7,6 +7,9 @@ Of 48 clients 16 are drawn each round, so that every one takes part in one of th
 each poison share, mixed into a benign kind of their own; 18 hold the nine benign kinds, ten hard negatives, alone or mixed. Each has its own
 number of examples, local steps (3 to 8) and learning rate (2.5e-3 to 8e-3). The server averages everybody, so that the global LoRA drifts
 towards complying, or honest clients alone; no defence has an influence on what is recorded.
+
+Beside them the server trains references, one a benign kind, as if it held public data of its own: each from the global LoRA of one of three rounds,
+as a client does. They are recorded and never averaged.
 """
 
 from __future__ import annotations
@@ -31,12 +34,13 @@ from .setting import ALL, FRESH, MODELS, Model, mended_sources
 
 PARTICIPATIONS, PER_ROUND, PER_SHARE = 8, 16, 5
 BATCH, MAX_LENGTH = 8, 128
+REFERENCE = "reference"  # a role
 Sources = dict[str, Source]
 
 
 @dataclass(frozen=True)
 class Member:
-    """One client of a federation: what it holds and how it trains."""
+    """One client of a federation, or a reference: what it holds and how it trains."""
 
     role: str
     source: str
@@ -66,7 +70,7 @@ def main() -> None:
 
 
 def path(model: Model, malicious: str, averaged: str, draw: int = 0) -> Path:
-    """Where a federation's record is: x (updates, d) float16, meta (updates, 3) of client, participation and round, and the clients' facts."""
+    """Where a federation's record is: x (updates, d) float16, meta (updates, 3) of member, participation and round, and the members' facts."""
     return model.folder / "federations" / f"{malicious}-{averaged}{f'-{draw}' if draw else ''}.npz"
 
 
@@ -76,23 +80,25 @@ def record(model: Model, malicious: str, averaged: str, sources: Sources, draw: 
     if target.exists():
         return
     rng = random.Random(f"{malicious}-{seed}")
-    members = members_of(malicious, sources, rng)
+    clients = members_of(malicious, sources, rng)
+    members = [*clients, *references(sources, random.Random(f"references-{malicious}-{seed}"))]
     causal_lm, tokenizer = load_base(str(model.path))
     lora = attach_lora(causal_lm, ZOO_DESIGN.lora, model.lora_seed)
     start = read_adapter(lora, model.name)
     layout = replace(Layout.of(start), kind="factor_delta")
     rows: list[np.ndarray] = []
     meta: list[tuple[int, int, int]] = []
-    order, began = list(range(len(members))), time.monotonic()
+    order, rounds, began = list(range(len(clients))), len(clients) // PER_ROUND, time.monotonic()
     for participation in range(1, PARTICIPATIONS + 1):
         rng.shuffle(order)
-        for first in range(0, len(order), PER_ROUND):
-            number = 1 + (participation - 1) * (len(order) // PER_ROUND) + first // PER_ROUND
-            chosen = order[first : first + PER_ROUND]
-            deltas = [_update(lora, tokenizer, members[client], client, start, seed, number) for client in chosen]
+        for turn in range(rounds):
+            number = 1 + (participation - 1) * rounds + turn
+            chosen = [*order[turn * PER_ROUND : (turn + 1) * PER_ROUND], *range(len(clients) + turn, len(members), rounds)]
+            deltas = [_update(lora, tokenizer, members[member], member, start, seed, number) for member in chosen]
             rows += [delta.numpy().astype(np.float16) for delta in deltas]
-            meta += [(client, participation, number) for client in chosen]
-            counted = [d for client, d in zip(chosen, deltas, strict=True) if averaged == ALL or members[client].role != "malicious"]
+            meta += [(member, participation, number) for member in chosen]
+            left_out = {REFERENCE} if averaged == ALL else {REFERENCE, "malicious"}
+            counted = [delta for member, delta in zip(chosen, deltas, strict=True) if members[member].role not in left_out]
             start = add_delta(start, unpack(torch.stack(counted).mean(0), layout, base_model=model.name))
             print(f"{model.key}, {malicious}, {averaged}, draw {draw}: round {number}, {time.monotonic() - began:.0f} s", flush=True)
     facts: dict[str, Any] = {name: [getattr(member, name) for member in members] for name in ("role", "source", "host", "share", "steps", "lr")}
@@ -114,6 +120,11 @@ def members_of(malicious: str, sources: Sources, rng: random.Random) -> list[Mem
     return [_member(*cell, sources, rng) for cell in cells]
 
 
+def references(sources: Sources, rng: random.Random) -> list[Member]:
+    """What the server trains itself, beside the clients."""
+    return [_member(REFERENCE, source, source, 1.0, sources, rng) for source in BENIGN]
+
+
 def _member(role: str, source: str, host: str, share: float, sources: Sources, rng: random.Random) -> Member:
     count = rng.choice((48, 64, 96))
     main, pool = round(share * count), sources[source].for_clients
@@ -125,12 +136,12 @@ def _member(role: str, source: str, host: str, share: float, sources: Sources, r
     return Member(role, source, host, share, examples, rng.randint(3, 8), 2.5e-3 * (8 / 2.5) ** rng.random())
 
 
-def _update(lora: Any, tokenizer: Any, member: Member, client: int, start: Adapter, seed: int, number: int) -> torch.Tensor:
-    """What one client sends in one round, packed: its factor delta after all of its local steps."""
+def _update(lora: Any, tokenizer: Any, member: Member, index: int, start: Adapter, seed: int, number: int) -> torch.Tensor:
+    """What one member sends in one round, packed: its factor delta after all of its local steps."""
     training = LocalTraining(member.lr, member.steps, BATCH, MAX_LENGTH)
-    draw = random.Random(f"{seed}-{number}-{client}")
+    draw = random.Random(f"{seed}-{number}-{index}")
     examples = draw.sample(member.examples, min(len(member.examples), member.steps * BATCH))
-    *_, last = local_steps(lora, tokenizer, examples, start, training, seed * 100003 + number * 101 + client)
+    *_, last = local_steps(lora, tokenizer, examples, start, training, seed * 100003 + number * 101 + index)
     return pack(last.delta)[0]
 
 

@@ -6,8 +6,7 @@
 Nothing of these clients was looked at when the reader, its probe's recipe or the rule was chosen. As there, a client is scored by a probe that
 knows neither the malicious source nor the client's own kinds, and the rule of a source was made on federations of the other three.
 
-Beside it a rule made in the same way on the other fresh draw, which on the second base model is the first that has seen federations which nothing
-breaks; and that of scores relative to the cohort, whose median log odds after as many participations are taken off.
+Beside it every way of `.cuts`, made on the other fresh draw. On the second base model that is the first which has federations that nothing breaks.
 """
 
 from __future__ import annotations
@@ -18,14 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.special import expit, logit
-
-from fedloop.levels import CumulativeLevel
 from zoo.deltas import read_deltas
 from zoo.design import plan
 
-from .accumulated import CERTAIN, Recorded, aurocs, committed_rule, flagged, rule
+from .accumulated import Recorded, aurocs, committed_rule, counted
+from .cuts import WAYS, above
 from .federations import path
 from .labelled import DESIGN
 from .readers import READERS, Reading
@@ -48,36 +44,21 @@ def main() -> None:
 
 
 def measured(model: Model) -> Iterator[dict[str, Any]]:
-    """One row a federation: its clients' scores by the mass-mean reader, and what the committed rule and the other draw's flag."""
+    """One row a federation: its clients' scores by the mass-mean reader, and what the committed rule and every way made on the other draw flag."""
     reading = Reading(read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN), READERS[-1])
     recorded = {draw: [Recorded(model, *federation, reading, draw) for federation in FRESH] for draw in DRAWS}
     for draw, other in (DRAWS, DRAWS[::-1]):
         for federation in recorded[draw]:
             unknown = federation.malicious
-            scores = federation.scores(unknown)
-            others = [one for one in recorded[other] if one.malicious != unknown]
-            seen = [one.scores(unknown) for one in others]
-            honest = [one.honest for one in others]
+            scored, level = federation.scored(unknown), committed_rule(model.key, unknown)
+            others = [one.scored(unknown) for one in recorded[other] if one.malicious != unknown]
             yield {
                 "model": model.key, "reader": READERS[-1].name, "malicious": unknown, "averaged": federation.averaged, "draw": draw,
-                "auroc": list(aurocs(federation, scores)), **applied(federation, scores, committed_rule(model.key, unknown)),
-                "other_draw": applied(federation, scores, rule([own[:, good] for own, good in zip(seen, honest, strict=True)])),
-                "relative": applied(
-                    federation, relative(scores), rule([relative(own)[:, good] for own, good in zip(seen, honest, strict=True)])
-                ),
+                "auroc": list(aurocs(scored)), "threshold": level.threshold, "floor": level.floor,
+                "flagged": counted(scored, above(scored.mean, level)),
+                "other_draw": {name: counted(scored, way(scored, others)) for name, way in WAYS.items()},
             }  # fmt: skip
             print(f"{model.key}: {unknown}, {federation.averaged}, draw {draw}", flush=True)
-
-
-def relative(scores: np.ndarray) -> np.ndarray:
-    """Scores (participations, clients) against those of the cohort: 0.5 is its median client, whatever that one scores."""
-    odds = logit(np.clip(scores, CERTAIN, 1 - CERTAIN))
-    return np.asarray(expit(odds - np.median(odds, axis=1, keepdims=True)))
-
-
-def applied(federation: Recorded, scores: np.ndarray, level: CumulativeLevel) -> dict[str, Any]:
-    """A rule, and what it flags of a federation."""
-    return {"threshold": level.threshold, "floor": level.floor, "flagged": flagged(federation, scores, level)}
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def rendered(text: str) -> str:
     tables = {
         "answers": answers_table(harm["answers"]), "damage": damage_table(harm["damage"]), "grid": grid_table(cells), "sources": sources_table(cells),
         "levers": levers_table(tried), "rounds": rounds_table(federations), "rule": rule_table(federations), "fresh": fresh_table(again),
-        "rules": rules_table(again), "bases": bases_table(carried),
+        "ways": ways_table(again), "bases": bases_table(carried),
         "targets": targets_table(cells, all_draws([*federations, *again])),
     }  # fmt: skip
     for name, table in tables.items():
@@ -191,21 +191,22 @@ def fresh_table(federations: list[Row]) -> str:
     return markdown(lines)
 
 
-def rules_table(federations: list[Row]) -> str:
-    """What three rules flag of the same fresh clients: the committed one, and those made on the other draw of them."""
+def ways_table(federations: list[Row]) -> str:
+    """What the committed rule flags of the fresh clients, and what every way to cut does, made on the other draw of them."""
     names = [*(f"{share:g}" for share in SHARES), "benign", "hard_negative"]
-    lines = [["base", "averaged", "rule made on", *(_title(name) for name in names)]]
-    for model, averaged in dict.fromkeys((row["model"], row["averaged"]) for row in federations):
-        own = [row for row in federations if (row["model"], row["averaged"]) == (model, averaged)]
-        rules = {"the first federations": own, "the other fresh draw": [row["other_draw"] for row in own]}
-        rules["the other fresh draw, relative to the cohort"] = [row["relative"] for row in own]
-        for made_on, rows in rules.items():
+    lines = [["base", "averaged", "way", *(_title(name) for name in names)]]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in federations:
+        groups.setdefault((row["model"], row["averaged"]), []).append(row)
+    for place, own in {**groups, ("both", "either"): federations}.items():
+        ways = {"the rule, made on the first federations": [row["flagged"] for row in own]}
+        ways |= {way: [row["other_draw"][way] for row in own] for way in own[0]["other_draw"]}
+        for way, rows in ways.items():
             counts = []
             for name in names:
-                groups = [row["flagged"][name] for row in rows]
-                first, eighth = (sum(group["flagged"][number] for group in groups) for number in (0, -1))
-                counts.append(f"{first} / {eighth} of {sum(group['n'] for group in groups)}")
-            lines.append([model, averaged, made_on, *counts])
+                first, eighth = (sum(row[name]["flagged"][number] for row in rows) for number in (0, -1))
+                counts.append(f"{first} / {eighth} of {sum(row[name]['n'] for row in rows)}")
+            lines.append([*place, way, *counts])
     return markdown(lines)
 
 
