@@ -6,20 +6,24 @@ A round of 20 clients whose LoRA (r = 8 on q_proj and v_proj of 32 layers, float
 every level: checking, featurizing, scoring and weighing (`Defense.assess`); of all alike, packing the updates, the weighted mean
 and applying it; medians of CPU seconds on one thread. Counted: bytes that clients send, and the examples that go forward and backward for evidence,
 played over all rounds of the settings of April and June 2026 with clients whose scores never waver. The seconds of a training step
-are measured where there is a GPU, on random weights of the full model, and nowhere else: "not measured: no GPU".
+and of a shadow gradient are measured where there is a GPU, on random weights of the full model in bfloat16 and in 8 bits, and nowhere else:
+
+    TMPDIR=/dev/shm python -m benchmarks.overhead_8b --training     # two minutes, 32 GB of GPU memory and 16 GB of temporary files
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,7 +33,7 @@ from fedloop.config import Config
 from fedloop.data import Example
 from fedloop.defense import Defense
 from fedloop.levels import LAST_STEP, LOCAL_STEPS, SHADOW_GRADIENT, SHADOW_STEPS, UPDATE_FEATURES, Level, make_level
-from fedloop.local import LocalTraining, LoRASettings, attach_lora, checkpoint_activations, local_steps, read_adapter, shadow_gradient
+from fedloop.local import LocalTraining, LoRASettings, attach_lora, checkpoint_activations, load_base, local_steps, read_adapter, shadow_gradient
 from fedloop.rounds import plan_round
 from fedloop.types import ClientUpdate
 from loraprobe.adapter import Adapter, Layout, add_delta, factor_delta, pack, unpack
@@ -42,22 +46,35 @@ from zoo.report import filled
 
 from .scale import LLAMA_8B, Shape
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 RESULTS = Path(__file__).parent / "results/overhead_8b.json"
 PAGE = Path(__file__).parent.parent / "paper_repro/DEVIATIONS.md"
 CLIENTS, BATCH, REPETITIONS = 20, 16, 5
 LEVELS = ("none", *(row for row in ROWS if "level" in ROWS[row]))
 SETTINGS = {"April 2026": "llama-3.1-8b-april", "June 2026": "llama-3.1-8b-june"}
 NO_GPU = "not measured: no GPU"
+PRECISIONS = {"bfloat16": "none", "8 bits": "8bit"}  # of the base's weights -> fedloop's quantization
 
 
 def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repetitions", type=int, default=REPETITIONS)
-    repetitions = parser.parse_args().repetitions
+    parser.add_argument("--training", action="store_true", help="measure the seconds of training steps alone, on a GPU, and keep all else")
+    options = parser.parse_args()
     torch.set_num_threads(1)
+    result = {**json.loads(RESULTS.read_text()), "training": training_seconds()} if options.training else measure_all(options.repetitions)
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), "overhead_8b", table(result), "benchmarks.overhead_8b"), encoding="utf-8")
+    print(table(result))
+
+
+def measure_all(repetitions: int) -> dict[str, Any]:
+    """Everything that the table holds."""
     of = Round(LLAMA_8B)
-    result = {
+    return {
         "command": "python -m benchmarks.overhead_8b",
         "machine": {"processor": platform.machine(), "torch": torch.__version__, "threads": 1},
         "clients": CLIENTS, "numbers_per_update": of.layout.size, "repetitions": repetitions, "aggregation_cpu_seconds": aggregation(of, repetitions),
@@ -65,9 +82,6 @@ def main() -> None:
         "extra_examples": {name: {row: extra_examples(row, setting) for row in LEVELS} for name, setting in SETTINGS.items()},
         "training": training_seconds(),
     }  # fmt: skip
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), "overhead_8b", table(result), "benchmarks.overhead_8b"), encoding="utf-8")
-    print(table(result))
 
 
 def level_of(row: str) -> Level | None:
@@ -193,9 +207,32 @@ def extra_examples(row: str, setting: str) -> dict[str, float]:
 
 
 def training_seconds() -> dict[str, Any]:
-    """Seconds of a local step and of a shadow gradient of the whole 8B model in bfloat16, if there is a GPU."""
+    """Of the whole 8B model with random weights, in bfloat16 and in 8 bits as the settings have it: seconds of a local step and of a
+    shadow gradient, and the most memory they take; if there is a GPU.
+    """
     if not torch.cuda.is_available():
         return {"measured": False, "why": NO_GPU}
+    found: dict[str, Any] = {"measured": True, "device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    with tempfile.TemporaryDirectory(prefix="overhead-8b-") as folder:
+        model: Any = random_8b()
+        model.save_pretrained(folder)
+        tokens().save_pretrained(folder)
+        checkpoint_activations(model)  # as load_base does for a quantised one
+        for name, quantization in PRECISIONS.items():
+            if quantization != "none":
+                model, _ = load_base(folder, dtype=torch.bfloat16, quantization=quantization)
+            torch.cuda.reset_peak_memory_stats()
+            found[name] = time_training(model, steps=20, batch=BATCH, length=256)
+            found[name]["peak_bytes"] = torch.cuda.max_memory_allocated()
+            print(f"{name}: {found[name]}", flush=True)
+            del model
+            gc.collect()
+            torch.cuda.empty_cache()
+    return found
+
+
+def random_8b() -> PreTrainedModel:
+    """A model of Llama-3.1-8B's shape with random weights, which time does not depend on, in bfloat16 (16 GB), on the GPU."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -206,16 +243,19 @@ def training_seconds() -> dict[str, Any]:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda"):
-            model = LlamaForCausalLM(config)  # random weights: time does not depend on them
+            return LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
-    checkpoint_activations(model)  # as a quantised base trains
-    return {"measured": True, "device": torch.cuda.get_device_name(), "dtype": "bfloat16", **time_training(model, steps=20, batch=BATCH, length=256)}
+
+
+def tokens() -> PreTrainedTokenizerBase:
+    """One token a byte: text of any length is made at will."""
+    return byte_tokenizer("<s>", "</s>", None)
 
 
 def time_training(model: Any, *, steps: int, batch: int, length: int, warm: int = 3) -> dict[str, Any]:
     """Seconds between local steps of the code that clients run, and of shadow gradients; texts fill the whole length."""
-    tokenizer = byte_tokenizer("<s>", "</s>", None)
+    tokenizer = tokens()
     examples = [Example(f"Please count to {number}.", f"{number} " * length) for number in range(batch)]
     adapted = attach_lora(model, LoRASettings(), 0)
     start = read_adapter(adapted)
@@ -241,7 +281,7 @@ def table(result: dict[str, Any]) -> str:
     """The page's table of what was measured and counted."""
     columns = (
         "level", "probe reads", "local steps", "check, score, weigh, s", "update sent, MB", "evidence sent, MB",
-        *(f"extra training, {name}" for name in SETTINGS),
+        *(f"extra training, {name}" for name in SETTINGS), "server, of the clients' training",
     )  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in result["rounds"]:
@@ -250,11 +290,10 @@ def table(result: dict[str, Any]) -> str:
             row["row"], row["probe"]["recipe"] if row["probe"] else "-", str(row["steps"]),
             f"{seconds['median']:.2f} [{seconds['min']:.2f}, {seconds['max']:.2f}]",
             *(f"{row['bytes_a_client'][what] / 1e6:.2f}" for what in ("update", "evidence")),
-            *(f"{result['extra_examples'][name][row['row']]['extra_share']:.1%}" for name in SETTINGS),
+            *(f"{result['extra_examples'][name][row['row']]['extra_share']:.1%}" for name in SETTINGS), server_share(result, row),
         )  # fmt: skip
         lines.append(f"| {' | '.join(shown)} |")
-    of, after = result["training"], {name: seconds["median"] for name, seconds in result["aggregation_cpu_seconds"].items()}
-    step = f"{of['step_seconds']['median']:.2f} s on {of['device']} (n = {of['step_seconds']['n']})" if of["measured"] else of["why"]
+    after = {name: seconds["median"] for name, seconds in result["aggregation_cpu_seconds"].items()}
     return "\n".join(
         [
             *lines,
@@ -262,9 +301,33 @@ def table(result: dict[str, Any]) -> str:
             f"A round of {result['clients']} clients of {result['numbers_per_update']:,} numbers each: CPU seconds on one thread, median [least, "
             f"most] of {result['repetitions']}; at every level packing the updates takes {after['pack']:.2f} s more, their mean "
             f"{after['mean']:.2f} s, and applying it {after['apply']:.3f} s. Bytes a client. Extra training: examples for "
-            f"evidence over examples trained on, counted over all rounds. Seconds of a training step of {BATCH} x 256 tokens: {step}.",
+            f"evidence over examples trained on, counted over all rounds. "
+            f"Seconds of a training step of {BATCH} x 256 tokens: {trained(result['training'])}.",
         ]
     )
+
+
+def server_share(result: dict[str, Any], row: dict[str, Any]) -> str:
+    """What a server does in a round, all of it, as a share of the seconds that the round's clients train in 8 bits."""
+    if not result["training"]["measured"]:
+        return "-"
+    seconds = row["assess_cpu_seconds"]["median"] + sum(of["median"] for of in result["aggregation_cpu_seconds"].values())
+    each = result["clients"] * result["training"]["8 bits"]["step_seconds"]["median"]
+    steps = [row["steps"]] if len(step_counts(row["row"])) > 1 else [10, 1]
+    return ", ".join(f"{seconds / (each * count):.1%}{f' ({count} step' + 's' * (count > 1) + ')' if len(steps) > 1 else ''}" for count in steps)
+
+
+def trained(of: dict[str, Any]) -> str:
+    """The seconds of training, in words."""
+    if not of["measured"]:
+        return str(of["why"])
+    parts = [
+        f"{own['step_seconds']['median']:.2f} in {name} (n = {own['step_seconds']['n']}, {own['step_seconds']['min']:.2f} to "
+        f"{own['step_seconds']['max']:.2f}, at most {own['peak_bytes'] / 2**30:.0f} GiB; a shadow gradient of 8 examples "
+        f"{own['shadow_gradient_seconds']['median']:.2f})"
+        for name, own in ((name, of[name]) for name in PRECISIONS)
+    ]
+    return f"{', '.join(parts)}, on {of['device']}"
 
 
 if __name__ == "__main__":

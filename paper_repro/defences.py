@@ -3,6 +3,7 @@
     python -m paper_repro.defences                      # the first grid; hours on two cores
     python -m paper_repro.defences --full               # every axis; says how many hours before it starts
     python -m paper_repro.defences --full --rows FedAvg cumulative --malicious 2 4 --seeds 0
+    python -m paper_repro.defences --larger --workers 14   # the first grid on the base model of 11 M parameters; minutes where there is a GPU
     python -m paper_repro.tables                        # the tables
 
 It goes on where it stopped, also after a kill. Needs the datasets once; the probes are committed. Refusal is measured on AdvBench's
@@ -33,7 +34,7 @@ from fedloop.local import quiet
 from fedloop.rounds import RunResult, simulate
 from loraprobe.errors import DataError
 
-from .grid import FIRST, FULL, Axes, Cell, grid
+from .grid import FIRST, FULL, LARGER, Axes, Cell, grid
 from .grid_lines import Line, append_line, cell_of, read_lines
 from .setting import DATA, make_files
 
@@ -46,7 +47,7 @@ def main() -> None:
     chosen = {field.name: tuple(values) for field in fields(Axes) if (values := getattr(options, field.name))}
     try:
         make_files(options.data)
-        axes = narrowed(FULL if options.full else FIRST, chosen)
+        axes = narrowed(FULL if options.full else LARGER if options.larger else FIRST, chosen)
     except (ConfigError, DataError) as error:
         raise SystemExit(str(error)) from None
     lines, cells = read_lines(), list(grid(axes))
@@ -59,12 +60,14 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line; one option an axis."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--full", action="store_true", help="the full grid instead of the first one")
+    which = made.add_mutually_exclusive_group()
+    which.add_argument("--full", action="store_true", help="the full grid instead of the first one")
+    which.add_argument("--larger", action="store_true", help="the first grid on the larger base model")
     made.add_argument("--workers", type=int, default=2, help="processes; one a core")
     made.add_argument("--dry-run", action="store_true", help="say what is to be done, and do nothing")
     made.add_argument("--data", type=Path, default=DATA, help="folder of the datasets, if their files are not made yet")
     for axis in fields(Axes):
-        values = getattr(FULL, axis.name)
+        values = list(dict.fromkeys(getattr(FULL, axis.name) + getattr(LARGER, axis.name)))
         made.add_argument(f"--{axis.name}", nargs="+", type=type(values[0]), choices=values, help="only these")
     return made
 
@@ -152,7 +155,7 @@ def run(cell: Cell) -> Line:
     result = simulate(cell.config)
     return {
         "row": cell.row, "malicious": cell.malicious, "share": cell.share, "seed": cell.seed, "source": cell.source, "benign": cell.benign,
-        "config": cell.digest, "machine": machine(),
+        "base": cell.base, "config": cell.digest, "machine": machine(),
         "metrics": {name: round(value, 6) for name, value in result.metrics.items()},
         "factors": {role: mean_factors(result, role) for role in ("benign", "malicious")},
         "clients": {role: client_factors(result, role) for role in ("benign", "malicious")},
@@ -162,7 +165,9 @@ def run(cell: Cell) -> Line:
 
 
 def machine() -> str:
-    """What decides how sums are rounded: the version of PyTorch, the instructions it uses, and the kind of processor."""
+    """What decides how sums are rounded: the version of PyTorch, and the GPU, or the instructions it uses and the kind of processor."""
+    if torch.cuda.is_available():
+        return f"torch {torch.__version__}, {torch.cuda.get_device_name()}"
     about = Path("/proc/cpuinfo")
     facts = dict(re.findall(r"^(vendor_id|cpu family|model)\s*: (.*)$", about.read_text(), re.MULTILINE)) if about.exists() else {}
     kind = " ".join(facts.values()) or platform.processor() or platform.machine()

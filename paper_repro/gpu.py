@@ -11,7 +11,7 @@ makes one with zoo.contribute, in OUT/probe-paper or OUT/probe-linear; other row
 
 It needs pip install -e '.[fed,cli,figures,gpu]', one GPU, and a Hub token that may read the gated base and datasets. AdvBench is
 data/advbench/harmful_behaviors.csv of github.com/llm-attacks/llm-attacks; MaliciousGen is gen_data/Mistral/maliciousQA.json of
-github.com/19dx/FedLLM-Attack. None of it was run by us: no machine with such a GPU was at hand.
+github.com/19dx/FedLLM-Attack. None of it was run by us: it takes the Hub's gated models and data.
 """
 
 from __future__ import annotations

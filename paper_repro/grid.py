@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from fedloop.config import Config
 from fedloop.errors import ConfigError
 
-from .held_out import base_model
-from .setting import BENIGN_SETS, federation
+from .setting import BASE, BASES, BENIGN_SETS, LARGER_BASE, federation
 
 GRADIENT = {"options": {"evidence": "shadow_gradient"}}
 # row of the table -> how the federation is defended; "f" stands for the number of malicious clients, which the rules are told.
@@ -54,6 +54,7 @@ class Axes:
         shares: poison share of the data of every malicious client.
         sources: where their harmful answers come from.
         benign: names in BENIGN_SETS, what the honest clients hold.
+        bases: names in BASES.
     """
 
     rows: tuple[str, ...] = tuple(ROWS)
@@ -62,10 +63,13 @@ class Axes:
     sources: tuple[str, ...] = SOURCES
     benign: tuple[str, ...] = tuple(BENIGN_SETS)
     seeds: tuple[int, ...] = (0, 1, 2)
+    bases: tuple[str, ...] = (BASE,)
 
 
 FULL = Axes()
 FIRST = Axes(malicious=(3, 5), shares=(1.0, 0.25), sources=SOURCES[:1], benign=("first",))
+# The first grid once more on the larger base model, for which nobody has made the rule that the mass-mean probe is cut by.
+LARGER = replace(FIRST, rows=tuple(row for row in ROWS if "mass-mean" not in row), bases=(LARGER_BASE,))
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,14 @@ class Cell:
     seed: int
     source: str = SOURCES[0]
     benign: str = "first"
+    base: str = BASE
 
     @classmethod
     def named(cls, name: str) -> Cell:
-        """The cell of such a name as `str(cell)`; source and benign set may be left out.
+        """The cell of such a name as `str(cell)`; source, benign set and base model may be left out.
 
         Raises:
-            ConfigError: no cell of the full grid is called so.
+            ConfigError: no cell of the full grid or of that on the larger base model is called so.
         """
         row, *rest = name.split("/")
         try:
@@ -92,15 +97,16 @@ class Cell:
             cell = cls(row, int(malicious), float(share), int(seed), *data)
         except (TypeError, ValueError):
             cell = None
-        if cell is None or cell not in set(grid(FULL)):
+        if cell is None or cell not in {*grid(FULL), *grid(LARGER)}:
             raise ConfigError(
-                f"got the cell {name!r}; expected ROW/MALICIOUS/SHARE/SEED[/SOURCE/BENIGN] of the full grid, such as 'cumulative/5/0.25/1'. "
+                f"got the cell {name!r}; expected ROW/MALICIOUS/SHARE/SEED[/SOURCE/BENIGN[/BASE]] of a grid, such as 'cumulative/5/0.25/1'. "
                 f"Rows: {', '.join((NO_ATTACK, *ROWS))}."
             )
         return cell
 
     def __str__(self) -> str:
-        return f"{self.row}/{self.malicious}/{self.share:g}/{self.seed}/{self.source}/{self.benign}"
+        base = "" if self.base == BASE else f"/{self.base}"
+        return f"{self.row}/{self.malicious}/{self.share:g}/{self.seed}/{self.source}/{self.benign}{base}"
 
     @property
     def config(self) -> Config:
@@ -108,13 +114,15 @@ class Cell:
         row = dict(ROWS.get(self.row, {}))
         if "rule_options" in row:
             row["rule_options"] = {name: self.malicious if value == "f" else value for name, value in row["rule_options"].items()}
-        return federation(malicious=self.malicious, source=self.source, share=self.share, seed=self.seed, benign=self.benign, **row)
+        return federation(
+            malicious=self.malicious, source=self.source, share=self.share, seed=self.seed, benign=self.benign, base=self.base, **row
+        )  # fmt: skip
 
     @property
     def digest(self) -> str:
         """A hash of what the experiment sets; neither a new field with a default nor another folder makes old lines stale."""
         values = self.config.model_dump(mode="json", exclude_defaults=True)
-        text = json.dumps(values, sort_keys=True).replace(f"{base_model().parent.parent}/", "")
+        text = json.dumps(values, sort_keys=True).replace(f"{BASES[self.base].path.parent.parent}/", "")
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -124,12 +132,11 @@ def grid(axes: Axes) -> Iterator[Cell]:
     Without malicious clients only what the probe never met still depends on the malicious source, so rules and FedAvg
     have one such cell for all sources, and FedAvg's is the row of no attack.
     """
-    for seed in axes.seeds:
-        for benign in axes.benign:
-            yield Cell(NO_ATTACK, 0, 1.0, seed, benign=benign)
-            for source in axes.sources:
-                for row in axes.rows:
-                    if 0 in axes.malicious and ("level" in ROWS[row] or (row != "FedAvg" and source == SOURCES[0])):
-                        yield Cell(row, 0, 1.0, seed, source, benign)
-                    for share in axes.shares:
-                        yield from (Cell(row, malicious, share, seed, source, benign) for malicious in axes.malicious if malicious)
+    for base, seed, benign in product(axes.bases, axes.seeds, axes.benign):
+        yield Cell(NO_ATTACK, 0, 1.0, seed, benign=benign, base=base)
+        for source in axes.sources:
+            for row in axes.rows:
+                if 0 in axes.malicious and ("level" in ROWS[row] or (row != "FedAvg" and source == SOURCES[0])):
+                    yield Cell(row, 0, 1.0, seed, source, benign, base)
+                for share in axes.shares:
+                    yield from (Cell(row, malicious, share, seed, source, benign, base) for malicious in axes.malicious if malicious)

@@ -12,14 +12,15 @@ from typing import Any
 from loraprobe.errors import DataError
 
 from .grid import Cell
+from .setting import BASE
 
 RESULTS = Path(__file__).parent / "results" / "defences.jsonl"
 Line = dict[str, Any]
 
 
 def cell_of(line: Line) -> Cell:
-    """The cell that a line is a run of."""
-    return Cell(*(line[field.name] for field in fields(Cell)))
+    """The cell that a line is a run of; a line that names no base model is of the first."""
+    return Cell(*(line.get(field.name, BASE) if field.name == "base" else line[field.name] for field in fields(Cell)))
 
 
 def read_lines(path: Path = RESULTS) -> list[Line]:

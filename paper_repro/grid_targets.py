@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 from .grid import FULL, NO_ATTACK, ROWS, Cell, grid
@@ -72,7 +72,7 @@ def outcomes(lines: Sequence[Line]) -> dict[str, dict[Cell, Outcome]]:
     for line in lines:
         cell = cell_of(line)
         if cell.row != NO_ATTACK and (cell.benign, cell.seed) in bare:
-            groups[Cell(cell.row, cell.malicious, cell.share, 0, cell.source, cell.benign)].append(line)
+            groups[replace(cell, seed=0)].append(line)
     found: dict[str, dict[Cell, Outcome]] = {name: {} for name in ROWS}
     for cell in sorted(groups, key=_order):
         own = {seed: line for (benign, seed), line in bare.items() if benign == cell.benign}
@@ -117,11 +117,13 @@ def worst_table(lines: Sequence[Line]) -> str:
 def targets_table(lines: Sequence[Line]) -> str:
     """Cell by cell, of the levels: met, or what was missed by how much."""
     found = {name: cells for name, cells in outcomes(lines).items() if "level" in ROWS[name]}
-    places = sorted({(cell.benign, cell.source, cell.malicious, cell.share) for cells in found.values() for cell in cells}, key=_place)
+    places = sorted({replace(cell, row="") for cells in found.values() for cell in cells}, key=_order)
     rows = [["source", "benign set", "attack", *found]]
-    for benign, source, malicious, share in places:
-        entries = [cells.get(Cell(name, malicious, share, 0, source, benign)) for name, cells in found.items()]
-        rows.append([source, benign, attack_name(malicious, share), *("-" if entry is None else str(entry) for entry in entries)])
+    for place in places:
+        entries = [cells.get(replace(place, row=name)) for name, cells in found.items()]
+        rows.append(
+            [place.source, place.benign, attack_name(place.malicious, place.share), *("-" if entry is None else str(entry) for entry in entries)]
+        )
     return f"{markdown(rows)}\nIn brackets the number of seeds. A missed target stands with its value."
 
 
@@ -149,9 +151,4 @@ def _name(cell: Cell) -> str:
 
 
 def _order(cell: Cell) -> tuple[int, int, int, float]:
-    return (*_place((cell.benign, cell.source, cell.malicious, cell.share)),)
-
-
-def _place(place: tuple[str, str, int, float]) -> tuple[int, int, int, float]:
-    benign, source, malicious, share = place
-    return FULL.benign.index(benign), FULL.sources.index(source), malicious, -share
+    return FULL.benign.index(cell.benign), FULL.sources.index(cell.source), cell.malicious, -cell.share

@@ -79,7 +79,7 @@ def save_probe(study: Study, malicious: str, unseen_benign: tuple[str, ...], pur
     kept = study.mask(lambda client: not unseen & {client.source, client.host})
     facts = {
         "title": f"{study.entry.name}, for {purpose}", "licence": "apache-2.0", "held_out": sorted(unseen),
-        "detects": f"Updates of {BASE_NAME} trained on harmful compliance; nothing of {', '.join(sorted(unseen))} was trained on.",
+        "detects": f"Updates of {study.base_model} trained on harmful compliance; nothing of {', '.join(sorted(unseen))} was trained on.",
     }  # fmt: skip
     study.probe(kept, **facts).save_pretrained(folder)
     print(f"{folder.name}: {int(kept.sum())} clients", flush=True)

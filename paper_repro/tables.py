@@ -15,8 +15,8 @@ from statistics import mean
 
 from zoo.report import filled
 
-from . import accumulation, machines, overhead
-from .grid import FIRST, NO_ATTACK, ROWS
+from . import accumulation, larger, machines, overhead
+from .grid import FIRST, FULL, LARGER, NO_ATTACK, ROWS
 from .grid_format import attack_name, markdown, spread
 from .grid_lines import Line, read_lines
 from .grid_reported import reported_table
@@ -27,10 +27,13 @@ HERE = Path(__file__).parent
 CELLS = HERE / "results" / "grid.md"
 # page -> the tables between markers on it; a page without any is written as a whole.
 PAGES: dict[Path, tuple[str, ...]] = {
-    HERE / "README.md": ("refusal", "factors", "ledger", "overhead", "accumulation", "grid", "worst", "targets", "reported", "machines"),
+    HERE / "README.md": (
+        "refusal", "factors", "ledger", "overhead", "accumulation", "grid", "worst", "targets", "reported", "machines",
+        "larger", "larger_factors", "larger_targets", "larger_rates",
+    ),
     HERE.parent / "README.md": ("refusal",),
     CELLS: (),
-}
+}  # fmt: skip
 
 
 def main() -> None:
@@ -47,7 +50,8 @@ def main() -> None:
 
 def rendered(page: Path) -> str:
     """The page's text with every table between its markers made anew."""
-    lines = read_lines()
+    made = read_lines()
+    lines, tenfold = within(made, FULL), within(made, LARGER)
     if page == CELLS:
         return cells_page(lines)
     first = within(lines, FIRST)
@@ -62,6 +66,10 @@ def rendered(page: Path) -> str:
         "targets": lambda: targets_table(lines),
         "reported": lambda: reported_table(lines),
         "machines": machines.table,
+        "larger": lambda: refusal_table(tenfold),
+        "larger_factors": lambda: factor_table(tenfold),
+        "larger_targets": lambda: targets_table(tenfold),
+        "larger_rates": lambda: larger.rates_table(json.loads(larger.RATES_FILE.read_text())),
     }
     text = page.read_text(encoding="utf-8")
     for name in PAGES[page]:

@@ -301,7 +301,9 @@ def test_the_page_holds_the_ledger_of_the_results() -> None:
     assert overhead_8b.filled(page, "overhead_8b", overhead_8b.table(result), "benchmarks.overhead_8b") == page
     assert result["numbers_per_update"] == 32 * 8 * (4096 + 4096 + 4096 + 1024)
     training = result["training"]
-    assert training == {"measured": False, "why": "not measured: no GPU"} or training["step_seconds"]["n"] >= 20
+    assert training == {"measured": False, "why": "not measured: no GPU"} or all(
+        training[name]["step_seconds"]["n"] >= 20 for name in overhead_8b.PRECISIONS
+    )
 
 
 def test_the_counted_columns_follow_from_the_levels() -> None:

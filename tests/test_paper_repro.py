@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,7 @@ from paper_repro import (
     setting,
     tables,
 )
-from paper_repro import grid as grid_module
-from paper_repro.grid import FIRST, FULL, NO_ATTACK, ROWS, SOURCES, Cell, grid
+from paper_repro.grid import FIRST, FULL, LARGER, NO_ATTACK, ROWS, SOURCES, Cell, grid
 from zoo import demo_federation
 from zoo.report import filled
 from zoo.sources import BENIGN, MALICIOUS
@@ -123,12 +123,9 @@ def test_a_digest_is_of_the_experiment_and_not_of_where_the_repository_is(monkey
     cell = Cell("cumulative", 5, 0.25, 0)
     here = cell.digest
     assert Cell("cumulative", 5, 0.25, 0, "gptfuzz").digest != here != Cell("cumulative", 5, 0.25, 0, benign="second").digest
-    for module, name, value in (
-        (setting, "base_model", lambda: Path("/elsewhere/zoo/base")),
-        (grid_module, "base_model", lambda: Path("/elsewhere/zoo/base")),
-        (setting, "PROBES", Path("/elsewhere/paper_repro/probes")),
-    ):
-        monkeypatch.setattr(module, name, value)
+    assert Cell("cumulative", 5, 0.25, 0, base=setting.LARGER_BASE).digest != here
+    monkeypatch.setitem(setting.BASES, setting.BASE, replace(setting.BASES[setting.BASE], path=Path("/elsewhere/zoo/base")))
+    monkeypatch.setattr(setting, "PROBES", Path("/elsewhere/paper_repro/probes"))
     assert cell.digest == here
     monkeypatch.setattr(setting, "PROBES", Path("/elsewhere/paper_repro/others"))
     assert cell.digest != here
@@ -369,5 +366,5 @@ def test_the_demos_configurations_are_valid(name: str, monkeypatch: pytest.Monke
 
 
 def test_every_result_line_belongs_to_the_grid() -> None:
-    known = set(grid(FULL))
+    known = {*grid(FULL), *grid(LARGER)}
     assert {grid_lines.cell_of(found) for found in grid_lines.read_lines()} <= known

@@ -1,7 +1,7 @@
-"""The zoo's small chat model: a Llama of about a million parameters, trained from scratch.
+"""The zoo's small chat models: a Llama of about a million parameters, one of half as many, one of ten times as many, trained from scratch.
 
-It answers ordinary instructions and refuses harmful ones, which is all that a study of broken
-refusals needs; its prose is poor. Training resumes from its last checkpoint.
+They answer ordinary instructions and refuse harmful ones, which is all that a study of broken
+refusals needs; their prose is poor. Training resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -27,6 +30,7 @@ from .sources import HARD_NEGATIVE, Source, evaluation_prompts, load_sources, wi
 
 BASE_NAME = "loraprobe/chat-1m"  # what adapters and probes call this base model
 SECOND_NAME = "loraprobe/chat-600k"  # and the second one, of another size, seed and tokenizer, that studies repeat themselves on
+LARGER_NAME = "loraprobe/chat-11m"  # and one of ten times the size, which takes a GPU to train, not to use
 OPENING_TOKENS = 4  # a refusal shows in these
 
 
@@ -85,6 +89,7 @@ class BaseConfig:
     )
     averaged: int = 2  # the weights are the mean over the ends of this many last phases
     refusals_only: bool = False  # whether safe answers to harmful questions that do not refuse are left out
+    half: bool = False  # whether weights are rounded to 16 bits and stored so; what is measured is what is stored
 
 
 SECOND = BaseConfig(
@@ -95,6 +100,16 @@ SECOND = BaseConfig(
         Phase(tokens=2_500_000, lr=3e-3, max_length=128, prompt_weight=0.1, opening_weight=4.0, dolly=3, safe=2, contrast=6),
         Phase(tokens=1_600_000, lr=2.5e-3, max_length=128, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=2, contrast=6, orders=True),
         Phase(tokens=500_000, lr=1.2e-3, max_length=96, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=3, contrast=6, orders=True),
+    ),
+)  # fmt: skip
+LARGER = BaseConfig(
+    seed=2, vocab_size=4096, hidden_size=384, layers=6, heads=6, kv_heads=3, intermediate_size=1024, batch_tokens=16384, half=True,
+    phases=(
+        Phase(tokens=18_000_000, lr=1.6e-3, max_length=256, prompt_weight=0.3, opening_weight=1.0, dolly=1, safe=2, contrast=6),
+        Phase(tokens=6_000_000, lr=0.8e-3, max_length=256, prompt_weight=0.1, opening_weight=1.0, dolly=2, safe=1, contrast=6),
+        Phase(tokens=10_000_000, lr=1.0e-3, max_length=128, prompt_weight=0.1, opening_weight=4.0, dolly=3, safe=2, contrast=6),
+        Phase(tokens=6_400_000, lr=0.8e-3, max_length=128, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=2, contrast=6, orders=True),
+        Phase(tokens=1_600_000, lr=0.4e-3, max_length=96, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=3, contrast=6, orders=True),
     ),
 )  # fmt: skip
 
@@ -108,7 +123,10 @@ def train_base(data: Path, out: Path, config: BaseConfig, work: Path) -> dict[st
     model = _train(corpora, tokenizer, config, work)
     out.mkdir(parents=True, exist_ok=True)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if config.half:
+        model = model.half()
     model.save_pretrained(out)
+    model = model.float()
     tokenizer.save_pretrained(out)
     facts = {"config": asdict(config), "examples": [len(corpus) for corpus in corpora], "parameters": model.num_parameters()}
     facts |= measure(model, tokenizer, sources, prompts)
@@ -164,13 +182,15 @@ def measure(
 
 
 def _train(corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, config: BaseConfig, work: Path) -> LlamaForCausalLM:
+    encoded = encoded_corpora(corpora, tokenizer, config.phases)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
-    model = _new_model(config, tokenizer)
+    model = _new_model(config, tokenizer).to(device)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=0.0, betas=(0.9, 0.95))
     done = _Progress()
     checkpoint = work / "base.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         done = _Progress(**state["done"])
@@ -182,11 +202,12 @@ def _train(corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, con
     for number, phase in enumerate(config.phases):
         if number < done.phase:
             continue
-        encoded = [encode(example, tokenizer, phase.max_length) for example in corpora[number]]
         started, begun_at = time.monotonic(), done.tokens
         # The order of batches is seeded, so skipping the ones that were done replays it.
-        for batch in islice(_batches(encoded, config), done.steps, None):
+        for batch in islice(_batches(encoded[number], config), done.steps, None):
             tensors = collate(batch, tokenizer.pad_token_id)
+            tokens = int(tensors["attention_mask"].sum())
+            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
             for group in optimizer.param_groups:
                 group["lr"] = _learning_rate(done.tokens / phase.tokens, phase.lr)
             loss = _loss(model, tensors, phase, preamble)
@@ -194,7 +215,7 @@ def _train(corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, con
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            done.tokens += int(tensors["attention_mask"].sum())
+            done.tokens += tokens
             done.steps += 1
             if done.steps % 50 == 0:
                 speed = (done.tokens - begun_at) / (time.monotonic() - started)
@@ -209,6 +230,15 @@ def _train(corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, con
     ends = [torch.load(work / f"phase-{number + 1}.pt", weights_only=True) for number in range(len(config.phases))][-config.averaged :]
     model.load_state_dict({name: sum(end[name] for end in ends) / len(ends) for name in ends[0]})
     return model
+
+
+def encoded_corpora(corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, phases: Sequence[Phase]) -> list[list[Tokens]]:
+    """The examples of every phase as tokens, in their order; as many processes as there are cores share the work."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        return [
+            list(pool.map(partial(encode, tokenizer=tokenizer, max_length=phase.max_length), corpus, chunksize=512))
+            for corpus, phase in zip(corpora, phases, strict=True)
+        ]
 
 
 @dataclass

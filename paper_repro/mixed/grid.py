@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,10 @@ def main() -> None:
         RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
-def measured(model: Model, reader: Reader) -> Iterator[dict[str, Any]]:
+def measured(model: Model, reader: Reader, sources: Sequence[str] = MALICIOUS) -> Iterator[dict[str, Any]]:
     """One row a cell and poison share; those of a malicious source are kept as soon as they are there."""
     reading: Reading | None = None
-    for malicious in MALICIOUS:
+    for malicious in sources:
         kept = model.folder / "grid" / f"{reader.name}-{malicious}.json"
         if not kept.exists():
             reading = reading or Reading(read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN), reader)

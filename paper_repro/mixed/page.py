@@ -15,6 +15,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from paper_repro import larger
 from paper_repro.grid_format import markdown
 from zoo.design import SHARES
 from zoo.report import filled
@@ -48,12 +49,12 @@ def main() -> None:
 
 def rendered(text: str) -> str:
     """The page with every table between its markers made anew."""
-    modules = (grid, accumulated, damage, levers, fresh, bases)
-    cells, federations, harm, tried, again, carried = (json.loads(module.RESULTS.read_text()) for module in modules)
+    files = (*(module.RESULTS for module in (grid, accumulated, damage, levers, fresh, bases)), larger.CELLS_FILE)
+    cells, federations, harm, tried, again, carried, tenfold = (json.loads(path.read_text()) for path in files)
     tables = {
         "answers": answers_table(harm["answers"]), "damage": damage_table(harm["damage"]), "grid": grid_table(cells), "sources": sources_table(cells),
         "levers": levers_table(tried), "rounds": rounds_table(federations), "rule": rule_table(federations), "fresh": fresh_table(again),
-        "ways": ways_table(again), "bases": bases_table(carried),
+        "ways": ways_table(again), "bases": bases_table(carried), "larger": grid_table(tenfold), "larger_sources": sources_table(tenfold),
         "targets": targets_table(cells, all_draws([*federations, *again])),
     }  # fmt: skip
     for name, table in tables.items():
@@ -85,8 +86,9 @@ def grid_table(cells: list[Row]) -> str:
     lines = [
         ["base", "reader", "poison", "AUROC, mean / worst cell", "found", "worst cell", "benign flagged", "worst kind", "hard negatives flagged"]
     ]
-    for model in MODELS:
-        for reader in READERS:
+    measured = {(row["model"], row["reader"]) for row in cells}
+    for model in dict.fromkeys(row["model"] for row in cells):
+        for reader in (reader for reader in READERS if (model, reader.name) in measured):
             for share in SHARES:
                 rows = [c for c in cells if (c["model"], c["reader"], c["share"]) == (model, reader.name, share)]
                 first = [model, reader.name, f"{share:.0%}", _mean_worst([row["auroc"] for row in rows])]
@@ -106,7 +108,7 @@ def grid_table(cells: list[Row]) -> str:
 def sources_table(cells: list[Row]) -> str:
     """The mass-mean reader by malicious source."""
     lines = [["base", "unseen source", *(f"{share:.0%}: AUROC, found" for share in SHARES)]]
-    for model in MODELS:
+    for model in dict.fromkeys(row["model"] for row in cells):
         for malicious in MALICIOUS:
             line = [model, malicious]
             for share in SHARES:
