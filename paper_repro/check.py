@@ -7,7 +7,8 @@
 
 On the kind of machine that made a line, metrics and security factors have to agree to 1e-6, which is all that is written down of
 them. On another kind training takes other rounding errors, and a run ends a little elsewhere (`paper_repro.machines` measures how
-far): there they have to agree to 0.05, which is 5 points of refusal. Exit code 1 and one line a difference.
+far): there they have to agree to 0.05, which is 5 points of refusal. A GPU draws other dropout masks than a processor does, so what one made
+is on the other no run to compare with: a draw leaves it out. Exit code 1 and one line a difference.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from fedloop.errors import ConfigError
 from loraprobe.errors import DataError
 
-from .defences import machine, processes, run
+from .defences import machine, on_gpu, processes, run
 from .grid import Cell
 from .grid_format import markdown
 from .grid_lines import Line, cell_of, read_lines
@@ -61,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = made.add_mutually_exclusive_group(required=True)
-    which.add_argument("--cell", nargs="+", metavar="ROW/MALICIOUS/SHARE/SEED[/SOURCE/BENIGN]", help="these cells")
+    which.add_argument("--cell", nargs="+", metavar="ROW/MALICIOUS/SHARE/SEED[/SOURCE/BENIGN[/BASE]]", help="these cells")
     which.add_argument("--random", type=int, metavar="SEED", help="cells drawn by this seed from all committed ones")
     which.add_argument("--small", action="store_true", help="a fixed small part of the first grid")
     made.add_argument("--count", type=int, default=1, help="with --random: how many")
@@ -76,10 +77,12 @@ def chosen(options: argparse.Namespace, lines: Mapping[Cell, Line]) -> list[Cell
     """The cells to run.
 
     Raises:
-        ConfigError: one is no cell of the grid, has no line, or its line is of another configuration.
+        ConfigError: one is no cell of the grid, has no line, or its line is of another configuration or a GPU's and this a processor.
     """
     if options.random is not None:
-        drawn = sorted((cell for cell, line in lines.items() if not options.here or line["machine"] == machine()), key=str)
+        here = machine()
+        alike = {cell: line for cell, line in lines.items() if on_gpu(line["machine"]) == on_gpu(here)}
+        drawn = sorted((cell for cell, line in alike.items() if not options.here or line["machine"] == here), key=str)
         if not 0 < options.count <= len(drawn):
             raise ConfigError(f"--count: got {options.count}; expected 1 to {len(drawn)}, the number of lines to draw from")
         cells = random.Random(options.random).sample(drawn, options.count)
@@ -92,6 +95,12 @@ def chosen(options: argparse.Namespace, lines: Mapping[Cell, Line]) -> list[Cell
             raise ConfigError(
                 f"the line of {cell} is of the configuration {lines[cell]['config']}; its configuration is now {cell.digest}. Run "
                 "`python -m paper_repro.defences` again, or go back to the commit that the line is of."
+            )
+        if options.tolerance is None and on_gpu(lines[cell]["machine"]) != on_gpu(machine()):
+            raise ConfigError(
+                f"the line of {cell} was made by {lines[cell]['machine']}, and this is {machine()}; expected a GPU for what a GPU made and a "
+                "processor for what one made, since they draw other dropout masks. `python -m paper_repro.machines --larger` says how far such "
+                "runs end from each other; with a --tolerance they are compared all the same."
             )
     return cells
 

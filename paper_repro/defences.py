@@ -99,6 +99,8 @@ def outlook(cells: Collection[Cell], todo: Sequence[Cell], lines: Sequence[Line]
     text = f"{len(cells) - len(todo)} of {len(cells)} runs are there, {len(todo)} to do"
     if not todo or not lines:
         return text
+    bases = {cell.base for cell in todo}
+    lines = [line for line in lines if cell_of(line).base in bases] or lines
     took = {row: [sum(line["seconds"].values()) for line in lines if line["row"] == row] for row in {line["row"] for line in lines}}
     usual = mean(seconds for row in took.values() for seconds in row)
     total = sum(mean(took.get(cell.row, [usual])) for cell in todo)
@@ -172,6 +174,11 @@ def machine() -> str:
     facts = dict(re.findall(r"^(vendor_id|cpu family|model)\s*: (.*)$", about.read_text(), re.MULTILINE)) if about.exists() else {}
     kind = " ".join(facts.values()) or platform.processor() or platform.machine()
     return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {kind}"
+
+
+def on_gpu(machine: str) -> bool:
+    """Whether such a machine is a GPU: only of a processor the instructions are named."""
+    return machine.count(", ") == 1
 
 
 def mean_factors(result: RunResult, role: str) -> list[float]:

@@ -20,7 +20,8 @@ Line = dict[str, Any]
 
 def cell_of(line: Line) -> Cell:
     """The cell that a line is a run of; a line that names no base model is of the first."""
-    return Cell(*(line.get(field.name, BASE) if field.name == "base" else line[field.name] for field in fields(Cell)))
+    facts = {"base": BASE, **line}
+    return Cell(*(facts[field.name] for field in fields(Cell)))
 
 
 def read_lines(path: Path = RESULTS) -> list[Line]:

@@ -1,8 +1,8 @@
 """The base model of eleven million parameters: ten times the first one's size, for the same tables. Every stage goes on where it stopped.
 
-    python -m paper_repro.larger base       # trains zoo/base-11m; five minutes on a GPU, a day on two cores. It is in the repository
+    python -m paper_repro.larger base       # trains zoo/base-11m; three minutes on a GPU, a working day on two cores. It is in the repository
     python -m paper_repro.larger rates      # at which learning rate the attack is as strong as on the first base: results/larger_rates.json
-    python -m paper_repro.larger clients    # 1,480 labelled clients, as for the other bases
+    python -m paper_repro.larger clients    # 1,480 labelled clients, as for the other bases: two minutes on a GPU, an hour on two cores
     python -m paper_repro.larger probe      # the probe of the federations, from those
     python -m paper_repro.larger cells      # how well single updates are told apart, every source unseen in turn: results/larger_cells.json
     python -m paper_repro.defences --larger # the federations; needs only what the repository holds

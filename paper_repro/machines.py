@@ -1,10 +1,12 @@
 """How far runs move on another kind of machine: some cells of the grid there, beside their committed lines.
 
     python -m paper_repro.machines --data ../shared/data      # about 5 minutes on two cores: results/machines.json
+    python -m paper_repro.machines --larger                   # the base of 11 M parameters, whose lines a GPU made: results/larger_machines.json
 
 Another processor picks other instructions, adds up in another order, and training carries the last digits on. What comes out differs by as much
 as a run is worth in decimals, and says how close `paper_repro.check` can ask a run on another machine to come to its line. On the kind of
-machine that made the lines the runs take AVX2 in place of AVX-512; what other kinds came to stays in the file.
+machine that made the lines the runs take AVX2 in place of AVX-512; what other kinds came to stays in the file. Between a GPU and a processor
+more than rounding differs: each draws dropout masks of its own, so there a run is another draw of the same experiment.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,13 +23,30 @@ from fedloop.errors import ConfigError
 from loraprobe.errors import DataError
 
 from .defences import machine, processes, run
-from .grid import Cell
+from .grid import NO_ATTACK, Cell
 from .grid_format import markdown
 from .grid_lines import Line, cell_of, read_lines
-from .setting import DATA, make_files
+from .setting import DATA, LARGER_BASE, make_files
 
-RESULTS = Path(__file__).parent / "results" / "machines.json"
-RUNS = tuple(Cell(row, 5, share, 0) for row in ("FedAvg", "client", "cumulative") for share in (0.5, 0.1))
+
+@dataclass(frozen=True)
+class Sample:
+    """Which cells are run on other machines, and where what they came to is kept."""
+
+    runs: tuple[Cell, ...]
+    results: Path
+
+
+RESULTS = Path(__file__).parent / "results"
+FIRST = Sample(tuple(Cell(row, 5, share, 0) for row in ("FedAvg", "client", "cumulative") for share in (0.5, 0.1)), RESULTS / "machines.json")
+LARGER = Sample(
+    (
+        *(Cell(row, 5, share, 0, base=LARGER_BASE) for row in ("FedAvg", "client", "cumulative") for share in (1.0, 0.25)),
+        *(Cell(row, 5, 1.0, seed, base=LARGER_BASE) for row in ("FedAvg", "cumulative") for seed in (1, 2)),
+        *(Cell(NO_ATTACK, 0, 1.0, seed, base=LARGER_BASE) for seed in (0, 1, 2)),
+    ),
+    RESULTS / "larger_machines.json",
+)
 # What PyTorch's own kernels, MKL and oneDNN may use.
 NARROWER = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 METRICS = {
@@ -42,33 +62,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2, help="processes; one a core")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the datasets, if their files are not made yet")
+    parser.add_argument("--larger", action="store_true", help="the cells on the larger base model")
     options = parser.parse_args()
+    sample = LARGER if options.larger else FIRST
     try:
         make_files(options.data)
-        lines = committed()
+        lines = committed(sample)
     except (ConfigError, DataError) as error:
         raise SystemExit(str(error)) from None
     if any(line["machine"] == machine() for line in lines.values()):
         os.environ |= NARROWER  # for the processes that are started
     rows = []
     with processes(options.workers) as pool:
-        for cell, line in zip(RUNS, pool.map(run, RUNS), strict=True):
+        for cell, line in zip(sample.runs, pool.map(run, sample.runs), strict=True):
             rows.append(kept(line))
             print(f"{cell}: refusal {lines[str(cell)]['metrics']['refusal_strict']:.1%} and {line['metrics']['refusal_strict']:.1%}", flush=True)
-    others = [row for row in json.loads(RESULTS.read_text(encoding="utf-8")) if row["machine"] != rows[0]["machine"]] if RESULTS.exists() else []
-    RESULTS.write_text(json.dumps(others + rows, indent=1) + "\n", encoding="utf-8")
+    before = json.loads(sample.results.read_text(encoding="utf-8")) if sample.results.exists() else []
+    others = [row for row in before if row["machine"] != rows[0]["machine"]]
+    sample.results.write_text(json.dumps(others + rows, indent=1) + "\n", encoding="utf-8")
 
 
-def committed() -> dict[str, Line]:
+def committed(sample: Sample) -> dict[str, Line]:
     """The committed line of every run.
 
     Raises:
         DataError: one has none.
     """
     lines = {str(cell_of(line)): line for line in read_lines()}
-    if absent := [str(cell) for cell in RUNS if str(cell) not in lines]:
-        raise DataError(f"no line of {', '.join(absent)}; `python -m paper_repro.defences --full` makes them")
-    return {str(cell): lines[str(cell)] for cell in RUNS}
+    if absent := [str(cell) for cell in sample.runs if str(cell) not in lines]:
+        raise DataError(f"no line of {', '.join(absent)}; `python -m paper_repro.defences` makes them (--full, or --larger)")
+    return {str(cell): lines[str(cell)] for cell in sample.runs}
 
 
 def kept(line: Line) -> dict[str, Any]:
@@ -77,10 +100,10 @@ def kept(line: Line) -> dict[str, Any]:
     return {"run": str(cell_of(line)), "machine": line["machine"], **metrics, "factors": line["clients"]["benign"] + line["clients"]["malicious"]}
 
 
-def table() -> str:
+def table(sample: Sample) -> str:
     """How far the runs of every machine are from the committed lines."""
-    lines = {name: kept(line) for name, line in committed().items()}
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))
+    lines = {name: kept(line) for name, line in committed(sample).items()}
+    rows = json.loads(sample.results.read_text(encoding="utf-8"))
     kinds = list(dict.fromkeys(row["machine"] for row in rows))
     head = ["measure", *(f"{kind}: mean distance, largest" for kind in kinds)]
     table = [[title, *(_distance(lines, rows, kind, name, scale, form) for kind in kinds)] for name, (title, scale, form) in METRICS.items()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
@@ -16,6 +17,7 @@ from statistics import mean
 from zoo.report import filled
 
 from . import accumulation, larger, machines, overhead
+from .defences import on_gpu
 from .grid import FIRST, FULL, LARGER, NO_ATTACK, ROWS
 from .grid_format import attack_name, markdown, spread
 from .grid_lines import Line, read_lines
@@ -29,7 +31,7 @@ CELLS = HERE / "results" / "grid.md"
 PAGES: dict[Path, tuple[str, ...]] = {
     HERE / "README.md": (
         "refusal", "factors", "ledger", "overhead", "accumulation", "grid", "worst", "targets", "reported", "machines",
-        "larger", "larger_factors", "larger_targets", "larger_rates",
+        "larger", "larger_factors", "larger_targets", "larger_rates", "larger_machines",
     ),
     HERE.parent / "README.md": ("refusal",),
     CELLS: (),
@@ -65,8 +67,9 @@ def rendered(page: Path) -> str:
         "worst": lambda: worst_table(lines),
         "targets": lambda: targets_table(lines),
         "reported": lambda: reported_table(lines),
-        "machines": machines.table,
-        "larger": lambda: refusal_table(tenfold),
+        "machines": lambda: machines.table(machines.FIRST),
+        "larger_machines": lambda: machines.table(machines.LARGER),
+        "larger": lambda: f"{refusal_table(tenfold)} {where_made(tenfold)}",
         "larger_factors": lambda: factor_table(tenfold),
         "larger_targets": lambda: targets_table(tenfold),
         "larger_rates": lambda: larger.rates_table(json.loads(larger.RATES_FILE.read_text())),
@@ -91,6 +94,13 @@ def refusal_table(lines: list[Line]) -> str:
         ]
         rows.append([name, *cells, *rest, str(len(own))])
     return markdown(rows) + "\n" + _sizes(lines)
+
+
+def where_made(lines: list[Line]) -> str:
+    """How many runs a GPU made, and of which rows a processor."""
+    others = Counter(line["row"] for line in lines if not on_gpu(line["machine"]))
+    rest = f"; on a processor: {', '.join(f'{row} {count}' for row, count in others.items())}" if others else ""
+    return f"Made on a GPU: {len(lines) - others.total()}{rest}."
 
 
 def factor_table(lines: list[Line]) -> str:

@@ -12,7 +12,9 @@ import torch
 
 from fedloop.data import Example
 from fedloop.local import load_base
+from figures import trust
 from loraprobe import Probe
+from loraprobe.errors import DataError
 from loraprobe.featurizer import FeatureRecipe
 from paper_repro import grid_lines, larger, setting
 from paper_repro.grid import FIRST, FULL, LARGER, NO_ATTACK, ROWS, SOURCES, Cell, grid
@@ -44,6 +46,16 @@ def test_clients_train_at_the_rate_that_the_committed_runs_choose() -> None:
     assert {(row["lr"], row["malicious"]) for row in rows} == {(lr, n) for lr in larger.RATES for n in (0, larger.ATTACK.malicious)}
     other = [{**row, "metrics": {"refusal_strict": 0.183 if row["lr"] == 5e-3 else 0.9}} for row in rows]
     assert larger.nearest_rate(other, lines) == 5e-3
+
+
+def test_the_chosen_rates_federations_are_those_of_the_grid_and_came_out_alike() -> None:
+    lines = {grid_lines.cell_of(line): line for line in grid_lines.read_lines()}
+    rows = [row for row in json.loads(larger.RATES_FILE.read_text()) if row["lr"] == setting.BASES[setting.LARGER_BASE].lr]
+    for row in rows:
+        name = larger.ATTACK.row if row["malicious"] else NO_ATTACK
+        line = lines[replace(larger.ATTACK, row=name, malicious=row["malicious"], base=setting.LARGER_BASE)]
+        assert (row["metrics"], row["machine"]) == (line["metrics"], line["machine"])
+    assert len(rows) == 2
 
 
 def test_labelled_clients_train_at_rates_in_proportion() -> None:
@@ -93,6 +105,15 @@ def test_a_row_of_the_larger_grid_is_of_the_configuration_of_its_cell(monkeypatc
     assert config.defense.probe is not None
     assert str(config.defense.probe).endswith("linear-without-jailbreakbench-chat-11m")
     assert {line["row"] for line in grid_lines.read_lines() if line.get("base") == setting.LARGER_BASE} <= {NO_ATTACK, *ROWS}
+
+
+def test_the_figure_draws_the_lines_and_refuses_a_cell_that_was_not_run(tmp_path: Path) -> None:
+    trust.main(["--out", str(tmp_path)])
+    assert (tmp_path / "trust.png").stat().st_size > 10_000
+    found = trust.chosen(grid_lines.read_lines(), "client", setting.LARGER_BASE, 1.0)
+    assert [(line["seed"], line["base"], len(line["factors"]["malicious"])) for line in found] == [(n, setting.LARGER_BASE, 6) for n in (0, 1, 2)]
+    with pytest.raises(DataError, match=r"no run of step with 5 of 10 at 100% poison on chat-11m"):
+        trust.chosen([line for line in grid_lines.read_lines() if line["row"] != "step"], "step", setting.LARGER_BASE, 1.0)
 
 
 def test_a_small_base_is_trained_stored_in_sixteen_bits_and_measured_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedloop.accumulate import FeatureMean
 from fedloop.config import Config
@@ -69,6 +70,9 @@ def test_markers_that_are_not_there_once_are_an_error() -> None:
     for wrong in ("", text + text, text.replace("end of a", "end of b")):
         with pytest.raises(ValueError, match="one pair of markers"):
             filled(wrong, "a", "new", "m")
+
+
+PROCESSOR, GPU = "torch 2.13.0+cpu, AVX512, another", "torch 2.11.0+cu130, NVIDIA H100 80GB HBM3"
 
 
 @pytest.fixture
@@ -222,29 +226,33 @@ def test_the_distance_of_a_machine_is_from_the_committed_lines(tmp_path: Path, m
         return line("cumulative", 5, share, 0, refusal) | {"machine": machine, "clients": {"benign": [1.0], "malicious": [factor]}}
 
     lines = [made("wide", 0.5, 0.9, 0.1), made("wide", 0.1, 0.5, 0.0)]
-    monkeypatch.setattr(machines, "RUNS", tuple(map(grid_lines.cell_of, lines)))
-    monkeypatch.setattr(machines, "RESULTS", tmp_path / "rows.json")
+    sample = machines.Sample(tuple(map(grid_lines.cell_of, lines)), tmp_path / "rows.json")
     monkeypatch.setattr(machines, "read_lines", lambda: lines)
     there = [made("narrow", 0.5, 0.88, 0.1), made("narrow", 0.1, 0.51, 0.02), made("other", 0.5, 0.9, 0.1), made("other", 0.1, 0.4, 0.0)]
-    machines.RESULTS.write_text(json.dumps([machines.kept(row) for row in there]))
-    table = machines.table()
+    sample.results.write_text(json.dumps([machines.kept(row) for row in there]))
+    table = machines.table(sample)
     assert "| refusal, points | 1.5, 2.0 | 5.0, 10.0 |" in table
     assert "| mean factor of a client | 0.0050, 0.0200 | 0.0000, 0.0000 |" in table
     assert table.endswith("From the lines of wide: 2 runs with 4 clients.")
     monkeypatch.setattr(machines, "read_lines", lambda: lines[1:])
     with pytest.raises(DataError, match="no line of cumulative"):
-        machines.table()
+        machines.table(sample)
 
 
 @pytest.mark.usefixtures("data_files")
-def test_a_check_refuses_a_cell_that_was_not_run_or_is_of_another_configuration() -> None:
+def test_a_check_refuses_a_cell_that_was_not_run_or_is_of_another_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "machine", lambda: PROCESSOR)
     cell = Cell("FedAvg", 3, 1.0, 0)
     options = check.parser().parse_args(["--cell", str(cell)])
     with pytest.raises(ConfigError, match="has no line"):
         check.chosen(options, {})
     with pytest.raises(ConfigError, match="is of the configuration other"):
         check.chosen(options, {cell: {"config": "other"}})
-    assert check.chosen(options, {cell: {"config": cell.digest}}) == [cell]
+    assert check.chosen(options, {cell: {"config": cell.digest, "machine": PROCESSOR}}) == [cell]
+    lines = {cell: {"config": cell.digest, "machine": GPU}}
+    with pytest.raises(ConfigError, match="expected a GPU for what a GPU made"):
+        check.chosen(options, lines)
+    assert check.chosen(check.parser().parse_args(["--cell", str(cell), "--tolerance", "0.1"]), lines) == [cell]
 
 
 def test_the_small_check_is_of_committed_runs_of_one_kind_of_machine() -> None:
@@ -253,15 +261,26 @@ def test_the_small_check_is_of_committed_runs_of_one_kind_of_machine() -> None:
 
 
 @pytest.mark.usefixtures("data_files")
-def test_a_draw_is_the_seeds_and_of_this_kind_of_machine_where_that_is_asked() -> None:
+def test_a_draw_is_the_seeds_and_of_this_kind_of_machine_where_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "machine", lambda: PROCESSOR)
     cells = [Cell("FedAvg", 3, 1.0, seed) for seed in range(3)]
-    lines = {cell: {"config": cell.digest, "machine": defences.machine() if cell.seed else "another"} for cell in cells}
+    lines = {cell: {"config": cell.digest, "machine": PROCESSOR if cell.seed else "torch 2.13.0+cpu, AVX2, one"} for cell in cells}
+    lines[Cell("DnC", 3, 1.0, 0)] = {"config": Cell("DnC", 3, 1.0, 0).digest, "machine": GPU}
+    options = check.parser().parse_args(["--random", "7", "--count", "3"])
+    assert set(check.chosen(options, lines)) == set(cells)
     options = check.parser().parse_args(["--random", "7", "--count", "2"])
     assert check.chosen(options, lines) == check.chosen(options, dict(reversed(lines.items())))
     options = check.parser().parse_args(["--random", "7", "--count", "2", "--here"])
     assert set(check.chosen(options, lines)) == set(cells[1:])
     with pytest.raises(ConfigError, match="expected 1 to 1"):
         check.chosen(options, {cell: lines[cell] for cell in cells[:2]})
+
+
+def test_a_gpu_is_known_by_its_name() -> None:
+    assert defences.on_gpu(GPU)
+    assert not defences.on_gpu(PROCESSOR)
+    assert defences.on_gpu(defences.machine()) == torch.cuda.is_available()
+    assert {defences.on_gpu(found["machine"]) for found in grid_lines.read_lines() if found.get("base") == setting.LARGER_BASE} == {True, False}
 
 
 def attacked(row: str, count: int, refusal: float, seed: int = 0, loss: float = 2.0, **more: Any) -> dict[str, Any]:
