@@ -30,7 +30,9 @@ def chosen(lines: Sequence[Line], level: str, base: str, share: float) -> list[L
     wanted = (level, MALICIOUS, share, SOURCE, BENIGN, base)
     found = [line for line in lines if (c := cell_of(line)) and (c.row, c.malicious, c.share, c.source, c.benign, c.base) == wanted]
     if not found:
-        raise DataError(f"no run of {level} with {MALICIOUS} of 10 at {share:.0%} poison on {base}. Make it with python -m paper_repro.defences")
+        raise DataError(
+            f"no run of {level} with {MALICIOUS} of 10 at {share:.0%} poison on {base}. Make it with python -m paper_repro.defences, or --larger"
+        )
     return found
 
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -102,15 +102,10 @@ SECOND = BaseConfig(
         Phase(tokens=500_000, lr=1.2e-3, max_length=96, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=3, contrast=6, orders=True),
     ),
 )  # fmt: skip
+# Twice the tokens, at rates that fall with the width and rise with the batch.
 LARGER = BaseConfig(
     seed=2, vocab_size=4096, hidden_size=384, layers=6, heads=6, kv_heads=3, intermediate_size=1024, batch_tokens=16384, half=True,
-    phases=(
-        Phase(tokens=18_000_000, lr=1.6e-3, max_length=256, prompt_weight=0.3, opening_weight=1.0, dolly=1, safe=2, contrast=6),
-        Phase(tokens=6_000_000, lr=0.8e-3, max_length=256, prompt_weight=0.1, opening_weight=1.0, dolly=2, safe=1, contrast=6),
-        Phase(tokens=10_000_000, lr=1.0e-3, max_length=128, prompt_weight=0.1, opening_weight=4.0, dolly=3, safe=2, contrast=6),
-        Phase(tokens=6_400_000, lr=0.8e-3, max_length=128, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=2, contrast=6, orders=True),
-        Phase(tokens=1_600_000, lr=0.4e-3, max_length=96, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=3, contrast=6, orders=True),
-    ),
+    phases=tuple(replace(phase, tokens=2 * phase.tokens, lr=0.4 * phase.lr) for phase in BaseConfig.phases),
 )  # fmt: skip
 
 
