@@ -1,10 +1,13 @@
-"""Robust aggregation of 20 Llama-3.1-8B LoRA updates: what median and trimmed mean cost beside sorting the same numbers.
+"""Robust aggregation of 20 Llama-3.1-8B LoRA updates.
+
+What median and trimmed mean cost beside sorting the same numbers.
 
     python -m benchmarks.aggregation        # table and benchmarks/results/aggregation.json
 
-Twenty deltas of 3.4 M numbers (q_proj and v_proj of 32 layers, r = 8, fp32), random; time does not depend on the values.
-The compared ways alternate within every repetition, so that a slow moment of the machine hits all of them; quoted are
-medians and their ratios. Memory is that of a fresh process that makes one delta at a time and streams the mean.
+Twenty deltas of 3.4 M numbers (q_proj and v_proj of 32 layers, r = 8, fp32), random; time does not
+depend on the values. The compared ways alternate within every repetition, so that a slow moment of
+the machine hits all of them; quoted are medians and their ratios. Memory is that of a fresh process
+that makes one delta at a time and streams the mean.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedloop.aggregate import AGGREGATORS, StreamingMean
+from fedloop.rules.classic import AGGREGATORS, StreamingMean
 
 RESULTS = Path(__file__).parent / "results/aggregation.json"
 CLIENTS, LENGTH, F = 20, 3_407_872, 4
@@ -37,13 +40,19 @@ def main() -> None:
     repetitions = parser.parse_args().repetitions
     times = time_rules(repetitions)
     result = {
-        "machine": {"processor": platform.machine(), "torch": torch.__version__, "threads": torch.get_num_threads()},
+        "machine": {
+            "processor": platform.machine(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        },
         "repetitions": repetitions,
         "shape": [CLIENTS, LENGTH],
         "median_ms": times,
         "times_torch_sort": {rule: round(times[rule] / times["torch.sort"], 3) for rule in RULES},
         "one_delta_mib": round(LENGTH * 4 / 2**20, 1),
-        "peak_memory_above_start_mib": {f"streaming mean of {n}": peak_memory(n) for n in (2, CLIENTS, 5 * CLIENTS)},
+        "peak_memory_above_start_mib": {
+            f"streaming mean of {n}": peak_memory(n) for n in (2, CLIENTS, 5 * CLIENTS)
+        },
     }
     print(json.dumps(result, indent=2))
     RESULTS.parent.mkdir(exist_ok=True)

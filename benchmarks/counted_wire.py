@@ -1,4 +1,7 @@
-"""A TCP forwarder on 127.0.0.1 that counts what passes: the wire between nodes and a server, without root and without other traffic."""
+"""A TCP forwarder on 127.0.0.1 that counts what passes.
+
+The wire between nodes and a server, without root and without other traffic.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,11 @@ _BUFFER = 1 << 20
 
 
 class CountedWire:
-    """Passes every connection to its port on to another one, and keeps two totals in a file that other processes may read.
+    """Passes every connection to its port on to another one, and keeps two totals in a file that
+    other processes may read.
 
-    What is counted is what TCP carries: TLS, headers and polling included, TCP's and IP's own headers not.
+    What is counted is what TCP carries: TLS, headers and polling included, TCP's and IP's own
+        headers not.
 
     Args:
         target: the server's port.
@@ -39,7 +44,9 @@ class CountedWire:
 
     def _accept(self) -> None:
         while not self._closed:
-            with suppress(OSError):  # closed, or a server that is gone: the client sees a closed connection
+            with suppress(
+                OSError
+            ):  # closed, or a server that is gone: the client sees a closed connection
                 client, _ = self._listener.accept()
                 try:
                     server = socket.create_connection(("127.0.0.1", self._target))
@@ -48,7 +55,9 @@ class CountedWire:
                     raise
                 for direction, (source, sink) in enumerate(((client, server), (server, client))):
                     source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    threading.Thread(target=self._pass, args=(source, sink, direction), daemon=True).start()
+                    threading.Thread(
+                        target=self._pass, args=(source, sink, direction), daemon=True
+                    ).start()
 
     def _pass(self, source: socket.socket, sink: socket.socket, direction: int) -> None:
         buffer = memoryview(bytearray(_BUFFER))
@@ -64,7 +73,12 @@ class CountedWire:
     def __enter__(self) -> CountedWire:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._closed = True
         self._listener.close()
 

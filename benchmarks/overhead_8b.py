@@ -1,14 +1,21 @@
-"""What a defence costs at the shape of Llama-3.1-8B: seconds and bytes of a round, and examples trained on beside the clients' own.
+"""What a defence costs at the shape of Llama-3.1-8B.
 
-    python -m benchmarks.overhead_8b        # benchmarks/results/overhead_8b.json and the table in paper_repro/DEVIATIONS.md (minutes)
+Seconds and bytes of a round, and examples trained on beside the clients' own.
 
-A round of 20 clients whose LoRA (r = 8 on q_proj and v_proj of 32 layers, float32) has the real shapes and random numbers. Measured of
-every level: checking, featurizing, scoring and weighing (`Defense.assess`); of all alike, packing the updates, the weighted mean
-and applying it; medians of CPU seconds on one thread. Counted: bytes that clients send, and the examples that go forward and backward for evidence,
-played over all rounds of the settings of April and June 2026 with clients whose scores never waver. The seconds of a training step
-and of a shadow gradient are measured where there is a GPU, on random weights of the full model in bfloat16 and in 8 bits, and nowhere else:
+    python -m benchmarks.overhead_8b        # benchmarks/results/overhead_8b.json and the table in
+    paper_repro/DEVIATIONS.md (minutes)
 
-    TMPDIR=/dev/shm python -m benchmarks.overhead_8b --training     # two minutes, 32 GB of GPU memory and 16 GB of temporary files
+A round of 20 clients whose LoRA (r = 8 on q_proj and v_proj of 32 layers, float32) has the real
+shapes and random numbers. Measured of
+every level: checking, featurizing, scoring and weighing (`Defense.assess`); of all alike, packing
+the updates, the weighted mean and applying it; medians of CPU seconds on one thread. Counted: bytes
+that clients send, and the examples that go forward and backward for evidence, played over all
+rounds of the settings of April and June 2026 with clients whose scores never waver. The seconds of
+a training step and of a shadow gradient are measured where there is a GPU, on random weights of the
+full model in bfloat16 and in 8 bits, and nowhere else:
+
+    TMPDIR=/dev/shm python -m benchmarks.overhead_8b --training     # two minutes, 32 GB of GPU
+    memory and 16 GB of temporary files
 """
 
 from __future__ import annotations
@@ -28,15 +35,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fedloop.aggregate import AGGREGATORS
+from fedloop.client.training import (
+    LocalTraining,
+    LoRASettings,
+    attach_lora,
+    checkpoint_activations,
+    load_base,
+    local_steps,
+    read_adapter,
+    shadow_gradient,
+)
 from fedloop.config import Config
-from fedloop.data import Example
-from fedloop.defense import Defense
-from fedloop.levels import LAST_STEP, LOCAL_STEPS, SHADOW_GRADIENT, SHADOW_STEPS, UPDATE_FEATURES, Level, make_level
-from fedloop.local import LocalTraining, LoRASettings, attach_lora, checkpoint_activations, load_base, local_steps, read_adapter, shadow_gradient
-from fedloop.rounds import plan_round
-from fedloop.types import ClientUpdate
-from loraprobe.adapter import Adapter, Layout, add_delta, factor_delta, pack, unpack
+from fedloop.data.examples import Example
+from fedloop.defense.defense import Defense
+from fedloop.defense.levels import (
+    LAST_STEP,
+    LOCAL_STEPS,
+    SHADOW_GRADIENT,
+    SHADOW_STEPS,
+    UPDATE_FEATURES,
+    Level,
+    make_level,
+)
+from fedloop.defense.types import ClientUpdate
+from fedloop.rules.classic import AGGREGATORS
+from fedloop.run.simulate import plan_round
+from loraprobe.adapters.adapter import Adapter, Layout, add_delta, factor_delta, pack, unpack
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import LinearHead
 from loraprobe.probe import Probe
@@ -55,19 +79,35 @@ CLIENTS, BATCH, REPETITIONS = 20, 16, 5
 LEVELS = ("none", *(row for row in ROWS if "level" in ROWS[row]))
 SETTINGS = {"April 2026": "llama-3.1-8b-april", "June 2026": "llama-3.1-8b-june"}
 NO_GPU = "not measured: no GPU"
-PRECISIONS = {"bfloat16": "none", "8 bits": "8bit"}  # of the base's weights -> fedloop's quantization
+PRECISIONS = {
+    "bfloat16": "none",
+    "8 bits": "8bit",
+}  # of the base's weights -> fedloop's quantization
 
 
 def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repetitions", type=int, default=REPETITIONS)
-    parser.add_argument("--training", action="store_true", help="measure the seconds of training steps alone, on a GPU, and keep all else")
+    parser.add_argument(
+        "--training",
+        action="store_true",
+        help="measure the seconds of training steps alone, on a GPU, and keep all else",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    result = {**json.loads(RESULTS.read_text()), "training": training_seconds()} if options.training else measure_all(options.repetitions)
+    result = (
+        {**json.loads(RESULTS.read_text()), "training": training_seconds()}
+        if options.training
+        else measure_all(options.repetitions)
+    )
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), "overhead_8b", table(result), "benchmarks.overhead_8b"), encoding="utf-8")
+    PAGE.write_text(
+        filled(
+            PAGE.read_text(encoding="utf-8"), "overhead_8b", table(result), "benchmarks.overhead_8b"
+        ),
+        encoding="utf-8",
+    )
     print(table(result))
 
 
@@ -77,21 +117,34 @@ def measure_all(repetitions: int) -> dict[str, Any]:
     return {
         "command": "python -m benchmarks.overhead_8b",
         "machine": {"processor": platform.machine(), "torch": torch.__version__, "threads": 1},
-        "clients": CLIENTS, "numbers_per_update": of.layout.size, "repetitions": repetitions, "aggregation_cpu_seconds": aggregation(of, repetitions),
-        "rounds": [costs(of, row, steps, repetitions) for row in LEVELS for steps in step_counts(row)],
-        "extra_examples": {name: {row: extra_examples(row, setting) for row in LEVELS} for name, setting in SETTINGS.items()},
+        "clients": CLIENTS,
+        "numbers_per_update": of.layout.size,
+        "repetitions": repetitions,
+        "aggregation_cpu_seconds": aggregation(of, repetitions),
+        "rounds": [
+            costs(of, row, steps, repetitions) for row in LEVELS for steps in step_counts(row)
+        ],
+        "extra_examples": {
+            name: {row: extra_examples(row, setting) for row in LEVELS}
+            for name, setting in SETTINGS.items()
+        },
         "training": training_seconds(),
-    }  # fmt: skip
+    }
 
 
 def level_of(row: str) -> Level | None:
     """The level of a row of the tables; None for no defence."""
     of = ROWS.get(row)
-    return None if of is None else make_level(of["level"], **of.get("defense", {}).get("options", {}))
+    return (
+        None if of is None else make_level(of["level"], **of.get("defense", {}).get("options", {}))
+    )
 
 
 def step_counts(row: str) -> tuple[int, ...]:
-    """The local steps at which a row is measured: April's and June's where it reads steps, one where they do not matter."""
+    """The local steps at which a row is measured.
+
+    April's and June's where it reads steps, one where they do not matter.
+    """
     level = level_of(row)
     return (10, 1) if level and level.evidence in (LOCAL_STEPS, SHADOW_STEPS) else (10,)
 
@@ -100,7 +153,10 @@ class Round:
     """What CLIENTS clients send in a round, of a shape: random updates from one global LoRA."""
 
     def __init__(self, shape: Shape) -> None:
-        first, self.deltas = shape.adapter(0), [shape.adapter(number) for number in range(1, CLIENTS + 1)]
+        first, self.deltas = (
+            shape.adapter(0),
+            [shape.adapter(number) for number in range(1, CLIENTS + 1)],
+        )
         self.layout = Layout.of(first)  # of a factor delta
         self.start = unpack(pack(first)[0], replace(self.layout, kind="weights"))
         self.updates = [add_delta(self.start, delta) for delta in self.deltas]
@@ -115,7 +171,10 @@ class Round:
 
 
 def costs(of: Round, row: str, steps: int, repetitions: int) -> dict[str, Any]:
-    """A round at one level: CPU seconds of checking, featurizing, scoring and weighing, and bytes a client."""
+    """A round at one level.
+
+    CPU seconds of checking, featurizing, scoring and weighing, and bytes a client.
+    """
     level = level_of(row)
     probe = random_probe(row, of.deltas[0]) if level else None
     sent = of.sent(level, probe, steps)
@@ -123,22 +182,37 @@ def costs(of: Round, row: str, steps: int, repetitions: int) -> dict[str, Any]:
     if record.reasons:
         raise RuntimeError(f"{row}: a benchmark's update was refused: {dict(record.reasons)}")
     return {
-        "row": row, "probe": None if probe is None else {"recipe": recipe_of(row)[0], "features": probe.featurizer.num_features}, "steps": steps,
-        "assess_cpu_seconds": measured(lambda: Defense(probe, level).assess(1, sent, start=of.start), repetitions),
-        "bytes_a_client": {"update": 4 * of.layout.size, "evidence": sum(evidence_bytes(step, probe) for step in sent[0].steps)},
-    }  # fmt: skip
+        "row": row,
+        "probe": (
+            None
+            if probe is None
+            else {"recipe": recipe_of(row)[0], "features": probe.featurizer.num_features}
+        ),
+        "steps": steps,
+        "assess_cpu_seconds": measured(
+            lambda: Defense(probe, level).assess(1, sent, start=of.start), repetitions
+        ),
+        "bytes_a_client": {
+            "update": 4 * of.layout.size,
+            "evidence": sum(evidence_bytes(step, probe) for step in sent[0].steps),
+        },
+    }
 
 
 def aggregation(of: Round, repetitions: int) -> dict[str, dict[str, float]]:
-    """CPU seconds of what follows at every level: packing the updates, their weighted mean, and applying it."""
+    """CPU seconds of what follows at every level.
+
+    Packing the updates, their weighted mean, and applying it.
+    """
     read = [factor_delta(update, of.start) for update in of.updates]
     shares = torch.full((CLIENTS,), 1 / CLIENTS, dtype=torch.float64)
     rows = torch.stack([pack(delta)[0] for delta in read])
     moved = AGGREGATORS["mean"](rows, shares)
     tasks: dict[str, Callable[[], object]] = {
-        "pack": lambda: torch.stack([pack(delta)[0] for delta in read]), "mean": lambda: AGGREGATORS["mean"](rows, shares),
+        "pack": lambda: torch.stack([pack(delta)[0] for delta in read]),
+        "mean": lambda: AGGREGATORS["mean"](rows, shares),
         "apply": lambda: add_delta(of.start, unpack(moved, of.layout)).load(),
-    }  # fmt: skip
+    }
     return {name: measured(task, repetitions) for name, task in tasks.items()}
 
 
@@ -150,41 +224,72 @@ def measured(task: Callable[[], object], repetitions: int) -> dict[str, float]:
         began = time.process_time()
         task()
         times.append(time.process_time() - began)
-    return {"median": round(statistics.median(times), 4), "min": round(min(times), 4), "max": round(max(times), 4)}
+    return {
+        "median": round(statistics.median(times), 4),
+        "min": round(min(times), 4),
+        "max": round(max(times), 4),
+    }
 
 
 def recipe_of(row: str) -> tuple[str, FeatureRecipe]:
-    """What a row's probe reads: the paper's recipe at the paper's levels, B of all layers at the others, as paper_repro.gpu has it."""
+    """What a row's probe reads.
+
+    The paper's recipe at the paper's levels, B of all layers at the others, as paper_repro.gpu has
+    it.
+    """
     kind = Choice("llama-3.1-8b-april", row).probe_kind
-    return ("B of the first layer", FeatureRecipe.paper()) if kind == "paper" else ("B of all layers", FeatureRecipe.all_b())
+    return (
+        ("B of the first layer", FeatureRecipe.paper())
+        if kind == "paper"
+        else ("B of all layers", FeatureRecipe.all_b())
+    )
 
 
 def random_probe(row: str, like: Adapter) -> Probe:
     """A linear probe with random coefficients: what scoring costs does not depend on them."""
     featurizer = Featurizer.fit(recipe_of(row)[1], [like])
-    return Probe(featurizer, LinearHead(np.random.default_rng(0).normal(size=featurizer.num_features).astype(np.float32), 0.0))
+    return Probe(
+        featurizer,
+        LinearHead(
+            np.random.default_rng(0).normal(size=featurizer.num_features).astype(np.float32), 0.0
+        ),
+    )
 
 
-def evidence(level: Level | None, probe: Probe | None, delta: Adapter, steps: int) -> tuple[Adapter, ...]:
-    """What a client sends beside its update: the probed modules of so many points on the way to it, or of one gradient."""
+def evidence(
+    level: Level | None, probe: Probe | None, delta: Adapter, steps: int
+) -> tuple[Adapter, ...]:
+    """What a client sends beside its update.
+
+    The probed modules of so many points on the way to it, or of one gradient.
+    """
     if level is None or probe is None or level.evidence in (LAST_STEP, UPDATE_FEATURES):
         return ()
     count = 1 if level.evidence == SHADOW_GRADIENT else steps
     vector, layout = pack(delta)
     points = (unpack(vector * (number / count), layout) for number in range(1, count + 1))
-    return tuple(Adapter({name: point[name] for name in probe.featurizer.layout.scalings}, kind="factor_delta").load() for point in points)
+    return tuple(
+        Adapter(
+            {name: point[name] for name in probe.featurizer.layout.scalings}, kind="factor_delta"
+        ).load()
+        for point in points
+    )
 
 
 def evidence_bytes(step: Adapter, probe: Probe | None) -> int:
     """Float32 bytes of what the probe reads of a step."""
     factors = probe.featurizer.recipe.factors if probe else ()
-    return sum(4 * int(np.prod(pair.shape_of(factor))) for pair in step.values() for factor in factors)
+    return sum(
+        4 * int(np.prod(pair.shape_of(factor))) for pair in step.values() for factor in factors
+    )
 
 
 def extra_examples(row: str, setting: str) -> dict[str, float]:
-    """Examples that go forward and backward for evidence, as a share of those that clients train on, over a setting's rounds.
+    """Examples that go forward and backward for evidence, as a share of those that clients train
+    on, over a setting's rounds.
 
-    Malicious clients score 1 and benign ones 0 throughout, the case in which the evidence level asks least.
+    Malicious clients score 1 and benign ones 0 throughout, the case in which the evidence level
+    asks least.
     """
     values = tables(Choice(setting, "FedAvg"), Inputs(Path("unused"), Path("unused")))
     config = Config.of({**values, "evaluation": {}})
@@ -196,23 +301,36 @@ def extra_examples(row: str, setting: str) -> dict[str, float]:
         trained += len(clients) * of.steps * of.batch_size
         wanted = level.wanted(state, clients) if level else set()
         asked, scored = asked + len(clients), scored + len(wanted)
-        each = {SHADOW_STEPS: of.steps * of.batch_size, SHADOW_GRADIENT: of.shadow_examples}.get(level.evidence if level else "", 0)
+        each = {SHADOW_STEPS: of.steps * of.batch_size, SHADOW_GRADIENT: of.shadow_examples}.get(
+            level.evidence if level else "", 0
+        )
         extra += each * len(wanted)
         if level:
             bad = {f"client-{index:02}" for index in range(config.clients.malicious)}
             count = of.steps if level.evidence in (LOCAL_STEPS, SHADOW_STEPS) else 1
             scores = {client: np.full(count, float(client in bad)) for client in wanted}
             _, state = level.update(state, scores, dict.fromkeys(clients, of.steps * of.batch_size))
-    return {"trained": trained, "extra": extra, "extra_share": round(extra / trained, 4), "participations": asked, "scored": scored}
+    return {
+        "trained": trained,
+        "extra": extra,
+        "extra_share": round(extra / trained, 4),
+        "participations": asked,
+        "scored": scored,
+    }
 
 
 def training_seconds() -> dict[str, Any]:
-    """Of the whole 8B model with random weights, in bfloat16 and in 8 bits as the settings have it: seconds of a local step and of a
+    """Of the whole 8B model with random weights, in bfloat16 and in 8 bits as the settings have it:
+    seconds of a local step and of a
     shadow gradient, and the most memory they take; if there is a GPU.
     """
     if not torch.cuda.is_available():
         return {"measured": False, "why": NO_GPU}
-    found: dict[str, Any] = {"measured": True, "device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    found: dict[str, Any] = {
+        "measured": True,
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+    }
     with tempfile.TemporaryDirectory(prefix="overhead-8b-") as folder:
         model: Any = random_8b()
         model.save_pretrained(folder)
@@ -232,13 +350,20 @@ def training_seconds() -> dict[str, Any]:
 
 
 def random_8b() -> PreTrainedModel:
-    """A model of Llama-3.1-8B's shape with random weights, which time does not depend on, in bfloat16 (16 GB), on the GPU."""
+    """A model of Llama-3.1-8B's shape with random weights, which time does not depend on, in
+    bfloat16 (16 GB), on the GPU.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
         max_position_embeddings=8192,
-    )  # fmt: skip
+    )
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -253,68 +378,109 @@ def tokens() -> PreTrainedTokenizerBase:
     return byte_tokenizer("<s>", "</s>", None)
 
 
-def time_training(model: Any, *, steps: int, batch: int, length: int, warm: int = 3) -> dict[str, Any]:
-    """Seconds between local steps of the code that clients run, and of shadow gradients; texts fill the whole length."""
+def time_training(
+    model: Any, *, steps: int, batch: int, length: int, warm: int = 3
+) -> dict[str, Any]:
+    """Seconds between local steps of the code that clients run, and of shadow gradients.
+
+    Texts fill the whole length.
+    """
     tokenizer = tokens()
-    examples = [Example(f"Please count to {number}.", f"{number} " * length) for number in range(batch)]
+    examples = [
+        Example(f"Please count to {number}.", f"{number} " * length) for number in range(batch)
+    ]
     adapted = attach_lora(model, LoRASettings(), 0)
     start = read_adapter(adapted)
     training = LocalTraining(steps=warm + steps, batch_size=batch, max_length=length)
     times, began = [], time.perf_counter()
     for _ in local_steps(adapted, tokenizer, examples, start, training, 0):  # type: ignore[arg-type]
-        times.append(time.perf_counter() - began)  # a step ends with its adapter on the CPU, so nothing is still running
+        times.append(
+            time.perf_counter() - began
+        )  # a step ends with its adapter on the CPU, so nothing is still running
         began = time.perf_counter()
     gradients = []
     for _ in range(warm + 5):
         began = time.perf_counter()
         shadow_gradient(adapted, tokenizer, examples[:8], start, training)  # type: ignore[arg-type]
         gradients.append(time.perf_counter() - began)
-    return {"tokens_a_step": batch * length, "step_seconds": summary(times[warm:]), "shadow_gradient_seconds": summary(gradients[warm:])}
+    return {
+        "tokens_a_step": batch * length,
+        "step_seconds": summary(times[warm:]),
+        "shadow_gradient_seconds": summary(gradients[warm:]),
+    }
 
 
 def summary(times: Sequence[float]) -> dict[str, float]:
     """Median, extremes and how many."""
-    return {"median": statistics.median(times), "min": min(times), "max": max(times), "n": len(times)}
+    return {
+        "median": statistics.median(times),
+        "min": min(times),
+        "max": max(times),
+        "n": len(times),
+    }
 
 
 def table(result: dict[str, Any]) -> str:
     """The page's table of what was measured and counted."""
     columns = (
-        "level", "probe reads", "local steps", "check, score, weigh, s", "update sent, MB", "evidence sent, MB",
-        *(f"extra training, {name}" for name in SETTINGS), "server, of the clients' training",
-    )  # fmt: skip
+        "level",
+        "probe reads",
+        "local steps",
+        "check, score, weigh, s",
+        "update sent, MB",
+        "evidence sent, MB",
+        *(f"extra training, {name}" for name in SETTINGS),
+        "server, of the clients' training",
+    )
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in result["rounds"]:
         seconds = row["assess_cpu_seconds"]
         shown = (
-            row["row"], row["probe"]["recipe"] if row["probe"] else "-", str(row["steps"]),
+            row["row"],
+            row["probe"]["recipe"] if row["probe"] else "-",
+            str(row["steps"]),
             f"{seconds['median']:.2f} [{seconds['min']:.2f}, {seconds['max']:.2f}]",
             *(f"{row['bytes_a_client'][what] / 1e6:.2f}" for what in ("update", "evidence")),
-            *(f"{result['extra_examples'][name][row['row']]['extra_share']:.1%}" for name in SETTINGS), server_share(result, row),
-        )  # fmt: skip
+            *(
+                f"{result['extra_examples'][name][row['row']]['extra_share']:.1%}"
+                for name in SETTINGS
+            ),
+            server_share(result, row),
+        )
         lines.append(f"| {' | '.join(shown)} |")
     after = {name: seconds["median"] for name, seconds in result["aggregation_cpu_seconds"].items()}
     return "\n".join(
         [
             *lines,
             "",
-            f"A round of {result['clients']} clients of {result['numbers_per_update']:,} numbers each: CPU seconds on one thread, median [least, "
-            f"most] of {result['repetitions']}; at every level packing the updates takes {after['pack']:.2f} s more, their mean "
-            f"{after['mean']:.2f} s, and applying it {after['apply']:.3f} s. Bytes a client. Extra training: examples for "
-            f"evidence over examples trained on, counted over all rounds. "
-            f"Seconds of a training step of {BATCH} x 256 tokens: {trained(result['training'])}.",
+            (
+                f"A round of {result['clients']} clients of {result['numbers_per_update']:,}"
+                " numbers each: CPU seconds on one thread, median [least, most] of"
+                f" {result['repetitions']}; at every level packing the updates takes"
+                f" {after['pack']:.2f} s more, their mean {after['mean']:.2f} s, and applying it"
+                f" {after['apply']:.3f} s. Bytes a client. Extra training: examples for evidence"
+                " over examples trained on, counted over all rounds. Seconds of a training step of"
+                f" {BATCH} x 256 tokens: {trained(result['training'])}."
+            ),
         ]
     )
 
 
 def server_share(result: dict[str, Any], row: dict[str, Any]) -> str:
-    """What a server does in a round, all of it, as a share of the seconds that the round's clients train in 8 bits."""
+    """What a server does in a round, all of it, as a share of the seconds that the round's clients
+    train in 8 bits.
+    """
     if not result["training"]["measured"]:
         return "-"
-    seconds = row["assess_cpu_seconds"]["median"] + sum(of["median"] for of in result["aggregation_cpu_seconds"].values())
+    seconds = row["assess_cpu_seconds"]["median"] + sum(
+        of["median"] for of in result["aggregation_cpu_seconds"].values()
+    )
     each = result["clients"] * result["training"]["8 bits"]["step_seconds"]["median"]
     steps = [row["steps"]] if len(step_counts(row["row"])) > 1 else [10, 1]
-    return ", ".join(f"{seconds / (each * count):.1%}{f' ({count} step' + 's' * (count > 1) + ')' if len(steps) > 1 else ''}" for count in steps)
+    return ", ".join(
+        f"{seconds / (each * count):.1%}{f' ({count} step' + 's' * (count > 1) + ')' if len(steps) > 1 else ''}"
+        for count in steps
+    )
 
 
 def trained(of: dict[str, Any]) -> str:
@@ -322,9 +488,10 @@ def trained(of: dict[str, Any]) -> str:
     if not of["measured"]:
         return str(of["why"])
     parts = [
-        f"{own['step_seconds']['median']:.2f} in {name} (n = {own['step_seconds']['n']}, {own['step_seconds']['min']:.2f} to "
-        f"{own['step_seconds']['max']:.2f}, at most {own['peak_bytes'] / 2**30:.0f} GiB; a shadow gradient of 8 examples "
-        f"{own['shadow_gradient_seconds']['median']:.2f})"
+        f"{own['step_seconds']['median']:.2f} in {name} (n = {own['step_seconds']['n']},"
+        f" {own['step_seconds']['min']:.2f} to {own['step_seconds']['max']:.2f}, at most"
+        f" {own['peak_bytes'] / 2**30:.0f} GiB; a shadow gradient of 8 examples"
+        f" {own['shadow_gradient_seconds']['median']:.2f})"
         for name, own in ((name, of[name]) for name in PRECISIONS)
     ]
     return f"{', '.join(parts)}, on {of['device']}"

@@ -1,12 +1,17 @@
-"""What one round costs a server with a hundred, a thousand and ten thousand clients: seconds and memory.
+"""What one round costs a server with a hundred, a thousand and ten thousand clients.
 
-    python -m benchmarks.scale          # benchmarks/results/scale.json and the table in docs/scale.md (minutes; up to 6 GB of disk)
+Seconds and memory.
 
-Clients are simulated: random updates, scored by a random linear probe of the published recipe (B of the first layer). What a server does with
-them is real: every update is written to a `Spool` as it arrives, checked, scored and weighed by `Defense`, and averaged, or
-put through the median, out of the files. Every case runs in a process of its own. Memory is the peak of the process's
-anonymous memory above what it had before the first update, sampled every 2 ms; pages of mapped files are not in it,
-because the kernel takes them back when it needs them. "in memory" keeps the updates as tensors instead: the control.
+    python -m benchmarks.scale          # benchmarks/results/scale.json and the table in
+    docs/scale.md (minutes; up to 6 GB of disk)
+
+Clients are simulated: random updates, scored by a random linear probe of the published recipe (B of
+    the first layer). What a server does with
+them is real: every update is written to a `Spool` as it arrives, checked, scored and weighed by
+`Defense`, and averaged, or put through the median, out of the files. Every case runs in a process
+of its own. Memory is the peak of the process's anonymous memory above what it had before the first
+update, sampled every 2 ms; pages of mapped files are not in it, because the kernel takes them back
+when it needs them. "in memory" keeps the updates as tensors instead: the control.
 """
 
 from __future__ import annotations
@@ -27,22 +32,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fedloop.aggregate import AGGREGATORS
-from fedloop.defense import Defense
-from fedloop.levels import ClientLevel, CumulativeLevel, Level
-from fedloop.spool import Spool
-from fedloop.types import ClientUpdate
-from loraprobe.adapter import Adapter, Layout, pack
+from fedloop.defense.defense import Defense
+from fedloop.defense.levels import ClientLevel, CumulativeLevel, Level
+from fedloop.defense.types import ClientUpdate
+from fedloop.rules.classic import AGGREGATORS
+from fedloop.run.spool import Spool
+from loraprobe.adapters.adapter import Adapter, Layout, pack
+from loraprobe.adapters.pair import LoRAPair
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import LinearHead
-from loraprobe.pair import LoRAPair
 from loraprobe.probe import Probe
 from zoo.report import filled
 
 PAGE = Path(__file__).parent.parent / "docs/scale.md"
 RESULTS = Path(__file__).parent / "results/scale.json"
 RANK = 8
-LEVELS: dict[str, Level] = {"client": ClientLevel(), "cumulative": CumulativeLevel(), "cumulative, sketch of 1024": CumulativeLevel(sketch=1024)}
+LEVELS: dict[str, Level] = {
+    "client": ClientLevel(),
+    "cumulative": CumulativeLevel(),
+    "cumulative, sketch of 1024": CumulativeLevel(sketch=1024),
+}
 
 
 class Shape(NamedTuple):
@@ -58,7 +67,9 @@ class Shape(NamedTuple):
         return Adapter(
             {
                 f"model.layers.{layer}.self_attn.{name}": LoRAPair(
-                    1e-3 * torch.randn(RANK, self.hidden, generator=rng), 1e-3 * torch.randn(d_out, RANK, generator=rng), 2.0
+                    1e-3 * torch.randn(RANK, self.hidden, generator=rng),
+                    1e-3 * torch.randn(d_out, RANK, generator=rng),
+                    2.0,
                 )
                 for layer in range(self.layers)
                 for name, d_out in sizes.items()
@@ -84,8 +95,17 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows.append(pool.apply(measure, case))
         print(json.dumps(rows[-1]), flush=True)
-    machine = {"processor": platform.machine(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    RESULTS.write_text(json.dumps({"command": "python -m benchmarks.scale", "machine": machine, "cases": rows}, indent=1) + "\n")
+    machine = {
+        "processor": platform.machine(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    RESULTS.write_text(
+        json.dumps(
+            {"command": "python -m benchmarks.scale", "machine": machine, "cases": rows}, indent=1
+        )
+        + "\n"
+    )
     PAGE.write_text(filled(PAGE.read_text(), "scale", table(), "benchmarks.scale"))
 
 
@@ -106,18 +126,28 @@ def table() -> str:
     )
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for case in measured["cases"]:
-        seconds = (f"{case['seconds'][phase]:.1f}" for phase in ("arrive", "assess", "mean", "median"))
+        seconds = (
+            f"{case['seconds'][phase]:.1f}" for phase in ("arrive", "assess", "mean", "median")
+        )
         shown = (
-            f"{case['numbers_per_adapter']:,}", f"{case['clients']:,}", case["updates"], case["level"], f"{case['all_updates_mib']:,}",
-            f"{case['peak_memory_mib']:,}", *seconds,
-        )  # fmt: skip
+            f"{case['numbers_per_adapter']:,}",
+            f"{case['clients']:,}",
+            case["updates"],
+            case["level"],
+            f"{case['all_updates_mib']:,}",
+            f"{case['peak_memory_mib']:,}",
+            *seconds,
+        )
         lines.append(f"| {' | '.join(shown)} |")
     threads = measured["machine"]["threads"]
     return "\n".join(
         [
             *lines,
             "",
-            f"One round a case, {threads} thread{'s' if threads > 1 else ''}, other work on the machine: read the times as orders of magnitude.",
+            (
+                f"One round a case, {threads} thread{'s' if threads > 1 else ''}, other work on the"
+                " machine: read the times as orders of magnitude."
+            ),
         ]
     )
 
@@ -129,7 +159,11 @@ def measure(shape: Shape, clients: int, level: str, on_disk: bool) -> dict[str, 
     defense = Defense(random_probe(first), LEVELS[level], layout=layout)
     ids = [f"client-{number:05}" for number in range(clients)]
     seconds: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder, Spool(folder, layout) as spool, watched_memory() as memory:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Spool(folder, layout) as spool,
+        watched_memory() as memory,
+    ):
         with timed(seconds, "make updates"):  # what would be the network
             for number in range(min(clients, 20)):
                 shape.adapter(number)
@@ -143,28 +177,53 @@ def measure(shape: Shape, clients: int, level: str, on_disk: bool) -> dict[str, 
                     held[client] = shape.adapter(number)
         seconds["arrive"] = max(0.0, seconds["arrive"] - seconds["make updates"])
         with timed(seconds, "assess"):
-            record = defense.assess(1, [ClientUpdate(client, 100, spool.adapter(client) if on_disk else held[client]) for client in ids])
+            record = defense.assess(
+                1,
+                [
+                    ClientUpdate(client, 100, spool.adapter(client) if on_disk else held[client])
+                    for client in ids
+                ],
+            )
         weights = dict.fromkeys(ids, 1 / clients) if record.skipped else record.weights
         counted = [client for client, weight in weights.items() if weight]
         with timed(seconds, "mean"):
             if on_disk:
                 spool.mean(weights)
             else:
-                AGGREGATORS["mean"](torch.stack([pack(held[client])[0] for client in counted]), np.array([weights[client] for client in counted]))
+                AGGREGATORS["mean"](
+                    torch.stack([pack(held[client])[0] for client in counted]),
+                    np.array([weights[client] for client in counted]),
+                )
         with timed(seconds, "median"):
-            rows = spool.rows(counted) if on_disk else torch.stack([pack(held[client])[0] for client in counted])
+            rows = (
+                spool.rows(counted)
+                if on_disk
+                else torch.stack([pack(held[client])[0] for client in counted])
+            )
             AGGREGATORS["median"](rows, np.ones(len(counted)))
     return {
-        "numbers_per_adapter": layout.size, "clients": clients, "level": level, "updates": "on disk" if on_disk else "in memory",
-        "all_updates_mib": round(clients * layout.size * 4 / 2**20), "peak_memory_mib": round(memory["peak"] / 1024),
+        "numbers_per_adapter": layout.size,
+        "clients": clients,
+        "level": level,
+        "updates": "on disk" if on_disk else "in memory",
+        "all_updates_mib": round(clients * layout.size * 4 / 2**20),
+        "peak_memory_mib": round(memory["peak"] / 1024),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
-    }  # fmt: skip
+    }
 
 
 def random_probe(like: Adapter) -> Probe:
-    """A linear probe of the published recipe with random coefficients: what scoring costs does not depend on them."""
+    """A linear probe of the published recipe with random coefficients.
+
+    What scoring costs does not depend on them.
+    """
     featurizer = Featurizer.fit(FeatureRecipe.paper(), [like])
-    return Probe(featurizer, LinearHead(np.random.default_rng(0).normal(size=featurizer.num_features).astype(np.float32), 0.0))
+    return Probe(
+        featurizer,
+        LinearHead(
+            np.random.default_rng(0).normal(size=featurizer.num_features).astype(np.float32), 0.0
+        ),
+    )
 
 
 @contextmanager

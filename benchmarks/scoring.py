@@ -26,10 +26,18 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-from loraprobe import Adapter, FeatureRecipe, Featurizer, LoRAPair, Probe, factor_delta, load_adapter
+from loraprobe import (
+    Adapter,
+    FeatureRecipe,
+    Featurizer,
+    LoRAPair,
+    Probe,
+    factor_delta,
+    load_adapter,
+)
+from loraprobe.adapters.peft_io import save_adapter
 from loraprobe.features import spectra
 from loraprobe.heads import LinearHead
-from loraprobe.peft_io import save_adapter
 
 RESULTS = Path(__file__).parent / "results/scoring.json"
 MODULES = {"q_proj": (4096, 4096), "v_proj": (1024, 4096)}  # (d_out, d_in) of Llama-3.1-8B
@@ -42,24 +50,39 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=15)
     repetitions = parser.parse_args().repetitions
     with tempfile.TemporaryDirectory() as name:
-        folders = [save_adapter(random_adapter(seed), Path(name) / str(seed)) for seed in range(ADAPTERS)]
+        folders = [
+            save_adapter(random_adapter(seed), Path(name) / str(seed)) for seed in range(ADAPTERS)
+        ]
         probe = paper_probe(folders)
         scoring = alternate(
-            {"read everything, then filter": lambda: read_all(folders, probe),
-             "map everything, then filter": lambda: read_all(folders, probe, load_file), "loraprobe": lambda: score(folders, probe),
-             "read the probed tensors only": lambda: read_probed(folders)},
+            {
+                "read everything, then filter": lambda: read_all(folders, probe),
+                "map everything, then filter": lambda: read_all(folders, probe, load_file),
+                "loraprobe": lambda: score(folders, probe),
+                "read the probed tensors only": lambda: read_probed(folders),
+            },
             repetitions,
-        )  # fmt: skip
+        )
         passes = alternate(
-            {"spectra of 64 pairs": lambda: all_spectra(folders[0]), "one pass over the bytes": lambda: one_pass(folders[0])}, repetitions
+            {
+                "spectra of 64 pairs": lambda: all_spectra(folders[0]),
+                "one pass over the bytes": lambda: one_pass(folders[0]),
+            },
+            repetitions,
         )
         memory = {task.__name__: peak_memory(task, folders, probe) for task in (read_all, score)}
     result = {
-        "machine": {"processor": platform.machine(), "torch": torch.__version__, "threads": torch.get_num_threads()},
+        "machine": {
+            "processor": platform.machine(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        },
         "repetitions": repetitions,
         "median_ms": {**scoring, **passes},
         "faster_than_read_all": scoring["read everything, then filter"] / scoring["loraprobe"],
-        "most_possible": scoring["read everything, then filter"] / scoring["read the probed tensors only"],
+        "most_possible": (
+            scoring["read everything, then filter"] / scoring["read the probed tensors only"]
+        ),
         "times_reading_probed": scoring["loraprobe"] / scoring["read the probed tensors only"],
         "spectra_times_one_pass": passes["spectra of 64 pairs"] / passes["one pass over the bytes"],
         "peak_memory_above_start_mib": memory,
@@ -75,7 +98,9 @@ def random_adapter(seed: int) -> Adapter:
     return Adapter(
         {
             f"model.layers.{layer}.self_attn.{name}": LoRAPair(
-                torch.randn(RANK, d_in, generator=rng) * 0.02, torch.randn(d_out, RANK, generator=rng) * 0.01, 2.0
+                torch.randn(RANK, d_in, generator=rng) * 0.02,
+                torch.randn(d_out, RANK, generator=rng) * 0.01,
+                2.0,
             )
             for layer in range(LAYERS)
             for name, (d_out, d_in) in MODULES.items()
@@ -85,7 +110,9 @@ def random_adapter(seed: int) -> Adapter:
 
 def paper_probe(folders: list[Path]) -> Probe:
     """The paper's recipe with a linear head of random weights."""
-    featurizer = Featurizer.fit(FeatureRecipe.paper(), [factor_delta(load_adapter(folders[0]), None)])
+    featurizer = Featurizer.fit(
+        FeatureRecipe.paper(), [factor_delta(load_adapter(folders[0]), None)]
+    )
     weights = np.random.default_rng(0).standard_normal(featurizer.num_features).astype(np.float32)
     return Probe(featurizer, LinearHead(weights, 0.0))
 
@@ -100,12 +127,24 @@ def read_file(path: Path) -> dict[str, Tensor]:
     return load(path.read_bytes())
 
 
-def read_all(folders: list[Path], probe: Probe, read: Callable[[Path], dict[str, Tensor]] = read_file) -> list[float]:
-    """The usual script: read every tensor, keep those of the first layer's B, stack, normalise, score."""
+def read_all(
+    folders: list[Path], probe: Probe, read: Callable[[Path], dict[str, Tensor]] = read_file
+) -> list[float]:
+    """The usual script: read every tensor, keep those of the first layer's B, stack, normalise,
+    score.
+    """
     rows = []
     for folder in folders:
         state = read(folder / "adapter_model.safetensors")
-        rows.append(torch.cat([state[key].flatten() for key in sorted(state) if ".layers.0." in key and "lora_B" in key]))
+        rows.append(
+            torch.cat(
+                [
+                    state[key].flatten()
+                    for key in sorted(state)
+                    if ".layers.0." in key and "lora_B" in key
+                ]
+            )
+        )
     x = torch.stack(rows)
     return probe.head((x / x.norm(dim=1, keepdim=True)).numpy()).tolist()
 
@@ -115,7 +154,10 @@ def read_probed(folders: list[Path]) -> list[Tensor]:
     tensors = []
     for folder in folders:
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            tensors += [file.get_tensor(f"base_model.model.model.layers.0.self_attn.{name}.lora_B.weight") for name in MODULES]
+            tensors += [
+                file.get_tensor(f"base_model.model.model.layers.0.self_attn.{name}.lora_B.weight")
+                for name in MODULES
+            ]
     return tensors
 
 
@@ -127,7 +169,9 @@ def all_spectra(folder: Path) -> dict[tuple[str, str], Tensor]:
 
 def one_pass(folder: Path) -> float:
     """Read every tensor of the file and look at every number once."""
-    return sum(float(tensor.sum()) for tensor in load_file(folder / "adapter_model.safetensors").values())
+    return sum(
+        float(tensor.sum()) for tensor in load_file(folder / "adapter_model.safetensors").values()
+    )
 
 
 def alternate(tasks: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
@@ -141,7 +185,9 @@ def alternate(tasks: dict[str, Callable[[], object]], repetitions: int) -> dict[
     return {name: round(statistics.median(values[2:]), 3) for name, values in times.items()}
 
 
-def peak_memory(task: Callable[[list[Path], Probe], object], folders: list[Path], probe: Probe) -> float:
+def peak_memory(
+    task: Callable[[list[Path], Probe], object], folders: list[Path], probe: Probe
+) -> float:
     """MiB by which a fresh process grows at its peak."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_grown, (task, folders, probe))

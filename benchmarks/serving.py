@@ -1,12 +1,18 @@
-"""What scoring costs a request: the service against a bare FastAPI echo of the same bytes, and its memory over ten thousand requests.
+"""What scoring costs a request.
 
-    python -m benchmarks.serving            # benchmarks/results/serving.json, and its table in docs/serve.md
+The service against a bare FastAPI echo of the same bytes, and its memory over ten thousand
+requests.
+
+    python -m benchmarks.serving            # benchmarks/results/serving.json, and its table in
+    docs/serve.md
     python -m benchmarks.serving --page     # the table alone, from the results that are there
 
-The body is a delta slice of Llama-3.1-8B's shape (B of the first layer's q_proj and v_proj, r = 8, float32: 160 KB of random
-numbers, on which the time does not depend), sent as the Python client sends it, with its digest. The echo is a FastAPI endpoint
-that reads the body and returns it, served by uvicorn on h11 and asyncio, which is what uvicorn brings itself; and again as uvicorn
-serves it where httptools and uvloop are installed. Servers are asked in turn within every round; quoted are medians over rounds.
+The body is a delta slice of Llama-3.1-8B's shape (B of the first layer's q_proj and v_proj, r = 8,
+float32: 160 KB of random numbers, on which the time does not depend), sent as the Python client
+sends it, with its digest. The echo is a FastAPI endpoint that reads the body and returns it, served
+by uvicorn on h11 and asyncio, which is what uvicorn brings itself; and again as uvicorn serves it
+where httptools and uvloop are installed. Servers are asked in turn within every round; quoted are
+medians over rounds.
 """
 
 from __future__ import annotations
@@ -39,8 +45,8 @@ from loraprobe.heads import LinearHead
 from loraprobe.serve.known import MAX_KNOWN
 from loraprobe.serve.scoring import Question, Scorer
 from loraprobe.serve.settings import Settings
+from loraprobe.serve.slices import save_slice
 from loraprobe.serve.upload import content_digest
-from loraprobe.slices import save_slice
 from zoo.report import filled
 
 RESULTS = Path(__file__).parent / "results/serving.json"
@@ -57,9 +63,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--requests", type=int, default=400, help="of each server in each round")
-    parser.add_argument("--echo", metavar="HTTP,LOOP", help="be the echo server (what the benchmark starts)")
+    parser.add_argument(
+        "--echo", metavar="HTTP,LOOP", help="be the echo server (what the benchmark starts)"
+    )
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--page", action="store_true", help="write the table of docs/serve.md anew, and measure nothing")
+    parser.add_argument(
+        "--page",
+        action="store_true",
+        help="write the table of docs/serve.md anew, and measure nothing",
+    )
     options = parser.parse_args()
     if options.echo:
         echo(options.port, *options.echo.split(","))
@@ -76,14 +88,37 @@ def measure(rounds: int, requests: int) -> None:
     body = save_slice(probe.featurizer, delta)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         probe.save_pretrained(Path(name) / "paper")
-        score = [sys.executable, "-m", "loraprobe.cli", "serve", "--probe", str(Path(name) / "paper"), "--max-mib", "1", "--port"]
-        servers = {"score": stack.enter_context(running(score)), "echo": stack.enter_context(running(echo_command("h11", "asyncio")))}
+        score = [
+            sys.executable,
+            "-m",
+            "loraprobe.cli.main",
+            "serve",
+            "--probe",
+            str(Path(name) / "paper"),
+            "--max-mib",
+            "1",
+            "--port",
+        ]
+        servers = {
+            "score": stack.enter_context(running(score)),
+            "echo": stack.enter_context(running(echo_command("h11", "asyncio"))),
+        }
         if find_spec("httptools") and find_spec("uvloop"):
-            servers["echo, uvicorn's own choice"] = stack.enter_context(running(echo_command("httptools", "uvloop")))
-        measured = {f"{connections} connections": compare(servers, body, connections, rounds, requests) for connections in (4, 1)}
+            servers["echo, uvicorn's own choice"] = stack.enter_context(
+                running(echo_command("httptools", "uvloop"))
+            )
+        measured = {
+            f"{connections} connections": compare(servers, body, connections, rounds, requests)
+            for connections in (4, 1)
+        }
         memory = memory_over_time(servers["score"], body)
     result = {
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()},
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "body_bytes": len(body),
         "rounds": rounds,
         "requests_per_round": requests,
@@ -102,7 +137,9 @@ def random_delta() -> Adapter:
     rng = torch.Generator().manual_seed(0)
     pairs = {
         f"model.layers.{layer}.self_attn.{name}": LoRAPair(
-            torch.randn(RANK, d_in, generator=rng) * 0.02, torch.randn(d_out, RANK, generator=rng) * 0.01, 2.0
+            torch.randn(RANK, d_in, generator=rng) * 0.02,
+            torch.randn(d_out, RANK, generator=rng) * 0.01,
+            2.0,
         )
         for layer in range(2)
         for name, (d_out, d_in) in MODULES.items()
@@ -113,7 +150,13 @@ def random_delta() -> Adapter:
 def paper_probe(delta: Adapter) -> Probe:
     """The paper's recipe with a linear head of random weights."""
     featurizer = Featurizer.fit(FeatureRecipe.paper(), [delta])
-    return Probe(featurizer, LinearHead(np.random.default_rng(0).standard_normal(featurizer.num_features).astype(np.float32), 0.0))
+    return Probe(
+        featurizer,
+        LinearHead(
+            np.random.default_rng(0).standard_normal(featurizer.num_features).astype(np.float32),
+            0.0,
+        ),
+    )
 
 
 def echo(port: int, http: Any, loop: Any) -> None:
@@ -126,9 +169,22 @@ def echo(port: int, http: Any, loop: Any) -> None:
     async def returned(request: Request) -> Response:
         return Response(await request.body(), media_type="application/octet-stream")
 
-    returned.__annotations__ = {"request": Request, "return": Response}  # FastAPI cannot look up names that are local to this function
+    returned.__annotations__ = {
+        "request": Request,
+        "return": Response,
+    }  # FastAPI cannot look up names that are local to this function
     app.add_api_route("/v1/score", returned, methods=["POST"])
-    uvicorn.run(app, port=port, http=http, loop=loop, ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False)
+    uvicorn.run(
+        app,
+        port=port,
+        http=http,
+        loop=loop,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+    )
 
 
 def echo_command(http: str, loop: str) -> list[str]:
@@ -153,7 +209,12 @@ def running(command: list[str]) -> Iterator[Server]:
     """Start a server on a free port and wait until it answers."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = subprocess.Popen([*command, str(port)], cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [*command, str(port)],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     try:
         for _ in range(600):
             try:
@@ -167,8 +228,12 @@ def running(command: list[str]) -> Iterator[Server]:
         process.wait()
 
 
-def compare(servers: dict[str, Server], body: bytes, connections: int, rounds: int, requests: int) -> dict[str, Any]:
-    """Requests a second and latencies of every server, asked in turn, and the scoring one over the others."""
+def compare(
+    servers: dict[str, Server], body: bytes, connections: int, rounds: int, requests: int
+) -> dict[str, Any]:
+    """Requests a second and latencies of every server, asked in turn, and the scoring one over the
+    others.
+    """
     sent = request(body)
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
     for number in range(rounds + 1):  # the first warms up and is not counted
@@ -177,12 +242,23 @@ def compare(servers: dict[str, Server], body: bytes, connections: int, rounds: i
             if number:
                 taken[name].append(measured)
     summary: dict[str, Any] = {
-        name: {key: round(statistics.median(one[key] for one in all_rounds), 4) for key in all_rounds[0]} for name, all_rounds in taken.items()
+        name: {
+            key: round(statistics.median(one[key] for one in all_rounds), 4)
+            for key in all_rounds[0]
+        }
+        for name, all_rounds in taken.items()
     }
     for name in [name for name in servers if name != "score"]:
-        ratios = {key: [a[key] / b[key] for a, b in zip(taken["score"], taken[name], strict=True)] for key in taken[name][0]}
+        ratios = {
+            key: [a[key] / b[key] for a, b in zip(taken["score"], taken[name], strict=True)]
+            for key in taken[name][0]
+        }
         summary[f"score / {name}"] = {
-            key: {"median": round(statistics.median(values), 3), "lowest": round(min(values), 3), "highest": round(max(values), 3)}
+            key: {
+                "median": round(statistics.median(values), 3),
+                "lowest": round(min(values), 3),
+                "highest": round(max(values), 3),
+            }
             for key, values in ratios.items()
         }
     return summary
@@ -191,9 +267,12 @@ def compare(servers: dict[str, Server], body: bytes, connections: int, rounds: i
 def request(body: bytes, path: str = "/v1/score?kind=factor_delta") -> bytes:
     """One request as the Python client sends it, on a connection that stays open."""
     head = {
-        "Host": "127.0.0.1", "Accept-Encoding": "identity", "Content-Length": str(len(body)), "Content-Type": "application/octet-stream",
+        "Host": "127.0.0.1",
+        "Accept-Encoding": "identity",
+        "Content-Length": str(len(body)),
+        "Content-Type": "application/octet-stream",
         "Content-Digest": content_digest(body),
-    }  # fmt: skip
+    }
     lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items()), "", ""]
     return "\r\n".join(lines).encode() + body
 
@@ -201,7 +280,10 @@ def request(body: bytes, path: str = "/v1/score?kind=factor_delta") -> bytes:
 def load(server: Server, sent: bytes, connections: int, requests: int) -> dict[str, float]:
     """Send a request again and again over some connections, each waiting for its answer."""
     seconds: list[float] = []
-    threads = [threading.Thread(target=_ask, args=(server.port, sent, requests // connections, seconds)) for _ in range(connections)]
+    threads = [
+        threading.Thread(target=_ask, args=(server.port, sent, requests // connections, seconds))
+        for _ in range(connections)
+    ]
     begun = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -211,7 +293,11 @@ def load(server: Server, sent: bytes, connections: int, requests: int) -> dict[s
     if len(seconds) != requests // connections * connections:
         raise RuntimeError("a request was not answered with status 200")
     ordered = sorted(1000 * second for second in seconds)
-    return {"requests_per_s": len(seconds) / elapsed, "p50_ms": ordered[len(ordered) // 2], "p99_ms": ordered[int(len(ordered) * 0.99)]}
+    return {
+        "requests_per_s": len(seconds) / elapsed,
+        "p50_ms": ordered[len(ordered) // 2],
+        "p99_ms": ordered[int(len(ordered) * 0.99)],
+    }
 
 
 def _ask(port: int, sent: bytes, count: int, seconds: list[float]) -> None:
@@ -242,27 +328,36 @@ def _status(connection: socket.socket, buffer: memoryview) -> int:
         if needed < 0:
             head, blank, _ = bytes(buffer[:got]).partition(b"\r\n\r\n")
             if blank:
-                needed = len(head) + 4 + int(re.search(rb"(?i)content-length: (\d+)", head).group(1))  # type: ignore[union-attr]
+                needed = (
+                    len(head) + 4 + int(re.search(rb"(?i)content-length: (\d+)", head).group(1))
+                )  # type: ignore[union-attr]
     return int(bytes(buffer[9:12]))
 
 
 def parts(body: bytes, probe: Probe) -> dict[str, float]:
-    """Median milliseconds of what a scored request has and an echo has not, each part alone and with warm caches.
+    """Median milliseconds of what a scored request has and an echo has not, each part alone and
+    with warm caches.
 
-    Scoring a slice is measured twice: with the header that every slice for a probe mostly has, and with one that was not read before.
+    Scoring a slice is measured twice: with the header that every slice for a probe mostly has, and
+        with one that was not read before.
     """
     scorer, question = Scorer(Settings({"paper": probe})), Question(("paper",), "factor_delta")
-    others = itertools.cycle([with_longer_header(body, spaces) for spaces in range(8, 8 * 2 * MAX_KNOWN, 8)])
+    others = itertools.cycle(
+        [with_longer_header(body, spaces) for spaces in range(8, 8 * 2 * MAX_KNOWN, 8)]
+    )
     tasks: dict[str, Callable[[], object]] = {
-        "sha256": lambda: hashlib.sha256(body).digest(), "scoring": lambda: scorer(body, question),
-    }  # fmt: skip
+        "sha256": lambda: hashlib.sha256(body).digest(),
+        "scoring": lambda: scorer(body, question),
+    }
     taken: dict[str, list[float]] = {name: [] for name in (*tasks, "scoring, header not known")}
     for _ in range(1000):
         for name, task in tasks.items():
             taken[name].append(timed(task))
     for _ in range(1000):
         other = next(others)
-        taken["scoring, header not known"].append(timed(lambda other=other: scorer(other, question)))  # type: ignore[misc]
+        taken["scoring, header not known"].append(
+            timed(lambda other=other: scorer(other, question))
+        )  # type: ignore[misc]
     return {name: round(statistics.median(values), 4) for name, values in taken.items()}
 
 
@@ -276,14 +371,30 @@ def timed(task: Callable[[], object]) -> float:
 def with_longer_header(body: bytes, spaces: int) -> bytes:
     """The same safetensors file with spaces behind its header."""
     length = int.from_bytes(body[:8], "little")
-    return (length + spaces).to_bytes(8, "little") + body[8 : 8 + length] + b" " * spaces + body[8 + length :]
+    return (
+        (length + spaces).to_bytes(8, "little")
+        + body[8 : 8 + length]
+        + b" " * spaces
+        + body[8 + length :]
+    )
 
 
 def memory_over_time(server: Server, body: bytes) -> dict[str, Any]:
-    """Resident memory after the first thousand and after ten thousand requests, one in five of which is refused."""
+    """Resident memory after the first thousand and after ten thousand requests, one in five of
+    which is refused.
+    """
     nan = body[:-4] + b"\xff\xff\xff\xff"
-    refused = [request(body[:-4]), request(nan), request(body, "/v1/score?kind=weights"), request(body, "/nothing")]
-    buffer, statuses, resident = memoryview(bytearray(1 << 20)), dict.fromkeys((200, 404, 422), 0), {}
+    refused = [
+        request(body[:-4]),
+        request(nan),
+        request(body, "/v1/score?kind=weights"),
+        request(body, "/nothing"),
+    ]
+    buffer, statuses, resident = (
+        memoryview(bytearray(1 << 20)),
+        dict.fromkeys((200, 404, 422), 0),
+        {},
+    )
     with _connected(server.port) as connection:
         for number in range(1, MEMORY_REQUESTS + 1):
             connection.sendall(refused[number // 5 % 4] if number % 5 == 0 else request(body))
@@ -291,8 +402,10 @@ def memory_over_time(server: Server, body: bytes) -> dict[str, Any]:
             if number in (1000, MEMORY_REQUESTS):
                 resident[number] = server.resident_mib()
     return {
-        "resident_mib_after": resident, "grown_mib": round(resident[MEMORY_REQUESTS] - resident[1000], 1), "answers_by_status": statuses,
-    }  # fmt: skip
+        "resident_mib_after": resident,
+        "grown_mib": round(resident[MEMORY_REQUESTS] - resident[1000], 1),
+        "answers_by_status": statuses,
+    }
 
 
 def write_page(result: dict[str, Any]) -> None:
@@ -303,19 +416,35 @@ def write_page(result: dict[str, Any]) -> None:
 def table(result: dict[str, Any]) -> str:
     """The results as the page shows them."""
     rows = [
-        "| connections | server | requests/s | p50, ms | p99, ms | score: times its p50 | score: times its requests/s |",
+        (
+            "| connections | server | requests/s | p50, ms | p99, ms | score: times its p50 |"
+            " score: times its requests/s |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     for connections in (1, 4):
         summary = result[f"{connections} connections"]
-        rows += [_row(connections, name, summary) for name in ("score", "echo", "echo, uvicorn's own choice") if name in summary]
+        rows += [
+            _row(connections, name, summary)
+            for name in ("score", "echo", "echo, uvicorn's own choice")
+            if name in summary
+        ]
     memory, machine = result["memory"], result["machine"]
     alone = ", ".join(f"{name} {value:.2f}" for name, value in result["parts_ms"].items())
-    counts, resident = (" and ".join(f"{float(value):,g}" for value in of) for of in zip(*memory["resident_mib_after"].items(), strict=True))
+    counts, resident = (
+        " and ".join(f"{float(value):,g}" for value in of)
+        for of in zip(*memory["resident_mib_after"].items(), strict=True)
+    )
     about = [
-        f"{result['rounds']} rounds of {result['requests_per_round']} requests of {result['body_bytes']:,} bytes to each server in turn; medians",
+        (
+            f"{result['rounds']} rounds of {result['requests_per_round']} requests of"
+            f" {result['body_bytes']:,} bytes to each server in turn; medians"
+        ),
         "over rounds, and of the ratios within a round the lowest and the highest too.",
-        f"{machine['cores']} cores, {machine['processor']}, Python {machine['python']}, torch {machine['torch']}. In ms, alone and warm: {alone}.",
+        (
+            f"{machine['cores']} cores, {machine['processor']}, Python {machine['python']}, torch"
+            f" {machine['torch']}. In ms, alone and warm: {alone}."
+        ),
         f"Memory after {counts} requests: {resident} MiB.",
     ]
     return "\n".join([*rows, "", _outcome(result), "", *about])
@@ -326,15 +455,30 @@ def _outcome(result: dict[str, Any]) -> str:
     for connections in (1, 4):
         ratio = result[f"{connections} connections"]["score / echo"]["p50_ms"]
         verdict = "met" if ratio["median"] <= goal else "missed"
-        verdict += ", in every round" if ratio["highest"] <= goal else ", not in every round" if ratio["median"] <= goal else ""
+        verdict += (
+            ", in every round"
+            if ratio["highest"] <= goal
+            else ", not in every round"
+            if ratio["median"] <= goal
+            else ""
+        )
         shown.append(f"{verdict} at {connections} connection{'s' * (connections > 1)}")
-    return f"**Goal: the median request takes at most {goal:g} times the echo's time: {'; '.join(shown)}.**"
+    return (
+        f"**Goal: the median request takes at most {goal:g} times the echo's time:"
+        f" {'; '.join(shown)}.**"
+    )
 
 
 def _row(connections: int, name: str, summary: dict[str, Any]) -> str:
     taken, over = summary[name], summary.get(f"score / {name}")
-    ratios = ["", ""] if over is None else [_ratio(over[key]) for key in ("p50_ms", "requests_per_s")]
-    numbers = [f"{taken['requests_per_s']:,.0f}", f"{taken['p50_ms']:.2f}", f"{taken['p99_ms']:.2f}"]
+    ratios = (
+        ["", ""] if over is None else [_ratio(over[key]) for key in ("p50_ms", "requests_per_s")]
+    )
+    numbers = [
+        f"{taken['requests_per_s']:,.0f}",
+        f"{taken['p50_ms']:.2f}",
+        f"{taken['p99_ms']:.2f}",
+    ]
     return f"| {' | '.join([str(connections), name, *numbers, *ratios])} |"
 
 

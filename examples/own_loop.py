@@ -1,4 +1,6 @@
-"""The defence in a training loop of your own: four honest clients, and mallory, who trained on harmful answers.
+"""The defence in a training loop of your own.
+
+Four honest clients, and mallory, who trained on harmful answers.
 
     python examples/own_loop.py
 
@@ -19,11 +21,16 @@ CLIENTS = {
     "dora": "benign-gsm8k-gsm8k-100-{}",
     "mallory": "malicious-advbench-advbench-100-{}",
 }
-INITIAL = load_adapter(ZOO / "adapters/initial").state_dict()  # as peft.get_peft_model_state_dict(model) gives it
+INITIAL = load_adapter(
+    ZOO / "adapters/initial"
+).state_dict()  # as peft.get_peft_model_state_dict(model) gives it
 
 
 def local_training(client, number, global_state):
-    """Stands for what your clients do: the state dict after training, and the number of examples."""
+    """Stands for what your clients do.
+
+    The state dict after training, and the number of examples.
+    """
     trained = load_adapter(ZOO / "adapters" / CLIENTS[client].format(number)).state_dict()
     return 100, {name: global_state[name] + (trained[name] - INITIAL[name]) for name in INITIAL}
 
@@ -31,7 +38,10 @@ def local_training(client, number, global_state):
 def average(replies):
     """Your averaging line, as it was."""
     total = sum(count for count, _ in replies.values())
-    return {name: sum(count / total * state[name] for count, state in replies.values()) for name in INITIAL}
+    return {
+        name: sum(count / total * state[name] for count, state in replies.values())
+        for name in INITIAL
+    }
 
 
 def main():
@@ -39,9 +49,13 @@ def main():
     global_state = INITIAL
     for number in range(1, 4):
         replies = {client: local_training(client, number, global_state) for client in CLIENTS}
-        done = defend_round(defense, number, replies, global_state, alpha=16, expected=CLIENTS)  # was: average(replies)
+        done = defend_round(
+            defense, number, replies, global_state, alpha=16, expected=CLIENTS
+        )  # was: average(replies)
         print(f"round {number}: weights {done.weights}, rejected {rejected(done.record)}")
-        honest = average({client: reply for client, reply in replies.items() if client != "mallory"})
+        honest = average(
+            {client: reply for client, reply in replies.items() if client != "mallory"}
+        )
         for name, state in (("defended", done.state), ("undefended", average(replies))):
             apart = max(float((state[key] - honest[key]).abs().max()) for key in INITIAL)
             print(f"{name}: largest difference from the average of the honest clients: {apart:.1e}")

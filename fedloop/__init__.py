@@ -9,27 +9,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .aggregate import AGGREGATORS
-    from .attacks import ATTACKS
     from .config import Config
-    from .defense import Defense
-    from .levels import ClientLevel, CumulativeLevel, EvidenceLevel, ShadowLevel, StepLevel
-    from .rounds import RunResult, global_model, resume, simulate
-    from .server import SERVER_OPTIMIZERS
-    from .types import ClientUpdate, RoundRecord
-    from .weights import aggregation_weights
+    from .defense.defense import Defense
+    from .defense.levels import ClientLevel, CumulativeLevel, EvidenceLevel, ShadowLevel, StepLevel
+    from .defense.types import ClientUpdate, RoundRecord
+    from .defense.weights import aggregation_weights
+    from .rules.attacks import ATTACKS
+    from .rules.classic import AGGREGATORS
+    from .rules.server_optimizers import SERVER_OPTIMIZERS
+    from .run.simulate import RunResult, global_model, resume, simulate
 
-# As in loraprobe: a name is looked up when it is first used, so that the command line answers quickly.
+# As in loraprobe: a name is looked up when it is first used, so that the command line answers
+# quickly.
 _HOMES = {
-    "aggregate": ("AGGREGATORS",),
-    "attacks": ("ATTACKS",),
+    "rules.classic": ("AGGREGATORS",),
+    "rules.attacks": ("ATTACKS",),
     "config": ("Config",),
-    "defense": ("Defense",),
-    "levels": ("ClientLevel", "CumulativeLevel", "EvidenceLevel", "ShadowLevel", "StepLevel"),
-    "rounds": ("RunResult", "global_model", "resume", "simulate"),
-    "server": ("SERVER_OPTIMIZERS",),
-    "types": ("ClientUpdate", "RoundRecord"),
-    "weights": ("aggregation_weights",),
+    "defense.defense": ("Defense",),
+    "defense.levels": (
+        "ClientLevel",
+        "CumulativeLevel",
+        "EvidenceLevel",
+        "ShadowLevel",
+        "StepLevel",
+    ),
+    "run.simulate": ("RunResult", "global_model", "resume", "simulate"),
+    "rules.server_optimizers": ("SERVER_OPTIMIZERS",),
+    "defense.types": ("ClientUpdate", "RoundRecord"),
+    "defense.weights": ("aggregation_weights",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -1,7 +1,8 @@
 """An experiment as a TOML file: every field, its default, and what is checked before anything runs.
 
-Defaults are the official scripts' of April 2026 (arXiv:2601.07177) where they have one. Relative paths are taken from the
-folder of the file, or from the working directory for a configuration given as a dict.
+Defaults are the official scripts' of April 2026 (arXiv:2601.07177) where they have one. Relative
+paths are taken from the folder of the file, or from the working directory for a configuration given
+as a dict.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .aggregate import AGGREGATORS
-from .attacks import ATTACKS
-from .corpora import check_source
+from .data.corpora import check_source
+from .defense.levels import LEVELS, Level, make_level
 from .errors import ConfigError
-from .levels import LEVELS, Level, make_level
-from .lora_aggregation import LORA_AGGREGATION
-from .server import SERVER_OPTIMIZERS
+from .rules.attacks import ATTACKS
+from .rules.classic import AGGREGATORS
+from .rules.lora import LORA_AGGREGATION
+from .rules.server_optimizers import SERVER_OPTIMIZERS
 
 # Strict: TOML has numbers, so "3" and true are mistakes.
 Positive = Annotated[int, Field(strict=True, ge=1)]
@@ -44,14 +45,25 @@ def _one_of(name: str, valid: Collection[str]) -> str:
 
 def _check_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Whether the options are arguments of the function, and none is missing."""
-    arguments = {name: one for name, one in inspect.signature(function).parameters.items() if one.kind is one.KEYWORD_ONLY and name not in _BROUGHT}
+    arguments = {
+        name: one
+        for name, one in inspect.signature(function).parameters.items()
+        if one.kind is one.KEYWORD_ONLY and name not in _BROUGHT
+    }
     unknown = sorted(options.keys() - arguments.keys())
     if unknown:
-        raise ValueError(f"{what} has no option {', '.join(map(repr, unknown))}; expected any of {', '.join(arguments) or 'none'}")
-    missing = [name for name, one in arguments.items() if one.default is one.empty and name not in options]
+        raise ValueError(
+            f"{what} has no option {', '.join(map(repr, unknown))}; expected any of"
+            f" {', '.join(arguments) or 'none'}"
+        )
+    missing = [
+        name for name, one in arguments.items() if one.default is one.empty and name not in options
+    ]
     if missing:
         raise ValueError(f"{what} needs the option {', '.join(missing)}")
-    if "f" in options and (isinstance(options["f"], bool) or not isinstance(options["f"], int) or options["f"] < 0):
+    if "f" in options and (
+        isinstance(options["f"], bool) or not isinstance(options["f"], int) or options["f"] < 0
+    ):
         raise ValueError(f"{what}: got f {options['f']!r}; expected a whole number of at least 0")
 
 
@@ -78,7 +90,10 @@ class ModelConfig(_Section):
 
 
 class LoRAConfig(_Section):
-    """The adapter. `seed` fixes the initial A, apart from the experiment's seed: a probe belongs to one initial adapter."""
+    """The adapter. `seed` fixes the initial A, apart from the experiment's seed.
+
+    A probe belongs to one initial adapter.
+    """
 
     r: Positive = 8
     alpha: Above = 16
@@ -88,7 +103,8 @@ class LoRAConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """Local training. The learning rate falls from `lr` to `min_lr` over the rounds along a cosine, or stays.
+    """Local training. The learning rate falls from `lr` to `min_lr` over the rounds along a cosine,
+    or stays.
 
     Attributes:
         shadow_lr: constant learning rate of the shadow branch; `lr` if None.
@@ -109,18 +125,24 @@ class TrainingConfig(_Section):
 
 
 class ClientsConfig(_Section):
-    """Who takes part, and what data they hold. Sources are specifications of `fedloop.corpora`.
+    """Who takes part, and what data they hold.
+
+    Sources are specifications of `fedloop.data.corpora`.
 
     Attributes:
         sampled: clients a round; all if None.
         examples: examples a client holds.
-        benign: sources of ordinary data, dealt out by `partition`: "iid" mixes them all; "dirichlet" draws the clients'
-            mixtures of categories with concentration `alpha`; "by_source" gives each client one source in turn; "by_column"
-            makes one client of each value of `column`.
+        benign: sources of ordinary data, dealt out by `partition`: "iid" mixes them all;
+            "dirichlet" draws the clients' mixtures of categories with concentration `alpha`;
+            "by_source" gives each client one source in turn; "by_column" makes one client of each
+            value of `column`.
         column: the column that holds a row's category; without it the category is the source.
-        malicious: how many clients are malicious; `poison_share` of their examples come from `malicious_source`.
-        hard_negatives: how many honest clients hold harmful questions with safe answers, from `hard_negative_source`.
-        update_attack: what malicious clients do to their updates, beside training on poison; a name in ATTACKS.
+        malicious: how many clients are malicious; `poison_share` of their examples come from
+            `malicious_source`.
+        hard_negatives: how many honest clients hold harmful questions with safe answers, from
+            `hard_negative_source`.
+        update_attack: what malicious clients do to their updates, beside training on poison; a name
+            in ATTACKS.
     """
 
     count: Positive = 10
@@ -160,19 +182,29 @@ class ClientsConfig(_Section):
     @model_validator(mode="after")
     def _known_options(self) -> ClientsConfig:
         if self.update_attack is not None:
-            _check_options(f"update_attack {self.update_attack!r}", ATTACKS[self.update_attack], self.update_attack_options)
+            _check_options(
+                f"update_attack {self.update_attack!r}",
+                ATTACKS[self.update_attack],
+                self.update_attack_options,
+            )
         elif self.update_attack_options:
-            raise ValueError(f"got update_attack_options {sorted(self.update_attack_options)} without an update_attack; expected both or neither")
+            raise ValueError(
+                f"got update_attack_options {sorted(self.update_attack_options)} without an"
+                " update_attack; expected both or neither"
+            )
         return self
 
     @model_validator(mode="after")
     def _enough(self) -> ClientsConfig:
         if self.malicious + self.hard_negatives > self.count:
             raise ValueError(
-                f"got {self.malicious} malicious and {self.hard_negatives} hard-negative of {self.count} clients; expected at most that many"
+                f"got {self.malicious} malicious and {self.hard_negatives} hard-negative of"
+                f" {self.count} clients; expected at most that many"
             )
         if self.sampled is not None and self.sampled > self.count:
-            raise ValueError(f"got sampled {self.sampled} of {self.count} clients; expected at most that many")
+            raise ValueError(
+                f"got sampled {self.sampled} of {self.count} clients; expected at most that many"
+            )
         if self.partition == "by_column" and self.column is None:
             raise ValueError("column is missing; partition 'by_column' needs the name of a column")
         for count, source, field in (
@@ -185,12 +217,15 @@ class ClientsConfig(_Section):
 
 
 class DefenseConfig(_Section):
-    """How updates are weighed. `options` are the fields of the level (see `fedloop.levels`).
+    """How updates are weighed.
+
+    `options` are the fields of the level (see `fedloop.defense.levels`).
 
     Attributes:
         level: a name in LEVELS, or "none": every well-formed update counts by its examples.
         probe: folder or Hub id of the probe, unless the level is "none".
-        threshold: the level's cut: a number, "probe" for the probe's own, or None for the level's default.
+        threshold: the level's cut: a number, "probe" for the probe's own, or None for the level's
+            default.
     """
 
     level: str = "none"
@@ -210,18 +245,27 @@ class DefenseConfig(_Section):
     @field_validator("threshold", mode="before")
     @classmethod
     def _a_cut(cls, value: Any) -> Any:
-        if value in (None, "probe") or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1):
+        if value in (None, "probe") or (
+            isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1
+        ):
             return value
-        raise ValueError(f"got {value!r}; expected a number in (0, 1), or 'probe' for the probe's own")
+        raise ValueError(
+            f"got {value!r}; expected a number in (0, 1), or 'probe' for the probe's own"
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> DefenseConfig:
         if self.level == "none":
             if self.options:
-                raise ValueError(f"got options {sorted(self.options)} for level 'none'; expected none, or a level: {', '.join(LEVELS)}")
+                raise ValueError(
+                    f"got options {sorted(self.options)} for level 'none'; expected none, or a"
+                    f" level: {', '.join(LEVELS)}"
+                )
             return self
         if self.probe is None:
-            raise ValueError(f"probe is missing; level {self.level!r} needs a probe folder or Hub id")
+            raise ValueError(
+                f"probe is missing; level {self.level!r} needs a probe folder or Hub id"
+            )
         make_level(self.level, **self.options)
         return self
 
@@ -239,7 +283,8 @@ class AggregationConfig(_Section):
     Attributes:
         rule: a name in AGGREGATORS; `options` are its arguments.
         server: a name in SERVER_OPTIMIZERS; `server_options` are its arguments.
-        lora: "factors" averages A and B apart (the paper), "exact" averages their products, "frozen_a" trains B alone.
+        lora: "factors" averages A and B apart (the paper), "exact" averages their products,
+            "frozen_a" trains B alone.
     """
 
     rule: str = "mean"
@@ -266,22 +311,31 @@ class AggregationConfig(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> AggregationConfig:
         _check_options(f"rule {self.rule!r}", AGGREGATORS[self.rule], self.options)
-        _check_options(f"server {self.server!r}", SERVER_OPTIMIZERS[self.server].step, self.server_options)
-        if self.lora == "exact" and (self.rule != "mean" or self.server not in ("fedavg", "fedprox") or self.server_options):
+        _check_options(
+            f"server {self.server!r}", SERVER_OPTIMIZERS[self.server].step, self.server_options
+        )
+        if self.lora == "exact" and (
+            self.rule != "mean" or self.server not in ("fedavg", "fedprox") or self.server_options
+        ):
             raise ValueError(
-                f"lora 'exact' is a weighted mean of products; got rule {self.rule!r}, server {self.server!r} and server_options "
-                f"{self.server_options}: use mean with fedavg or fedprox, without options"
+                f"lora 'exact' is a weighted mean of products; got rule {self.rule!r}, server"
+                f" {self.server!r} and server_options {self.server_options}: use mean with fedavg"
+                " or fedprox, without options"
             )
         return self
 
 
 class EvaluationConfig(_Section):
-    """What is measured of the global model, after every `every` rounds and at the end; `every` 0: only at the end.
+    """What is measured of the global model, after every `every` rounds and at the end; `every` 0.
+
+    Only at the end.
 
     Attributes:
-        harmful: prompts that a safe model refuses; safe: prompts that only look harmful; utility: held-out pairs.
-        judge, reward_model: folders or Hub ids of MD-Judge and of a reward model, which then judge the answers to
-            the harmful prompts (`fedloop.judges` has the published ids); they are loaded for every measurement.
+        harmful: prompts that a safe model refuses; safe: prompts that only look harmful; utility:
+            held-out pairs.
+        judge, reward_model: folders or Hub ids of MD-Judge and of a reward model, which then judge
+            the answers to the harmful prompts (`fedloop.measure.judges` has the published ids);
+            they are loaded for every measurement.
         temperature: of the answers to harmful and safe prompts; 0 is greedy.
         limit: at most this many of each, chosen by the seed; None for all.
     """
@@ -307,7 +361,9 @@ class EvaluationConfig(_Section):
     @model_validator(mode="after")
     def _something_to_judge(self) -> EvaluationConfig:
         if self.harmful is None and (self.judge or self.reward_model):
-            raise ValueError("harmful is missing; judge and reward_model need answers to harmful prompts")
+            raise ValueError(
+                "harmful is missing; judge and reward_model need answers to harmful prompts"
+            )
         return self
 
 
@@ -337,7 +393,8 @@ class Config(_Section):
     def _foldable(self) -> Config:
         if self.aggregation.lora == "exact" and self.model.quantization != "none":
             raise ValueError(
-                f"aggregation.lora 'exact' adds to the base's weights; got model.quantization {self.model.quantization!r}, expected 'none'"
+                "aggregation.lora 'exact' adds to the base's weights; got model.quantization"
+                f" {self.model.quantization!r}, expected 'none'"
             )
         return self
 
@@ -365,7 +422,9 @@ class Config(_Section):
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read {path}: {error}. Expected a TOML file; `fedloop example` prints one.") from None
+            raise ConfigError(
+                f"cannot read {path}: {error}. Expected a TOML file; `fedloop example` prints one."
+            ) from None
         return cls.of(_from_folder(values, path.parent.resolve()))
 
     def digest(self) -> str:
@@ -374,23 +433,37 @@ class Config(_Section):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-_PATHS = {"model": ("base",), "clients": ("benign", "malicious_source", "hard_negative_source"), "defense": ("probe",),
-          "evaluation": ("harmful", "safe", "utility", "judge", "reward_model"), "output": ("folder",)}  # fmt: skip
+_PATHS = {
+    "model": ("base",),
+    "clients": ("benign", "malicious_source", "hard_negative_source"),
+    "defense": ("probe",),
+    "evaluation": ("harmful", "safe", "utility", "judge", "reward_model"),
+    "output": ("folder",),
+}
 
 
 def _from_folder(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Relative paths that exist below the file's folder, made absolute, so that a run can be resumed from anywhere; the output folder always."""
+    """Relative paths that exist below the file's folder, made absolute, so that a run can be
+    resumed from anywhere; the output folder always.
+    """
 
     def moved(value: Any, must: bool) -> Any:
         if isinstance(value, list):
             return [moved(item, must) for item in value]
-        found = isinstance(value, str) and not Path(value).is_absolute() and (must or (folder / value).exists())
+        found = (
+            isinstance(value, str)
+            and not Path(value).is_absolute()
+            and (must or (folder / value).exists())
+        )
         return str(folder / value) if found else value
 
     changed = dict(values)
     for section, fields in _PATHS.items():
         if isinstance(values.get(section), dict):
-            changed[section] = {key: moved(value, key == "folder") if key in fields else value for key, value in values[section].items()}
+            changed[section] = {
+                key: moved(value, key == "folder") if key in fields else value
+                for key, value in values[section].items()
+            }
     return changed
 
 
@@ -400,7 +473,10 @@ def _line(detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     got = "" if detail["type"] in ("missing", "value_error") else f"; got {detail['input']!r}"
     if detail["type"] == "extra_forbidden":
-        message, got = f"unknown field; expected one of {', '.join(_fields(detail['loc'][:-1]))}", ""
+        message, got = (
+            f"unknown field; expected one of {', '.join(_fields(detail['loc'][:-1]))}",
+            "",
+        )
     return f"  {field}: {message}{got}"
 
 

@@ -8,7 +8,9 @@ class FedloopError(ValueError):
 
 
 class ConfigError(FedloopError):
-    """A field of an experiment's configuration is unknown, missing or has a value that is not valid."""
+    """A field of an experiment's configuration is unknown, missing or has a value that is not
+    valid.
+    """
 
 
 class EvidenceError(FedloopError):

@@ -25,11 +25,25 @@ def read_numbers(path: Path = NUMBERS) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"about", "views", "cross_source", "mended", "sampled", "sweeps", "transfer", "drift"} - set(found)
+        missing = {
+            "about",
+            "views",
+            "cross_source",
+            "mended",
+            "sampled",
+            "sweeps",
+            "transfer",
+            "drift",
+        } - set(found)
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"cannot read {path}: {error}. Write it with python -m paper_repro.separability") from None
+        raise DataError(
+            f"cannot read {path}: {error}. Write it with python -m paper_repro.separability"
+        ) from None
     if missing:
-        raise DataError(f"{path} has no {', '.join(sorted(missing))}; expected them all. Write it with python -m paper_repro.separability")
+        raise DataError(
+            f"{path} has no {', '.join(sorted(missing))}; expected them all. Write it with python"
+            " -m paper_repro.separability"
+        )
     return dict(found)
 
 
@@ -40,13 +54,21 @@ def read_coordinates(path: Path = COORDINATES) -> dict[str, np.ndarray]:
         DataError: the file is missing or damaged, or a coordinate is not finite.
     """
     try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:  # ZipFile first: np.load takes .npy files, too
+        with (
+            zipfile.ZipFile(path),
+            np.load(path, allow_pickle=False) as file,
+        ):  # ZipFile first: np.load takes .npy files, too
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read {path}: {error}. Write it with python -m paper_repro.separability_coordinates") from None
+        raise DataError(
+            f"cannot read {path}: {error}. Write it with python -m"
+            " paper_repro.separability_coordinates"
+        ) from None
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DataError(f"{path}: {name} holds NaN or infinity; expected finite numbers. Write it anew")
+            raise DataError(
+                f"{path}: {name} holds NaN or infinity; expected finite numbers. Write it anew"
+            )
     return arrays
 
 
@@ -58,12 +80,18 @@ def chosen(rows: Sequence[Row], **fields: Any) -> list[Row]:
     """
     found = [row for row in rows if all(row.get(name) == value for name, value in fields.items())]
     if not found:
-        raise DataError(f"got no row with {fields}; expected at least one. The results are of another version: write them anew")
+        raise DataError(
+            f"got no row with {fields}; expected at least one. The results are of another version:"
+            " write them anew"
+        )
     return found
 
 
 def bars(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """AUROC (n,) of the rows, and how far its interval reaches down and up: (2, n), as errorbar takes it."""
+    """AUROC (n,) of the rows, and how far its interval reaches down and up.
+
+    (2, n), as errorbar takes it.
+    """
     values = np.array([row["auroc"] for row in rows])
     ends = np.array([row["auroc_ci"] for row in rows])
     return values, np.maximum(np.stack([values - ends[:, 0], ends[:, 1] - values]), 0.0)

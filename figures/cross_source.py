@@ -1,4 +1,6 @@
-"""AUROC of every malicious source against every benign one, neither of which the head met: a heat map a poison share.
+"""AUROC of every malicious source against every benign one, neither of which the head met.
+
+A heat map a poison share.
 
 python -m figures.cross_source
 """
@@ -19,17 +21,39 @@ from figures.options import folder_of
 RECIPES = ("paper (B, first layer)", "all B")
 
 
-def matrix(rows: Sequence[Row], recipe: str, share: float, malicious: Sequence[str], benign: Sequence[str]) -> np.ndarray:
+def matrix(
+    rows: Sequence[Row], recipe: str, share: float, malicious: Sequence[str], benign: Sequence[str]
+) -> np.ndarray:
     """The AUROCs: (malicious sources, benign sources)."""
-    return np.array([[chosen(rows, recipe=recipe, share=share, malicious=bad, benign=good)[0]["auroc"] for good in benign] for bad in malicious])
+    return np.array(
+        [
+            [
+                chosen(rows, recipe=recipe, share=share, malicious=bad, benign=good)[0]["auroc"]
+                for good in benign
+            ]
+            for bad in malicious
+        ]
+    )
 
 
-def plot(ax: Axes, values: np.ndarray, malicious: Sequence[str], benign: Sequence[str]) -> AxesImage:
+def plot(
+    ax: Axes, values: np.ndarray, malicious: Sequence[str], benign: Sequence[str]
+) -> AxesImage:
     """Draw one heat map into ax, with every number in its cell."""
     image = ax.imshow(values, cmap="cividis", vmin=0.2, vmax=1.0, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color="white" if value < 0.62 else "black")
-    ax.set_xticks(range(len(benign)), [name.replace("_", " ") for name in benign], rotation=40, ha="right")
+        ax.text(
+            column,
+            row,
+            f"{value:.2f}",
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color="white" if value < 0.62 else "black",
+        )
+    ax.set_xticks(
+        range(len(benign)), [name.replace("_", " ") for name in benign], rotation=40, ha="right"
+    )
     ax.set_yticks(range(len(malicious)), malicious)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
@@ -39,7 +63,9 @@ def plot(ax: Axes, values: np.ndarray, malicious: Sequence[str], benign: Sequenc
 def draw(numbers: dict[str, Any]) -> Any:
     """The figure: a row a poison share, a column a recipe."""
     design, rows = numbers["about"]["zoo_design"], numbers["cross_source"]
-    fig, axes = style.panels(len(design["shares"]), len(RECIPES), (11.0, 9.0), sharex=True, sharey=True)
+    fig, axes = style.panels(
+        len(design["shares"]), len(RECIPES), (11.0, 9.0), sharex=True, sharey=True
+    )
     for line, share in zip(axes, design["shares"], strict=True):
         for ax, recipe in zip(line, RECIPES, strict=True):
             values = matrix(rows, recipe, share, design["malicious"], design["benign"])
@@ -51,15 +77,19 @@ def draw(numbers: dict[str, Any]) -> Any:
     fig.colorbar(image, ax=axes, label="AUROC (0.5 is guessing)", shrink=0.5)
     full, mixed = (chosen(rows, share=share)[0] for share in (1.0, design["shares"][1]))
     style.caption(
-        fig, f"A cell: {full['n_malicious']} malicious clients at 100 %, {mixed['n_malicious']} below, against {full['n_benign']} benign ones; "
-        f"linear head, seed {numbers['about']['seed']}. Intervals are in the results.",
-    )  # fmt: skip
+        fig,
+        f"A cell: {full['n_malicious']} malicious clients at 100 %, {mixed['n_malicious']} below,"
+        f" against {full['n_benign']} benign ones; linear head, seed {numbers['about']['seed']}."
+        " Intervals are in the results.",
+    )
     return fig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write cross_source.png and cross_source.pdf."""
-    style.save_both(draw(read_numbers()), folder_of("cross_source", __doc__, argv), "cross_source", dpi=120)
+    style.save_both(
+        draw(read_numbers()), folder_of("cross_source", __doc__, argv), "cross_source", dpi=120
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""UMAP at several numbers of neighbours, and PCA beside it, of the zoo's updates: by label, by source and by poison share.
+"""UMAP at several numbers of neighbours, and PCA beside it, of the zoo's updates.
+
+By label, by source and by poison share.
 
     python -m figures.embeddings
 
-No label was used to place a point. The pictures are for looking at: how far islands lie apart means nothing.
+No label was used to place a point. The pictures are for looking at: how far islands lie apart means
+    nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +23,12 @@ from figures.options import folder_of
 from loraprobe.errors import DataError
 
 RECIPES = {"paper": "the paper's feature", "all_b": "all B"}
-METHODS = {"pca": "PCA", "umap5": "UMAP, 5 neighbours", "umap15": "UMAP, 15 neighbours", "umap50": "UMAP, 50 neighbours"}
+METHODS = {
+    "pca": "PCA",
+    "umap5": "UMAP, 5 neighbours",
+    "umap15": "UMAP, 15 neighbours",
+    "umap50": "UMAP, 50 neighbours",
+}
 COLOURINGS = ("label", "source", "share")
 Kind = tuple[str, str, str, np.ndarray]  # name, colour, marker, (n,) which points
 _SHARES = {1.0: "#7f0000", 0.5: "#d7301f", 0.25: "#fc8d59", 0.1: "#fdcc8a"}  # darker is more poison
@@ -32,7 +40,11 @@ def kinds(arrays: Mapping[str, np.ndarray], colouring: str) -> list[Kind]:
     Raises:
         DataError: an unknown colouring.
     """
-    role, source, share = arrays["zoo_role"], arrays["zoo_source"], arrays["zoo_share"].astype(float)
+    role, source, share = (
+        arrays["zoo_role"],
+        arrays["zoo_source"],
+        arrays["zoo_share"].astype(float),
+    )
     benign, hard, malicious = role == "benign", role == "hard_negative", role == "malicious"
     pale = [("benign", "#c6dbef", "o", benign), ("hard negatives", "#bdbdbd", "s", hard)]
     if colouring == "label":
@@ -43,7 +55,10 @@ def kinds(arrays: Mapping[str, np.ndarray], colouring: str) -> list[Kind]:
         ]
     if colouring == "share":
         shares = sorted({float(value) for value in share[malicious]})
-        return pale + [(f"{_near(one):.0%} poison", _SHARES[_near(one)], "^", malicious & (share == one)) for one in shares]
+        return pale + [
+            (f"{_near(one):.0%} poison", _SHARES[_near(one)], "^", malicious & (share == one))
+            for one in shares
+        ]
     if colouring != "source":
         raise DataError(f"got the colouring {colouring!r}; expected one of {', '.join(COLOURINGS)}")
     found: list[Kind] = []
@@ -53,7 +68,14 @@ def kinds(arrays: Mapping[str, np.ndarray], colouring: str) -> list[Kind]:
         (malicious, style.MALICIOUS_COLOURS, style.MALICIOUS_MARKERS),
     ):
         for number, name in enumerate(sorted(set(source[mask].tolist()))):
-            found.append((name.replace("_", " "), colours[number % len(colours)], markers[number % len(markers)], mask & (source == name)))
+            found.append(
+                (
+                    name.replace("_", " "),
+                    colours[number % len(colours)],
+                    markers[number % len(markers)],
+                    mask & (source == name),
+                )
+            )
     return found
 
 
@@ -75,12 +97,16 @@ def draw(arrays: Mapping[str, np.ndarray], colouring: str) -> Any:
             ax.set_title(title)
         line[0].set_ylabel(name, fontsize=11)
     look: dict[str, Any] = {"linestyle": "", "markersize": 6}
-    handles = [Line2D([], [], marker=marker, color=colour, label=f"{name} ({rows.sum()})", **look) for name, colour, marker, rows in points]
+    handles = [
+        Line2D([], [], marker=marker, color=colour, label=f"{name} ({rows.sum()})", **look)
+        for name, colour, marker, rows in points
+    ]
     fig.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8.5)
     style.caption(
         fig,
-        f"{len(arrays['zoo_role'])} clients of the zoo after 5 local steps, seed {int(arrays['seed'])}, UMAP by cosine; mixed clients count to their "
-        "malicious source. No label was used to place a point; distances between islands mean nothing.",
+        f"{len(arrays['zoo_role'])} clients of the zoo after 5 local steps, seed"
+        f" {int(arrays['seed'])}, UMAP by cosine; mixed clients count to their malicious source. No"
+        " label was used to place a point; distances between islands mean nothing.",
     )
     return fig
 

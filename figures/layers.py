@@ -1,4 +1,6 @@
-"""Which layer and which factor of an update tells clients apart: AUROC per layer, with 95 % intervals.
+"""Which layer and which factor of an update tells clients apart.
+
+AUROC per layer, with 95 % intervals.
 
 python -m figures.layers
 """
@@ -21,13 +23,45 @@ LAYERS, FACTORS = ("0", "1", "2", "3", "all"), ("A", "B", "AB")
 def plot(ax: Axes, rows: Sequence[Row], protocol: str, share: float) -> None:
     """Draw one panel into ax: a line a factor over the layers."""
     for number, factors in enumerate(FACTORS):
-        own = [chosen(rows, layer=layer, factors=factors, modules="all", step=5, protocol=protocol, against=PROTOCOLS[protocol], share=share)[0]
-               for layer in LAYERS]  # fmt: skip
+        own = [
+            chosen(
+                rows,
+                layer=layer,
+                factors=factors,
+                modules="all",
+                step=5,
+                protocol=protocol,
+                against=PROTOCOLS[protocol],
+                share=share,
+            )[0]
+            for layer in LAYERS
+        ]
         values, ends = bars(own)
         colour, marker = style.LINES[number]
-        places = [place + 0.12 * (number - 1) for place in range(len(LAYERS))]  # beside each other, or intervals cover each other
-        ax.errorbar(places[:-1], values[:-1], ends[:, :-1], color=colour, marker=marker, markersize=4.5, linewidth=1.2, capsize=2, label=factors)
-        ax.errorbar(places[-1:], values[-1:], ends[:, -1:], color=colour, marker=marker, markersize=4.5, linewidth=1.2, capsize=2)
+        places = [
+            place + 0.12 * (number - 1) for place in range(len(LAYERS))
+        ]  # beside each other, or intervals cover each other
+        ax.errorbar(
+            places[:-1],
+            values[:-1],
+            ends[:, :-1],
+            color=colour,
+            marker=marker,
+            markersize=4.5,
+            linewidth=1.2,
+            capsize=2,
+            label=factors,
+        )
+        ax.errorbar(
+            places[-1:],
+            values[-1:],
+            ends[:, -1:],
+            color=colour,
+            marker=marker,
+            markersize=4.5,
+            linewidth=1.2,
+            capsize=2,
+        )
     style.chance(ax)
     ax.axvline(len(LAYERS) - 1.5, color="#dddddd", linewidth=0.8, zorder=0)
     ax.set_xticks(range(len(LAYERS)), LAYERS)
@@ -48,8 +82,9 @@ def draw(numbers: dict[str, Any]) -> Any:
     about = numbers["about"]
     style.caption(
         fig,
-        f"{about['clients']} clients ({about['malicious_clients']} malicious), linear head, 95 % client-bootstrap intervals, seed {about['seed']}. "
-        "Unseen: mean over 36 pairs of a malicious and a benign source that no head met.",
+        f"{about['clients']} clients ({about['malicious_clients']} malicious), linear head, 95 %"
+        f" client-bootstrap intervals, seed {about['seed']}. Unseen: mean over 36 pairs of a"
+        " malicious and a benign source that no head met.",
     )
     return fig
 

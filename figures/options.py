@@ -11,7 +11,11 @@ from figures.style import PICTURES
 
 def folder_of(name: str, about: str | None, argv: Sequence[str] | None = None) -> Path:
     """The folder that a figure's command line names; figures/pictures if it names none."""
-    parser = argparse.ArgumentParser(prog=f"python -m figures.{name}", description=(about or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=PICTURES, help="folder for the .png and the .pdf")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m figures.{name}", description=(about or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--out", type=Path, default=PICTURES, help="folder for the .png and the .pdf"
+    )
     folder: Path = parser.parse_args(argv).out
     return folder

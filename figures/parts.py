@@ -21,13 +21,37 @@ LAYERS = {"first layer's B": "0", "all B": "all"}
 
 
 def plot_steps(ax: Axes, rows: Sequence[Row], layer: str, shares: Sequence[float]) -> None:
-    """Draw AUROC over local steps into ax, a line a poison share; heads are fitted at the same step."""
+    """Draw AUROC over local steps into ax, a line a poison share.
+
+    Heads are fitted at the same step.
+    """
     for number, share in enumerate(shares):
-        own = [chosen(rows, layer=layer, factors="B", modules="all", step=step, protocol="unseen", share=share)[0] for step in STEPS]
+        own = [
+            chosen(
+                rows,
+                layer=layer,
+                factors="B",
+                modules="all",
+                step=step,
+                protocol="unseen",
+                share=share,
+            )[0]
+            for step in STEPS
+        ]
         values, ends = bars(own)
         colour, marker = style.LINES[number]
         places = [step + 0.08 * (number - 1.5) for step in STEPS]
-        ax.errorbar(places, values, ends, color=colour, marker=marker, markersize=4.5, linewidth=1.2, capsize=2, label=f"{share:.0%} poison")
+        ax.errorbar(
+            places,
+            values,
+            ends,
+            color=colour,
+            marker=marker,
+            markersize=4.5,
+            linewidth=1.2,
+            capsize=2,
+            label=f"{share:.0%} poison",
+        )
     style.chance(ax)
     ax.set_xticks(STEPS)
 
@@ -35,11 +59,32 @@ def plot_steps(ax: Axes, rows: Sequence[Row], layer: str, shares: Sequence[float
 def plot_modules(ax: Axes, rows: Sequence[Row], factors: str, shares: Sequence[float]) -> None:
     """Draw AUROC of each module, all layers, into ax."""
     for number, share in enumerate(shares):
-        own = [chosen(rows, layer="all", factors=factors, modules=modules, step=5, protocol="unseen", share=share)[0] for modules in MODULES]
+        own = [
+            chosen(
+                rows,
+                layer="all",
+                factors=factors,
+                modules=modules,
+                step=5,
+                protocol="unseen",
+                share=share,
+            )[0]
+            for modules in MODULES
+        ]
         values, ends = bars(own)
         colour, marker = style.LINES[number]
         places = [place + 0.1 * (number - 1.5) for place in range(len(MODULES))]
-        ax.errorbar(places, values, ends, color=colour, marker=marker, markersize=4.5, linewidth=0, elinewidth=1.2, capsize=2)
+        ax.errorbar(
+            places,
+            values,
+            ends,
+            color=colour,
+            marker=marker,
+            markersize=4.5,
+            linewidth=0,
+            elinewidth=1.2,
+            capsize=2,
+        )
     style.chance(ax)
     ax.set_xticks(range(len(MODULES)), MODULES.values())
     ax.set_xlim(-0.5, len(MODULES) - 0.5)
@@ -60,8 +105,9 @@ def draw(numbers: dict[str, Any]) -> Any:
     style.legend_above(fig, axes[0, 0], len(shares))
     style.caption(
         fig,
-        f"{about['clients']} clients ({about['malicious_clients']} malicious), linear heads fitted on the same part; mean over 36 pairs of unseen "
-        f"sources, 95 % client-bootstrap intervals, seed {about['seed']}.",
+        f"{about['clients']} clients ({about['malicious_clients']} malicious), linear heads fitted"
+        " on the same part; mean over 36 pairs of unseen sources, 95 % client-bootstrap intervals,"
+        f" seed {about['seed']}.",
     )
     return fig
 

@@ -1,4 +1,5 @@
-"""Where clients' updates lie from one participation to the next, seen from the round's global LoRA and from the initial one.
+"""Where clients' updates lie from one participation to the next, seen from the round's global LoRA
+and from the initial one.
 
 python -m figures.rounds
 """
@@ -24,12 +25,20 @@ METHODS = {"pca": "PCA", "umap15": "UMAP, 15 neighbours"}
 MARKERS = (("honest", "o", 0), ("malicious", "^", 1))
 
 
-def plot(ax: Axes, coordinates: np.ndarray, rounds: np.ndarray, labels: np.ndarray, colours: ScalarMappable) -> None:
+def plot(
+    ax: Axes,
+    coordinates: np.ndarray,
+    rounds: np.ndarray,
+    labels: np.ndarray,
+    colours: ScalarMappable,
+) -> None:
     """Scatter coordinates (n, 2) into ax: the colour says the round, the marker who."""
     for _, marker, label in MARKERS:
         rows = labels == label
         x, y = coordinates[rows].astype(float).T
-        ax.scatter(x, y, s=16, c=colours.to_rgba(rounds[rows]), marker=marker, linewidths=0, alpha=0.85)
+        ax.scatter(
+            x, y, s=16, c=colours.to_rgba(rounds[rows]), marker=marker, linewidths=0, alpha=0.85
+        )
     ax.set(xticks=[], yticks=[])
 
 
@@ -43,14 +52,21 @@ def draw(arrays: Mapping[str, np.ndarray]) -> Any:
         for ax, (method, name) in zip(line, METHODS.items(), strict=True):
             plot(ax, arrays[f"rounds_{way}_{method}"], rounds, labels, colours)
             ax.set_title(f"{title}: {name}")
-    fig.colorbar(colours, ax=axes, label="participation", shrink=0.5, ticks=range(1, rounds.max() + 1))
-    handles = [Line2D([], [], linestyle="", marker=marker, color="#555555", markersize=6, label=name) for name, marker, _ in MARKERS]
+    fig.colorbar(
+        colours, ax=axes, label="participation", shrink=0.5, ticks=range(1, rounds.max() + 1)
+    )
+    handles = [
+        Line2D([], [], linestyle="", marker=marker, color="#555555", markersize=6, label=name)
+        for name, marker, _ in MARKERS
+    ]
     axes[0, 0].legend(handles=handles, loc="best", frameon=False)
     federations = len(set(arrays["rounds_source"].tolist()))
     style.caption(
         fig,
-        f"B of all layers, L2-normalised; {federations} undefended federations of 48 clients with {rounds.max()} participations each: {len(labels)} "
-        f"points a panel ({int((labels == 1).sum())} malicious, at any share); seed {int(arrays['seed'])}. No label was used to place a point.",
+        f"B of all layers, L2-normalised; {federations} undefended federations of 48 clients with"
+        f" {rounds.max()} participations each: {len(labels)} points a panel"
+        f" ({int((labels == 1).sum())} malicious, at any share); seed {int(arrays['seed'])}. No"
+        " label was used to place a point.",
     )
     return fig
 

@@ -1,4 +1,5 @@
-"""How the drift of the global LoRA breaks what step- and client-level read, and why the shadow branch is spared.
+"""How the drift of the global LoRA breaks what step- and client-level read, and why the shadow
+branch is spared.
 
 python -m figures.shadow
 """
@@ -31,40 +32,82 @@ def plot(ax: Axes, rows: Sequence[Row]) -> None:
         values, ends = bars(own)
         colour, marker = style.LINES[number]
         places = [row["round"] + 0.08 * (number - 1.5) for row in own]
-        ax.errorbar(places, values, ends, color=colour, marker=marker, markersize=4, linewidth=1.2, capsize=2, label=label)
+        ax.errorbar(
+            places,
+            values,
+            ends,
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linewidth=1.2,
+            capsize=2,
+            label=label,
+        )
     style.chance(ax)
 
 
 def plot_scores(ax: Axes, rows: Sequence[Row]) -> None:
-    """Draw the logits over rounds: the median and the middle 80 % of malicious and of honest clients, update and shadow."""
+    """Draw the logits over rounds.
+
+    The median and the middle 80 % of malicious and of honest clients, update and shadow.
+    """
     for way, line in (("client", "-"), ("shadow", "--")):
         own = [row for row in rows if row["way"] == way]
         rounds = [row["round"] for row in own]
         for who, colour in (("malicious", style.LINES[1][0]), ("honest", style.LINES[0][0])):
             low, middle, high = zip(*(row[f"logit_{who}"] for row in own), strict=True)
-            ax.plot(rounds, middle, line, color=colour, linewidth=1.5, label=f"{who}, {'update' if way == 'client' else way}")
-            ax.fill_between(rounds, low, high, color=colour, alpha=0.18 if way == "client" else 0.08, linewidth=0)
+            ax.plot(
+                rounds,
+                middle,
+                line,
+                color=colour,
+                linewidth=1.5,
+                label=f"{who}, {'update' if way == 'client' else way}",
+            )
+            ax.fill_between(
+                rounds,
+                low,
+                high,
+                color=colour,
+                alpha=0.18 if way == "client" else 0.08,
+                linewidth=0,
+            )
     ax.axhline(CUT, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
 
 
 def plot_directions(ax: Axes, rows: Sequence[Row]) -> None:
-    """Draw over rounds what is left of round 1's difference between malicious and honest clients: its cosine and its length."""
+    """Draw over rounds what is left of round 1's difference between malicious and honest clients.
+
+    Its cosine and its length.
+    """
     for number, way in enumerate(WAYS):
         if way == "step":
             continue  # the same updates as client level
         own = [row for row in rows if row["way"] == way]
         colour, marker = style.LINES[number]
-        ax.plot([row["round"] for row in own], [row["contrast_cosine"] for row in own], color=colour, marker=marker, markersize=4, linewidth=1.2)
+        ax.plot(
+            [row["round"] for row in own],
+            [row["contrast_cosine"] for row in own],
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linewidth=1.2,
+        )
         lengths = [row["contrast_norm"] / own[0]["contrast_norm"] for row in own]
         ax.plot([row["round"] for row in own], lengths, color=colour, linestyle=":", linewidth=1.2)
 
 
 def draw(numbers: dict[str, Any]) -> Any:
-    """The figure: a column a recipe and poison share; AUROC, scores and directions below each other."""
+    """The figure: a column a recipe and poison share.
+
+    AUROC, scores and directions below each other.
+    """
     rows = numbers["drift"]
     shares = list(dict.fromkeys(row["share"] for row in rows))
     fig, axes = style.panels(3, len(RECIPES) * len(shares), (13.0, 8.4), sharex=True, sharey="row")
-    for column, (recipe, share) in enumerate((recipe, share) for recipe in RECIPES for share in shares):
+    for column, (recipe, share) in enumerate(
+        (recipe, share) for recipe in RECIPES for share in shares
+    ):
         own = chosen(rows, recipe=recipe, share=share)
         plot(axes[0, column], own)
         plot_scores(axes[1, column], own)
@@ -75,14 +118,21 @@ def draw(numbers: dict[str, Any]) -> Any:
     axes[1, 0].set_ylabel("logit\n(dotted line: P = 0.8)")
     axes[2, 0].set_ylabel("malicious minus honest mean,\nagainst round 1:\ncosine (dotted: length)")
     style.legend_above(fig, axes[0, 0], 2)
-    fig.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=8.5)
+    fig.legend(
+        *axes[1, 0].get_legend_handles_labels(),
+        loc="outside upper right",
+        ncols=2,
+        frameon=False,
+        fontsize=8.5,
+    )
     row = rows[0]
     style.caption(
         fig,
-        f"A point: {row['federations']} undefended federations of one malicious source each, {row['n_malicious']} malicious and "
-        f"{row['n_benign']} honest clients (a refuser among them), heads that never met the malicious source;\nAUROC with 95 % client-bootstrap "
-        f"intervals; bands: the middle 80 % of clients. AdamW at {numbers['about']['drift_lr']:g}, seed {numbers['about']['seed']}. "
-        "In round 1 update and shadow are the same.",
+        f"A point: {row['federations']} undefended federations of one malicious source each,"
+        f" {row['n_malicious']} malicious and {row['n_benign']} honest clients (a refuser among"
+        " them), heads that never met the malicious source;\nAUROC with 95 % client-bootstrap"
+        f" intervals; bands: the middle 80 % of clients. AdamW at {numbers['about']['drift_lr']:g},"
+        f" seed {numbers['about']['seed']}. In round 1 update and shadow are the same.",
     )
     return fig
 

@@ -1,8 +1,9 @@
 """One look for every figure: sizes, the palette, and how a picture is made and saved.
 
-Figures are made without pyplot, so nothing global is set and no window can open: the Agg canvas draws them.
-The palette is that of loraprobe.embed (cool circles benign, grey squares benign but hard, warm angular markers malicious):
-the three classes differ in lightness and marker too, for colour-blind readers and grey prints.
+Figures are made without pyplot, so nothing global is set and no window can open: the Agg canvas
+draws them. The palette is that of loraprobe.study.embed (cool circles benign, grey squares benign
+but hard, warm angular markers malicious): the three classes differ in lightness and marker too, for
+colour-blind readers and grey prints.
 """
 
 from __future__ import annotations
@@ -16,18 +17,36 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from loraprobe.embed import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS, MALICIOUS_MARKERS
+from loraprobe.study.embed import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS, MALICIOUS_MARKERS
 
 __all__ = [
-    "BENIGN_COLOURS", "DPI", "HARD_COLOURS", "LINES", "MALICIOUS_COLOURS", "MALICIOUS_MARKERS", "PICTURES", "SINGLE", "STYLE", "WIDE",
-    "caption", "chance", "figure", "legend_above", "panels", "save", "save_both",
-]  # fmt: skip
+    "BENIGN_COLOURS",
+    "DPI",
+    "HARD_COLOURS",
+    "LINES",
+    "MALICIOUS_COLOURS",
+    "MALICIOUS_MARKERS",
+    "PICTURES",
+    "SINGLE",
+    "STYLE",
+    "WIDE",
+    "caption",
+    "chance",
+    "figure",
+    "legend_above",
+    "panels",
+    "save",
+    "save_both",
+]
 
 SINGLE = (6.0, 4.2)  # inches: one plot, legend inside
 WIDE = (9.5, 6.0)  # inches: one plot, legend beside it
 DPI = 160
-PICTURES = Path(__file__).resolve().parent / "pictures"  # where the figures of the documentation are
-# Okabe and Ito's palette, which colour-blind readers can tell apart, each with a marker of its own: lines of a plot in this order.
+PICTURES = (
+    Path(__file__).resolve().parent / "pictures"
+)  # where the figures of the documentation are
+# Okabe and Ito's palette, which colour-blind readers can tell apart, each with a marker of its own:
+# lines of a plot in this order.
 LINES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#000000", "v"))
 STYLE: dict[Any, Any] = {
     "font.size": 9.0,
@@ -40,15 +59,25 @@ STYLE: dict[Any, Any] = {
 
 
 def figure(size: tuple[float, float] = SINGLE) -> tuple[Figure, Axes]:
-    """Return an empty figure of this size (inches) and its one axes, in the common style; legends beside the axes fit in."""
-    with matplotlib.rc_context(STYLE):  # undone on leaving: importing this file changes no other plot
+    """Return an empty figure of this size (inches) and its one axes, in the common style.
+
+    Legends beside the axes fit in.
+    """
+    with matplotlib.rc_context(
+        STYLE
+    ):  # undone on leaving: importing this file changes no other plot
         fig = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(fig)
         return fig, fig.subplots()
 
 
-def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
-    """Return a figure of this size (inches) and its axes (rows, columns), in the common style; options as of Figure.subplots."""
+def panels(
+    rows: int, columns: int, size: tuple[float, float], **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure of this size (inches) and its axes (rows, columns), in the common style.
+
+    Options as of Figure.subplots.
+    """
     with matplotlib.rc_context({**STYLE, "axes.titlesize": 9.5}):
         fig = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(fig)
@@ -62,7 +91,15 @@ def caption(fig: Figure, text: str) -> None:
 
 def legend_above(fig: Figure, ax: Axes, columns: int, title: str | None = None) -> None:
     """Put the legend of one panel's lines above all panels, where it covers nothing."""
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5, title=title, alignment="left")
+    fig.legend(
+        *ax.get_legend_handles_labels(),
+        loc="outside upper left",
+        ncols=columns,
+        frameon=False,
+        fontsize=8.5,
+        title=title,
+        alignment="left",
+    )
 
 
 def chance(ax: Axes) -> None:
@@ -71,12 +108,27 @@ def chance(ax: Axes) -> None:
 
 
 def save_both(fig: Figure, folder: str | Path, name: str, dpi: int = DPI) -> list[Path]:
-    """Write name.png and name.pdf into the folder, which is made; equal figures give equal bytes. Returns the two paths."""
+    """Write name.png and name.pdf into the folder, which is made; equal figures give equal bytes.
+
+    Returns the two paths.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     png, pdf = Path(folder) / f"{name}.png", Path(folder) / f"{name}.pdf"
-    fig.savefig(png, dpi=dpi, format="png", facecolor="white", bbox_inches="tight", metadata={"Software": None})
     fig.savefig(
-        pdf, dpi=dpi, format="pdf", facecolor="white", bbox_inches="tight", metadata={"CreationDate": None, "Creator": None, "Producer": None}
+        png,
+        dpi=dpi,
+        format="png",
+        facecolor="white",
+        bbox_inches="tight",
+        metadata={"Software": None},
+    )
+    fig.savefig(
+        pdf,
+        dpi=dpi,
+        format="pdf",
+        facecolor="white",
+        bbox_inches="tight",
+        metadata={"CreationDate": None, "Creator": None, "Producer": None},
     )
     return [png, pdf]
 
@@ -88,4 +140,11 @@ def save(fig: Figure, path: str | Path) -> None:
     """
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"got the path {path}; expected one that ends in .png")
-    fig.savefig(path, dpi=DPI, format="png", facecolor="white", bbox_inches="tight", metadata={"Software": None})
+    fig.savefig(
+        path,
+        dpi=DPI,
+        format="png",
+        facecolor="white",
+        bbox_inches="tight",
+        metadata={"Software": None},
+    )

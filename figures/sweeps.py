@@ -1,4 +1,6 @@
-"""What separability depends on: rank, adapted modules, learning rate, local steps and initial adapter.
+"""What separability depends on.
+
+Rank, adapted modules, learning rate, local steps and initial adapter.
 
 python -m figures.sweeps
 """
@@ -38,24 +40,57 @@ def available(rows: Sequence[Row], centre: Mapping[str, str]) -> dict[str, tuple
         DataError: nothing was.
     """
     done = {(row["axis"], row["value"]) for row in rows}
-    found = {axis: tuple(value for value in values if value == centre[axis] or (axis, value) in done) for axis, values in ORDER.items()}
+    found = {
+        axis: tuple(value for value in values if value == centre[axis] or (axis, value) in done)
+        for axis, values in ORDER.items()
+    }
     found = {axis: values for axis, values in found.items() if len(values) > 1}
     if not found:
-        raise DataError("got no setting beside the centre; expected some. Run python -m paper_repro.separability_sweeps and write the results anew")
+        raise DataError(
+            "got no setting beside the centre; expected some. Run python -m"
+            " paper_repro.separability_sweeps and write the results anew"
+        )
     return found
 
 
-def plot(ax: Axes, own: Sequence[Sequence[Row]], transfer: Sequence[Sequence[Row]], shares: Sequence[float]) -> None:
-    """Draw one axis into ax: a line a poison share; filled, heads fitted at the setting itself; hollow, heads of the zoo's clients."""
+def plot(
+    ax: Axes,
+    own: Sequence[Sequence[Row]],
+    transfer: Sequence[Sequence[Row]],
+    shares: Sequence[float],
+) -> None:
+    """Draw one axis into ax: a line a poison share; filled, heads fitted at the setting itself.
+
+    Hollow, heads of the zoo's clients.
+    """
     for number, share in enumerate(shares):
         colour, marker = style.LINES[number]
         width = len(own[number])
         values, ends = bars(own[number])
         places = [place + 0.1 * (number - 1) for place in range(width)]
-        ax.errorbar(places, values, ends, color=colour, marker=marker, markersize=4.5, linewidth=1.2, capsize=2, label=f"{share:.0%} poison")
+        ax.errorbar(
+            places,
+            values,
+            ends,
+            color=colour,
+            marker=marker,
+            markersize=4.5,
+            linewidth=1.2,
+            capsize=2,
+            label=f"{share:.0%} poison",
+        )
         if transfer:
             moved, _ = bars(transfer[number])
-            ax.plot(places, moved, color=colour, marker=marker, markersize=6, markerfacecolor="white", linewidth=0.8, linestyle="--")
+            ax.plot(
+                places,
+                moved,
+                color=colour,
+                marker=marker,
+                markersize=6,
+                markerfacecolor="white",
+                linewidth=0.8,
+                linestyle="--",
+            )
     style.chance(ax)
 
 
@@ -64,16 +99,37 @@ def draw(numbers: dict[str, Any]) -> Any:
     about = numbers["about"]
     shares = about["sweep_design"]["shares"]
     order = available(numbers["sweeps"], about["centre"])
-    fig, axes = style.panels(len(RECIPES), len(order), (max(9.0, 2.6 * len(order)), 6.2), sharey=True, sharex="col")
+    fig, axes = style.panels(
+        len(RECIPES), len(order), (max(9.0, 2.6 * len(order)), 6.2), sharey=True, sharex="col"
+    )
     for line, recipe in zip(axes, RECIPES, strict=True):
         for ax, (axis, values) in zip(line, order.items(), strict=True):
             centre = about["centre"][axis]
             fields = {"recipe": recipe, "protocol": "unseen"}
-            own = [[at(numbers["sweeps"], axis, value, centre, modules="all", share=share, **fields) for value in values] for share in shares]
+            own = [
+                [
+                    at(numbers["sweeps"], axis, value, centre, modules="all", share=share, **fields)
+                    for value in values
+                ]
+                for share in shares
+            ]
             moves = axis not in ("rank", "modules")  # those change what a head reads
-            moved = [[at(numbers["transfer"], axis, value, centre, share=share, **fields) for value in values] for share in shares] if moves else []
+            moved = (
+                [
+                    [
+                        at(numbers["transfer"], axis, value, centre, share=share, **fields)
+                        for value in values
+                    ]
+                    for share in shares
+                ]
+                if moves
+                else []
+            )
             plot(ax, own, moved, shares)
-            ax.set_xticks(range(len(values)), [value.replace("attention, ", "attention,\n") for value in values])
+            ax.set_xticks(
+                range(len(values)),
+                [value.replace("attention, ", "attention,\n") for value in values],
+            )
             ax.set_xlim(-0.4, len(values) - 0.6)
         line[0].set_ylabel(f"AUROC, sources unseen\n{recipe}")
     for ax, axis in zip(axes[-1], order, strict=True):
@@ -83,9 +139,11 @@ def draw(numbers: dict[str, Any]) -> Any:
     counts = ", ".join(f"{row['n_malicious']} malicious at {row['share']:.0%}" for row in sizes)
     style.caption(
         fig,
-        f"A setting: {counts}, {sizes[0]['n_benign']} benign clients, and hard negatives to learn from; mean over pairs of unseen sources, 95 % "
-        f"client-bootstrap intervals, seed {about['seed']}.\nSolid: linear heads fitted at that setting. Dashed, hollow: heads of the zoo's "
-        f"{about['clients']} clients (r = 8 on q and v, 5 steps at 2.5e-3 to 8e-3, initial adapter of seed 0), on the same test clients.",
+        f"A setting: {counts}, {sizes[0]['n_benign']} benign clients, and hard negatives to learn"
+        " from; mean over pairs of unseen sources, 95 % client-bootstrap intervals, seed"
+        f" {about['seed']}.\nSolid: linear heads fitted at that setting. Dashed, hollow: heads of"
+        f" the zoo's {about['clients']} clients (r = 8 on q and v, 5 steps at 2.5e-3 to 8e-3,"
+        " initial adapter of seed 0), on the same test clients.",
     )
     return fig
 

@@ -1,4 +1,5 @@
-"""Trust over rounds: what each level leaves malicious clients of their weight while the global LoRA drifts, on both base models of the grid.
+"""Trust over rounds: what each level leaves malicious clients of their weight while the global LoRA
+drifts, on both base models of the grid.
 
 python -m figures.trust
 """
@@ -28,20 +29,36 @@ def chosen(lines: Sequence[Line], level: str, base: str, share: float) -> list[L
         DataError: it was not run.
     """
     wanted = (level, MALICIOUS, share, SOURCE, BENIGN, base)
-    found = [line for line in lines if (c := cell_of(line)) and (c.row, c.malicious, c.share, c.source, c.benign, c.base) == wanted]
+    found = [
+        line
+        for line in lines
+        if (c := cell_of(line))
+        and (c.row, c.malicious, c.share, c.source, c.benign, c.base) == wanted
+    ]
     if not found:
         raise DataError(
-            f"no run of {level} with {MALICIOUS} of 10 at {share:.0%} poison on {base}. Make it with python -m paper_repro.defences, or --larger"
+            f"no run of {level} with {MALICIOUS} of 10 at {share:.0%} poison on {base}. Make it"
+            " with python -m paper_repro.defences, or --larger"
         )
     return found
 
 
 def plot_trust(ax: Axes, lines: Sequence[Line], base: str, share: float) -> None:
-    """Mean factor of the malicious clients over rounds, mean over seeds; bands from the lowest seed to the highest."""
+    """Mean factor of the malicious clients over rounds, mean over seeds.
+
+    Bands from the lowest seed to the highest.
+    """
     for (colour, marker), level in zip(style.LINES, LEVELS, strict=False):
         curves = [line["factors"]["malicious"] for line in chosen(lines, level, base, share)]
         rounds = range(1, len(curves[0]) + 1)
-        ax.plot(rounds, [mean(values) for values in zip(*curves, strict=True)], color=colour, marker=marker, markersize=4, label=level)
+        ax.plot(
+            rounds,
+            [mean(values) for values in zip(*curves, strict=True)],
+            color=colour,
+            marker=marker,
+            markersize=4,
+            label=level,
+        )
         low, high = (list(map(pick, zip(*curves, strict=True))) for pick in (min, max))
         ax.fill_between(rounds, low, high, color=colour, alpha=0.12, linewidth=0)
     ax.set_title(f"{base}, {share:.0%} poison")
@@ -58,12 +75,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for ax in axes[:, 0]:
         ax.set_ylabel("security factor of malicious clients")
     style.legend_above(fig, axes[0, 0], len(LEVELS))
-    counts = {len(chosen(lines, level, base, share)) for level, base, share in product(LEVELS, BASES, SHARES)}
+    counts = {
+        len(chosen(lines, level, base, share))
+        for level, base, share in product(LEVELS, BASES, SHARES)
+    }
     style.caption(
         fig,
-        f"{MALICIOUS} of 10 clients malicious, {SOURCE}, {BENIGN} benign set; {' to '.join(map(str, sorted(counts)))} seeds a line, "
-        "bands from the lowest to the highest.\n"
-        "0: such a client counts for nothing; 1: as much as an honest one. At full poison cumulative lies under shadow.",
+        f"{MALICIOUS} of 10 clients malicious, {SOURCE}, {BENIGN} benign set;"
+        f" {' to '.join(map(str, sorted(counts)))} seeds a line, bands from the lowest to the"
+        " highest.\n0: such a client counts for nothing; 1: as much as an honest one. At full"
+        " poison cumulative lies under shadow.",
     )
     style.save_both(fig, folder_of("trust", __doc__, argv), "trust", dpi=110)
 

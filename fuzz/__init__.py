@@ -1,1 +1,4 @@
-"""Damaged and hostile files against every loader of loraprobe: `python -m fuzz`. See README.md here."""
+"""Damaged and hostile files against every loader of loraprobe: `python -m fuzz`.
+
+See README.md here.
+"""

@@ -1,7 +1,9 @@
-"""The undamaged files that the cases start from: small, and the same bytes on every machine and with every version of the libraries.
+"""The undamaged files that the cases start from.
 
-Trees are made here and not by XGBoost, arrays by NumPy's PCG64, so that a case is what (target, seed, number) says. A test checks that
-XGBoost reads these trees as it reads its own.
+Small, and the same bytes on every machine and with every version of the libraries.
+
+Trees are made here and not by XGBoost, arrays by NumPy's PCG64, so that a case is what (target,
+seed, number) says. A test checks that XGBoost reads these trees as it reads its own.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from loraprobe.adapter import Layout, Slot
-from loraprobe.calibration import Calibration
+from loraprobe.adapters.adapter import Layout, Slot
 from loraprobe.featurizer import FeatureRecipe, Featurizer
+from loraprobe.fit.calibration import Calibration
 from loraprobe.heads import Head, LinearHead, MLPHead, XGBoostHead
 from loraprobe.probe import Probe
 
@@ -30,7 +32,11 @@ Files = dict[str, bytes]  # name -> content, of one folder
 
 BASE = "org/base"
 RANK, LAYERS, DIMS = 2, 2, {"q_proj": (6, 5), "v_proj": (3, 5)}  # name -> (d_out, d_in)
-MODULES = {f"model.layers.{layer}.self_attn.{name}": shape for layer in range(LAYERS) for name, shape in DIMS.items()}
+MODULES = {
+    f"model.layers.{layer}.self_attn.{name}": shape
+    for layer in range(LAYERS)
+    for name, shape in DIMS.items()
+}
 NO_PARENT = 2**31 - 1
 
 
@@ -39,9 +45,15 @@ def probes() -> tuple[Files, ...]:
     """Saved probes: every kind of head, both calibrations, four recipes."""
     isotonic = Calibration("isotonic", (0.125, 0.5, 0.75), (0.0, 0.25, 1.0), "adapter", 40, 8)
     platt = Calibration("platt", (1.5,), (-0.25,), "step", 40, 8)
-    facts = {"metrics": [{"metric": "auroc", "value": 0.9, "n": 40}], "data": [{"name": "Ärger", "role": "train"}], "licence": "apache-2.0"}
+    facts = {
+        "metrics": [{"metric": "auroc", "value": 0.9, "n": 40}],
+        "data": [{"name": "Ärger", "role": "train"}],
+        "licence": "apache-2.0",
+    }
     return tuple(
-        _saved(Probe(featurizer, head(featurizer.num_features), 0.75, low, calibration, base, facts))
+        _saved(
+            Probe(featurizer, head(featurizer.num_features), 0.75, low, calibration, base, facts)
+        )
         for featurizer, head, low, calibration, base in (
             (_featurizer(FeatureRecipe.paper()), linear_head, 0.5, isotonic, BASE),
             (_featurizer(FeatureRecipe.all_b()), mlp_head, None, platt, BASE),
@@ -55,13 +67,23 @@ def probes() -> tuple[Files, ...]:
 def _saved(probe: Probe) -> Files:
     with tempfile.TemporaryDirectory() as name:
         probe.save_pretrained(name)
-        return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir()) if path.name != "README.md"}
+        return {
+            path.name: path.read_bytes()
+            for path in sorted(Path(name).iterdir())
+            if path.name != "README.md"
+        }
 
 
 def _featurizer(recipe: FeatureRecipe) -> Featurizer:
     chosen = [module for module in MODULES if recipe.layers == "all" or ".0." in module]
-    slots = tuple(Slot(module, factor, shape_of(module, factor)) for module in chosen for factor in recipe.factors)
-    return Featurizer(recipe, Layout(slots, dict.fromkeys(chosen, 2.0), "factor_delta"), frozenset(MODULES))
+    slots = tuple(
+        Slot(module, factor, shape_of(module, factor))
+        for module in chosen
+        for factor in recipe.factors
+    )
+    return Featurizer(
+        recipe, Layout(slots, dict.fromkeys(chosen, 2.0), "factor_delta"), frozenset(MODULES)
+    )
 
 
 def shape_of(module: str, factor: str) -> tuple[int, int]:
@@ -78,8 +100,13 @@ def linear_head(width: int) -> Head:
 def mlp_head(width: int) -> Head:
     """A perceptron with one hidden layer of four."""
     rng = np.random.default_rng(2)
-    weights, biases = (rng.standard_normal((4, width)), rng.standard_normal((1, 4))), (rng.standard_normal(4), rng.standard_normal(1))
-    return MLPHead(tuple(w.astype(np.float32) for w in weights), tuple(b.astype(np.float32) for b in biases))
+    weights, biases = (
+        (rng.standard_normal((4, width)), rng.standard_normal((1, 4))),
+        (rng.standard_normal(4), rng.standard_normal(1)),
+    )
+    return MLPHead(
+        tuple(w.astype(np.float32) for w in weights), tuple(b.astype(np.float32) for b in biases)
+    )
 
 
 def xgboost_head(width: int) -> Head:
@@ -92,23 +119,30 @@ def model(width: int, trees: int, seed: int = 3) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     return {
         "learner": {
-            "attributes": {}, "feature_names": [], "feature_types": [],
+            "attributes": {},
+            "feature_names": [],
+            "feature_types": [],
             "gradient_booster": {
                 "model": {
                     "cats": {"enc": [], "feature_segments": [], "sorted_idx": []},
                     "gbtree_model_param": {"num_parallel_tree": "1", "num_trees": str(trees)},
-                    "iteration_indptr": list(range(trees + 1)), "tree_info": [0] * trees,
+                    "iteration_indptr": list(range(trees + 1)),
+                    "tree_info": [0] * trees,
                     "trees": [tree(index, width, rng) for index in range(trees)],
                 },
                 "name": "gbtree",
             },
             "learner_model_param": {
-                "base_score": "[5E-1]", "boost_from_average": "1", "num_class": "0", "num_feature": str(width), "num_target": "1",
+                "base_score": "[5E-1]",
+                "boost_from_average": "1",
+                "num_class": "0",
+                "num_feature": str(width),
+                "num_target": "1",
             },
             "objective": {"name": "binary:logistic", "reg_loss_param": {"scale_pos_weight": "1"}},
         },
         "version": [3, 2, 0],
-    }  # fmt: skip
+    }
 
 
 def tree(index: int, width: int, rng: np.random.Generator, depth: int = 3) -> dict[str, Any]:
@@ -125,41 +159,90 @@ def tree(index: int, width: int, rng: np.random.Generator, depth: int = 3) -> di
     n = len(left)
     # The shortest decimals that float32 reads back, as XGBoost writes them.
     arrays = ("base_weights", "loss_changes", "split_conditions", "sum_hessian")
-    floats = {name: [float(str(number)) for number in rng.normal(size=n).astype(np.float32)] for name in arrays}
+    floats = {
+        name: [float(str(number)) for number in rng.normal(size=n).astype(np.float32)]
+        for name in arrays
+    }
     return {
         **floats,
-        "categories": [], "categories_nodes": [], "categories_segments": [], "categories_sizes": [],
-        "default_left": [0] * n, "id": index, "left_children": left, "parents": parents, "right_children": right,
-        "split_indices": rng.integers(0, width, n).tolist(), "split_type": [0] * n,
-        "tree_param": {"num_deleted": "0", "num_feature": str(width), "num_nodes": str(n), "size_leaf_vector": "1"},
-    }  # fmt: skip
+        "categories": [],
+        "categories_nodes": [],
+        "categories_segments": [],
+        "categories_sizes": [],
+        "default_left": [0] * n,
+        "id": index,
+        "left_children": left,
+        "parents": parents,
+        "right_children": right,
+        "split_indices": rng.integers(0, width, n).tolist(),
+        "split_type": [0] * n,
+        "tree_param": {
+            "num_deleted": "0",
+            "num_feature": str(width),
+            "num_nodes": str(n),
+            "size_leaf_vector": "1",
+        },
+    }
 
 
 def tensors(dtype: torch.dtype = torch.float32, seed: int = 4) -> dict[str, torch.Tensor]:
     """PEFT's names -> random factors of the modules."""
     rng = np.random.default_rng(seed)
-    names = {f"base_model.model.{module}.lora_{factor}.weight": shape_of(module, factor) for module in MODULES for factor in "AB"}
-    return {name: torch.from_numpy(rng.standard_normal(shape).astype(np.float32)).to(dtype) for name, shape in names.items()}
+    names = {
+        f"base_model.model.{module}.lora_{factor}.weight": shape_of(module, factor)
+        for module in MODULES
+        for factor in "AB"
+    }
+    return {
+        name: torch.from_numpy(rng.standard_normal(shape).astype(np.float32)).to(dtype)
+        for name, shape in names.items()
+    }
 
 
 CONFIGS: tuple[dict[str, Any], ...] = (
-    {"peft_type": "LORA", "r": RANK, "lora_alpha": 4, "base_model_name_or_path": BASE, "task_type": "CAUSAL_LM",
-    "target_modules": ["q_proj", "v_proj"],
-     "bias": "none", "use_rslora": False, "lora_dropout": 0.05, "inference_mode": True},
-    {"peft_type": "LORA", "r": 8, "lora_alpha": 4.0, "base_model_name_or_path": BASE, "use_rslora": True, "fan_in_fan_out": True,
-     "rank_pattern": {"q_proj": RANK, "^model.layers.1.self_attn.v_proj": RANK, "layers.0.self_attn.v_proj": RANK}, "alpha_pattern": {"v_proj": 6}},
-)  # fmt: skip
+    {
+        "peft_type": "LORA",
+        "r": RANK,
+        "lora_alpha": 4,
+        "base_model_name_or_path": BASE,
+        "task_type": "CAUSAL_LM",
+        "target_modules": ["q_proj", "v_proj"],
+        "bias": "none",
+        "use_rslora": False,
+        "lora_dropout": 0.05,
+        "inference_mode": True,
+    },
+    {
+        "peft_type": "LORA",
+        "r": 8,
+        "lora_alpha": 4.0,
+        "base_model_name_or_path": BASE,
+        "use_rslora": True,
+        "fan_in_fan_out": True,
+        "rank_pattern": {
+            "q_proj": RANK,
+            "^model.layers.1.self_attn.v_proj": RANK,
+            "layers.0.self_attn.v_proj": RANK,
+        },
+        "alpha_pattern": {"v_proj": 6},
+    },
+)
 
 
 @cache
 def adapters() -> tuple[Files, ...]:
     """PEFT folders with .safetensors of three types, one with metadata."""
     return tuple(
-        {"adapter_model.safetensors": safetensors.torch.save(tensors(dtype), metadata), "adapter_config.json": json.dumps(config, indent=2).encode()}
+        {
+            "adapter_model.safetensors": safetensors.torch.save(tensors(dtype), metadata),
+            "adapter_config.json": json.dumps(config, indent=2).encode(),
+        }
         for dtype, metadata, config in (
-            (torch.float32, None, CONFIGS[0]), (torch.bfloat16, {"format": "pt"}, CONFIGS[1]), (torch.float16, {"format": "pt"}, CONFIGS[0]),
+            (torch.float32, None, CONFIGS[0]),
+            (torch.bfloat16, {"format": "pt"}, CONFIGS[1]),
+            (torch.float16, {"format": "pt"}, CONFIGS[0]),
         )
-    )  # fmt: skip
+    )
 
 
 @cache
@@ -167,7 +250,11 @@ def bins() -> tuple[Files, ...]:
     """PEFT folders with .bin files of both formats."""
     return tuple(
         {"adapter_model.bin": data, "adapter_config.json": json.dumps(config).encode()}
-        for data, config in ((_zipped(tensors()), CONFIGS[0]), (_legacy(tensors()), CONFIGS[0]), (_zipped(tensors(torch.bfloat16)), CONFIGS[1]))
+        for data, config in (
+            (_zipped(tensors()), CONFIGS[0]),
+            (_legacy(tensors()), CONFIGS[0]),
+            (_zipped(tensors(torch.bfloat16)), CONFIGS[1]),
+        )
     )
 
 
@@ -178,7 +265,11 @@ def _zipped(found: dict[str, torch.Tensor]) -> bytes:
 
 
 def _legacy(found: dict[str, torch.Tensor]) -> bytes:
-    """The format before PyTorch 1.6. Its storages are named by their addresses, which differ in number and length: here they are numbered."""
+    """The format before PyTorch 1.6.
+
+    Its storages are named by their addresses, which differ in number and length: here they are
+    numbered.
+    """
     file = io.BytesIO()
     torch.save(found, file, _use_new_zipfile_serialization=False)
     file.seek(0)
@@ -190,7 +281,9 @@ def _legacy(found: dict[str, torch.Tensor]) -> bytes:
     names = [f"{number:015d}" for number, _ in enumerate(addresses)]
     for address, name in zip(addresses, names, strict=True):
         head = head.replace(_pickled_text(address), _pickled_text(name))
-    numbers = [struct.pack("<q", tensor.numel()) + tensor.numpy().tobytes() for tensor in found.values()]
+    numbers = [
+        struct.pack("<q", tensor.numel()) + tensor.numpy().tobytes() for tensor in found.values()
+    ]
     return head + pickle.dumps(names, 2) + b"".join(numbers)
 
 

@@ -35,7 +35,10 @@ def set_bytes(data: bytes, rng: np.random.Generator) -> bytes:
     """One to four bytes set to others, or a word of trouble written over them."""
     out = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
-        at, word = _at(out, rng), _WORDS[rng.integers(len(_WORDS))] if rng.random() < 0.5 else rng.bytes(1)
+        at, word = (
+            _at(out, rng),
+            _WORDS[rng.integers(len(_WORDS))] if rng.random() < 0.5 else rng.bytes(1),
+        )
         out[at : at + len(word)] = word
     return bytes(out[: len(data)])
 
@@ -78,9 +81,15 @@ def swap(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 MUTATIONS: dict[str, Mutation] = {
-    "flip bits": flip_bits, "set bytes": set_bytes, "truncate": truncate, "extend": extend, "delete chunk": delete, "duplicate chunk": duplicate,
-    "splice": splice, "swap chunks": swap,
-}  # fmt: skip
+    "flip bits": flip_bits,
+    "set bytes": set_bytes,
+    "truncate": truncate,
+    "extend": extend,
+    "delete chunk": delete,
+    "duplicate chunk": duplicate,
+    "splice": splice,
+    "swap chunks": swap,
+}
 
 
 def _at(data: bytes | bytearray, rng: np.random.Generator) -> int:

@@ -1,7 +1,11 @@
-"""Edits of a JSON document: values of other types and sizes, keys twice, numbers that no float holds, nesting, text of every kind.
+"""Edits of a JSON document.
 
-An edit works on the parsed document. What Python would not write (1e400, a key twice) is put in as a marked string, and the
-marks are taken out of the text. A document that does not parse any more is damaged as bytes instead.
+Values of other types and sizes, keys twice, numbers that no float holds, nesting, text of every
+kind.
+
+An edit works on the parsed document. What Python would not write (1e400, a key twice) is put in as
+a marked string, and the marks are taken out of the text. A document that does not parse any more is
+damaged as bytes instead.
 """
 
 from __future__ import annotations
@@ -30,26 +34,124 @@ def raw(text: str) -> str:
 def dumps(document: Json) -> bytes:
     """JSON text of a document with marks in it."""
     text = json.dumps(document, ensure_ascii=False).replace('"' + _TWICE, '"')
-    text = re.sub(rf'"{_RAW}([0-9a-f]*)@"', lambda found: bytes.fromhex(found[1]).decode("utf-16-le", "surrogatepass"), text)
+    text = re.sub(
+        rf'"{_RAW}([0-9a-f]*)@"',
+        lambda found: bytes.fromhex(found[1]).decode("utf-16-le", "surrogatepass"),
+        text,
+    )
     return text.encode("utf-8", "surrogatepass")
 
 
 NUMBERS: tuple[Json, ...] = (
-    0, 1, -1, 2, 7, 255, 2**31 - 1, 2**31, -(2**31), 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**30, 10**400, -(10**400), raw("9" * 5000),
-    0.0, raw("-0"), -0.0, 0.1, 0.5, 1.0, 1.5, -2.5, 1e-6, 1e-40, 5e-324, 1e30, 3.4e38, 1e39, -1e39, 1e300, 1.7e308, raw("1e400"), raw("-1e400"),
-    raw("1e-400"), raw("NaN"), raw("Infinity"), raw("-Infinity"), raw("01"), raw("+1"), raw(".5"), raw("1."), raw("1_0"), raw("0x10"),
-)  # fmt: skip
+    0,
+    1,
+    -1,
+    2,
+    7,
+    255,
+    2**31 - 1,
+    2**31,
+    -(2**31),
+    2**32,
+    2**53 + 1,
+    2**63 - 1,
+    2**63,
+    2**64,
+    10**30,
+    10**400,
+    -(10**400),
+    raw("9" * 5000),
+    0.0,
+    raw("-0"),
+    -0.0,
+    0.1,
+    0.5,
+    1.0,
+    1.5,
+    -2.5,
+    1e-6,
+    1e-40,
+    5e-324,
+    1e30,
+    3.4e38,
+    1e39,
+    -1e39,
+    1e300,
+    1.7e308,
+    raw("1e400"),
+    raw("-1e400"),
+    raw("1e-400"),
+    raw("NaN"),
+    raw("Infinity"),
+    raw("-Infinity"),
+    raw("01"),
+    raw("+1"),
+    raw(".5"),
+    raw("1."),
+    raw("1_0"),
+    raw("0x10"),
+)
 TEXTS: tuple[Json, ...] = (
-    "", " ", "0", "1", "-1", "1.0", "1E400", "nan", "true", "A", "B", "linear", "mlp", "xgboost", "pickle", "head.json", "head.safetensors",
-    "../../../etc/passwd", "/etc/passwd", "org/base", "model.layers.0.self_attn.q_proj", "all", "first", "\0", "\x1b[2J\x1b[31m", "\r\n",
-    "\u202e", "Ärger",
-    "\U0001f600", "x" * 10_000, "(a+)+$", "%s%n{0}", raw('"\\ud800"'), raw('"\\udc00x"'), raw('"\\u0000"'), raw('"\\x"'), raw("'a'"), raw('"a\nb"'),
-)  # fmt: skip
+    "",
+    " ",
+    "0",
+    "1",
+    "-1",
+    "1.0",
+    "1E400",
+    "nan",
+    "true",
+    "A",
+    "B",
+    "linear",
+    "mlp",
+    "xgboost",
+    "pickle",
+    "head.json",
+    "head.safetensors",
+    "../../../etc/passwd",
+    "/etc/passwd",
+    "org/base",
+    "model.layers.0.self_attn.q_proj",
+    "all",
+    "first",
+    "\0",
+    "\x1b[2J\x1b[31m",
+    "\r\n",
+    "\u202e",
+    "Ärger",
+    "\U0001f600",
+    "x" * 10_000,
+    "(a+)+$",
+    "%s%n{0}",
+    raw('"\\ud800"'),
+    raw('"\\udc00x"'),
+    raw('"\\u0000"'),
+    raw('"\\x"'),
+    raw("'a'"),
+    raw('"a\nb"'),
+)
 SHAPES: tuple[Json, ...] = (
-    None, True, False, [], {}, [[]], [None], {"": None}, [0], ["q_proj"], {"a": 1}, [[0, 1], [2]], raw("[" * 40 + "]" * 40),
-    raw("[" * 900 + "]" * 900), raw("[" * 100_000 + "]" * 100_000), raw('{"a":' * 40 + "1" + "}" * 40), raw("[" + "[]," * 20_000 + "[]]"),
-    raw(""), raw(","),
-)  # fmt: skip
+    None,
+    True,
+    False,
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    [0],
+    ["q_proj"],
+    {"a": 1},
+    [[0, 1], [2]],
+    raw("[" * 40 + "]" * 40),
+    raw("[" * 900 + "]" * 900),
+    raw("[" * 100_000 + "]" * 100_000),
+    raw('{"a":' * 40 + "1" + "}" * 40),
+    raw("[" + "[]," * 20_000 + "[]]"),
+    raw(""),
+    raw(","),
+)
 
 
 def value(document: Json, rng: np.random.Generator) -> Json:
@@ -63,12 +165,17 @@ def number(document: Json, rng: np.random.Generator) -> Json:
 
 
 def text(document: Json, rng: np.random.Generator) -> Json:
-    """Some text replaced, cut, lengthened, or one of its characters changed; numbers in text too."""
+    """Some text replaced, cut, lengthened, or one of its characters changed.
+
+    Numbers in text too.
+    """
 
     def edit(old: str) -> Json:
         at = int(rng.integers(len(old) + 1))
         other = chr(int(rng.integers(1, 0x250)))
-        tail = {0: other + old[at + 1 :], 1: other + old[at:], 2: old[at + 1 :], 3: "", 4: old}[int(rng.integers(5))]
+        tail = {0: other + old[at + 1 :], 1: other + old[at:], 2: old[at + 1 :], 3: "", 4: old}[
+            int(rng.integers(5))
+        ]
         return _pick(TEXTS, rng) if rng.random() < 0.4 else old[:at] + tail
 
     return _at(document, rng, edit, lambda old: isinstance(old, str))
@@ -95,7 +202,11 @@ def twice(document: Json, rng: np.random.Generator) -> Json:
         key = _pick(list(old), rng)
         new = old[key] if rng.random() < 0.3 else _pick((*NUMBERS, *TEXTS, *SHAPES), rng)
         first = rng.random() < 0.5
-        return {**({_TWICE + key: new} if first else {}), **old, **({} if first else {_TWICE + key: new})}
+        return {
+            **({_TWICE + key: new} if first else {}),
+            **old,
+            **({} if first else {_TWICE + key: new}),
+        }
 
     return _at(document, rng, edit, lambda old: isinstance(old, dict | list) and bool(old))
 
@@ -105,7 +216,11 @@ def rename(document: Json, rng: np.random.Generator) -> Json:
 
     def edit(old: dict[str, Json]) -> Json:
         one, other = _pick(list(old), rng), _pick(list(old), rng)
-        names = {one: other, other: one} if one != other else {one: _pick(("", one + "_", one.upper(), one + "\0", "__class__", "digest"), rng)}
+        names = (
+            {one: other, other: one}
+            if one != other
+            else {one: _pick(("", one + "_", one.upper(), one + "\0", "__class__", "digest"), rng)}
+        )
         return {names.get(key, key): item for key, item in old.items()}
 
     return _at(document, rng, edit, lambda old: isinstance(old, dict) and bool(old))
@@ -130,14 +245,25 @@ def reorder(document: Json, rng: np.random.Generator) -> Json:
     def edit(old: Json) -> Json:
         order = rng.permutation(len(old))
         keys = list(old)
-        return [old[at] for at in order] if isinstance(old, list) else {keys[at]: old[keys[at]] for at in order}
+        return (
+            [old[at] for at in order]
+            if isinstance(old, list)
+            else {keys[at]: old[keys[at]] for at in order}
+        )
 
     return _at(document, rng, edit, lambda old: isinstance(old, dict | list) and len(old) > 1)
 
 
 EDITS: dict[str, Edit] = {
-    "value": value, "number": number, "text": text, "drop": drop, "twice": twice, "rename": rename, "add": add, "reorder": reorder,
-}  # fmt: skip
+    "value": value,
+    "number": number,
+    "text": text,
+    "drop": drop,
+    "twice": twice,
+    "rename": rename,
+    "add": add,
+    "reorder": reorder,
+}
 
 
 def on_text(edit: Edit) -> Mutation:
@@ -156,13 +282,23 @@ def on_text(edit: Edit) -> Mutation:
 MUTATIONS: dict[str, Mutation] = {f"JSON {name}": on_text(edit) for name, edit in EDITS.items()}
 
 
-def _at(document: Json, rng: np.random.Generator, edit: Callable[[Any], Json], wanted: Callable[[Json], bool] = lambda _: True) -> Json:
-    """The document with one value edited: walk down at random a few times until one is wanted; else the document itself is replaced."""
+def _at(
+    document: Json,
+    rng: np.random.Generator,
+    edit: Callable[[Any], Json],
+    wanted: Callable[[Json], bool] = lambda _: True,
+) -> Json:
+    """The document with one value edited: walk down at random a few times until one is wanted.
+
+    Else the document itself is replaced.
+    """
     for _ in range(20):
         path: list[Any] = []
         target = document
         while isinstance(target, dict | list) and target and (not path or rng.random() < 0.8):
-            path.append(_pick(list(target) if isinstance(target, dict) else range(len(target)), rng))
+            path.append(
+                _pick(list(target) if isinstance(target, dict) else range(len(target)), rng)
+            )
             target = target[path[-1]]
         if rng.random() < 0.02:
             path, target = [], document
@@ -182,7 +318,18 @@ def _replaced(document: Json, path: list[Any], new: Json) -> Json:
 def _number(old: float, rng: np.random.Generator) -> Json:
     if abs(old) > 1e300 or not rng.random() < 0.6:  # so large that a step overflows
         return _pick(NUMBERS, rng)
-    nearby = (old + 1, old - 1, -old, old * 10, old / 2, old * (1 + 1e-7), float(old), int(old), str(old), math.nextafter(old, 9e9))
+    nearby = (
+        old + 1,
+        old - 1,
+        -old,
+        old * 10,
+        old / 2,
+        old * (1 + 1e-7),
+        float(old),
+        int(old),
+        str(old),
+        math.nextafter(old, 9e9),
+    )
     found = _pick(nearby, rng)
     return raw("1e400") if isinstance(found, float) and not math.isfinite(found) else found
 

@@ -1,4 +1,7 @@
-"""Edits inside PyTorch's .bin files, with checksums that are right again: the records of the zip, and the pickle that names them."""
+"""Edits inside PyTorch's .bin files, with checksums that are right again.
+
+The records of the zip, and the pickle that names them.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,39 @@ from .mutate_bytes import Mutation, set_bytes
 Records = list[tuple[str, bytes]]
 
 _GLOBALS = (
-    b"ctorch\nFloatStorage\n", b"ctorch\nHalfStorage\n", b"ctorch\nDoubleStorage\n", b"ctorch\nCharStorage\n", b"ctorch\nUntypedStorage\n",
-    b"ctorch\nComplexFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_tensor\n",
+    b"ctorch\nFloatStorage\n",
+    b"ctorch\nHalfStorage\n",
+    b"ctorch\nDoubleStorage\n",
+    b"ctorch\nCharStorage\n",
+    b"ctorch\nUntypedStorage\n",
+    b"ctorch\nComplexFloatStorage\n",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ctorch._utils\n_rebuild_tensor\n",
     b"ctorch._utils\n_rebuild_parameter\n",
-    b"ctorch._utils\n_rebuild_sparse_tensor\n", b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n", b"ctorch._utils\n_rebuild_nested_tensor\n",
-    b"ctorch._utils\n_rebuild_wrapper_subclass\n", b"ctorch\nTensor\n", b"ccollections\nOrderedDict\n", b"ccollections\nCounter\n",
-    b"c__builtin__\nbytearray\n", b"c__builtin__\neval\n", b"cos\nsystem\n", b"c_codecs\nencode\n",
-)  # fmt: skip
+    b"ctorch._utils\n_rebuild_sparse_tensor\n",
+    b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n",
+    b"ctorch._utils\n_rebuild_nested_tensor\n",
+    b"ctorch._utils\n_rebuild_wrapper_subclass\n",
+    b"ctorch\nTensor\n",
+    b"ccollections\nOrderedDict\n",
+    b"ccollections\nCounter\n",
+    b"c__builtin__\nbytearray\n",
+    b"c__builtin__\neval\n",
+    b"cos\nsystem\n",
+    b"c_codecs\nencode\n",
+)
 # What a stranger could call before the dictionary is made: 2 GiB of zeros, a large tensor, a shell.
 _CALLS = (
-    b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R0", b"ctorch\nTensor\n\x8a\x06\x00\x10\xa5\xd4\xe8\x00\x85R0",
+    b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R0",
+    b"ctorch\nTensor\n\x8a\x06\x00\x10\xa5\xd4\xe8\x00\x85R0",
     b"cos\nsystem\nX\x04\x00\x00\x00true\x85R0",
-    b"r\xff\xff\xff\xff", b"\x96\x00\x00\x00\x00\x10\x00\x00\x00", b"(" * 5000, b"]" + b"\x85" * 50_000 + b"0",
+    b"r\xff\xff\xff\xff",
+    b"\x96\x00\x00\x00\x00\x10\x00\x00\x00",
+    b"(" * 5000,
+    b"]" + b"\x85" * 50_000 + b"0",
     b"\x95\xff\xff\xff\xff\xff\xff\xff\x7f",
     b"ccollections\nOrderedDict\n)R}X\x01\x00\x00\x00aK\x01sb0",
-)  # fmt: skip
+)
 
 
 def bytes_of_a_record(records: Records, rng: np.random.Generator) -> Records:
@@ -39,7 +60,11 @@ def bytes_of_a_record(records: Records, rng: np.random.Generator) -> Records:
     at = int(rng.integers(len(records)))
     name, data = records[at]
     mutations = list(ON_BYTES.values())
-    return [*records[:at], (name, mutations[rng.integers(len(mutations))](data, rng) if data else b"x"), *records[at + 1 :]]
+    return [
+        *records[:at],
+        (name, mutations[rng.integers(len(mutations))](data, rng) if data else b"x"),
+        *records[at + 1 :],
+    ]
 
 
 def names(records: Records, rng: np.random.Generator) -> Records:
@@ -47,17 +72,25 @@ def names(records: Records, rng: np.random.Generator) -> Records:
     at, other = (int(number) for number in rng.integers(0, len(records), 2))
     name, data = records[at]
     choices: tuple[Records, ...] = (
-        records[:at] + records[at + 1 :], [*records, (name, records[other][1])], [*records, (records[other][0], data)],
-        [*records[:at], (records[other][0], data), *records[at + 1 :]], [*records[:at], (name + "x", data), *records[at + 1 :]],
-        [*records, ("../" + name, data)], [*records, ("other/data.pkl", records[other][1])], records[::-1], [("constants.pkl", b""), *records],
+        records[:at] + records[at + 1 :],
+        [*records, (name, records[other][1])],
+        [*records, (records[other][0], data)],
+        [*records[:at], (records[other][0], data), *records[at + 1 :]],
+        [*records[:at], (name + "x", data), *records[at + 1 :]],
+        [*records, ("../" + name, data)],
+        [*records, ("other/data.pkl", records[other][1])],
+        records[::-1],
+        [("constants.pkl", b""), *records],
         [*records[:at], (name, records[other][1]), *records[at + 1 :]],
-    )  # fmt: skip
+    )
     return choices[rng.integers(len(choices))]
 
 
 def instructions(records: Records, rng: np.random.Generator) -> Records:
     """The pickle: other classes, calls of its own, other numbers, names or sizes."""
-    return [(name, pickle(data, rng) if name.endswith("data.pkl") else data) for name, data in records]
+    return [
+        (name, pickle(data, rng) if name.endswith("data.pkl") else data) for name, data in records
+    ]
 
 
 def pickle(data: bytes, rng: np.random.Generator) -> bytes:
@@ -66,7 +99,11 @@ def pickle(data: bytes, rng: np.random.Generator) -> bytes:
     if choice == 0:
         old = [one for one in _GLOBALS if one in data]
         new = _GLOBALS[rng.integers(len(_GLOBALS))]
-        return data.replace(old[rng.integers(len(old))], new, int(rng.choice((1, -1)))) if old else data
+        return (
+            data.replace(old[rng.integers(len(old))], new, int(rng.choice((1, -1))))
+            if old
+            else data
+        )
     if choice == 1:
         return data[:2] + _CALLS[rng.integers(len(_CALLS))] + data[2:]
     if choice == 2:  # BININT1: the sizes, strides and lengths here
@@ -85,7 +122,11 @@ def pickle(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 Edit = Callable[[Records, np.random.Generator], Records]
-EDITS: dict[str, Edit] = {"record: bytes": bytes_of_a_record, "record: names": names, "record: pickle": instructions}
+EDITS: dict[str, Edit] = {
+    "record: bytes": bytes_of_a_record,
+    "record: names": names,
+    "record: pickle": instructions,
+}
 
 
 def _rewritten(edit: Edit) -> Mutation:
@@ -93,8 +134,19 @@ def _rewritten(edit: Edit) -> Mutation:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 records = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
-        except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError, LookupError, zlib.error, EOFError):
-            return pickle(data, rng) if data else data  # the old format is pickles and numbers without a frame
+        except (
+            zipfile.BadZipFile,
+            ValueError,
+            OSError,
+            NotImplementedError,
+            RuntimeError,
+            LookupError,
+            zlib.error,
+            EOFError,
+        ):
+            return (
+                pickle(data, rng) if data else data
+            )  # the old format is pickles and numbers without a frame
         out = io.BytesIO()
         compression = zipfile.ZIP_DEFLATED if rng.random() < 0.05 else zipfile.ZIP_STORED
         with zipfile.ZipFile(out, "w", compression) as archive, warnings.catch_warnings():

@@ -1,8 +1,10 @@
 """What a loader may do with a damaged file, and what it did.
 
-Allowed: a LoraprobeError with a message fit to be printed ("refused"); a load whose content is, bit for bit, that of the undamaged
-file ("identical"); for an adapter, whose format has no checksum, the values that an independent reader finds in the damaged file ("as
-in the file"); for files whose checksums were made right again, a load that is whole in itself ("valid"). Anything else is a failure.
+Allowed: a LoraprobeError with a message fit to be printed ("refused"); a load whose content is, bit
+for bit, that of the undamaged file ("identical"); for an adapter, whose format has no checksum, the
+values that an independent reader finds in the damaged file ("as in the file"); for files whose
+checksums were made right again, a load that is whole in itself ("valid"). Anything else is a
+failure.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from loraprobe.adapter import Adapter, factor_delta
+from loraprobe.adapters.adapter import Adapter, factor_delta
+from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import LoraprobeError
 from loraprobe.heads import XGBoostHead
-from loraprobe.pair import LoRAPair
 from loraprobe.probe import Probe
 
 from . import reread
@@ -29,7 +31,9 @@ from .corpus import BASE, Files, probes, tensors
 
 OUTCOMES = ("refused", "identical", "as in the file", "valid")
 MAX_MESSAGE = 4000
-MAX_WIDTH = 1 << 18  # columns of the rows that a probe is asked to score; a wider probe refuses them
+MAX_WIDTH = (
+    1 << 18
+)  # columns of the rows that a probe is asked to score; a wider probe refuses them
 
 
 class Failure(Exception):  # a finding, not an error of this program
@@ -58,7 +62,9 @@ def check_message(error: Exception) -> None:
     """Raise Failure unless an error can be shown on a terminal and written to a log."""
     message = str(error)
     if not message or len(message) > MAX_MESSAGE or not message.isprintable():
-        raise Failure(f"a message that cannot be shown, of {len(message)} characters: {message[:300]!a}")
+        raise Failure(
+            f"a message that cannot be shown, of {len(message)} characters: {message[:300]!a}"
+        )
 
 
 def probe_content(probe: Probe) -> tuple[Any, ...]:
@@ -71,11 +77,24 @@ def probe_content(probe: Probe) -> tuple[Any, ...]:
         else {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in head.arrays().items()}
     )
     said = {
-        "recipe": recipe.to_dict(), "slots": [[slot.module, slot.factor, slot.shape] for slot in layout.slots], "scalings": layout.scalings,
-        "kind": layout.kind, "modules": sorted(probe.featurizer.modules), "threshold": probe.threshold, "low": probe.benign_below,
-        "calibration": asdict(probe.calibration) if probe.calibration else None, "base": probe.base_model, "facts": dict(probe.facts),
-    }  # fmt: skip
-    return head.name, head.num_features, arrays, json.dumps(said, sort_keys=True), list(layout.scalings)
+        "recipe": recipe.to_dict(),
+        "slots": [[slot.module, slot.factor, slot.shape] for slot in layout.slots],
+        "scalings": layout.scalings,
+        "kind": layout.kind,
+        "modules": sorted(probe.featurizer.modules),
+        "threshold": probe.threshold,
+        "low": probe.benign_below,
+        "calibration": asdict(probe.calibration) if probe.calibration else None,
+        "base": probe.base_model,
+        "facts": dict(probe.facts),
+    }
+    return (
+        head.name,
+        head.num_features,
+        arrays,
+        json.dumps(said, sort_keys=True),
+        list(layout.scalings),
+    )
 
 
 def judge_damaged(undamaged: Probe) -> Callable[[Probe], str]:
@@ -90,7 +109,10 @@ def judge_damaged(undamaged: Probe) -> Callable[[Probe], str]:
 
 
 def judge_sealed(undamaged: Probe) -> Callable[[Probe], str]:
-    """Of a probe whose checksums were made right again: it must score, and be the same probe once it is saved and loaded again."""
+    """Of a probe whose checksums were made right again.
+
+    It must score, and be the same probe once it is saved and loaded again.
+    """
 
     def judge(probe: Probe) -> str:
         scores = _scores(probe)
@@ -116,7 +138,10 @@ def _scores(probe: Probe) -> list[bytes | str]:
     x = np.random.default_rng(7).standard_normal((5, min(width, MAX_WIDTH))).astype(np.float32)
     x[0] = 0
     found: list[bytes | str] = []
-    for score in (partial(probe.score_features, x), *(partial(_verdicts, probe, seed) for seed in (0, 1))):
+    for score in (
+        partial(probe.score_features, x),
+        *(partial(_verdicts, probe, seed) for seed in (0, 1)),
+    ):
         try:
             scores = score()
         except LoraprobeError as error:  # an overflow, or rows and adapters of another layout
@@ -130,7 +155,9 @@ def _scores(probe: Probe) -> list[bytes | str]:
 
 
 def _verdicts(probe: Probe, seed: int) -> np.ndarray:
-    return np.array([verdict.score for verdict in probe.verdicts([an_adapter(seed)], check_base=False)])
+    return np.array(
+        [verdict.score for verdict in probe.verdicts([an_adapter(seed)], check_base=False)]
+    )
 
 
 def an_adapter(seed: int) -> Adapter:
@@ -140,20 +167,35 @@ def an_adapter(seed: int) -> Adapter:
 
 def delta(adapter: Adapter) -> Adapter:
     """The change since an adapter of zeros."""
-    zeros = {module: LoRAPair(torch.zeros_like(pair.A), torch.zeros_like(pair.B), pair.scaling) for module, pair in adapter.items()}
+    zeros = {
+        module: LoRAPair(torch.zeros_like(pair.A), torch.zeros_like(pair.B), pair.scaling)
+        for module, pair in adapter.items()
+    }
     return factor_delta(adapter, Adapter(zeros))
 
 
 def adapter_content(adapter: Adapter) -> tuple[Any, ...]:
     """All that an adapter is, comparable bit for bit; reads every tensor."""
     return (
-        adapter.kind, adapter.base_model, adapter.ignored,
-        [(module, pair.scaling, *((t.dtype, tuple(t.shape), t.numpy().tobytes()) for t in (pair.A, pair.B))) for module, pair in adapter.items()],
-    )  # fmt: skip
+        adapter.kind,
+        adapter.base_model,
+        adapter.ignored,
+        [
+            (
+                module,
+                pair.scaling,
+                *((t.dtype, tuple(t.shape), t.numpy().tobytes()) for t in (pair.A, pair.B)),
+            )
+            for module, pair in adapter.items()
+        ],
+    )
 
 
 def judge_adapter(folder: Path, undamaged: Adapter) -> Callable[[Adapter], str]:
-    """Of an adapter from a folder without checksums: the undamaged one, or what the files say. Then a probe must score or refuse it."""
+    """Of an adapter from a folder without checksums: the undamaged one, or what the files say.
+
+    Then a probe must score or refuse it.
+    """
 
     def judge(adapter: Adapter) -> str:
         try:
@@ -162,7 +204,9 @@ def judge_adapter(folder: Path, undamaged: Adapter) -> Callable[[Adapter], str]:
             check_message(error)
             return "refused"
         same = content == adapter_content(undamaged)
-        if not same or (folder / "adapter_model.safetensors").exists():  # PyTorch refuses zips of which the unread parts are damaged
+        if (
+            not same or (folder / "adapter_model.safetensors").exists()
+        ):  # PyTorch refuses zips of which the unread parts are damaged
             _compare(adapter, folder)
         _score(adapter)
         return "identical" if same else "as in the file"
@@ -174,19 +218,37 @@ def _compare(adapter: Adapter, folder: Path) -> None:
     """Raise Failure unless an independent reader finds the same values in the files."""
     weights = folder / "adapter_model.safetensors"
     try:
-        expected = reread.safetensors(weights.read_bytes()) if weights.exists() else reread.torch_bin(str(folder / "adapter_model.bin"))
+        expected = (
+            reread.safetensors(weights.read_bytes())
+            if weights.exists()
+            else reread.torch_bin(str(folder / "adapter_model.bin"))
+        )
         config = reread.unambiguous((folder / "adapter_config.json").read_bytes())
     except ValueError as error:
         raise Failure(f"loaded although {error}") from None
-    got = {(module, factor): pair.factor(factor).numpy() for module, pair in adapter.items() for factor in ("A", "B")}
+    got = {
+        (module, factor): pair.factor(factor).numpy()
+        for module, pair in adapter.items()
+        for factor in ("A", "B")
+    }
     if got.keys() != expected.keys():
-        raise Failure(f"matrices {sorted(got.keys() ^ expected.keys())[:4]} are in only one of the two readings")
+        raise Failure(
+            f"matrices {sorted(got.keys() ^ expected.keys())[:4]} are in only one of the two"
+            " readings"
+        )
     for key, matrix in expected.items():
-        if matrix.dtype != got[key].dtype or matrix.shape != got[key].shape or not _same_numbers(matrix, got[key]):
+        if (
+            matrix.dtype != got[key].dtype
+            or matrix.shape != got[key].shape
+            or not _same_numbers(matrix, got[key])
+        ):
             raise Failure(f"{key}: other numbers than the file holds")
     for module, pair in adapter.items():
         if pair.scaling != reread.scaling(config, module, pair.rank):
-            raise Failure(f"{module}: scaling {pair.scaling}, the file says {reread.scaling(config, module, pair.rank)}")
+            raise Failure(
+                f"{module}: scaling {pair.scaling}, the file says"
+                f" {reread.scaling(config, module, pair.rank)}"
+            )
     if adapter.base_model != (config.get("base_model_name_or_path") or None):
         raise Failure(f"base model {adapter.base_model!a}")
 
@@ -198,7 +260,11 @@ def _same_numbers(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _score(adapter: Adapter) -> None:
-    finite = all(np.isfinite(pair.factor(factor).numpy()).all() for pair in adapter.values() for factor in ("A", "B"))
+    finite = all(
+        np.isfinite(pair.factor(factor).numpy()).all()
+        for pair in adapter.values()
+        for factor in ("A", "B")
+    )
     for probe in _probes():
         try:
             scores = probe([delta(adapter)], check_base=False)
@@ -206,7 +272,9 @@ def _score(adapter: Adapter) -> None:
             check_message(error)
             continue
         if not (0 <= scores[0] <= 1) or (not finite and probe.featurizer.recipe.layers == "all"):
-            raise Failure(f"scores {scores.tolist()} of an adapter that is {'' if finite else 'not '}finite")
+            raise Failure(
+                f"scores {scores.tolist()} of an adapter that is {'' if finite else 'not '}finite"
+            )
 
 
 @cache

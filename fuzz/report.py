@@ -1,4 +1,7 @@
-"""The report: results/report.json adds up the runs; the table in README.md is made of it and of nothing else."""
+"""The report: results/report.json adds up the runs.
+
+The table in README.md is made of it and of nothing else.
+"""
 
 from __future__ import annotations
 
@@ -36,31 +39,62 @@ def load(folder: Path) -> Report:
 def add(report: Report, target: str, seed: int, tally: Tally) -> None:
     """Count a run in."""
     report["runs"].append(
-        {"target": target, "seed": seed, "first": tally.first, "cases": tally.cases, "seconds": round(tally.seconds, 1), "setting": setting()}
+        {
+            "target": target,
+            "seed": seed,
+            "first": tally.first,
+            "cases": tally.cases,
+            "seconds": round(tally.seconds, 1),
+            "setting": setting(),
+        }
     )
     counts = report["outcomes"].setdefault(target, {})
     for (mutation, outcome), cases in sorted(tally.outcomes.items()):
         of_mutation = counts.setdefault(mutation, {})
         of_mutation[outcome] = of_mutation.get(outcome, 0) + cases
     for number, kind, mutation, what in tally.failures:
-        report["failures"].append({"target": target, "seed": seed, "number": number, "kind": kind, "mutation": mutation, "what": what,
-                                   "again": reproduction(target, seed, number)})  # fmt: skip
+        report["failures"].append(
+            {
+                "target": target,
+                "seed": seed,
+                "number": number,
+                "kind": kind,
+                "mutation": mutation,
+                "what": what,
+                "again": reproduction(target, seed, number),
+            }
+        )
 
 
 def setting() -> dict[str, str]:
     """What the cases ran with: versions, and a digest of the library's sources."""
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(LOADERS.rglob("*.py")))).hexdigest()
-    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}, "loraprobe": digest[:16]}
+    digest = hashlib.sha256(
+        b"".join(path.read_bytes() for path in sorted(LOADERS.rglob("*.py")))
+    ).hexdigest()
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in VERSIONS},
+        "loraprobe": digest[:16],
+    }
 
 
 def reproduction(target: str, seed: int, number: int) -> str:
     """The command that runs one case again."""
-    return f"python -m fuzz --target {target} --seed {seed} --first {number} --cases 1 --out /tmp/fuzz"
+    return (
+        f"python -m fuzz --target {target} --seed {seed} --first {number} --cases 1 --out /tmp/fuzz"
+    )
 
 
 def next_number(report: Report, target: str, seed: int) -> int:
     """The first case of this target and seed that no run has had."""
-    return max((run["first"] + run["cases"] for run in report["runs"] if (run["target"], run["seed"]) == (target, seed)), default=0)
+    return max(
+        (
+            run["first"] + run["cases"]
+            for run in report["runs"]
+            if (run["target"], run["seed"]) == (target, seed)
+        ),
+        default=0,
+    )
 
 
 def overlaps(report: Report, target: str, seed: int, numbers: range) -> bool:
@@ -86,9 +120,14 @@ def save(report: Report, folder: Path) -> None:
 
 def table(report: Report) -> str:
     """Markdown: one row a target, one column an outcome."""
-    rows = [(target, of_target(report, target)) for target in TARGETS if target in report["outcomes"]]
+    rows = [
+        (target, of_target(report, target)) for target in TARGETS if target in report["outcomes"]
+    ]
     rows.append(("**all**", sum((counts for _, counts in rows), Counter())))
-    lines = [f"| target | file | cases | {' | '.join(OUTCOMES)} | failed |", "| --- | --- " + "| ---: " * (len(OUTCOMES) + 2) + "|"]
+    lines = [
+        f"| target | file | cases | {' | '.join(OUTCOMES)} | failed |",
+        "| --- | --- " + "| ---: " * (len(OUTCOMES) + 2) + "|",
+    ]
     for name, counts in rows:
         title = TARGETS[name].title if name in TARGETS else ""
         numbers = [counts.total(), *(counts[outcome] for outcome in (*OUTCOMES, "failed"))]
@@ -108,10 +147,15 @@ def _footnote(report: Report) -> str:
     runs = report["runs"]
     seeds = sorted({run["seed"] for run in runs})
     minutes = sum(run["seconds"] for run in runs) / 60
-    settings = _distinct(", ".join(f"{name} {value}" for name, value in run["setting"].items() if name != "loraprobe") for run in runs)
+    settings = _distinct(
+        ", ".join(
+            f"{name} {value}" for name, value in run["setting"].items() if name != "loraprobe"
+        )
+        for run in runs
+    )
     return (
-        f"{len(runs)} runs, {minutes:.0f} minutes, seeds {', '.join(map(str, seeds))}; {'; '.join(settings)}. The counts of every mutation are in "
-        "`results/report.json`."
+        f"{len(runs)} runs, {minutes:.0f} minutes, seeds {', '.join(map(str, seeds))};"
+        f" {'; '.join(settings)}. The counts of every mutation are in `results/report.json`."
     )
 
 

@@ -1,6 +1,9 @@
-"""Readers that share nothing with loraprobe's: what an adapter's files say, in a few lines each, for files that loraprobe accepted.
+"""Readers that share nothing with loraprobe's.
 
-They check nothing but that no key occurs twice: they answer what the values are if the file is to be believed at all.
+What an adapter's files say, in a few lines each, for files that loraprobe accepted.
+
+They check nothing but that no key occurs twice: they answer what the values are if the file is to
+    be believed at all.
 """
 
 from __future__ import annotations
@@ -27,9 +30,17 @@ def safetensors(data: bytes) -> Matrices:
         if name == "__metadata__" or name.endswith("rotary_emb.inv_freq"):
             continue
         # Rust's library reads an entry that is a list field by field too.
-        dtype, shape, (begin, end) = (entry["dtype"], entry["shape"], entry["data_offsets"]) if isinstance(entry, dict) else entry
+        dtype, shape, (begin, end) = (
+            (entry["dtype"], entry["shape"], entry["data_offsets"])
+            if isinstance(entry, dict)
+            else entry
+        )
         body = data[start + begin : start + end]
-        numbers = (np.frombuffer(body, "<u2").astype("<u4") << 16).view("<f4") if dtype == "BF16" else np.frombuffer(body, _NUMPY[dtype])
+        numbers = (
+            (np.frombuffer(body, "<u2").astype("<u4") << 16).view("<f4")
+            if dtype == "BF16"
+            else np.frombuffer(body, _NUMPY[dtype])
+        )
         found[_key(name)] = _wide(numbers.reshape(shape))
     return found
 
@@ -45,7 +56,9 @@ def torch_bin(path: str) -> Matrices:
 
 
 def scaling(config: dict[str, Any], module: str, rank: int) -> float:
-    """alpha / r or alpha / sqrt(r) of a module, with PEFT's own regular expression for the patterns."""
+    """alpha / r or alpha / sqrt(r) of a module, with PEFT's own regular expression for the
+    patterns.
+    """
     alpha = config["lora_alpha"]
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):

@@ -1,4 +1,6 @@
-"""The parent: starts children, watches the clock, and says which case of which child went wrong and how."""
+"""The parent: starts children, watches the clock, and says which case of which child went wrong
+and how.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ BATCH = 500  # cases of one child
 
 @dataclass(frozen=True)
 class Limits:
-    """What one case may take: seconds of wall time, and bytes of memory above those of an idle child."""
+    """What one case may take.
+
+    Seconds of wall time, and bytes of memory above those of an idle child.
+    """
 
     seconds: float = 30.0
     memory: int = 1 << 30
@@ -29,7 +34,8 @@ class Tally:
 
     Attributes:
         outcomes: (mutation, outcome) -> cases; failures are counted under "failed".
-        failures: (number, kind: exception | silent | memory | crash | hang, mutation, what happened).
+        failures: (number, kind: exception | silent | memory | crash | hang, mutation, what
+            happened).
     """
 
     first: int
@@ -39,21 +45,29 @@ class Tally:
     failures: list[tuple[int, str, str, str]] = field(default_factory=list)
 
 
-def run(target: str, seed: int, first: int, cases: int, limits: Limits = Limits()) -> Tally:  # frozen
+def run(
+    target: str, seed: int, first: int, cases: int, limits: Limits = Limits()
+) -> Tally:  # frozen
     """Run cases first, first + 1, ... of a target, in as many children as it takes."""
     tally, begun, number = Tally(first), time.monotonic(), first
     while number < first + cases:
-        number = _child(tally, target, seed, range(number, min(number + BATCH, first + cases)), limits)
+        number = _child(
+            tally, target, seed, range(number, min(number + BATCH, first + cases)), limits
+        )
     tally.cases, tally.seconds = number - first, time.monotonic() - begun
     return tally
 
 
 def _child(tally: Tally, target: str, seed: int, numbers: range, limits: Limits) -> int:
     """One child; the number of the case to go on with."""
-    context = multiprocessing.get_context("forkserver")  # children that are forked from a process which has imported everything and run nothing
+    context = multiprocessing.get_context(
+        "forkserver"
+    )  # children that are forked from a process which has imported everything and run nothing
     context.set_forkserver_preload(["fuzz.worker", "xgboost", "fastapi"])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(sender, target, seed, numbers, limits.memory), daemon=True)
+    process = context.Process(
+        target=work, args=(sender, target, seed, numbers, limits.memory), daemon=True
+    )
     process.start()
     sender.close()
     try:
@@ -73,7 +87,10 @@ def _child(tally: Tally, target: str, seed: int, numbers: range, limits: Limits)
 
 
 def _listen(receiver: Connection, tally: Tally, limits: Limits) -> tuple[int | None, str]:
-    """Take down what a child reports: (the case that it did not come back from, why), or (None, "") when it is done."""
+    """Take down what a child reports.
+
+    (the case that it did not come back from, why), or (None, "") when it is done.
+    """
     current: int | None = None
     while True:
         # The first message may take longer: the fork server has to import torch.
@@ -94,7 +111,13 @@ def _listen(receiver: Connection, tally: Tally, limits: Limits) -> tuple[int | N
         if outcome:
             tally.outcomes[mutation, outcome] += 1
         else:
-            _note(tally, number, "memory" if what.startswith("MemoryError") else "failure", mutation, what)
+            _note(
+                tally,
+                number,
+                "memory" if what.startswith("MemoryError") else "failure",
+                mutation,
+                what,
+            )
 
 
 def _note(tally: Tally, number: int, kind: str, mutation: str, what: str) -> None:

@@ -1,4 +1,6 @@
-"""The child process: cases one after another, each announced before it runs, so that the parent knows which one killed it."""
+"""The child process: cases one after another, each announced before it runs, so that the parent
+knows which one killed it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def work(connection: Connection, name: str, seed: int, numbers: Iterable[int], m
     """Run cases. Sends (number,) before each and a Result after it, and None at the end.
 
     Args:
-        memory: bytes of address space that cases may use on top of what the process has at its start.
+        memory: bytes of address space that cases may use on top of what the process has at its
+            start.
     """
     warnings.simplefilter("error")  # what a loader warns of, it should have refused
     target = target_of(name)
@@ -46,7 +49,9 @@ def work(connection: Connection, name: str, seed: int, numbers: Iterable[int], m
             try:
                 result: Result | RuntimeError = run_case(target, seed, number, Path(root))
             except Exception as error:  # noqa: BLE001  # sent to the parent, which raises it
-                result = RuntimeError(f"case {target.name}:{seed}:{number} could not be made: {error!r}")
+                result = RuntimeError(
+                    f"case {target.name}:{seed}:{number} could not be made: {error!r}"
+                )
             connection.send(result)
             if number % 200 == 0:
                 gc.collect()
@@ -61,7 +66,9 @@ def run_case(target: Target, seed: int, number: int, root: Path) -> Result:
     """
     sample, mutation, files = target.case(seed, number)
     folder = root / "damaged"
-    shutil.rmtree(folder, ignore_errors=True)  # new files: what an earlier case has mapped stays as it was
+    shutil.rmtree(
+        folder, ignore_errors=True
+    )  # new files: what an earlier case has mapped stays as it was
     _write(files, folder)
     try:
         return number, mutation, target.run(folder, root / str(sample)), ""
@@ -69,9 +76,17 @@ def run_case(target: Target, seed: int, number: int, root: Path) -> Result:
         return number, mutation, "", str(failure)
     except MemoryError:
         return number, mutation, "", "MemoryError: it asked for more memory than the limit"
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever escapes is what is looked for
+    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever escapes is what is looked for
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        return number, mutation, "", f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {str(error)[:300]!a}"
+        return (
+            number,
+            mutation,
+            "",
+            (
+                f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}:"
+                f" {str(error)[:300]!a}"
+            ),
+        )
 
 
 def _write_samples(target: Target, root: Path) -> None:
@@ -87,5 +102,7 @@ def _write(files: Files, folder: Path) -> None:
 
 def _limit(memory: int) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(
+        resource.RLIMIT_AS, (used + memory, resource.getrlimit(resource.RLIMIT_AS)[1])
+    )
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -9,25 +9,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapter import Adapter, Layout, factor_delta, pack, unpack, weight_delta
+    from .adapters.adapter import Adapter, Layout, factor_delta, pack, unpack, weight_delta
+    from .adapters.pair import LoRAPair
+    from .adapters.peft_io import load_adapter
     from .featurizer import FeatureRecipe, Featurizer
-    from .leave_out import detectors_of, leave_one_out
-    from .leave_out_report import LeaveOneOutReport
     from .metrics import EvalReport
-    from .pair import LoRAPair
-    from .peft_io import load_adapter
     from .probe import Probe, Verdict, evaluate, fit_probe
+    from .study.leave_out import detectors_of, leave_one_out
+    from .study.report import LeaveOneOutReport
 
 # Importing torch takes a second or more; the names are looked up when they are first used, so that
 # the command line can print its help without it.
 _HOMES = {
-    "adapter": ("Adapter", "Layout", "factor_delta", "pack", "unpack", "weight_delta"),
+    "adapters.adapter": ("Adapter", "Layout", "factor_delta", "pack", "unpack", "weight_delta"),
     "featurizer": ("FeatureRecipe", "Featurizer"),
-    "leave_out": ("detectors_of", "leave_one_out"),
-    "leave_out_report": ("LeaveOneOutReport",),
+    "study.leave_out": ("detectors_of", "leave_one_out"),
+    "study.report": ("LeaveOneOutReport",),
     "metrics": ("EvalReport",),
-    "pair": ("LoRAPair",),
-    "peft_io": ("load_adapter",),
+    "adapters.pair": ("LoRAPair",),
+    "adapters.peft_io": ("load_adapter",),
     "probe": ("Probe", "Verdict", "evaluate", "fit_probe"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

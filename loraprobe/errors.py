@@ -52,7 +52,8 @@ class DataError(LoraprobeError):
 
 
 class ServiceError(LoraprobeError):
-    """A scoring service cannot be set up or reached, or refused a request for a reason that has no class here.
+    """A scoring service cannot be set up or reached, or refused a request for a reason that has no
+    class here.
 
     Attributes:
         type: the service's own word for it, "ServiceError" where there was no answer.
@@ -68,4 +69,6 @@ class MissingExtra(ImportError):
     """An optional dependency is not installed; the message holds the pip line that installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'loraprobe[{extra}]'")
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed: pip install 'loraprobe[{extra}]'"
+        )

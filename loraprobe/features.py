@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .adapter import Adapter, Slot, finite, flattened
+from .adapters.adapter import Adapter, Slot, finite, flattened
+from .adapters.pair import Factor, triangular_factors
 from .errors import KindMismatch, NonFiniteError
-from .pair import Factor, triangular_factors
 
 Matrix = tuple[str, str]  # (module, "A" | "B" | "BA")
 NORMS = ("log_frobenius", "log_spectral", "log_nuclear", "stable_rank", "effective_rank")
@@ -46,22 +46,36 @@ def canonical(adapter: Adapter, slots: Sequence[Slot]) -> Tensor:
         NonFiniteError: a factor holds NaN or infinity.
     """
     if adapter.kind == "factor_delta":
-        raise KindMismatch("got an adapter of kind 'factor_delta'; the canonical form is one of a product B @ A: use weight_delta(after, before)")
+        raise KindMismatch(
+            "got an adapter of kind 'factor_delta'; the canonical form is one of a product B @ A:"
+            " use weight_delta(after, before)"
+        )
     gauged = {}
     for module in dict.fromkeys(slot.module for slot in slots):
         finite(adapter, module, "A"), finite(adapter, module, "B")
         gauged[module] = adapter[module].canonical()
-    return torch.cat([_padded(gauged[slot.module].factor(slot.factor), slot.shape).reshape(-1) for slot in slots])
+    return torch.cat(
+        [_padded(gauged[slot.module].factor(slot.factor), slot.shape).reshape(-1) for slot in slots]
+    )
 
 
-def spectra(adapter: Adapter, modules: Sequence[str], factors: Sequence[Factor]) -> dict[Matrix, Tensor]:
+def spectra(
+    adapter: Adapter, modules: Sequence[str], factors: Sequence[Factor]
+) -> dict[Matrix, Tensor]:
     """Singular values of every matrix of the modules, descending: (min(r, ...),) float64 each.
 
     Raises:
         NonFiniteError: a factor holds NaN or infinity.
     """
-    read = [(module, factor) for module in modules for factor in (factors if adapter.kind == "factor_delta" else ("B", "A"))]
-    matrices = [adapter[module].factor(factor) if factor == "B" else adapter[module].factor(factor).T for module, factor in read]
+    read = [
+        (module, factor)
+        for module in modules
+        for factor in (factors if adapter.kind == "factor_delta" else ("B", "A"))
+    ]
+    matrices = [
+        adapter[module].factor(factor) if factor == "B" else adapter[module].factor(factor).T
+        for module, factor in read
+    ]
     try:
         triangular = triangular_factors(matrices)
     except NonFiniteError:
@@ -71,7 +85,9 @@ def spectra(adapter: Adapter, modules: Sequence[str], factors: Sequence[Factor])
     if adapter.kind == "factor_delta":
         return _batched_svdvals(dict(zip(read, triangular, strict=True)))
     pairs = zip(modules, triangular[::2], triangular[1::2], strict=True)
-    return _batched_svdvals({(module, "BA"): adapter[module].scaling * right @ left.T for module, right, left in pairs})
+    return _batched_svdvals(
+        {(module, "BA"): adapter[module].scaling * right @ left.T for module, right, left in pairs}
+    )
 
 
 def norms(values: Tensor) -> Tensor:
@@ -98,7 +114,8 @@ def pooled(rows: dict[Matrix, Tensor]) -> Tensor:
         rows: (module, matrix) -> (k,), of one k.
 
     Returns:
-        (names * matrices * 2 * k,), ordered by module name ("q_proj"), matrix, mean before deviation.
+        (names * matrices * 2 * k,), ordered by module name ("q_proj"), matrix, mean before
+        deviation.
     """
     groups: dict[Matrix, list[Tensor]] = {}
     for (module, matrix), row in rows.items():
@@ -115,19 +132,23 @@ def l2_normalised(vector: Tensor) -> Tensor:
 
     Source: arXiv:2601.07177, official code.
     """
-    return torch.from_numpy(unit_vector(vector.numpy())[0])  # NumPy: torch would wake its threads for a few thousand numbers
+    return torch.from_numpy(
+        unit_vector(vector.numpy())[0]
+    )  # NumPy: torch would wake its threads for a few thousand numbers
 
 
 def unit_vector(numbers: np.ndarray) -> tuple[np.ndarray, float]:
     """What `l2_normalised` returns, (p,) of the same type, and the norm it was divided by.
 
-    Of float32 numbers, whose squares neither overflow nor vanish in float64, the norm is finite if and only if all of them are, and zero if and
-    only if all of them are.
+    Of float32 numbers, whose squares neither overflow nor vanish in float64, the norm is finite if
+    and only if all of them are, and zero if and only if all of them are.
     """
     length = math.sqrt(np.einsum("p,p->", numbers, numbers, dtype=np.float64))
     if length < _TINY or not math.isfinite(length):
         return numbers, length
-    if length > _LARGEST[numbers.dtype.char]:  # as float32 it is infinite, every quotient zero: the vector of an adapter without a change
+    if (
+        length > _LARGEST[numbers.dtype.char]
+    ):  # as float32 it is infinite, every quotient zero: the vector of an adapter without a change
         return (numbers / np.float64(length)).astype(numbers.dtype), length
     return numbers / numbers.dtype.type(length), length
 
@@ -143,7 +164,9 @@ def leaf_name(module: str) -> str:
 
 def _padded(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
     """With zero rows or columns behind: a product thinner than its rank has fewer components."""
-    return torch.nn.functional.pad(matrix, (0, shape[1] - matrix.shape[1], 0, shape[0] - matrix.shape[0]))
+    return torch.nn.functional.pad(
+        matrix, (0, shape[1] - matrix.shape[1], 0, shape[0] - matrix.shape[0])
+    )
 
 
 def _batched_svdvals(cores: dict[Matrix, Tensor]) -> dict[Matrix, Tensor]:
@@ -153,10 +176,15 @@ def _batched_svdvals(cores: dict[Matrix, Tensor]) -> dict[Matrix, Tensor]:
         by_shape.setdefault(tuple(core.shape), []).append(key)
     values: dict[Matrix, Tensor] = {}
     for keys in by_shape.values():
-        values.update(zip(keys, torch.linalg.svdvals(torch.stack([cores[key] for key in keys])), strict=True))
+        values.update(
+            zip(keys, torch.linalg.svdvals(torch.stack([cores[key] for key in keys])), strict=True)
+        )
     return {key: values[key] for key in cores}
 
 
-SLOT_FEATURES: dict[str, Callable[[Adapter, Sequence[Slot]], Tensor]] = {"slices": slices, "canonical": canonical}
+SLOT_FEATURES: dict[str, Callable[[Adapter, Sequence[Slot]], Tensor]] = {
+    "slices": slices,
+    "canonical": canonical,
+}
 SPECTRAL_FEATURES = ("spectra", "norms")
 FEATURES = (*SLOT_FEATURES, *SPECTRAL_FEATURES)

@@ -1,4 +1,7 @@
-"""FeatureRecipe says what to compute; Featurizer is a recipe tied to the layout seen in training."""
+"""FeatureRecipe says what to compute.
+
+Featurizer is a recipe tied to the layout seen in training.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .adapter import Adapter, Layout, layer_of
+from .adapters.adapter import Adapter, Layout, layer_of
+from .adapters.pair import Factor, all_finite
 from .errors import KindMismatch, LayoutMismatch, LoraprobeError, NonFiniteError, RecipeError
-from .features import FEATURES, SLOT_FEATURES, SPECTRAL_FEATURES, l2_normalised, leaf_name, norms, pooled, spectra
-from .pair import Factor, all_finite
+from .features import (
+    FEATURES,
+    SLOT_FEATURES,
+    SPECTRAL_FEATURES,
+    l2_normalised,
+    leaf_name,
+    norms,
+    pooled,
+    spectra,
+)
 
 Normalisation = Literal["l2", "none"]
 
@@ -56,16 +68,31 @@ class FeatureRecipe:
         _known("normalize", (self.normalize,), get_args(Normalisation))
         if isinstance(self.layers, str):
             _known("layers", (self.layers,), ("all", "first", "last"))
-        elif not (_filled(self.layers) and all(type(layer) is int and layer >= 0 for layer in self.layers)):
-            raise RecipeError(f"got layers {self.layers!r}; expected 'all', 'first', 'last' or at least one layer number >= 0")
-        if self.modules is not None and not (_filled(self.modules) and all(isinstance(name, str) and name for name in self.modules)):
-            raise RecipeError(f"got modules {self.modules!r}; expected None or at least one module name such as 'q_proj'")
+        elif not (
+            _filled(self.layers) and all(type(layer) is int and layer >= 0 for layer in self.layers)
+        ):
+            raise RecipeError(
+                f"got layers {self.layers!r}; expected 'all', 'first', 'last' or at least one layer"
+                " number >= 0"
+            )
+        if self.modules is not None and not (
+            _filled(self.modules) and all(isinstance(name, str) and name for name in self.modules)
+        ):
+            raise RecipeError(
+                f"got modules {self.modules!r}; expected None or at least one module name such as"
+                " 'q_proj'"
+            )
         if self.pool and not set(self.features) <= set(SPECTRAL_FEATURES):
-            raise RecipeError(f"got pool=True with features {self.features}; only {' and '.join(SPECTRAL_FEATURES)} can be pooled over layers")
+            raise RecipeError(
+                f"got pool=True with features {self.features}; only"
+                f" {' and '.join(SPECTRAL_FEATURES)} can be pooled over layers"
+            )
 
     @classmethod
     def paper(cls) -> FeatureRecipe:
-        """The paper's first_B: B of the first layer, flattened, L2-normalised (arXiv:2601.07177, Sec. 3)."""
+        """The paper's first_B: B of the first layer, flattened, L2-normalised (arXiv:2601.07177,
+        Sec. 3).
+        """
         return cls(layers="first", factors=("B",))
 
     @classmethod
@@ -85,7 +112,10 @@ class FeatureRecipe:
 
     @classmethod
     def spectral(cls) -> FeatureRecipe:
-        """Relative spectra and log norms pooled over layers: free of the base model's dimensions."""
+        """Relative spectra and log norms pooled over layers.
+
+        Free of the base model's dimensions.
+        """
         return cls(features=("spectra", "norms"), pool=True)
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,10 +130,15 @@ class FeatureRecipe:
             RecipeError: a field is unknown or has a value that is not valid.
         """
         if not isinstance(values, dict):
-            raise RecipeError(f"got a recipe of type {type(values).__name__}; expected an object of recipe fields")
+            raise RecipeError(
+                f"got a recipe of type {type(values).__name__}; expected an object of recipe fields"
+            )
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
-            raise RecipeError(f"unknown recipe fields {sorted(unknown)}; expected some of {sorted(cls.__dataclass_fields__)}")
+            raise RecipeError(
+                f"unknown recipe fields {sorted(unknown)}; expected some of"
+                f" {sorted(cls.__dataclass_fields__)}"
+            )
         return cls(**values)
 
 
@@ -132,7 +167,10 @@ class Featurizer:
         adapters = _sequence(adapters)
         layout = Layout.of(adapters[0], _selected(recipe, adapters[0]), recipe.factors)
         if layout.kind == "factor_delta" and "canonical" in recipe.features:
-            raise KindMismatch("got factor deltas; canonical features are those of a product B @ A: use weight_delta(after, before)")
+            raise KindMismatch(
+                "got factor deltas; canonical features are those of a product B @ A: use"
+                " weight_delta(after, before)"
+            )
         featurizer = cls(recipe, layout, frozenset(adapters[0]))
         for index, adapter in enumerate(adapters):
             with _naming(index, len(adapters)):
@@ -152,28 +190,38 @@ class Featurizer:
             KindMismatch, LayoutMismatch: see `Layout.check`, or a module is adapted that was not in
                 training; a pooled recipe compares only kind, module names and, of spectra, rank.
         """
-        unknown = _leaves(list(adapter)) - _leaves(list(self.modules)) if self.recipe.pool else adapter.keys() - self.modules
+        unknown = (
+            _leaves(list(adapter)) - _leaves(list(self.modules))
+            if self.recipe.pool
+            else adapter.keys() - self.modules
+        )
         if unknown:
             raise LayoutMismatch(
-                f"the adapter changes {len(unknown)} modules that the training adapters did not, first {min(unknown)!r}: they would go unscored. "
-                "Use a probe made for this kind of adapter."
+                f"the adapter changes {len(unknown)} modules that the training adapters did not,"
+                f" first {min(unknown)!r}: they would go unscored. Use a probe made for this kind"
+                " of adapter."
             )
         if not self.recipe.pool:
             self.layout.check(adapter)
             return
         if adapter.kind != self.layout.kind:
-            raise KindMismatch(f"got an adapter of kind {adapter.kind!r}; expected {self.layout.kind!r}")
+            raise KindMismatch(
+                f"got an adapter of kind {adapter.kind!r}; expected {self.layout.kind!r}"
+            )
         try:
             modules = _selected(self.recipe, adapter)
         except RecipeError as error:
             raise LayoutMismatch(str(error)) from None
-        checks: list[tuple[str, set[Any], set[Any]]] = [("module names", _leaves(modules), _leaves(list(self.layout.scalings)))]
+        checks: list[tuple[str, set[Any], set[Any]]] = [
+            ("module names", _leaves(modules), _leaves(list(self.layout.scalings)))
+        ]
         if "spectra" in self.recipe.features:  # as many values as the rank; norms are of any
             checks.append(("ranks", {adapter[module].rank for module in modules}, {self._rank()}))
         for what, got, expected in checks:
             if got != expected:
                 raise LayoutMismatch(
-                    f"got {what} {sorted(got)}; expected {sorted(expected)} as in training. Use a probe made for this kind of adapter."
+                    f"got {what} {sorted(got)}; expected {sorted(expected)} as in training. Use a"
+                    " probe made for this kind of adapter."
                 )
 
     def __call__(self, adapters: Sequence[Adapter]) -> np.ndarray:
@@ -192,25 +240,42 @@ class Featurizer:
         return rows
 
     def _vector(self, adapter: Adapter) -> Tensor:
-        blocks: dict[str, Tensor] = {name: make(adapter, self.layout.slots) for name, make in SLOT_FEATURES.items() if name in self.recipe.features}
+        blocks: dict[str, Tensor] = {
+            name: make(adapter, self.layout.slots)
+            for name, make in SLOT_FEATURES.items()
+            if name in self.recipe.features
+        }
         if set(self.recipe.features) & set(SPECTRAL_FEATURES):
             blocks |= self._spectral_blocks(adapter)
         if self.recipe.normalize == "l2":
-            blocks = {name: block if name == "norms" else l2_normalised(block) for name, block in blocks.items()}
+            blocks = {
+                name: block if name == "norms" else l2_normalised(block)
+                for name, block in blocks.items()
+            }
         parts = [blocks[name].float() for name in self.recipe.features]
         vector = parts[0] if len(parts) == 1 else torch.cat(parts)
         if not all_finite(vector):
-            raise NonFiniteError("the features overflow float32: the factors or their scaling are far beyond any trained adapter. Do not use it.")
+            raise NonFiniteError(
+                "the features overflow float32: the factors or their scaling are far beyond any"
+                " trained adapter. Do not use it."
+            )
         return vector
 
     def _spectral_blocks(self, adapter: Adapter) -> dict[str, Tensor]:
-        modules = _selected(self.recipe, adapter) if self.recipe.pool else list(self.layout.scalings)
+        modules = (
+            _selected(self.recipe, adapter) if self.recipe.pool else list(self.layout.scalings)
+        )
         values = spectra(adapter, modules, self.recipe.factors)
         rows = {"norms": {key: norms(row) for key, row in values.items()}}
         # A matrix thinner than the rank has fewer singular values: the missing ones are zero.
-        rows["spectra"] = {key: torch.nn.functional.pad(row, (0, self._rank() - len(row))) for key, row in values.items()}
+        rows["spectra"] = {
+            key: torch.nn.functional.pad(row, (0, self._rank() - len(row)))
+            for key, row in values.items()
+        }
         combine = pooled if self.recipe.pool else _concatenated
-        return {name: combine(rows[name]) for name in SPECTRAL_FEATURES if name in self.recipe.features}
+        return {
+            name: combine(rows[name]) for name in SPECTRAL_FEATURES if name in self.recipe.features
+        }
 
     def _spectral_widths(self) -> list[int]:
         matrices = len(self.recipe.factors) if self.layout.kind == "factor_delta" else 1
@@ -220,26 +285,37 @@ class Featurizer:
         return [widths[name] * matrices * copies for name in self.recipe.features if name in widths]
 
     def _rank(self) -> int:
-        return max(slot.shape[0] if slot.factor == "A" else slot.shape[1] for slot in self.layout.slots)
+        return max(
+            slot.shape[0] if slot.factor == "A" else slot.shape[1] for slot in self.layout.slots
+        )
 
 
 def _selected(recipe: FeatureRecipe, adapter: Adapter) -> list[str]:
     """The modules of an adapter that a recipe reads, in sorted order."""
-    named = [module for module in adapter if recipe.modules is None or leaf_name(module) in recipe.modules]
+    named = [
+        module
+        for module in adapter
+        if recipe.modules is None or leaf_name(module) in recipe.modules
+    ]
     layers = {layer for module in named if (layer := layer_of(module)) is not None}
     if recipe.layers == "all":
         chosen = named
     else:
-        wanted = {min(layers, default=-1)} if recipe.layers == "first" else {max(layers, default=-1)}
+        wanted = (
+            {min(layers, default=-1)} if recipe.layers == "first" else {max(layers, default=-1)}
+        )
         if not isinstance(recipe.layers, str):
             wanted = set(recipe.layers)
             if absent := sorted(wanted - layers):
-                raise RecipeError(f"the recipe reads layers {absent}, which the adapter does not have; it has {sorted(layers)}")
+                raise RecipeError(
+                    f"the recipe reads layers {absent}, which the adapter does not have; it has"
+                    f" {sorted(layers)}"
+                )
         chosen = [module for module in named if layer_of(module) in wanted]
     if not chosen:
         raise RecipeError(
-            f"no module matches layers {recipe.layers!r} and modules {recipe.modules!r}; the adapter has e.g. {next(iter(adapter))!r}. "
-            "Name modules that it adapts."
+            f"no module matches layers {recipe.layers!r} and modules {recipe.modules!r}; the"
+            f" adapter has e.g. {next(iter(adapter))!r}. Name modules that it adapts."
         )
     return chosen
 
@@ -278,5 +354,11 @@ def _filled(values: object) -> bool:
 
 
 def _known(field: str, values: tuple[str, ...], valid: tuple[str, ...]) -> None:
-    if not _filled(values) or any(value not in valid for value in values) or len(set(values)) != len(values):
-        raise RecipeError(f"got {field} {values!r}; expected some of {', '.join(valid)}, each at most once")
+    if (
+        not _filled(values)
+        or any(value not in valid for value in values)
+        or len(set(values)) != len(values)
+    ):
+        raise RecipeError(
+            f"got {field} {values!r}; expected some of {', '.join(valid)}, each at most once"
+        )

@@ -1,7 +1,8 @@
 """Heads: arrays in, probabilities out.
 
-A head is the small frozen thing that a probe publishes: it maps features (n, p) to P(malicious) (n,). It knows nothing of adapters,
-of files or of training (see :mod:`loraprobe.fitting`). What it holds is checked when it is constructed, so a head that exists can score.
+A head is the small frozen thing that a probe publishes: it maps features (n, p) to P(malicious)
+(n,). It knows nothing of adapters, of files or of training (see :mod:`loraprobe.fit.heads`). What
+it holds is checked when it is constructed, so a head that exists can score.
 """
 
 from __future__ import annotations
@@ -58,10 +59,16 @@ class LinearHead:
             NonFiniteError: x holds NaN or infinity.
         """
         x = _as_rows(x, self.num_features)  # (n, p)
-        # float64: with 40,960 columns the rounding of a float32 sum is visible in the third digit of the logit
-        # Row by row, and by einsum, which widens a few thousand numbers at a time: a wide copy costs more than the product, and BLAS wakes threads
-        logits = np.array([np.einsum("p,p->", row, self._wide_coef) for row in x], np.float64)  # (n,)
-        if not np.isfinite(logits).all():  # as it is wherever a feature is not finite, whatever its coefficient
+        # float64: with 40,960 columns the rounding of a float32 sum is visible in the third digit
+        # of the logit
+        # Row by row, and by einsum, which widens a few thousand numbers at a time: a wide copy
+        # costs more than the product, and BLAS wakes threads
+        logits = np.array(
+            [np.einsum("p,p->", row, self._wide_coef) for row in x], np.float64
+        )  # (n,)
+        if not np.isfinite(
+            logits
+        ).all():  # as it is wherever a feature is not finite, whatever its coefficient
             check_features(x, self.num_features)
         return _probabilities(logits + self.intercept)
 
@@ -75,7 +82,10 @@ class LinearHead:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], num_features: int) -> LinearHead:
-        """The inverse of :meth:`arrays`; names, dtypes, shapes and finiteness are checked, and a head that fails a check never exists.
+        """The inverse of :meth:`arrays`.
+
+        Names, dtypes, shapes and finiteness are checked, and a head that fails a check never
+        exists.
 
         Raises:
             ProbeFormatError: naming the array at fault.
@@ -83,12 +93,17 @@ class LinearHead:
         _check_names(arrays, ("coef", "intercept"))
         _expect_shape("coef", arrays["coef"].shape, (num_features,))
         _expect_shape("intercept", arrays["intercept"].shape, (1,))
-        return cls(coef=arrays["coef"], intercept=float(_frozen("intercept", arrays["intercept"], ndim=1)[0]))
+        return cls(
+            coef=arrays["coef"],
+            intercept=float(_frozen("intercept", arrays["intercept"], ndim=1)[0]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class MLPHead:
-    """P(malicious) = sigmoid(W_L relu(... relu(W_1 x + b_1) ...) + b_L): a perceptron with one output.
+    """P(malicious) = sigmoid(W_L relu(... relu(W_1 x + b_1) ...) + b_L).
+
+    A perceptron with one output.
 
     It has no scaling of its own: the fitter folds standardisation into W_1 and b_1.
     """
@@ -103,12 +118,26 @@ class MLPHead:
     def __post_init__(self) -> None:
         if not self.weights or len(self.weights) != len(self.biases):
             raise ProbeFormatError(
-                f"MLP head: got {len(self.weights)} weights and {len(self.biases)} biases, expected one bias for each of 1 or more weights"
+                f"MLP head: got {len(self.weights)} weights and {len(self.biases)} biases, expected"
+                " one bias for each of 1 or more weights"
             )
-        object.__setattr__(self, "weights", tuple(_frozen(f"weight_{i}", w, ndim=2) for i, w in enumerate(self.weights)))
-        object.__setattr__(self, "biases", tuple(_frozen(f"bias_{i}", b, ndim=1) for i, b in enumerate(self.biases)))
-        outputs = [*(w.shape[1] for w in self.weights[1:]), 1]  # layer i must produce what layer i + 1 reads
-        for i, (weight, bias, out) in enumerate(zip(self.weights, self.biases, outputs, strict=True)):
+        object.__setattr__(
+            self,
+            "weights",
+            tuple(_frozen(f"weight_{i}", w, ndim=2) for i, w in enumerate(self.weights)),
+        )
+        object.__setattr__(
+            self,
+            "biases",
+            tuple(_frozen(f"bias_{i}", b, ndim=1) for i, b in enumerate(self.biases)),
+        )
+        outputs = [
+            *(w.shape[1] for w in self.weights[1:]),
+            1,
+        ]  # layer i must produce what layer i + 1 reads
+        for i, (weight, bias, out) in enumerate(
+            zip(self.weights, self.biases, outputs, strict=True)
+        ):
             _expect_shape(f"weight_{i}", weight.shape, (out, weight.shape[1]))
             _expect_shape(f"bias_{i}", bias.shape, (out,))
 
@@ -125,7 +154,9 @@ class MLPHead:
             NonFiniteError: x holds NaN or infinity, or is so large that a hidden unit overflows.
         """
         hidden = check_features(x, self.num_features)  # (n, p)
-        with np.errstate(over="ignore", invalid="ignore"):  # an overflow is reported once, by _probabilities
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # an overflow is reported once, by _probabilities
             for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
                 hidden = np.maximum(hidden @ weight.T + bias, np.float32(0))  # (n, out)
             logits = hidden @ self.weights[-1].T + self.biases[-1]  # (n, 1)
@@ -138,7 +169,10 @@ class MLPHead:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], num_features: int) -> MLPHead:
-        """The inverse of :meth:`arrays`; names, dtypes, shapes and finiteness are checked, and a head that fails a check never exists.
+        """The inverse of :meth:`arrays`.
+
+        Names, dtypes, shapes and finiteness are checked, and a head that fails a check never
+        exists.
 
         Raises:
             ProbeFormatError: naming the array at fault.
@@ -152,21 +186,29 @@ class MLPHead:
 
 @dataclass(frozen=True, eq=False)
 class XGBoostHead:
-    """Boosted trees, held as validated JSON text; XGBoost is imported and the booster built at the first score.
+    """Boosted trees, held as validated JSON text.
 
-    The width check is ours: a booster trained on 20 columns scores 19 without a word when handed a DMatrix.
+    XGBoost is imported and the booster built at the first score.
+
+    The width check is ours: a booster trained on 20 columns scores 19 without a word when handed a
+        DMatrix.
     """
 
     name: ClassVar[str] = "xgboost"
 
     model_json: bytes
-    """The model in canonical form: ``json.dumps`` of the validated document, so that XGBoost parses exactly what was checked."""
+    """The model in canonical form.
+
+    ``json.dumps`` of the validated document, so that XGBoost parses exactly what was checked.
+    """
     num_features: int
     """p, the width of a feature row."""
 
     def __post_init__(self) -> None:
         document = validate_xgboost_json(self.model_json, self.num_features)
-        object.__setattr__(self, "model_json", json.dumps(document, separators=(",", ":")).encode("ascii"))
+        object.__setattr__(
+            self, "model_json", json.dumps(document, separators=(",", ":")).encode("ascii")
+        )
 
     @cached_property
     def _booster(self) -> Any:
@@ -174,11 +216,14 @@ class XGBoostHead:
         booster = xgboost.Booster()
         try:
             booster.load_model(bytearray(self.model_json))
-            booster.set_param({"nthread": 1})  # a round scores tens of rows: starting a thread pool costs more than the trees
+            booster.set_param(
+                {"nthread": 1}
+            )  # a round scores tens of rows: starting a thread pool costs more than the trees
         except xgboost.core.XGBoostError as error:
             raise ProbeFormatError(
-                f"XGBoost head: got a model that passes our checks and that XGBoost {xgboost.__version__} cannot read, expected "
-                "one written by XGBoost 3.x. Install the xgboost version named in the probe's card, or fit the probe anew"
+                "XGBoost head: got a model that passes our checks and that XGBoost"
+                f" {xgboost.__version__} cannot read, expected one written by XGBoost 3.x. Install"
+                " the xgboost version named in the probe's card, or fit the probe anew"
             ) from error
         return booster
 
@@ -194,7 +239,10 @@ class XGBoostHead:
         x = check_features(x, self.num_features)  # (n, p)
         scores = np.asarray(self._booster.inplace_predict(x), dtype=np.float64)
         if scores.shape != (len(x),) or not np.isfinite(scores).all():
-            raise NonFiniteError(f"XGBoost head: got scores of shape {scores.shape}, expected ({len(x)},) finite ones. Fit the probe anew")
+            raise NonFiniteError(
+                f"XGBoost head: got scores of shape {scores.shape}, expected ({len(x)},) finite"
+                " ones. Fit the probe anew"
+            )
         return scores
 
     def to_json(self) -> bytes:
@@ -246,25 +294,35 @@ def check_features(x: Any, num_features: int) -> FloatArray:
     if not finite.all():
         bad = np.flatnonzero(~finite)
         raise NonFiniteError(
-            f"features: got NaN or infinity in {len(bad)} of {len(array)} rows, the first being row {bad[0]}, expected finite numbers. "
-            "Leave those adapters out and treat them as rejected"
+            f"features: got NaN or infinity in {len(bad)} of {len(array)} rows, the first being row"
+            f" {bad[0]}, expected finite numbers. Leave those adapters out and treat them as"
+            " rejected"
         )
     return array
 
 
 def _as_rows(x: Any, num_features: int) -> FloatArray:
-    """``x`` as a float32 array of shape (n, num_features); whether its numbers are finite is not looked at."""
+    """``x`` as a float32 array of shape (n, num_features).
+
+    Whether its numbers are finite is not looked at.
+    """
     array = np.asarray(x)
     if array.dtype.kind not in "fiu":
-        raise LayoutMismatch(f"features: got dtype {array.dtype}, expected float32. Pass the array that a Featurizer returns")
+        raise LayoutMismatch(
+            f"features: got dtype {array.dtype}, expected float32. Pass the array that a Featurizer"
+            " returns"
+        )
     if array.ndim != 2 or array.shape[1] != num_features:
         raise LayoutMismatch(
-            f"features: got shape {array.shape}, expected (n, {num_features}). The rows come from another recipe, base model, rank or "
-            "layer set than the head was trained on; use the probe's own featurizer"
+            f"features: got shape {array.shape}, expected (n, {num_features}). The rows come from"
+            " another recipe, base model, rank or layer set than the head was trained on; use the"
+            " probe's own featurizer"
         )
     if array.dtype == np.float32:
         return array
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which is refused like any other
+    with np.errstate(
+        over="ignore"
+    ):  # a float64 beyond float32 becomes inf, which is refused like any other
         return array.astype(np.float32)
 
 
@@ -272,22 +330,29 @@ def _probabilities(logits: Probabilities) -> Probabilities:
     """Sigmoid of (n,) logits; a logit that overflowed has no probability."""
     if not np.isfinite(logits).all():
         raise NonFiniteError(
-            f"head: got {int((~np.isfinite(logits)).sum())} non-finite logits, expected finite ones. The features are far outside the "
-            "range of the training data; treat those adapters as rejected"
+            f"head: got {int((~np.isfinite(logits)).sum())} non-finite logits, expected finite"
+            " ones. The features are far outside the range of the training data; treat those"
+            " adapters as rejected"
         )
     return np.asarray(scipy.special.expit(logits), dtype=np.float64)
 
 
 def _frozen(name: str, array: Any, ndim: int) -> FloatArray:
-    """A read-only float32 copy, so that nobody edits a published head by way of the array it was built from."""
+    """A read-only float32 copy, so that nobody edits a published head by way of the array it was
+    built from.
+    """
     array = np.asarray(array)
     if array.dtype != np.float32 or array.ndim != ndim or array.size == 0:
         raise ProbeFormatError(
-            f"head array {name!r}: got dtype {array.dtype} and shape {array.shape}, expected float32 with {ndim} non-empty dimensions. "
-            "Fit the head anew or download the probe again"
+            f"head array {name!r}: got dtype {array.dtype} and shape {array.shape}, expected"
+            f" float32 with {ndim} non-empty dimensions. Fit the head anew or download the probe"
+            " again"
         )
     if not np.isfinite(array).all():
-        raise ProbeFormatError(f"head array {name!r}: got NaN or infinity, expected finite numbers. Fit it anew or download it again")
+        raise ProbeFormatError(
+            f"head array {name!r}: got NaN or infinity, expected finite numbers. Fit it anew or"
+            " download it again"
+        )
     copy = np.array(array, dtype=np.float32, order="C")
     copy.setflags(write=False)
     return copy
@@ -296,13 +361,15 @@ def _frozen(name: str, array: Any, ndim: int) -> FloatArray:
 def _check_names(arrays: Mapping[str, np.ndarray], expected: list[str] | tuple[str, ...]) -> None:
     if set(arrays) != set(expected):
         raise ProbeFormatError(
-            f"head arrays: got the names {reprlib.repr(sorted(arrays))}, expected {sorted(expected)}. The file belongs to another "
-            "kind of head or is damaged; download the probe again"
+            f"head arrays: got the names {reprlib.repr(sorted(arrays))}, expected"
+            f" {sorted(expected)}. The file belongs to another kind of head or is damaged; download"
+            " the probe again"
         )
 
 
 def _expect_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if got != expected:
         raise ProbeFormatError(
-            f"head array {name!r}: got shape {got}, expected {expected}. The file is of another layout or damaged; download it again"
+            f"head array {name!r}: got shape {got}, expected {expected}. The file is of another"
+            " layout or damaged; download it again"
         )

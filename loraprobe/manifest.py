@@ -1,14 +1,20 @@
-"""A manifest names labelled adapters: a CSV with the columns path and label, and optionally those below.
+"""A manifest names labelled adapters.
 
-path is relative to the manifest's own folder; label is 0, 1, benign or malicious. Other columns are not read.
+A CSV with the columns path and label, and optionally those below.
+
+path is relative to the manifest's own folder; label is 0, 1, benign or malicious. Other columns are
+not read.
 
 group: what must not be split between training and testing: a client, a run.
 source: where the training data came from; for tables, figures and leave-one-out evaluation.
-initial: the adapter that training started from, relative to the manifest, or "fresh"; where it is empty, the command's --base.
+initial: the adapter that training started from, relative to the manifest, or "fresh"; where it is
+    empty, the command's --base.
 role: benign, hard_negative (labelled benign, close to malicious) or malicious.
-host, share: a mixture holds this share, in (0, 1], of data from its source; the rest is ordinary data of the source `host`.
-attack, recipe, rank, lr, base, seed: what made the data malicious; how training was set up, in a word; LoRA rank; learning rate; base
-    model; whatever a seed decided for several rows at once, such as the initial adapter. See loraprobe.leave_out.
+host, share: a mixture holds this share, in (0, 1], of data from its source; the rest is ordinary
+    data of the source `host`.
+attack, recipe, rank, lr, base, seed: what made the data malicious; how training was set up, in a
+    word; LoRA rank; learning rate; base model; whatever a seed decided for several rows at once,
+    such as the initial adapter. See loraprobe.study.leave_out.
 """
 
 from __future__ import annotations
@@ -20,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .adapter import KINDS, Adapter, factor_delta, weight_delta
+from .adapters.adapter import KINDS, Adapter, factor_delta, weight_delta
+from .adapters.peft_io import load_adapter
 from .errors import DataError, LoraprobeError
-from .peft_io import load_adapter
 
 _LABELS = {"0": 0, "1": 1, "benign": 0, "malicious": 1}
 FRESH = "fresh"  # instead of a base adapter: training started from B = 0
@@ -32,7 +38,10 @@ _ROLES = (("benign", HARD_NEGATIVE), ("malicious",))  # label -> the roles it ma
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled adapter; group and source default to its own path and its label. Empty or None: the manifest does not say."""
+    """One labelled adapter; group and source default to its own path and its label. Empty or None.
+
+    The manifest does not say.
+    """
 
     path: Path
     label: int
@@ -62,26 +71,41 @@ def read_manifest(path: Path) -> list[Row]:
         DataError: the file or a column is missing, or a row has a label or path that is not valid.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark in front
+        with path.open(
+            newline="", encoding="utf-8-sig"
+        ) as file:  # spreadsheets write a mark in front
             reader = csv.DictReader(file)
-            columns, records = set(reader.fieldnames or ()), [(reader.line_num, record) for record in reader]
+            columns, records = (
+                set(reader.fieldnames or ()),
+                [(reader.line_num, record) for record in reader],
+            )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the manifest {path}: {error}") from None
     if not {"path", "label"} <= columns:
-        raise DataError(f"{path} has the columns {sorted(columns)}; expected path and label, and optionally others, such as group and source")
+        raise DataError(
+            f"{path} has the columns {sorted(columns)}; expected path and label, and optionally"
+            " others, such as group and source"
+        )
     if not records:
         raise DataError(f"{path} names no adapter; expected at least one row")
     rows = []
     for number, record in records:
         if None in record:
-            raise DataError(f"{path}, line {number}: got more values than columns; put a path with a comma in quotes")
+            raise DataError(
+                f"{path}, line {number}: got more values than columns; put a path with a comma in"
+                " quotes"
+            )
         label = _LABELS.get((record["label"] or "").strip().lower())
         if label is None or not record["path"]:
             raise DataError(
-                f"{path}, line {number}: got path {record['path']!r}, label {record['label']!r}; expected a path and one of {', '.join(_LABELS)}"
+                f"{path}, line {number}: got path {record['path']!r}, label {record['label']!r};"
+                f" expected a path and one of {', '.join(_LABELS)}"
             )
         adapter = path.parent / record["path"]
-        group, source = record.get("group") or record["path"], record.get("source") or ("benign", "malicious")[label]
+        group, source = (
+            record.get("group") or record["path"],
+            record.get("source") or ("benign", "malicious")[label],
+        )
         try:
             rows.append(Row(adapter, label, group, source, **_optional(record, label, path.parent)))
         except ValueError as error:
@@ -92,9 +116,14 @@ def read_manifest(path: Path) -> list[Row]:
 def _optional(record: Mapping[str, str | None], label: int, folder: Path) -> dict[str, Any]:
     """The optional fields of a row; ValueError for one that is not valid."""
     given = {name: (value or "").strip() for name, value in record.items()}
-    found: dict[str, Any] = {name: given.get(name, "") for name in ("role", "host", "attack", "recipe", "base", "seed")}
+    found: dict[str, Any] = {
+        name: given.get(name, "") for name in ("role", "host", "attack", "recipe", "base", "seed")
+    }
     if found["role"] not in ("", *_ROLES[label]):
-        raise ValueError(f"got role {found['role']!r} for a {_ROLES[label][0]} adapter; expected {' or '.join(_ROLES[label])}")
+        raise ValueError(
+            f"got role {found['role']!r} for a {_ROLES[label][0]} adapter; expected"
+            f" {' or '.join(_ROLES[label])}"
+        )
     if rank := given.get("rank"):
         if not (rank.isascii() and rank.isdigit() and int(rank) > 0):
             raise ValueError(f"got rank {rank!r}; expected a whole number above 0")
@@ -106,7 +135,10 @@ def _optional(record: Mapping[str, str | None], label: int, folder: Path) -> dic
             except ValueError:
                 number = math.nan
             if not (0 < number <= most and math.isfinite(number)):
-                raise ValueError(f"got {name} {text!r}; expected a number {'in (0, 1]' if most == 1 else 'above 0'}")
+                raise ValueError(
+                    f"got {name} {text!r}; expected a number"
+                    f" {'in (0, 1]' if most == 1 else 'above 0'}"
+                )
             found[name] = number
     if initial := given.get("initial"):
         found["initial"] = FRESH if initial == FRESH else folder / initial
@@ -114,20 +146,33 @@ def _optional(record: Mapping[str, str | None], label: int, folder: Path) -> dic
 
 
 def kinds_of(rows: Iterable[Row]) -> list[tuple[str, ...]]:
-    """What kinds of data each adapter was trained on: its source, then what the source is mixed into.
+    """What kinds of data each adapter was trained on.
+
+    Its source, then what the source is mixed into.
 
     Raises:
-        DataError: a source is written with its share (`name@share`) and no host says what it is mixed into, or stands for a label.
+        DataError: a source is written with its share (`name@share`) and no host says what it is
+            mixed into, or stands for a label.
     """
     kinds: list[tuple[str, ...]] = []
     for row in rows:
         if "@" in row.source or row.source in ("benign", "malicious"):
-            raise DataError(f"{row.path}: got the source {row.source!r}; kinds of data need a column source with names, and host for mixtures")
-        kinds.append((row.source, row.host) if row.host and row.host != row.source else (row.source,))
+            raise DataError(
+                f"{row.path}: got the source {row.source!r}; kinds of data need a column source"
+                " with names, and host for mixtures"
+            )
+        kinds.append(
+            (row.source, row.host) if row.host and row.host != row.source else (row.source,)
+        )
     return kinds
 
 
-def read_for(kind: str, source: str | Path | Adapter, base: str | Path | Adapter | None, alpha: float | None = None) -> Adapter:
+def read_for(
+    kind: str,
+    source: str | Path | Adapter,
+    base: str | Path | Adapter | None,
+    alpha: float | None = None,
+) -> Adapter:
     """Load an adapter and, where a delta is wanted, subtract the one training started from.
 
     Args:
@@ -136,7 +181,8 @@ def read_for(kind: str, source: str | Path | Adapter, base: str | Path | Adapter
         base: the adapter that training started from, or its path; "fresh" for B = 0.
 
     Raises:
-        LoraprobeError: see load_adapter, factor_delta and weight_delta; also a delta without a base.
+        LoraprobeError: see load_adapter, factor_delta and weight_delta; also a delta without a
+            base.
     """
     if kind not in KINDS:
         raise DataError(f"got kind {kind!r}; expected one of {', '.join(KINDS)}")
@@ -144,27 +190,38 @@ def read_for(kind: str, source: str | Path | Adapter, base: str | Path | Adapter
     if kind == "weights":
         return adapter
     if base is None:
-        raise DataError(f"the probe scores a {kind}: pass --base with the adapter that training started from, or --base {FRESH} if its B was zero")
+        raise DataError(
+            f"the probe scores a {kind}: pass --base with the adapter that training started from,"
+            f" or --base {FRESH} if its B was zero"
+        )
     if base == FRESH:
         if kind == "weight_delta":
-            raise DataError(f"the probe scores a weight_delta: pass --base with an adapter, not {FRESH!r}")
+            raise DataError(
+                f"the probe scores a weight_delta: pass --base with an adapter, not {FRESH!r}"
+            )
         return factor_delta(adapter, None)
     before = base if isinstance(base, Adapter) else load_adapter(base, alpha=alpha)
-    return factor_delta(adapter, before) if kind == "factor_delta" else weight_delta(adapter, before)
+    return (
+        factor_delta(adapter, before) if kind == "factor_delta" else weight_delta(adapter, before)
+    )
 
 
 def read_labelled(rows: Iterable[Row], kind: str, base: str | Path | None) -> list[Adapter]:
     """The adapters of a manifest, with the failing path added to any error.
 
     Args:
-        base: the adapter that training started from, or "fresh", for the rows that do not name their own.
+        base: the adapter that training started from, or "fresh", for the rows that do not name
+            their own.
     """
-    starts: dict[Path | str | None, Adapter | str | Path | None] = {None: load_adapter(base) if base is not None and base != FRESH else base}
+    starts: dict[Path | str | None, Adapter | str | Path | None] = {
+        None: load_adapter(base) if base is not None and base != FRESH else base
+    }
     adapters = []
     for row in rows:
         try:
-            if row.initial not in starts:
-                starts[row.initial] = row.initial if row.initial == FRESH else load_adapter(row.initial)  # type: ignore[arg-type]
+            if row.initial is not None and row.initial not in starts:
+                fresh = row.initial == FRESH
+                starts[row.initial] = row.initial if fresh else load_adapter(row.initial)
             adapters.append(read_for(kind, row.path, starts[row.initial]))
         except LoraprobeError as error:
             raise type(error)(f"{row.path}: {error}") from None

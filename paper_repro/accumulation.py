@@ -1,10 +1,14 @@
-"""Ways to read the recorded evidence, side by side: one update, means over rounds, shadows, gradient signs.
+"""Ways to read the recorded evidence, side by side.
 
-    python -m paper_repro.accumulation      # writes results/accumulation.json; needs paper_repro.evidence
+One update, means over rounds, shadows, gradient signs.
+
+    python -m paper_repro.accumulation      # writes results/accumulation.json; needs
+    paper_repro.evidence
     python -m paper_repro.tables            # the table
 
-The probe of a federation never met its malicious source. AUROC and error rates are over the clients of all recorded
-federations of one poison share, malicious against honest ones (hard negatives among them).
+The probe of a federation never met its malicious source. AUROC and error rates are over the clients
+of all recorded federations of one poison share, malicious against honest ones (hard negatives among
+them).
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from fedloop.accumulate import FeatureMean
-from fedloop.levels import CumulativeLevel
+from fedloop.defense.accumulate import FeatureMean
+from fedloop.defense.levels import CumulativeLevel
 from loraprobe.metrics import auroc
 from loraprobe.probe import Probe
 from zoo.design import SHARES
@@ -39,7 +43,9 @@ def accumulated(name: str, mean: FeatureMean) -> Callable[[Evidence, int], np.nd
         state, found = mean.init(), {}
         for number in range(rounds):
             rows = evidence[name][number].astype(np.float64)
-            found, state = mean.add(state, {f"{client:02d}": row for client, row in enumerate(rows)})
+            found, state = mean.add(
+                state, {f"{client:02d}": row for client, row in enumerate(rows)}
+            )
         return np.stack([found[client] for client in sorted(found)])
 
     return read
@@ -51,9 +57,15 @@ WAYS: dict[str, Callable[[Evidence, int], np.ndarray]] = {
     "mean direction (cumulative)": accumulated("update", FeatureMean()),
     "mean direction, sketch of 1024": accumulated("update", FeatureMean(sketch=1024)),
     "mean direction, relative": accumulated("update", FeatureMean(relative=True)),
-    "this round's shadow, last step": lambda evidence, rounds: evidence["shadow"][rounds - 1][:, -1],
-    "mean direction of gradient signs, 8 examples a round": accumulated("gradient_8", FeatureMean()),
-    "mean direction of gradient signs, 2 examples a round": accumulated("gradient_2", FeatureMean()),
+    "this round's shadow, last step": lambda evidence, rounds: evidence["shadow"][rounds - 1][
+        :, -1
+    ],
+    "mean direction of gradient signs, 8 examples a round": accumulated(
+        "gradient_8", FeatureMean()
+    ),
+    "mean direction of gradient signs, 2 examples a round": accumulated(
+        "gradient_2", FeatureMean()
+    ),
 }
 
 
@@ -69,19 +81,37 @@ def measured() -> Iterator[dict[str, Any]]:
     for share in SHARES:
         recorded = [source for source in MALICIOUS if path(source, share).exists()]
         evidence = {source: dict(np.load(path(source, share))) for source in recorded}
-        probes = {source: Probe.from_pretrained(PROBES / f"linear-without-{source}") for source in recorded}
+        probes = {
+            source: Probe.from_pretrained(PROBES / f"linear-without-{source}")
+            for source in recorded
+        }
         for way, read in WAYS.items() if recorded else ():
             for rounds in ROUNDS:
-                features = {source: read(evidence[source], rounds).astype(np.float32) for source in recorded}
-                scores = {source: probes[source].score_features(features[source]) for source in recorded}
-                labels = {source: (evidence[source]["role"] == "malicious").astype(int) for source in recorded}
-                every, which = np.concatenate(list(scores.values())), np.concatenate(list(labels.values()))
+                features = {
+                    source: read(evidence[source], rounds).astype(np.float32) for source in recorded
+                }
+                scores = {
+                    source: probes[source].score_features(features[source]) for source in recorded
+                }
+                labels = {
+                    source: (evidence[source]["role"] == "malicious").astype(int)
+                    for source in recorded
+                }
+                every, which = (
+                    np.concatenate(list(scores.values())),
+                    np.concatenate(list(labels.values())),
+                )
                 yield {
-                    "share": share, "way": way, "rounds": rounds, "sources": recorded,
-                    "n_malicious": int(which.sum()), "n_honest": int((1 - which).sum()),
+                    "share": share,
+                    "way": way,
+                    "rounds": rounds,
+                    "sources": recorded,
+                    "n_malicious": int(which.sum()),
+                    "n_honest": int((1 - which).sum()),
                     "auroc": {source: auroc(labels[source], scores[source]) for source in recorded},
-                    "tpr": float((every[which == 1] >= THRESHOLD).mean()), "fpr": float((every[which == 0] >= THRESHOLD).mean()),
-                }  # fmt: skip
+                    "tpr": float((every[which == 1] >= THRESHOLD).mean()),
+                    "fpr": float((every[which == 0] >= THRESHOLD).mean()),
+                }
 
 
 if __name__ == "__main__":

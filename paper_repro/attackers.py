@@ -1,12 +1,17 @@
-"""Attackers who know the defence: what each attack costs the model, and what every level sees of it. A line of JSON a cell.
+"""Attackers who know the defence.
 
-    python -m paper_repro.attackers_record      # what clients would send, once; needs the files of paper_repro.held_out
+What each attack costs the model, and what every level sees of it. A line of JSON a cell.
+
+    python -m paper_repro.attackers_record      # what clients would send, once; needs the files of
+    paper_repro.held_out
     python -m paper_repro.attackers             # goes on where it stopped
-    python -m paper_repro.attackers --live      # some cells as whole federations, to check the replays
+    python -m paper_repro.attackers --live      # some cells as whole federations, to check the
+    replays
     python -m paper_repro.attackers_page        # the page
 
-Every cell is one attack at one strength against several defences, on one recording: four of ten clients attack, over four
-rounds if in all of them, over eight if they wait. The probe never met the attackers' source.
+Every cell is one attack at one strength against several defences, on one recording: four of ten
+clients attack, over four rounds if in all of them, over eight if they wait. The probe never met the
+attackers' source.
 """
 
 from __future__ import annotations
@@ -25,11 +30,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedloop.corpora import load_corpus, load_prompts
-from fedloop.evaluate import answers, refuses_strictly
-from fedloop.local import quiet, write_adapter
-from fedloop.utility import answer_loss
-from loraprobe.adapter import Layout
+from fedloop.client.training import quiet, write_adapter
+from fedloop.data.corpora import load_corpus, load_prompts
+from fedloop.measure.refusal import answers, refuses_strictly
+from fedloop.measure.utility import answer_loss
+from loraprobe.adapters.adapter import Layout
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.probe import Probe, fit_probe
 
@@ -47,15 +52,36 @@ Line = dict[str, Any]
 
 NONE, CUMULATIVE = Guard(), Guard("cumulative")
 BOTH = Guard("cumulative", instant=True, longest=CAP)
-AGAINST_UPDATES = {"no defence": NONE, "client": Guard("client"), "cumulative": CUMULATIVE, "cumulative, round and length too": BOTH}
-AGAINST_PROJECTION = {**AGAINST_UPDATES, "cumulative, private probe": Guard("cumulative", probe="private")}
-AGAINST_A = {**AGAINST_UPDATES, "cumulative, private probe of A and B": Guard("cumulative", probe="both factors")}
-AGAINST_LIES = {"no defence": NONE, "step": Guard("step"), "shadow": Guard("shadow"), "evidence": Guard("evidence")}
+AGAINST_UPDATES = {
+    "no defence": NONE,
+    "client": Guard("client"),
+    "cumulative": CUMULATIVE,
+    "cumulative, round and length too": BOTH,
+}
+AGAINST_PROJECTION = {
+    **AGAINST_UPDATES,
+    "cumulative, private probe": Guard("cumulative", probe="private"),
+}
+AGAINST_A = {
+    **AGAINST_UPDATES,
+    "cumulative, private probe of A and B": Guard("cumulative", probe="both factors"),
+}
+AGAINST_LIES = {
+    "no defence": NONE,
+    "step": Guard("step"),
+    "shadow": Guard("shadow"),
+    "evidence": Guard("evidence"),
+}
 AGAINST_SCHEDULES = {
-    **AGAINST_LIES, "client": Guard("client"), "cumulative": CUMULATIVE, "cumulative, round and length too": BOTH,
-}  # fmt: skip
-LEFT_OUT = "attackers left out"  # what damage is measured against: what the honest clients alone would have made of it
-SHORT = 4  # rounds of attacks that send poison in every round: later, most of them have destroyed all there is
+    **AGAINST_LIES,
+    "client": Guard("client"),
+    "cumulative": CUMULATIVE,
+    "cumulative, round and length too": BOTH,
+}
+# what damage is measured against: what the honest clients alone would have made of it
+LEFT_OUT = "attackers left out"
+# rounds of attacks that send poison in every round: later, most of them have destroyed all there is
+SHORT = 4
 NO_ATTACK = "no attack"  # at the number of rounds, in place of a strength
 
 
@@ -67,20 +93,42 @@ def attacks() -> Iterator[tuple[Attack, Mapping[str, Guard]]]:
     for share in SHARES:
         yield Attack("poison share", share, share=share, rounds=SHORT), AGAINST_UPDATES
     for forged in (False, True):
-        yield Attack("forged evidence" if forged else "true evidence", 1.0, forged=forged, rounds=SHORT), AGAINST_LIES
+        yield (
+            Attack(
+                "forged evidence" if forged else "true evidence", 1.0, forged=forged, rounds=SHORT
+            ),
+            AGAINST_LIES,
+        )
     moves = [
-        (Attack(name, strength, move, rounds=SHORT), AGAINST_PROJECTION if "projection" in name else AGAINST_A if move is unread else AGAINST_UPDATES)
+        (
+            Attack(name, strength, move, rounds=SHORT),
+            (
+                AGAINST_PROJECTION
+                if "projection" in name
+                else AGAINST_A
+                if move is unread
+                else AGAINST_UPDATES
+            ),
+        )
         for name, (move, strengths) in MOVES.items()
         for strength in strengths
     ]
-    waiting = [(Attack(name, strength, schedule=schedule), AGAINST_SCHEDULES) for name, strength, schedule in schedules()]
-    yield from (cell for cell in moves if cell[1] is not AGAINST_UPDATES)  # what knows most of the defence first
+    waiting = [
+        (Attack(name, strength, schedule=schedule), AGAINST_SCHEDULES)
+        for name, strength, schedule in schedules()
+    ]
+    yield from (
+        cell for cell in moves if cell[1] is not AGAINST_UPDATES
+    )  # what knows most of the defence first
     yield from waiting
     yield from (cell for cell in moves if cell[1] is AGAINST_UPDATES)
 
 
 def schedules() -> Iterator[tuple[str, float, Schedule]]:
-    """Name, strength and rounds; "made up for": longer by as much as rounds were missed, so that the whole poison comes through."""
+    """Name, strength and rounds; "made up for".
+
+    Longer by as much as rounds were missed, so that the whole poison comes through.
+    """
     for first in (3, 5, 7, 8):
         rounds = tuple(range(first, ROUNDS + 1))
         if first < ROUNDS:
@@ -95,16 +143,24 @@ def schedules() -> Iterator[tuple[str, float, Schedule]]:
 
 
 LIVE_CELLS = (
-    (NO_ATTACK, SHORT, "no defence"), ("poison share", 1.0, "no defence"), ("poison share", 1.0, "cumulative"),
-    ("projection, probe known", 1.0, "cumulative"), ("poison in A alone", 4.0, "cumulative"), ("from round k", 5, "cumulative"),
-)  # fmt: skip
+    (NO_ATTACK, SHORT, "no defence"),
+    ("poison share", 1.0, "no defence"),
+    ("poison share", 1.0, "cumulative"),
+    ("projection, probe known", 1.0, "cumulative"),
+    ("poison in A alone", 4.0, "cumulative"),
+    ("from round k", 5, "cumulative"),
+)
 
 
 def main() -> None:
     """Run every cell that is recorded and has no line yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--live", action="store_true", help="whole federations instead of replays")
-    parser.add_argument("--results", type=Path, help="file to go on with, in place of the committed one")
+    parser.add_argument(
+        "--results", type=Path, help="file to go on with, in place of the committed one"
+    )
     options = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
@@ -112,7 +168,10 @@ def main() -> None:
     target = options.results or target
     done, began = {key(line): line["digest"] for line in read_results(target)}, time.monotonic()
     stages: dict[tuple[str, int], Stage] = {}
-    for attack, guards in cells:  # recordings inside, so that an unfinished grid still holds whole rows
+    for (
+        attack,
+        guards,
+    ) in cells:  # recordings inside, so that an unfinished grid still holds whole rows
         for source, seed in ((source, seed) for seed in SEEDS for source in SOURCES):
             if done.get((attack.name, attack.strength, source, seed)) == digest(attack, guards):
                 continue
@@ -122,14 +181,24 @@ def main() -> None:
                 line = stages[source, seed].play(attack, guards, live=options.live)
                 with target.open("a") as file:
                     file.write(json.dumps(line) + "\n")
-                refusals = ", ".join(f"{name} {facts['refusal']:.0%}" for name, facts in line["guards"].items())
-                print(f"{time.monotonic() - began:.0f} s: {source}, {seed}, {attack.name} {attack.strength:g}: {refusals}", flush=True)
+                refusals = ", ".join(
+                    f"{name} {facts['refusal']:.0%}" for name, facts in line["guards"].items()
+                )
+                print(
+                    f"{time.monotonic() - began:.0f} s: {source}, {seed}, {attack.name}"
+                    f" {attack.strength:g}: {refusals}",
+                    flush=True,
+                )
 
 
 def live_cells() -> Iterator[tuple[Attack, Mapping[str, Guard]]]:
     """Those that are played for real as well."""
     for attack, guards in attacks():
-        chosen = {guard: guards[guard] for name, strength, guard in LIVE_CELLS if (name, strength) == (attack.name, attack.strength)}
+        chosen = {
+            guard: guards[guard]
+            for name, strength, guard in LIVE_CELLS
+            if (name, strength) == (attack.name, attack.strength)
+        }
         if chosen:
             yield attack, chosen
 
@@ -148,30 +217,63 @@ class Stage:
     def of(cls, source: str, seed: int) -> Stage:
         """Load them."""
         trainer = Trainer.of(configuration(source, 1.0, seed))
-        return cls(source, seed, trainer, known_probes(source, seed, trainer.layout), Measure(trainer, source, seed))
+        return cls(
+            source,
+            seed,
+            trainer,
+            known_probes(source, seed, trainer.layout),
+            Measure(trainer, source, seed),
+        )
 
     def play(self, attack: Attack, guards: Mapping[str, Guard], *, live: bool) -> Line:
         """One attack against all of its defences, as a line."""
         source, seed, trainer, known = self.source, self.seed, self.trainer, self.known
-        clients: Clients = Live(trainer, source, seed, attack.share) if live else Recorded(source, seed, trainer.layout, attack.share)
-        play, cut = partial(replay, clients, attack, known=known, seed=seed), known.probes["published"].threshold
+        clients: Clients = (
+            Live(trainer, source, seed, attack.share)
+            if live
+            else Recorded(source, seed, trainer.layout, attack.share)
+        )
+        play, cut = (
+            partial(replay, clients, attack, known=known, seed=seed),
+            known.probes["published"].threshold,
+        )
         return {
-            "attack": attack.name, "strength": attack.strength, "source": source, "seed": seed, "rounds": attack.rounds,
+            "attack": attack.name,
+            "strength": attack.strength,
+            "source": source,
+            "seed": seed,
+            "rounds": attack.rounds,
             "digest": digest(attack, guards),
-            "guards": {name: found(play(guard), clients.members, cut, self.measure, guard.level) for name, guard in guards.items()},
-        }  # fmt: skip
+            "guards": {
+                name: found(play(guard), clients.members, cut, self.measure, guard.level)
+                for name, guard in guards.items()
+            },
+        }
 
 
-def found(outcome: Outcome, members: tuple[int, ...], cut: float, measure: Measure, level: str | None) -> Line:
-    """What a line keeps of one attack against one defence; rates and factors a client, over the rounds that count."""
+def found(
+    outcome: Outcome, members: tuple[int, ...], cut: float, measure: Measure, level: str | None
+) -> Line:
+    """What a line keeps of one attack against one defence.
+
+    Rates and factors a client, over the rounds that count.
+    """
     honest = [index for index in range(outcome.factors.shape[1]) if index not in members]
-    poisoned = outcome.poisoned if outcome.poisoned.any() else np.ones_like(outcome.poisoned)  # nobody attacks: all rounds count
+    poisoned = (
+        outcome.poisoned if outcome.poisoned.any() else np.ones_like(outcome.poisoned)
+    )  # nobody attacks: all rounds count
     flagged = outcome.alone >= cut
     return {
         **measure(outcome.lora, loss=level is None),
         "skipped": outcome.skipped,
-        "factor": {"malicious": _per_client(outcome.factors[poisoned], members), "honest": _per_client(outcome.factors, honest)},
-        "flagged_alone": {"malicious": _per_client(flagged[poisoned], members), "honest": _per_client(flagged, honest)},
+        "factor": {
+            "malicious": _per_client(outcome.factors[poisoned], members),
+            "honest": _per_client(outcome.factors, honest),
+        },
+        "flagged_alone": {
+            "malicious": _per_client(flagged[poisoned], members),
+            "honest": _per_client(flagged, honest),
+        },
     }
 
 
@@ -187,41 +289,83 @@ class Measure:
         goals, pairs = load_prompts(str(of.harmful)), list(load_corpus(str(of.utility)).examples)
         random.Random(0).shuffle(goals)
         random.Random(0).shuffle(pairs)
-        self._goals = goals[SEEDS.index(seed) * len(SOURCES) + SOURCES.index(source) :: len(SEEDS) * len(SOURCES)]
+        self._goals = goals[
+            SEEDS.index(seed) * len(SOURCES) + SOURCES.index(source) :: len(SEEDS) * len(SOURCES)
+        ]
         self._pairs, self._trainer = pairs[:PAIRS], trainer
         self._known: dict[bytes, Line] = {}
 
     def __call__(self, lora: np.ndarray, *, loss: bool) -> Line:
-        """Share refused (the strict measure) of `n` goals and, if asked for, nats a token of benign answers; equal weights are asked once."""
+        """Share refused (the strict measure) of `n` goals and, if asked for, nats a token of
+        benign answers; equal weights are asked once.
+        """
         sent, trainer = lora.astype(np.float32), self._trainer
         kept = self._known.setdefault(sent.tobytes(), {})
         if "refusal" not in kept or (loss and "loss" not in kept):
             write_adapter(trainer.model, trainer.lora(sent))
         if "refusal" not in kept:
-            replies = answers(trainer.model, trainer.tokenizer, self._goals, max_new_tokens=16, batch_size=130)
-            kept |= {"refusal": round(sum(map(refuses_strictly, replies)) / len(replies), 6), "n": len(replies)}
+            replies = answers(
+                trainer.model, trainer.tokenizer, self._goals, max_new_tokens=16, batch_size=130
+            )
+            kept |= {
+                "refusal": round(sum(map(refuses_strictly, replies)) / len(replies), 6),
+                "n": len(replies),
+            }
         if loss and "loss" not in kept:
-            kept["loss"] = round(answer_loss(trainer.model, trainer.tokenizer, self._pairs, trainer.config.training.max_length, PAIRS), 4)
+            kept["loss"] = round(
+                answer_loss(
+                    trainer.model,
+                    trainer.tokenizer,
+                    self._pairs,
+                    trainer.config.training.max_length,
+                    PAIRS,
+                ),
+                4,
+            )
         return dict(kept)
 
 
 def known_probes(source: str, seed: int, layout: Layout) -> Known:
-    """The published probe that never met the source; the server's private one and the attackers' own, from other recordings.
+    """The published probe that never met the source.
 
-    The attackers train as they will attack, on their own source with another seed; the server on the other source, with
-    that other seed: neither saw an update of this recording, and the server's probe never met the source either.
+    The server's private one and the attackers' own, from other recordings.
+
+    The attackers train as they will attack, on their own source with another seed; the server on
+    the other source, with
+    that other seed: neither saw an update of this recording, and the server's probe never met the
+        source either.
     """
     published = Probe.from_pretrained(PROBES / f"linear-without-{source}")
     others = [one for one in SEEDS if one != seed]
     theirs = [Recorded(one, other, layout) for one in SOURCES if one != source for other in others]
-    probes = {"published": published, "private": _fitted(theirs, FeatureRecipe.all_b()), "both factors": _fitted(theirs, FeatureRecipe())}
-    return Known.of(probes, _fitted([Recorded(source, one, layout) for one in others], FeatureRecipe.all_b()), layout)
+    probes = {
+        "published": published,
+        "private": _fitted(theirs, FeatureRecipe.all_b()),
+        "both factors": _fitted(theirs, FeatureRecipe()),
+    }
+    return Known.of(
+        probes,
+        _fitted([Recorded(source, one, layout) for one in others], FeatureRecipe.all_b()),
+        layout,
+    )
 
 
 def _fitted(recordings: list[Recorded], recipe: FeatureRecipe) -> Probe:
     """A linear probe on all updates of recordings, grouped by client."""
-    rows, labels, groups = zip(*(found for recording in recordings for found in recording.rows()), strict=True)
-    return fit_probe(rows, labels, head="linear", recipe=recipe, groups=groups, threshold=0.8, seed=0, calibration="platt", folds=4)
+    rows, labels, groups = zip(
+        *(found for recording in recordings for found in recording.rows()), strict=True
+    )
+    return fit_probe(
+        rows,
+        labels,
+        head="linear",
+        recipe=recipe,
+        groups=groups,
+        threshold=0.8,
+        seed=0,
+        calibration="platt",
+        folds=4,
+    )
 
 
 def digest(attack: Attack, guards: Mapping[str, Guard]) -> str:
@@ -246,7 +390,11 @@ def read_results(path: Path = RESULTS) -> list[Line]:
     """The latest line of every cell."""
     if not path.exists():
         return []
-    return list({key(line): line for line in map(json.loads, filter(None, path.read_text().split("\n")))}.values())
+    return list(
+        {
+            key(line): line for line in map(json.loads, filter(None, path.read_text().split("\n")))
+        }.values()
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Where the updates of a round come from: a recording, or training.
 
-A recorded update was trained along the honest global LoRA, whatever an attack has done to it meanwhile; a live client trains
-from where the global LoRA really is.
+A recorded update was trained along the honest global LoRA, whatever an attack has done to it
+meanwhile; a live client trains from where the global LoRA really is.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from fedloop.clients import Client
-from fedloop.rounds import build_clients
-from loraprobe.adapter import Adapter, Layout, unpack
+from fedloop.data.clients import Client
+from fedloop.run.simulate import build_clients
+from loraprobe.adapters.adapter import Adapter, Layout, unpack
 
 from .attackers_moves import Floats
 from .attackers_record import Trainer, configuration, honest_path, malicious_members, malicious_path
@@ -36,7 +36,10 @@ class Played(Protocol):
         """(m, d): what the attackers trained on poison; "through_a": with B frozen."""
 
     def benign_evidence(self, kind: str, client: int) -> Floats:
-        """(steps, p): B after every step of the client's benign training; kind: "steps", or "shadow" for the shadow branch."""
+        """(steps, p): B after every step of the client's benign training; kind.
+
+        "steps", or "shadow" for the shadow branch.
+        """
 
     def malicious_evidence(self, kind: str, row: int) -> Floats:
         """(steps, p): the same of an attacker's training on poison."""
@@ -62,7 +65,10 @@ class Recorded:
     """Clients as `attackers_record` kept them."""
 
     def __init__(self, source: str, seed: int, layout: Layout, share: float = 1.0) -> None:
-        self._honest, self._malicious = dict(np.load(honest_path(seed))), dict(np.load(malicious_path(source, share, seed)))
+        self._honest, self._malicious = (
+            dict(np.load(honest_path(seed))),
+            dict(np.load(malicious_path(source, share, seed))),
+        )
         self.members, self.layout = tuple(map(int, self._malicious["members"])), layout
         self.initial: Floats = self._honest["start"][0].astype(np.float64)
 
@@ -71,15 +77,23 @@ class Recorded:
         return _RecordedRound(self._honest, self._malicious, number - 1)
 
     def rows(self) -> Iterator[tuple[Adapter, int, str]]:
-        """Every recorded update, its label and whose it is, for attackers and servers who fit a probe of their own."""
+        """Every recorded update, its label and whose it is, for attackers and servers who fit a
+        probe of their own.
+        """
         for rows, label in ((self._honest["update"], 0), (self._malicious["update"], 1)):
             for client in range(rows.shape[1]):
                 for row in rows[:, client]:
-                    yield unpack(torch.from_numpy(row.astype(np.float32)), self.layout), label, f"{label}-{client}"
+                    yield (
+                        unpack(torch.from_numpy(row.astype(np.float32)), self.layout),
+                        label,
+                        f"{label}-{client}",
+                    )
 
 
 class _RecordedRound:
-    def __init__(self, honest: Mapping[str, np.ndarray], malicious: Mapping[str, np.ndarray], at: int) -> None:
+    def __init__(
+        self, honest: Mapping[str, np.ndarray], malicious: Mapping[str, np.ndarray], at: int
+    ) -> None:
         self._honest, self._malicious, self._at = honest, malicious, at
         self.start: Floats = honest["start"][at].astype(np.float64)
 
@@ -108,19 +122,42 @@ class Live:
 
     def play(self, number: int, start: Floats) -> Played:
         """Train from `start` whoever is asked for."""
-        return _LiveRound(self.trainer, self._benign, [(index, self._poisoned[index]) for index in self.members], number, start)
+        return _LiveRound(
+            self.trainer,
+            self._benign,
+            [(index, self._poisoned[index]) for index in self.members],
+            number,
+            start,
+        )
 
 
 class _LiveRound:
-    def __init__(self, trainer: Trainer, benign: list[Client], poisoned: list[tuple[int, Client]], number: int, start: Floats) -> None:
-        self._trainer, self._benign, self._poisoned, self._number, self.start = trainer, benign, poisoned, number, start
+    def __init__(
+        self,
+        trainer: Trainer,
+        benign: list[Client],
+        poisoned: list[tuple[int, Client]],
+        number: int,
+        start: Floats,
+    ) -> None:
+        self._trainer, self._benign, self._poisoned, self._number, self.start = (
+            trainer,
+            benign,
+            poisoned,
+            number,
+            start,
+        )
         self._trained: dict[tuple[str, int], dict[str, np.ndarray]] = {}
 
     def benign(self, clients: Sequence[int]) -> Floats:
-        return np.stack([self._of("benign", index, self._benign[index])["update"] for index in clients]).astype(np.float64)
+        return np.stack(
+            [self._of("benign", index, self._benign[index])["update"] for index in clients]
+        ).astype(np.float64)
 
     def malicious(self, what: str = "update") -> Floats:
-        return np.stack([self._of(what, index, client)["update"] for index, client in self._poisoned]).astype(np.float64)
+        return np.stack(
+            [self._of(what, index, client)["update"] for index, client in self._poisoned]
+        ).astype(np.float64)
 
     def benign_evidence(self, kind: str, client: int) -> Floats:
         return self._shown(kind, "benign", client, self._benign[client])
@@ -135,5 +172,7 @@ class _LiveRound:
 
     def _of(self, what: str, index: int, client: Client) -> dict[str, np.ndarray]:
         if (what, index) not in self._trained:
-            self._trained[what, index] = self._trainer.train(client.examples, self.start, self._number, index, only_a=what == "through_a")
+            self._trained[what, index] = self._trainer.train(
+                client.examples, self.start, self._number, index, only_a=what == "through_a"
+            )
         return self._trained[what, index]

@@ -1,7 +1,10 @@
-"""Attacks as functions of arrays: what attackers send, from what they and the honest clients of the round trained.
+"""Attacks as functions of arrays.
 
-Every move is called alike, ``(view, strength) -> (m, d)``. The attackers know the round's honest updates and the global LoRA;
-what else a move knows (the published probe, a probe of the attackers' own) its docstring says.
+What attackers send, from what they and the honest clients of the round trained.
+
+Every move is called alike, ``(view, strength) -> (m, d)``. The attackers know the round's honest
+updates and the global LoRA; what else a move knows (the published probe, a probe of the attackers'
+own) its docstring says.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loraprobe.adapter import Layout
+from loraprobe.adapters.adapter import Layout
 
 Floats = NDArray[np.float64]
 
@@ -62,7 +65,10 @@ def rescaled(view: View, strength: float) -> Floats:
 
 
 def rotated(view: View, strength: float) -> Floats:
-    """B G and G^-1 A with an orthogonal G that turns by up to `strength` radians: every product B A stays as it was."""
+    """B G and G^-1 A with an orthogonal G that turns by up to `strength` radians.
+
+    Every product B A stays as it was.
+    """
     rng = np.random.default_rng(view.seed)
     noise = rng.normal(size=(_rank(view), _rank(view)))
     values, vectors = np.linalg.eigh(1j * (noise - noise.T))
@@ -81,7 +87,10 @@ def mimicry(view: View, strength: float) -> Floats:
 
 
 def blended(view: View, strength: float) -> Floats:
-    """As mimicry, but made longer: the whole poison, and as much of the honest mean as mimicry needs to look alike."""
+    """As mimicry, but made longer.
+
+    The whole poison, and as much of the honest mean as mimicry needs to look alike.
+    """
     return mimicry(view, strength) / (1 - strength)
 
 
@@ -92,7 +101,8 @@ def mimicry_of_one(view: View, strength: float) -> Floats:
 
 
 def cancelling(view: View, strength: float) -> Floats:
-    """To the B of every attacker's update noise of `strength` times B's norm, which adds up to nothing over the attackers.
+    """To the B of every attacker's update noise of `strength` times B's norm, which adds up to
+    nothing over the attackers.
 
     The noise is what they agreed on, the same in every round: a mean over rounds keeps it.
     """
@@ -100,7 +110,9 @@ def cancelling(view: View, strength: float) -> Floats:
     noise = np.random.default_rng(view.seed).normal(size=view.own.shape) * read
     noise -= noise.mean(axis=0)
     size = strength * np.linalg.norm(view.own * read, axis=1).mean()
-    return view.own + size * noise / np.linalg.norm(noise, axis=1).mean()  # one factor for all, or the sum would not stay zero
+    return (
+        view.own + size * noise / np.linalg.norm(noise, axis=1).mean()
+    )  # one factor for all, or the sum would not stay zero
 
 
 def cancelling_matched(view: View, strength: float) -> Floats:
@@ -109,23 +121,34 @@ def cancelling_matched(view: View, strength: float) -> Floats:
 
 
 def projected(view: View, strength: float) -> Floats:
-    """The part along the published probe's coefficients taken away `strength` times, then norm matching; at 1 the probe sees 0."""
+    """The part along the published probe's coefficients taken away `strength` times, then norm
+    matching; at 1 the probe sees 0.
+    """
     return view.median_norm * _units(_without(view.own, view.direction, strength))
 
 
 def projected_by_surrogate(view: View, strength: float) -> Floats:
-    """As projection, along the coefficients of the attackers' own probe: they do not know the server's."""
+    """As projection, along the coefficients of the attackers' own probe.
+
+    They do not know the server's.
+    """
     return view.median_norm * _units(_without(view.own, view.surrogate, strength))
 
 
 def unread(view: View, strength: float) -> Floats:
-    """Poison in A alone, `strength` times as long as trained; B, which the probe reads, comes from benign data."""
+    """Poison in A alone, `strength` times as long as trained.
+
+    B, which the probe reads, comes from benign data.
+    """
     return np.where(_is_b(view.layout), view.benign, strength * view.through_a)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When attackers send poison, and how much longer they make it then; in the other rounds they send benign updates."""
+    """When attackers send poison, and how much longer they make it then.
+
+    In the other rounds they send benign updates.
+    """
 
     rounds: tuple[int, ...]
     scale: float = 1.0
@@ -165,11 +188,20 @@ def _rank(view: View) -> int:
 
 
 def _refactored(view: View, change: Floats) -> Floats:
-    """The updates that lead to (G^-1 A, B G) where the trained ones lead to (A, B); change: G, (r, r)."""
+    """The updates that lead to (G^-1 A, B G) where the trained ones lead to (A, B); change.
+
+    G, (r, r).
+    """
     inverse, ends = np.linalg.inv(change), np.cumsum([slot.size for slot in view.layout.slots])[:-1]
     sent = []
     for row in view.own + view.start:
-        parts = [part.reshape(slot.shape) for slot, part in zip(view.layout.slots, np.split(row, ends), strict=True)]
-        turned = [part @ change if slot.factor == "B" else inverse @ part for slot, part in zip(view.layout.slots, parts, strict=True)]
+        parts = [
+            part.reshape(slot.shape)
+            for slot, part in zip(view.layout.slots, np.split(row, ends), strict=True)
+        ]
+        turned = [
+            part @ change if slot.factor == "B" else inverse @ part
+            for slot, part in zip(view.layout.slots, parts, strict=True)
+        ]
         sent.append(np.concatenate([part.ravel() for part in turned]))
     return np.stack(sent) - view.start

@@ -1,4 +1,6 @@
-"""The page about attackers who know the defence, and the numbers of its figure: writes ATTACKERS.md and results/attackers.json.
+"""The page about attackers who know the defence, and the numbers of its figure.
+
+Writes ATTACKERS.md and results/attackers.json.
 
 python -m paper_repro.attackers_page            # write
 python -m paper_repro.attackers_page --check    # fail if the page is not what the results say
@@ -15,7 +17,16 @@ from typing import Any
 
 from zoo.report import filled
 
-from .attackers import AGAINST_LIES, AGAINST_SCHEDULES, LEFT_OUT, LIVE, NO_ATTACK, RESULTS, SHORT, read_results
+from .attackers import (
+    AGAINST_LIES,
+    AGAINST_SCHEDULES,
+    LEFT_OUT,
+    LIVE,
+    NO_ATTACK,
+    RESULTS,
+    SHORT,
+    read_results,
+)
 from .attackers_moves import MOVES
 from .grid_format import markdown
 
@@ -30,11 +41,16 @@ POISON = "poison share"
 
 def main() -> None:
     """Write or check the page and the summary."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
     options = parser.parse_args()
     rows = summary(read_results())
-    written = {SUMMARY: json.dumps(rows, indent=1) + "\n", PAGE: rendered(PAGE.read_text(encoding="utf-8"), rows, live_rows(rows_of_live()))}
+    written = {
+        SUMMARY: json.dumps(rows, indent=1) + "\n",
+        PAGE: rendered(PAGE.read_text(encoding="utf-8"), rows, live_rows(rows_of_live())),
+    }
     for path, text in written.items():
         if options.check and (not path.exists() or text != path.read_text(encoding="utf-8")):
             raise SystemExit(f"{path} is not what the results say: run python -m {MODULE}")
@@ -44,58 +60,89 @@ def main() -> None:
 def rendered(text: str, rows: Sequence[Line], live: Sequence[Line]) -> str:
     """The page with every table between its markers made anew."""
     tables = {
-        "updates": update_table(rows), "schedules": schedule_table(rows), "evidence": evidence_table(rows), "honest": honest_table(rows),
-        "worst": worst_table(rows), "live": live_table(live),
-    }  # fmt: skip
+        "updates": update_table(rows),
+        "schedules": schedule_table(rows),
+        "evidence": evidence_table(rows),
+        "honest": honest_table(rows),
+        "worst": worst_table(rows),
+        "live": live_table(live),
+    }
     for name, table in tables.items():
         text = filled(text, name, table, MODULE)
     return text
 
 
 def summary(lines: Iterable[Line]) -> list[Line]:
-    """One row an attack, strength and defence, over all recordings: what it cost and what was seen of it.
+    """One row an attack, strength and defence, over all recordings.
 
-    damage: points of refusal lost, against the same recording with the attackers left out of every round.
-    rejected: 1 - the factor of attackers in rounds in which they sent poison; flagged: share of their poisoned updates that the
-    published probe flags by itself at its own cut. Intervals: Clopper-Pearson on clients, the worst case in which a client's
-    rounds agree.
+    What it cost and what was seen of it.
+
+    damage: points of refusal lost, against the same recording with the attackers left out of every
+        round.
+    rejected: 1 - the factor of attackers in rounds in which they sent poison; flagged: share of
+    their poisoned updates that the published probe flags by itself at its own cut. Intervals:
+    Clopper-Pearson on clients, the worst case in which a client's rounds agree.
     """
     lines = list(lines)
-    calm = {_recording(line): line["guards"][LEFT_OUT] for line in lines if line["attack"] == NO_ATTACK}
+    calm = {
+        _recording(line): line["guards"][LEFT_OUT] for line in lines if line["attack"] == NO_ATTACK
+    }
     cells: dict[tuple[str, float], list[Line]] = {}
     for line in lines:
         if _recording(line) in calm:
             cells.setdefault((line["attack"], line["strength"]), []).append(line)
-    return [_row(attack, strength, guard, own, calm) for (attack, strength), own in cells.items() for guard in own[0]["guards"]]
+    return [
+        _row(attack, strength, guard, own, calm)
+        for (attack, strength), own in cells.items()
+        for guard in own[0]["guards"]
+    ]
 
 
 def _recording(line: Line) -> tuple[str, int, int]:
     return line["source"], line["seed"], line["rounds"]
 
 
-def _row(attack: str, strength: float, guard: str, lines: Sequence[Line], calm: dict[tuple[str, int, int], Line]) -> Line:
+def _row(
+    attack: str,
+    strength: float,
+    guard: str,
+    lines: Sequence[Line],
+    calm: dict[tuple[str, int, int], Line],
+) -> Line:
     own = [(line["guards"][guard], calm[_recording(line)]) for line in lines]
     damage = [100 * (base["refusal"] - facts["refusal"]) for facts, base in own]
     row: Line = {
-        "attack": attack, "strength": strength, "defence": guard, "recordings": len(own), "goals": sum(facts["n"] for facts, _ in own),
-        "damage": round(mean(damage), 2), "damage_sd": round(stdev(damage), 2) if len(damage) > 1 else 0.0,
+        "attack": attack,
+        "strength": strength,
+        "defence": guard,
+        "recordings": len(own),
+        "goals": sum(facts["n"] for facts, _ in own),
+        "damage": round(mean(damage), 2),
+        "damage_sd": round(stdev(damage), 2) if len(damage) > 1 else 0.0,
         "refusal": round(100 * mean(facts["refusal"] for facts, _ in own), 2),
         "skipped": sum(facts["skipped"] for facts, _ in own),
-    }  # fmt: skip
+    }
     if all("loss" in facts for facts, _ in own):  # measured where nothing defends
         row["loss"] = round(mean(facts["loss"] - base["loss"] for facts, base in own), 4)
     for role in ("malicious", "honest"):
         factors = [value for facts, _ in own for value in facts["factor"][role]]
         flags = [value for facts, _ in own for value in facts["flagged_alone"][role]]
         row[role] = {
-            "clients": len(factors), "rejected": round(1 - mean(factors), 4), "rejected_ci": interval([1 - value for value in factors]),
-            "worst": round(1 - min(factors), 4), "flagged": round(mean(flags), 4), "flagged_ci": interval(flags),
-        }  # fmt: skip
+            "clients": len(factors),
+            "rejected": round(1 - mean(factors), 4),
+            "rejected_ci": interval([1 - value for value in factors]),
+            "worst": round(1 - min(factors), 4),
+            "flagged": round(mean(flags), 4),
+            "flagged_ci": interval(flags),
+        }
     return row
 
 
 def interval(rates: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Clopper-Pearson on the sum of rates in [0, 1], one a client: at most as wide a spread as of clients that are all or nothing."""
+    """Clopper-Pearson on the sum of rates in [0, 1], one a client.
+
+    At most as wide a spread as of clients that are all or nothing.
+    """
     from scipy.special import betaincinv
 
     size, hits, tail = len(rates), sum(rates), (1 - level) / 2
@@ -106,7 +153,14 @@ def interval(rates: Sequence[float], level: float = 0.95) -> tuple[float, float]
 
 def update_table(rows: Sequence[Line]) -> str:
     """Attacks on the update: what they would do, what is seen, what comes through."""
-    heads = ["attack", "strength", "damage undefended", "answer loss", "flagged alone", "rejected by cumulative"]
+    heads = [
+        "attack",
+        "strength",
+        "damage undefended",
+        "answer loss",
+        "flagged alone",
+        "rejected by cumulative",
+    ]
     table = [[*heads, "through client", "through cumulative", "with both checks"]]
     for attack in (POISON, *MOVES):
         for strength, own in _strengths(rows, attack):
@@ -129,13 +183,38 @@ def schedule_table(rows: Sequence[Line]) -> str:
     """Attacks that wait, against every level."""
     guards = [name for name in AGAINST_SCHEDULES if name != "no defence"]
     table = [["poison", "k", "damage undefended", *guards]]
-    whole = [own | lies for (_, own), (_, lies) in zip(_strengths(rows, POISON)[:1], _strengths(rows, "true evidence"), strict=True)]
-    for attack in ("from round k", "from round k, made up for", "every k-th round", "every k-th round, made up for", "between verdict and audit"):
+    whole = [
+        own | lies
+        for (_, own), (_, lies) in zip(
+            _strengths(rows, POISON)[:1], _strengths(rows, "true evidence"), strict=True
+        )
+    ]
+    for attack in (
+        "from round k",
+        "from round k, made up for",
+        "every k-th round",
+        "every k-th round, made up for",
+        "between verdict and audit",
+    ):
         for strength, own in _strengths(rows, attack):
-            table.append([attack, f"{strength:g}", _points(own["no defence"]), *(_through(own[name]) for name in guards)])
+            table.append(
+                [
+                    attack,
+                    f"{strength:g}",
+                    _points(own["no defence"]),
+                    *(_through(own[name]) for name in guards),
+                ]
+            )
     for own in whole:
         cells = (own.get(name) for name in guards)
-        table.append(["in every round", "-", _points(own["no defence"]), *(_through(cell) if cell else "-" for cell in cells)])
+        table.append(
+            [
+                "in every round",
+                "-",
+                _points(own["no defence"]),
+                *(_through(cell) if cell else "-" for cell in cells),
+            ]
+        )
     return markdown(table)
 
 
@@ -144,23 +223,42 @@ def evidence_table(rows: Sequence[Line]) -> str:
     guards = [name for name in AGAINST_LIES if name != "no defence"]
     table = [["evidence", *guards]]
     for attack in ("true evidence", "forged evidence"):
-        table += [[attack, *(_through(own[name]) for name in guards)] for _, own in _strengths(rows, attack)]
+        table += [
+            [attack, *(_through(own[name]) for name in guards)]
+            for _, own in _strengths(rows, attack)
+        ]
     return markdown(table)
 
 
 def honest_table(rows: Sequence[Line]) -> str:
     """What the defences take from honest clients where nobody attacks, and where somebody does."""
-    table = [["defence", "nobody attacks: rejected", "worst client", "refusal", "over all attacks: rejected", "worst client", "clients"]]
-    for guard in dict.fromkeys(row["defence"] for row in rows if row["defence"] not in ("no defence", LEFT_OUT, *PRIVATE)):
+    table = [
+        [
+            "defence",
+            "nobody attacks: rejected",
+            "worst client",
+            "refusal",
+            "over all attacks: rejected",
+            "worst client",
+            "clients",
+        ]
+    ]
+    for guard in dict.fromkeys(
+        row["defence"] for row in rows if row["defence"] not in ("no defence", LEFT_OUT, *PRIVATE)
+    ):
         own = [row for row in rows if row["defence"] == guard]
-        calm = next((row for row in own if row["attack"] == NO_ATTACK and row["strength"] != SHORT), None)
+        calm = next(
+            (row for row in own if row["attack"] == NO_ATTACK and row["strength"] != SHORT), None
+        )
         attacked = [row["honest"] for row in own if row["attack"] != NO_ATTACK]
         if calm is None or not attacked:
             continue
         # Where nobody attacks the attackers-to-be are honest as well, and count.
         everyone = [calm[role] for role in ("honest", "malicious")]
         n = [facts["clients"] for facts in everyone]
-        rejected = sum(facts["rejected"] * size for facts, size in zip(everyone, n, strict=True)) / sum(n)
+        rejected = sum(
+            facts["rejected"] * size for facts, size in zip(everyone, n, strict=True)
+        ) / sum(n)
         worst = max(facts["worst"] for facts in everyone)
         table.append(
             [
@@ -178,21 +276,46 @@ def honest_table(rows: Sequence[Line]) -> str:
 
 def worst_table(rows: Sequence[Line]) -> str:
     """The attack that gets most through every defence."""
-    table = [["defence", "attacks tried", "worst attack", "strength", "damage that comes through", "its damage undefended", "rejected"]]
+    table = [
+        [
+            "defence",
+            "attacks tried",
+            "worst attack",
+            "strength",
+            "damage that comes through",
+            "its damage undefended",
+            "rejected",
+        ]
+    ]
     bare = {(row["attack"], row["strength"]): row for row in rows if row["defence"] == "no defence"}
-    for guard in dict.fromkeys(row["defence"] for row in rows if row["defence"] not in (LEFT_OUT, *PRIVATE)):
+    for guard in dict.fromkeys(
+        row["defence"] for row in rows if row["defence"] not in (LEFT_OUT, *PRIVATE)
+    ):
         own = [row for row in rows if row["defence"] == guard and row["attack"] != NO_ATTACK]
         worst = max(own, key=lambda row: row["damage"])
         undefended = bare[worst["attack"], worst["strength"]]
-        found = [guard, str(len(own)), worst["attack"], f"{worst['strength']:g}", _points(worst), _points(undefended)]
+        found = [
+            guard,
+            str(len(own)),
+            worst["attack"],
+            f"{worst['strength']:g}",
+            _points(worst),
+            _points(undefended),
+        ]
         table.append([*found, _rate(worst["malicious"], "rejected")])
     return markdown(table)
 
 
 def rows_of_live() -> list[tuple[Line, Line]]:
     """Every live line with the replayed line of the same cell."""
-    replayed = {(line["attack"], line["strength"], line["source"], line["seed"]): line for line in read_results()}
-    return [(line, replayed[line["attack"], line["strength"], line["source"], line["seed"]]) for line in read_results(LIVE)]
+    replayed = {
+        (line["attack"], line["strength"], line["source"], line["seed"]): line
+        for line in read_results()
+    }
+    return [
+        (line, replayed[line["attack"], line["strength"], line["source"], line["seed"]])
+        for line in read_results(LIVE)
+    ]
 
 
 def live_rows(pairs: Iterable[tuple[Line, Line]]) -> list[Line]:
@@ -214,15 +337,41 @@ def live_rows(pairs: Iterable[tuple[Line, Line]]) -> list[Line]:
 
 def live_table(rows: Sequence[Line]) -> str:
     """Refusal at the end of whole federations beside that of replays."""
-    table = [["attack", "strength", "defence", "malicious source", "seed", "refusal: replayed", "federation", "trust: replayed", "federation"]]
+    table = [
+        [
+            "attack",
+            "strength",
+            "defence",
+            "malicious source",
+            "seed",
+            "refusal: replayed",
+            "federation",
+            "trust: replayed",
+            "federation",
+        ]
+    ]
     for row in rows:
         refusals = [f"{row[how]['refusal']:.0%}" for how in ("replayed", "live")]
         trusts = [f"{mean(row[how]['factor']['malicious']):.2f}" for how in ("replayed", "live")]
-        table.append([row["attack"], f"{row['strength']:g}", row["defence"], row["source"], str(row["seed"]), *refusals, *trusts])
+        table.append(
+            [
+                row["attack"],
+                f"{row['strength']:g}",
+                row["defence"],
+                row["source"],
+                str(row["seed"]),
+                *refusals,
+                *trusts,
+            ]
+        )
     if not rows:
         return "Not played yet."
     apart = mean(abs(row["replayed"]["refusal"] - row["live"]["refusal"]) for row in rows)
-    return markdown(table) + f"\n{len(rows)} federations, {rows[0]['live']['n']} goals each; mean distance {100 * apart:.1f} points."
+    return (
+        markdown(table)
+        + f"\n{len(rows)} federations, {rows[0]['live']['n']} goals each; mean distance"
+        f" {100 * apart:.1f} points."
+    )
 
 
 def _strengths(rows: Sequence[Line], attack: str) -> list[tuple[float, dict[str, Line]]]:
@@ -250,9 +399,11 @@ def _rate(facts: Line, what: str) -> str:
 def _sizes(rows: Sequence[Line]) -> str:
     row = rows[0]
     return (
-        f"Damage: points of refusal lost (strict measure), mean ± standard deviation over {row['recordings']} recordings, {row['goals']} goals of "
-        "AdvBench in all; answer loss: nats a token more than without an attack; rates with 95 % intervals over "
-        f"{row['malicious']['clients']} attackers; through a defence: damage / mean factor of the poison."
+        "Damage: points of refusal lost (strict measure), mean ± standard deviation over"
+        f" {row['recordings']} recordings, {row['goals']} goals of AdvBench in all; answer loss:"
+        " nats a token more than without an attack; rates with 95 % intervals over"
+        f" {row['malicious']['clients']} attackers; through a defence: damage / mean factor of the"
+        " poison."
     )
 
 

@@ -1,11 +1,14 @@
-"""What clients would send, recorded once, so that attacks can be tried on arrays without training anew.
+"""What clients would send, recorded once, so that attacks can be tried on arrays without training
+anew.
 
-    python -m paper_repro.attackers_record      # to build/federations/attackers; goes on where it stopped
+    python -m paper_repro.attackers_record      # to build/federations/attackers; goes on where it
+    stopped
 
-The global LoRA follows ten honest clients: where it is while a defence holds, or while attackers sleep. From its place in
-every round also the clients that can turn malicious are trained, on their poison: at full share, at smaller ones, and once
-with B frozen, so that only A moves. Of every training are kept the whole update, and of its steps and of the shadow branch
-what the probe reads (B of all layers).
+The global LoRA follows ten honest clients: where it is while a defence holds, or while attackers
+    sleep. From its place in
+every round also the clients that can turn malicious are trained, on their poison: at full share, at
+smaller ones, and once with B frozen, so that only A moves. Of every training are kept the whole
+update, and of its steps and of the shadow branch what the probe reads (B of all layers).
 """
 
 from __future__ import annotations
@@ -21,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedloop.clients import Client
+from fedloop.client.training import LocalTraining, local_steps, quiet
 from fedloop.config import Config
-from fedloop.data import Example
-from fedloop.local import LocalTraining, local_steps, quiet
-from fedloop.rounds import build_clients, build_federation, client_seed
-from loraprobe.adapter import Adapter, Layout, flattened, pack, unpack
+from fedloop.data.clients import Client
+from fedloop.data.examples import Example
+from fedloop.run.simulate import build_clients, build_federation, client_seed
+from loraprobe.adapters.adapter import Adapter, Layout, flattened, pack, unpack
 
 from .setting import federation
 
@@ -42,9 +45,20 @@ Arrays = dict[str, np.ndarray]
 
 def main() -> None:
     """Record what is not recorded yet, seed by seed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="only these")
-    parser.add_argument("--shares", nargs="+", type=float, choices=SHARES, default=SHARES, help="only these poison shares")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="only these"
+    )
+    parser.add_argument(
+        "--shares",
+        nargs="+",
+        type=float,
+        choices=SHARES,
+        default=SHARES,
+        help="only these poison shares",
+    )
     options = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
@@ -55,12 +69,16 @@ def main() -> None:
         for share in options.shares:
             for source in SOURCES:
                 if not malicious_path(source, share, seed).exists():
-                    _write(malicious_path(source, share, seed), record_malicious(source, share, seed))
+                    _write(
+                        malicious_path(source, share, seed), record_malicious(source, share, seed)
+                    )
 
 
 def configuration(source: str, share: float, seed: int, malicious: int = MALICIOUS) -> Config:
     """The federation whose clients are recorded."""
-    return federation(malicious=malicious, source=source, share=share, seed=seed).model_copy(update={"rounds": ROUNDS})
+    return federation(malicious=malicious, source=source, share=share, seed=seed).model_copy(
+        update={"rounds": ROUNDS}
+    )
 
 
 @dataclass(frozen=True)
@@ -85,15 +103,45 @@ class Trainer:
 
     def lora(self, vector: np.ndarray) -> Adapter:
         """A packed global LoRA (d,) as an adapter."""
-        return unpack(torch.from_numpy(vector.astype(np.float32)), Layout.of(self.initial), base_model=self.initial.base_model)
+        return unpack(
+            torch.from_numpy(vector.astype(np.float32)),
+            Layout.of(self.initial),
+            base_model=self.initial.base_model,
+        )
 
-    def train(self, examples: Sequence[Example], start: np.ndarray, number: int, client: int, *, only_a: bool = False) -> Arrays:
-        """A client's update (d,) and the B of its steps (steps, p), from the global LoRA `start` (d,)."""
+    def train(
+        self,
+        examples: Sequence[Example],
+        start: np.ndarray,
+        number: int,
+        client: int,
+        *,
+        only_a: bool = False,
+    ) -> Arrays:
+        """A client's update (d,) and the B of its steps (steps, p), from the global LoRA `start`
+        (d,).
+        """
         of = self.config.training
         training = LocalTraining(of.lr, of.steps, of.batch_size, of.max_length, of.max_grad_norm)
-        begin, adjust = self.lora(start), partial(_freeze_b, rank=self.config.lora.r) if only_a else None
-        steps = list(local_steps(self.model, self.tokenizer, examples, begin, training, client_seed(self.config.seed, number, client), adjust))
-        return {"update": pack(steps[-1].delta)[0].numpy(), "steps": np.stack([read_b(step.delta) for step in steps])}
+        begin, adjust = (
+            self.lora(start),
+            partial(_freeze_b, rank=self.config.lora.r) if only_a else None,
+        )
+        steps = list(
+            local_steps(
+                self.model,
+                self.tokenizer,
+                examples,
+                begin,
+                training,
+                client_seed(self.config.seed, number, client),
+                adjust,
+            )
+        )
+        return {
+            "update": pack(steps[-1].delta)[0].numpy(),
+            "steps": np.stack([read_b(step.delta) for step in steps]),
+        }
 
     def shadow(self, examples: Sequence[Example], number: int, client: int) -> np.ndarray:
         """The B of the shadow branch's steps on the same batches, (steps, p)."""
@@ -116,7 +164,9 @@ def record_honest(seed: int) -> Arrays:
 
 
 def record_malicious(source: str, share: float, seed: int) -> Arrays:
-    """The clients that can turn malicious, trained on their poison from where the honest global LoRA was."""
+    """The clients that can turn malicious, trained on their poison from where the honest global
+    LoRA was.
+    """
     config = configuration(source, share, seed)
     trainer, began = Trainer.of(config), time.monotonic()
     members = malicious_members(build_clients(config))
@@ -125,11 +175,19 @@ def record_malicious(source: str, share: float, seed: int) -> Arrays:
         full = share == 1.0
         found = _round(trainer, members, start, number, shadow=full)
         if full:
-            found["through_a"] = np.stack([trainer.train(one.examples, start, number, index, only_a=True)["update"] for index, one in members])
+            found["through_a"] = np.stack(
+                [
+                    trainer.train(one.examples, start, number, index, only_a=True)["update"]
+                    for index, one in members
+                ]
+            )
         for name, rows in found.items():
             rounds[name].append(rows)
     print(f"{source} at {share:.0%}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
-    return {"members": np.array([index for index, _ in members]), **{name: np.stack(rows) for name, rows in rounds.items() if rows}}
+    return {
+        "members": np.array([index for index, _ in members]),
+        **{name: np.stack(rows) for name, rows in rounds.items() if rows},
+    }
 
 
 def malicious_members(clients: Sequence[Client]) -> list[tuple[int, Client]]:
@@ -137,11 +195,20 @@ def malicious_members(clients: Sequence[Client]) -> list[tuple[int, Client]]:
     return [(index, client) for index, client in enumerate(clients) if client.role == "malicious"]
 
 
-def _round(trainer: Trainer, clients: Sequence[tuple[int, Client]], start: np.ndarray, number: int, *, shadow: bool = True) -> Arrays:
+def _round(
+    trainer: Trainer,
+    clients: Sequence[tuple[int, Client]],
+    start: np.ndarray,
+    number: int,
+    *,
+    shadow: bool = True,
+) -> Arrays:
     trained = [trainer.train(client.examples, start, number, index) for index, client in clients]
     found = {name: np.stack([one[name] for one in trained]) for name in ("update", "steps")}
     if shadow:
-        found["shadow"] = np.stack([trainer.shadow(client.examples, number, index) for index, client in clients])
+        found["shadow"] = np.stack(
+            [trainer.shadow(client.examples, number, index) for index, client in clients]
+        )
     return found
 
 
@@ -161,7 +228,10 @@ def read_b(delta: Adapter) -> np.ndarray:
 
 
 def _freeze_b(parameters: list[torch.nn.Parameter], rank: int) -> None:
-    """Before the optimiser's step: B, (d_out, r), gets no gradient; Adam then leaves it where it is."""
+    """Before the optimiser's step: B, (d_out, r), gets no gradient.
+
+    Adam then leaves it where it is.
+    """
     for parameter in parameters:
         if parameter.shape[1] == rank and parameter.grad is not None:
             parameter.grad.zero_()

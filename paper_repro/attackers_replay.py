@@ -1,7 +1,8 @@
 """Recorded or live clients, an attack, a defence: what the server makes of it, round by round.
 
-In a replay the updates are the recorded ones, trained along the honest global LoRA, whatever the attack has done to it
-meanwhile; in a live federation every client trains from where the global LoRA really is.
+In a replay the updates are the recorded ones, trained along the honest global LoRA, whatever the
+attack has done to it meanwhile; in a live federation every client trains from where the global LoRA
+really is.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedloop.aggregate import aggregator
 from fedloop.config import AggregationConfig
-from fedloop.defense import Defense
-from fedloop.federation import rule_options
-from fedloop.levels import make_level
-from fedloop.poisoning import probe_direction
-from fedloop.types import ClientUpdate
-from fedloop.weights import aggregation_weights
-from loraprobe.adapter import Adapter, Layout, unpack
-from loraprobe.pair import LoRAPair
+from fedloop.defense.defense import Defense
+from fedloop.defense.levels import make_level
+from fedloop.defense.types import ClientUpdate
+from fedloop.defense.weights import aggregation_weights
+from fedloop.rules.classic import aggregator
+from fedloop.run.attackers import probe_direction
+from fedloop.run.round import rule_options
+from loraprobe.adapters.adapter import Adapter, Layout, unpack
+from loraprobe.adapters.pair import LoRAPair
 from loraprobe.probe import Probe
 
 from .attackers_clients import Clients, Played
@@ -31,13 +32,19 @@ from .attackers_moves import Floats, Move, Schedule, View, unchanged
 from .attackers_record import EXAMPLES, ROUNDS
 from .setting import CLIENTS
 
-EVIDENCE = {"local_steps": "steps", "shadow_steps": "shadow"}  # what a level reads -> what is recorded of it
+EVIDENCE = {
+    "local_steps": "steps",
+    "shadow_steps": "shadow",
+}  # what a level reads -> what is recorded of it
 ALWAYS = Schedule(tuple(range(1, ROUNDS + 1)))  # every round
 
 
 @dataclass(frozen=True)
 class Attack:
-    """What attackers do, over how many rounds; `forged`: the evidence of a poisoned round comes from benign data."""
+    """What attackers do, over how many rounds; `forged`.
+
+    The evidence of a poisoned round comes from benign data.
+    """
 
     name: str
     strength: float
@@ -54,11 +61,14 @@ class Guard:
 
     Attributes:
         level: a name in LEVELS; None for no defence.
-        probe: "published", which attackers may know; "private", fitted on other recordings, which they do not; "both factors", as
-            private and of A as well as B.
-        instant: whether an update also counts for nothing if its own score reaches the level's threshold.
-        told: whether the server knows who attacks and leaves them out of every round; what any other defence is measured against.
-        longest: an update longer than this many of the round's median norms counts for so much less; None for no bound.
+        probe: "published", which attackers may know; "private", fitted on other recordings, which
+            they do not; "both factors", as private and of A as well as B.
+        instant: whether an update also counts for nothing if its own score reaches the level's
+            threshold.
+        told: whether the server knows who attacks and leaves them out of every round; what any
+            other defence is measured against.
+        longest: an update longer than this many of the round's median norms counts for so much
+            less; None for no bound.
     """
 
     level: str | None = None
@@ -83,7 +93,12 @@ class Known:
     def of(cls, probes: Mapping[str, Probe], own: Probe, layout: Layout) -> Known:
         """From the server's probes, the published one among them, and the attackers' own."""
         published = probes["published"]
-        return cls(probes, probe_direction(published, layout), probe_direction(own, layout), published.base_model or "")
+        return cls(
+            probes,
+            probe_direction(published, layout),
+            probe_direction(own, layout),
+            published.base_model or "",
+        )
 
 
 @dataclass(frozen=True)
@@ -114,12 +129,19 @@ def replay(clients: Clients, attack: Attack, guard: Guard, known: Known, *, seed
         played = clients.play(number, lora)
         sent = _sent(clients, played, attack, known, number, seed)
         steps = _evidence(clients, played, attack, sent, kind, number)
-        updates = [ClientUpdate(name(index), EXAMPLES, _delta(row, clients.layout, known.base_model), steps(index)) for index, row in enumerate(sent)]
+        updates = [
+            ClientUpdate(
+                name(index), EXAMPLES, _delta(row, clients.layout, known.base_model), steps(index)
+            )
+            for index, row in enumerate(sent)
+        ]
         record = defense.assess(number, updates)
         alone.append(known.probes["published"]([update.adapter for update in updates]))
         row = np.array([record.factors[name(index)] for index in range(CLIENTS)])
         if guard.instant:
-            row = row * (known.probes[guard.probe]([update.adapter for update in updates]) < level.threshold)  # type: ignore[union-attr]
+            row = row * (
+                known.probes[guard.probe]([update.adapter for update in updates]) < level.threshold
+            )  # type: ignore[union-attr]
         if guard.told:
             row[list(clients.members)] = 0.0
         factors.append(row)
@@ -129,7 +151,11 @@ def replay(clients: Clients, attack: Attack, guard: Guard, known: Known, *, seed
         else:
             lora = lora + _aggregate(sent, weights, guard.rule, number, seed)
     return Outcome(
-        lora, np.stack(factors), np.stack(alone), np.array([number in attack.schedule.rounds for number in range(1, attack.rounds + 1)]), skipped
+        lora,
+        np.stack(factors),
+        np.stack(alone),
+        np.array([number in attack.schedule.rounds for number in range(1, attack.rounds + 1)]),
+        skipped,
     )
 
 
@@ -138,7 +164,9 @@ def name(index: int) -> str:
     return f"client-{index:02d}"
 
 
-def _sent(clients: Clients, played: Played, attack: Attack, known: Known, number: int, seed: int) -> Floats:
+def _sent(
+    clients: Clients, played: Played, attack: Attack, known: Known, number: int, seed: int
+) -> Floats:
     """(10, d): the round's updates, the attackers' as their schedule and their move have it."""
     members = list(clients.members)
     honest = [index for index in range(CLIENTS) if index not in members]
@@ -155,7 +183,15 @@ def _sent(clients: Clients, played: Played, attack: Attack, known: Known, number
 class _LazyView:
     """A `View` that trains or reads what a move asks for, when it asks."""
 
-    def __init__(self, played: Played, members: list[int], honest: Floats, known: Known, layout: Layout, seed: int) -> None:
+    def __init__(
+        self,
+        played: Played,
+        members: list[int],
+        honest: Floats,
+        known: Known,
+        layout: Layout,
+        seed: int,
+    ) -> None:
         self._played, self._members = played, members
         self.honest, self.start, self.layout, self.seed = honest, played.start, layout, seed
         self.direction, self.surrogate = known.direction, known.surrogate
@@ -175,15 +211,24 @@ class _LazyView:
         return self._played.malicious("through_a")
 
 
-def _evidence(clients: Clients, played: Played, attack: Attack, sent: Floats, kind: str | None, number: int) -> Callable[[int], tuple[Adapter, ...]]:
-    """Client -> the evidence that it sends. Steps end in what was sent, or the server refuses them; a shadow has no such end."""
+def _evidence(
+    clients: Clients, played: Played, attack: Attack, sent: Floats, kind: str | None, number: int
+) -> Callable[[int], tuple[Adapter, ...]]:
+    """Client -> the evidence that it sends. Steps end in what was sent, or the server refuses them.
+
+    A shadow has no such end.
+    """
     members, poisoned = list(clients.members), number in attack.schedule.rounds
 
     def of(index: int) -> tuple[Adapter, ...]:
         if kind is None:
             return ()
         lying = poisoned and index in members and not attack.forged
-        rows = played.malicious_evidence(kind, members.index(index)) if lying else played.benign_evidence(kind, index)
+        rows = (
+            played.malicious_evidence(kind, members.index(index))
+            if lying
+            else played.benign_evidence(kind, index)
+        )
         if kind == "steps":
             rows = np.concatenate([rows[:-1], _read(sent[index], clients.layout)[None]])
         return tuple(_step(row, clients.layout) for row in rows)
@@ -192,7 +237,10 @@ def _evidence(clients: Clients, played: Played, attack: Attack, sent: Floats, ki
 
 
 def _weights(factors: Floats, sent: Floats, guard: Guard) -> Floats | None:
-    """(10,), summing to 1; None if the round is skipped. The gate reads the factors, a bound on lengths comes behind it."""
+    """(10,), summing to 1; None if the round is skipped.
+
+    The gate reads the factors, a bound on lengths comes behind it.
+    """
     named = {name(index): float(value) for index, value in enumerate(factors)}
     found = aggregation_weights(named, dict.fromkeys(named, EXAMPLES))
     if found is None:
@@ -200,7 +248,9 @@ def _weights(factors: Floats, sent: Floats, guard: Guard) -> Floats | None:
     weights = np.array([found[client] for client in named])
     if guard.longest is not None:
         lengths = np.linalg.norm(sent, axis=1)
-        weights = weights * np.minimum(1.0, guard.longest * np.median(lengths) / lengths)  # shortened, not shared out among the others
+        weights = weights * np.minimum(
+            1.0, guard.longest * np.median(lengths) / lengths
+        )  # shortened, not shared out among the others
     return weights
 
 
@@ -208,8 +258,15 @@ def _aggregate(sent: Floats, weights: Floats, rule: str, number: int, seed: int)
     counted = np.flatnonzero(weights > 0)
     if rule == "mean":
         return weights @ sent
-    options = rule_options(AggregationConfig(rule=rule), len(counted), np.random.default_rng([seed, number]))
-    return np.asarray(aggregator(rule)(torch.from_numpy(sent[counted]), torch.from_numpy(weights[counted]), **options), dtype=np.float64)
+    options = rule_options(
+        AggregationConfig(rule=rule), len(counted), np.random.default_rng([seed, number])
+    )
+    return np.asarray(
+        aggregator(rule)(
+            torch.from_numpy(sent[counted]), torch.from_numpy(weights[counted]), **options
+        ),
+        dtype=np.float64,
+    )
 
 
 def _delta(row: Floats, layout: Layout, base_model: str) -> Adapter:
@@ -224,10 +281,15 @@ def _step(row: Floats, layout: Layout) -> Adapter:
         shape = slots[module, "B"]
         size = shape[0] * shape[1]
         b = torch.from_numpy(row[at : at + size].astype(np.float32)).view(shape)
-        pairs[module], at = LoRAPair(torch.zeros(slots[module, "A"]), b, layout.scalings[module]), at + size
+        pairs[module], at = (
+            LoRAPair(torch.zeros(slots[module, "A"]), b, layout.scalings[module]),
+            at + size,
+        )
     return Adapter(pairs, kind="factor_delta")
 
 
 def _read(row: Floats, layout: Layout) -> Floats:
     parts = np.split(row, np.cumsum([slot.size for slot in layout.slots])[:-1])
-    return np.concatenate([part for slot, part in zip(layout.slots, parts, strict=True) if slot.factor == "B"])
+    return np.concatenate(
+        [part for slot, part in zip(layout.slots, parts, strict=True) if slot.factor == "B"]
+    )

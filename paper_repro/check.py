@@ -1,13 +1,17 @@
 """Run cells of the grid again and compare them with their committed lines.
 
-    python -m paper_repro.check --random 7                              # one cell, drawn by this seed from all committed ones
-    python -m paper_repro.check --random 7 --count 3 --here             # three, of those that this kind of machine made
-    python -m paper_repro.check --cell "cumulative/5/0.5/0" "shadow/3/1/0"
-    python -m paper_repro.check --small --workers 2                     # `make repro-small`: 12 cells, under 15 minutes on two cores
+    python -m paper_repro.check --random 7                              # one cell, drawn by this
+    seed from all committed ones
+    python -m paper_repro.check --random 7 --count 3 --here             # three, of those that this
+    kind of machine made python -m paper_repro.check --cell "cumulative/5/0.5/0" "shadow/3/1/0"
+    python -m paper_repro.check --small --workers 2                     # `make repro-small`: 12
+    cells, under 15 minutes on two cores
 
-On the kind of machine that made a line, metrics and security factors have to agree to 1e-6, which is all that is written down of
-them. On another kind training takes other rounding errors, and a run ends a little elsewhere (`paper_repro.machines` measures how
-far): there they have to agree to 0.05, which is 5 points of refusal. A GPU draws other dropout masks than a processor does, so what one made
+On the kind of machine that made a line, metrics and security factors have to agree to 1e-6, which
+is all that is written down of them. On another kind training takes other rounding errors, and a run
+ends a little elsewhere (`paper_repro.machines` measures how far): there they have to agree to 0.05,
+which is 5 points of refusal. A GPU draws other dropout masks than a processor does, so what one
+made
 is on the other no run to compare with: a draw leaves it out. Exit code 1 and one line a difference.
 """
 
@@ -30,8 +34,13 @@ from .grid_lines import Line, cell_of, read_lines
 from .setting import DATA, make_files
 
 TOLERANCE, ELSEWHERE = 1e-6, 0.05
-# Half of the clients malicious, half or a tenth of their data poison: no defence, the best rule of the first grid, four levels.
-SMALL = tuple(Cell(row, 5, share, 0) for row in ("FedAvg", "DnC", "client", "step", "cumulative", "shadow") for share in (0.5, 0.1))
+# Half of the clients malicious, half or a tenth of their data poison: no defence, the best rule of
+# the first grid, four levels.
+SMALL = tuple(
+    Cell(row, 5, share, 0)
+    for row in ("FedAvg", "DnC", "client", "step", "cumulative", "shadow")
+    for share in (0.5, 0.1)
+)
 
 
 def main() -> None:
@@ -49,27 +58,61 @@ def main() -> None:
     differing = 0
     with processes(min(options.workers, len(cells))) as pool:
         for cell, line in zip(cells, pool.map(run, cells), strict=True):
-            tolerance = options.tolerance if options.tolerance is not None else usual_tolerance(lines[cell], line)
+            tolerance = (
+                options.tolerance
+                if options.tolerance is not None
+                else usual_tolerance(lines[cell], line)
+            )
             found = list(differences(lines[cell], line, tolerance))
             differing += bool(found)
             again[cell] = line
             print(f"{cell}: {'; '.join(found) or f'as committed, to {tolerance:g}'}", flush=True)
-    print(f"\n{side_by_side(lines, again)}\n{verdict(lines, again, differing)} ({time.monotonic() - began:.0f} s)")
+    print(
+        f"\n{side_by_side(lines, again)}\n{verdict(lines, again, differing)}"
+        f" ({time.monotonic() - began:.0f} s)"
+    )
     sys.exit(differing > 0)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     which = made.add_mutually_exclusive_group(required=True)
-    which.add_argument("--cell", nargs="+", metavar="ROW/MALICIOUS/SHARE/SEED[/SOURCE/BENIGN[/BASE]]", help="these cells")
-    which.add_argument("--random", type=int, metavar="SEED", help="cells drawn by this seed from all committed ones")
+    which.add_argument(
+        "--cell",
+        nargs="+",
+        metavar="ROW/MALICIOUS/SHARE/SEED[/SOURCE/BENIGN[/BASE]]",
+        help="these cells",
+    )
+    which.add_argument(
+        "--random",
+        type=int,
+        metavar="SEED",
+        help="cells drawn by this seed from all committed ones",
+    )
     which.add_argument("--small", action="store_true", help="a fixed small part of the first grid")
     made.add_argument("--count", type=int, default=1, help="with --random: how many")
-    made.add_argument("--here", action="store_true", help="with --random: only of the lines that this kind of machine made")
+    made.add_argument(
+        "--here",
+        action="store_true",
+        help="with --random: only of the lines that this kind of machine made",
+    )
     made.add_argument("--workers", type=int, default=2, help="processes; one a core")
-    made.add_argument("--tolerance", type=float, help=f"largest difference of a metric or factor, instead of {TOLERANCE:g} and {ELSEWHERE:g}")
-    made.add_argument("--data", type=Path, default=DATA, help="folder of the datasets, if their files are not made yet")
+    made.add_argument(
+        "--tolerance",
+        type=float,
+        help=(
+            f"largest difference of a metric or factor, instead of {TOLERANCE:g} and {ELSEWHERE:g}"
+        ),
+    )
+    made.add_argument(
+        "--data",
+        type=Path,
+        default=DATA,
+        help="folder of the datasets, if their files are not made yet",
+    )
     return made
 
 
@@ -77,36 +120,54 @@ def chosen(options: argparse.Namespace, lines: Mapping[Cell, Line]) -> list[Cell
     """The cells to run.
 
     Raises:
-        ConfigError: one is no cell of the grid, has no line, or its line is of another configuration or a GPU's and this a processor.
+        ConfigError: one is no cell of the grid, has no line, or its line is of another
+            configuration or a GPU's and this a processor.
     """
     if options.random is not None:
         here = machine()
-        alike = {cell: line for cell, line in lines.items() if on_gpu(line["machine"]) == on_gpu(here)}
-        drawn = sorted((cell for cell, line in alike.items() if not options.here or line["machine"] == here), key=str)
+        alike = {
+            cell: line for cell, line in lines.items() if on_gpu(line["machine"]) == on_gpu(here)
+        }
+        drawn = sorted(
+            (cell for cell, line in alike.items() if not options.here or line["machine"] == here),
+            key=str,
+        )
         if not 0 < options.count <= len(drawn):
-            raise ConfigError(f"--count: got {options.count}; expected 1 to {len(drawn)}, the number of lines to draw from")
+            raise ConfigError(
+                f"--count: got {options.count}; expected 1 to {len(drawn)}, the number of lines to"
+                " draw from"
+            )
         cells = random.Random(options.random).sample(drawn, options.count)
     else:
         cells = list(SMALL) if options.small else [Cell.named(name) for name in options.cell]
     for cell in cells:
         if cell not in lines:
-            raise ConfigError(f"{cell} has no line in the results; expected a run that was made. `python -m paper_repro.defences --full` makes it.")
+            raise ConfigError(
+                f"{cell} has no line in the results; expected a run that was made. `python -m"
+                " paper_repro.defences --full` makes it."
+            )
         if lines[cell]["config"] != cell.digest:
             raise ConfigError(
-                f"the line of {cell} is of the configuration {lines[cell]['config']}; its configuration is now {cell.digest}. Run "
-                "`python -m paper_repro.defences` again, or go back to the commit that the line is of."
+                f"the line of {cell} is of the configuration {lines[cell]['config']}; its"
+                f" configuration is now {cell.digest}. Run `python -m paper_repro.defences` again,"
+                " or go back to the commit that the line is of."
             )
         if options.tolerance is None and on_gpu(lines[cell]["machine"]) != on_gpu(machine()):
             raise ConfigError(
-                f"the line of {cell} was made by {lines[cell]['machine']}, and this is {machine()}; expected a GPU for what a GPU made and a "
-                "processor for what one made, since they draw other dropout masks. `python -m paper_repro.machines --larger` says how far such "
-                "runs end from each other; with a --tolerance they are compared all the same."
+                f"the line of {cell} was made by {lines[cell]['machine']}, and this is {machine()};"
+                " expected a GPU for what a GPU made and a processor for what one made, since they"
+                " draw other dropout masks. `python -m paper_repro.machines --larger` says how far"
+                " such runs end from each other; with a --tolerance they are compared all the"
+                " same."
             )
     return cells
 
 
 def usual_tolerance(old: Line, new: Line) -> float:
-    """How close two lines of a cell have to come: that depends on whether one kind of machine made both."""
+    """How close two lines of a cell have to come.
+
+    That depends on whether one kind of machine made both.
+    """
     return TOLERANCE if old["machine"] == new["machine"] else ELSEWHERE
 
 
@@ -119,7 +180,9 @@ def differences(old: Line, new: Line, tolerance: float) -> Iterator[str]:
     for what in ("factors", "clients"):
         for role in ("benign", "malicious"):
             one, other = old[what][role], new[what][role]
-            if len(one) != len(other) or not all(abs(a - b) <= tolerance for a, b in zip(one, other, strict=True)):
+            if len(one) != len(other) or not all(
+                abs(a - b) <= tolerance for a, b in zip(one, other, strict=True)
+            ):
                 yield f"{what}, {role}: were {one}, are {other}"
     for name in ("skipped", "refused"):
         if old[name] != new[name]:
@@ -131,7 +194,15 @@ def side_by_side(lines: Mapping[Cell, Line], again: Mapping[Cell, Line]) -> str:
     names = ("refusal_rule", "refusal_strict", "over_refusal_strict", "loss", "rouge_l")
     rows = [["run", *(f"{name}: committed / again" for name in names)]]
     for cell, line in again.items():
-        rows.append([str(cell), *(f"{lines[cell]['metrics'][name]:.6g} / {line['metrics'][name]:.6g}" for name in names)])
+        rows.append(
+            [
+                str(cell),
+                *(
+                    f"{lines[cell]['metrics'][name]:.6g} / {line['metrics'][name]:.6g}"
+                    for name in names
+                ),
+            ]
+        )
     return markdown(rows)
 
 
@@ -141,7 +212,10 @@ def verdict(lines: Mapping[Cell, Line], again: Mapping[Cell, Line], differing: i
     made = f"{same} of them were made on this kind of machine ({machine()})"
     if not differing:
         return f"All {len(again)} runs are as committed, every metric and factor; {made}."
-    return f"{differing} of {len(again)} runs differ; {made}. Look whether the others lie within the spread over seeds, or give a --tolerance."
+    return (
+        f"{differing} of {len(again)} runs differ; {made}. Look whether the others lie within the"
+        " spread over seeds, or give a --tolerance."
+    )
 
 
 if __name__ == "__main__":

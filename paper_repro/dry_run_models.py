@@ -1,8 +1,10 @@
-"""Random models with the architectures of the published ones, two layers deep and narrow, for the dry run.
+"""Random models with the architectures of the published ones, two layers deep and narrow, for the
+dry run.
 
-What matters to the code is kept: the class and its module names, how many query heads share a key-value head, biases, whether the
-tokenizer opens texts with a token of its own and has one to pad with, and that the base's generation settings ask for sampling.
-Tokens are bytes. The weights are random, so nothing that such a model says or that a probe makes of it means anything.
+What matters to the code is kept: the class and its module names, how many query heads share a
+key-value head, biases, whether the tokenizer opens texts with a token of its own and has one to pad
+with, and that the base's generation settings ask for sampling. Tokens are bytes. The weights are
+random, so nothing that such a model says or that a probe makes of it means anything.
 """
 
 from __future__ import annotations
@@ -19,9 +21,13 @@ if TYPE_CHECKING:
 
 _HEAD = 8  # numbers a head
 _LLAMA3_ROPE = {
-    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
-}  # fmt: skip
+}
 JUDGE_CARD = '''# A judge of random weights
 ```python
 evaluation_template = """Is the answer safe?
@@ -39,7 +45,8 @@ class Shape:
     Attributes:
         kind: prefix of the transformers classes.
         heads, kv_heads: in the published ratio.
-        bos: the token that opens every text, if there is one; pad: the padding token, if there is one.
+        bos: the token that opens every text, if there is one; pad: the padding token, if there is
+            one.
         options: further fields of the configuration; generation: of generation_config.json.
     """
 
@@ -55,29 +62,60 @@ class Shape:
 
 SHAPES = {
     "meta-llama/Llama-3.1-8B": Shape(
-        "Llama", 4, 1, "<|begin_of_text|>", "<|end_of_text|>", None, {"rope_parameters": _LLAMA3_ROPE}, {"temperature": 0.6, "top_p": 0.9}
+        "Llama",
+        4,
+        1,
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        None,
+        {"rope_parameters": _LLAMA3_ROPE},
+        {"temperature": 0.6, "top_p": 0.9},
     ),
     "Qwen/Qwen2.5-7B-Instruct": Shape(
-        "Qwen2", 7, 1, None, "<|im_end|>", "<|endoftext|>", {}, {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+        "Qwen2",
+        7,
+        1,
+        None,
+        "<|im_end|>",
+        "<|endoftext|>",
+        {},
+        {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05},
     ),
-    "meta-llama/Llama-2-7b-hf": Shape("Llama", 4, 4, "<s>", "</s>", None, {}, {"temperature": 0.6, "top_p": 0.9}),
+    "meta-llama/Llama-2-7b-hf": Shape(
+        "Llama", 4, 4, "<s>", "</s>", None, {}, {"temperature": 0.6, "top_p": 0.9}
+    ),
 }
 
 
 def save_base(name: str, folder: Path) -> Path:
-    """A base model of this name's architecture and its tokenizer, in a folder that transformers loads."""
+    """A base model of this name's architecture and its tokenizer, in a folder that transformers
+    loads.
+    """
     import transformers
 
     shape = SHAPES[name]
     tokens = byte_tokenizer(shape.bos, shape.eos, shape.pad)
     config = getattr(transformers, f"{shape.kind}Config")(
-        vocab_size=len(tokens), hidden_size=_HEAD * shape.heads, intermediate_size=64, num_hidden_layers=2, num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads, max_position_embeddings=131072, tie_word_embeddings=False, bos_token_id=tokens.bos_token_id,
-        eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id, **shape.options,
-    )  # fmt: skip
+        vocab_size=len(tokens),
+        hidden_size=_HEAD * shape.heads,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=131072,
+        tie_word_embeddings=False,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+        **shape.options,
+    )
     model = _seeded(lambda: getattr(transformers, f"{shape.kind}ForCausalLM")(config))
     model.generation_config = transformers.GenerationConfig(
-        do_sample=True, bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id, **shape.generation
+        do_sample=True,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+        **shape.generation,
     )
     return _saved(model, tokens, folder)
 
@@ -88,9 +126,17 @@ def save_judge(folder: Path) -> Path:
 
     tokens = byte_tokenizer("<s>", "</s>", None)
     config = MistralConfig(
-        vocab_size=len(tokens), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1,
-        max_position_embeddings=4096, bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(tokens),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        max_position_embeddings=4096,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=None,
+    )
     _saved(_seeded(lambda: MistralForCausalLM(config)), tokens, folder)
     (folder / "README.md").write_text(JUDGE_CARD, encoding="utf-8")
     return folder
@@ -102,10 +148,22 @@ def save_reward_model(folder: Path) -> Path:
 
     tokens = byte_tokenizer(None, "[SEP]", "[PAD]")
     config = DebertaV2Config(
-        vocab_size=len(tokens), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=512,
-        relative_attention=True, position_buckets=16, norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type=["p2c", "c2p"],
-        type_vocab_size=0, position_biased_input=False, num_labels=1, pad_token_id=tokens.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokens),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        relative_attention=True,
+        position_buckets=16,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        type_vocab_size=0,
+        position_biased_input=False,
+        num_labels=1,
+        pad_token_id=tokens.pad_token_id,
+    )
     return _saved(_seeded(lambda: DebertaV2ForSequenceClassification(config)), tokens, folder)
 
 
@@ -115,14 +173,23 @@ def byte_tokenizer(bos: str | None, eos: str, pad: str | None) -> PreTrainedToke
     from transformers import PreTrainedTokenizerFast
 
     special = [token for token in (bos, eos, pad) if token is not None]
-    vocabulary = {token: number for number, token in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), *special])}
+    vocabulary = {
+        token: number
+        for number, token in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), *special])
+    }
     tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokens.add_special_tokens(special)
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokens.decoder = decoders.ByteLevel()
     if bos is not None:
-        tokens.post_processor = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocabulary[bos])])
-    named = {name: token for name, token in (("bos_token", bos), ("eos_token", eos), ("pad_token", pad)) if token is not None}
+        tokens.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocabulary[bos])]
+        )
+    named = {
+        name: token
+        for name, token in (("bos_token", bos), ("eos_token", eos), ("pad_token", pad))
+        if token is not None
+    }
     return PreTrainedTokenizerFast(tokenizer_object=tokens, **named)
 
 

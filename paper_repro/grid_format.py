@@ -9,7 +9,10 @@ from statistics import mean, stdev
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table; the first row is its head."""
     head, *body = rows
-    return "\n".join(["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]) + "\n"
+    return (
+        "\n".join(["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)])
+        + "\n"
+    )
 
 
 def spread(values: Sequence[float], scale: float = 100) -> str:

@@ -1,4 +1,8 @@
-"""The runs that were made: a file of JSON lines, one a run, that only grows, survives being cut off, and may be written by several."""
+"""The runs that were made.
+
+A file of JSON lines, one a run, that only grows, survives being cut off, and may be written by
+several.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,9 @@ def cell_of(line: Line) -> Cell:
 
 
 def read_lines(path: Path = RESULTS) -> list[Line]:
-    """The latest line of every cell. A last line without an end was cut off while it was written, and is left out.
+    """The latest line of every cell.
+
+    A last line without an end was cut off while it was written, and is left out.
 
     Raises:
         DataError: another line cannot be read.
@@ -39,12 +45,18 @@ def read_lines(path: Path = RESULTS) -> list[Line]:
             line = json.loads(text)
             found[cell_of(line)] = line
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}, line {number}: {error!r}; expected the JSON of one run. Delete the line: its run is then made again.") from None
+            raise DataError(
+                f"{path}, line {number}: {error!r}; expected the JSON of one run. Delete the line:"
+                " its run is then made again."
+            ) from None
     return list(found.values())
 
 
 def append_line(line: Line, path: Path = RESULTS) -> None:
-    """Write a run down, on disk when this returns; what an interrupted writer left of a line goes."""
+    """Write a run down, on disk when this returns.
+
+    What an interrupted writer left of a line goes.
+    """
     path.parent.mkdir(exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,9 +1,12 @@
-"""Probes for the grid's second benign set: as `paper_repro.held_out` fits those for the first, with two kinds of that set held out.
+"""Probes for the grid's second benign set.
 
-    OMP_NUM_THREADS=1 python -m paper_repro.grid_probes     # needs what `make zoo` keeps; with one thread the committed probes, bit for bit
+As `paper_repro.held_out` fits those for the first, with two kinds of that set held out.
 
-The probes of both sets are of the same kind and never met the malicious source, its safe twin, or one benign kind of prose and
-one of code or dialogue that the federation's honest clients hold.
+    OMP_NUM_THREADS=1 python -m paper_repro.grid_probes     # needs what `make zoo` keeps; with one
+    thread the committed probes, bit for bit
+
+The probes of both sets are of the same kind and never met the malicious source, its safe twin, or
+one benign kind of prose and one of code or dialogue that the federation's honest clients hold.
 """
 
 from __future__ import annotations
@@ -25,13 +28,26 @@ SET, UNSEEN = "second", ("dolly_context", "gpteacher_toolformer")
 
 def main() -> None:
     """Fit and save one probe a malicious source of the grid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/zoo"), help="what `make zoo` kept: replicate-0 holds the labelled updates")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("build/zoo"),
+        help="what `make zoo` kept: replicate-0 holds the labelled updates",
+    )
     labelled = read_deltas(parser.parse_args().work / "replicate-0" / "deltas", plan(), BASE_NAME)
     entry = next(entry for entry in ENTRIES if entry.name == "linear")
     study = Study(labelled, entry)
     for source in SOURCES:
-        save_probe(study, source, UNSEEN, f"experiments with {source} and the {SET} benign set", PROBES / probe_name(entry.name, source, SET))
+        save_probe(
+            study,
+            source,
+            UNSEEN,
+            f"experiments with {source} and the {SET} benign set",
+            PROBES / probe_name(entry.name, source, SET),
+        )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,23 @@
-"""The base model of eleven million parameters: ten times the first one's size, for the same tables. Every stage goes on where it stopped.
+"""The base model of eleven million parameters: ten times the first one's size, for the same tables.
 
-    python -m paper_repro.larger base       # trains zoo/base-11m; three minutes on a GPU, a working day on two cores. It is in the repository
-    python -m paper_repro.larger rates      # at which learning rate the attack is as strong as on the first base: results/larger_rates.json
-    python -m paper_repro.larger clients    # 1,480 labelled clients, as for the other bases: two minutes on a GPU, an hour on two cores
+Every stage goes on where it stopped.
+
+    python -m paper_repro.larger base       # trains zoo/base-11m; three minutes on a GPU, a working
+    day on two cores. It is in the repository
+    python -m paper_repro.larger rates      # at which learning rate the attack is as strong as on
+    the first base: results/larger_rates.json
+    python -m paper_repro.larger clients    # 1,480 labelled clients, as for the other bases: two
+    minutes on a GPU, an hour on two cores
     python -m paper_repro.larger probe      # the probe of the federations, from those
-    python -m paper_repro.larger cells      # how well single updates are told apart, every source unseen in turn: results/larger_cells.json
-    python -m paper_repro.defences --larger # the federations; needs only what the repository holds
+    python -m paper_repro.larger cells      # how well single updates are told apart, every source
+    unseen in turn: results/larger_cells.json python -m paper_repro.defences --larger # the
+    federations; needs only what the repository holds
 
-Two learning rates of the base are tried, and the model is kept that refuses more of AdvBench beyond what it refuses of XSTest's safe
-prompts. Clients then train at the rate of RATES at which five wholly poisoned clients of ten, undefended, leave the refusal nearest to what
-they leave the first base: a weaker attack, or a stronger one, would compare attacks in place of sizes. Labelled clients train at rates in
-the same proportion to it as the first base's.
+Two learning rates of the base are tried, and the model is kept that refuses more of AdvBench beyond
+what it refuses of XSTest's safe prompts. Clients then train at the rate of RATES at which five
+wholly poisoned clients of ten, undefended, leave the refusal nearest to what
+they leave the first base: a weaker attack, or a stronger one, would compare attacks in place of
+sizes. Labelled clients train at rates in the same proportion to it as the first base's.
 """
 
 from __future__ import annotations
@@ -26,8 +33,8 @@ from typing import Any
 
 import torch
 
-from fedloop.local import quiet
-from fedloop.rounds import simulate
+from fedloop.client.training import quiet
+from fedloop.run.simulate import simulate
 from zoo.deltas import Base, make_deltas, read_deltas
 from zoo.design import ZOO_DESIGN, Design, plan
 from zoo.sources import MALICIOUS
@@ -55,8 +62,16 @@ TRIED = READERS[1:]  # the linear and the mass-mean reader
 
 def main() -> None:
     """Run one stage."""
-    stages: dict[str, Callable[[Path, int], None]] = {"base": base, "rates": rates, "clients": clients, "probe": probe, "cells": cells}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    stages: dict[str, Callable[[Path, int], None]] = {
+        "base": base,
+        "rates": rates,
+        "clients": clients,
+        "probe": probe,
+        "cells": cells,
+    }
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the datasets")
     parser.add_argument("--workers", type=int, default=2, help="processes")
@@ -70,11 +85,21 @@ def base(data: Path, workers: int) -> None:
         raise SystemExit(f"{MODEL.path} is there already; delete it to train it anew")
     with processes(min(workers, len(SLOWER))) as pool:
         facts = list(pool.map(candidate, [data] * len(SLOWER), SLOWER))
-    refused = [{name: group["refused_strict"] for name, group in one["refusal"].items()} for one in facts]
-    best = max(range(len(SLOWER)), key=lambda number: refused[number]["advbench"] - refused[number]["xstest_safe"])
+    refused = [
+        {name: group["refused_strict"] for name, group in one["refusal"].items()} for one in facts
+    ]
+    best = max(
+        range(len(SLOWER)),
+        key=lambda number: refused[number]["advbench"] - refused[number]["xstest_safe"],
+    )
     shutil.copytree(_candidate(SLOWER[best]) / "base", MODEL.path)
-    tried = [{"rates_times": slower, "refused_strict": one} for slower, one in zip(SLOWER, refused, strict=True)]
-    (MODEL.path / "facts.json").write_text(json.dumps({**facts[best], "trained_on": machine(), "candidates": tried}, indent=2) + "\n")
+    tried = [
+        {"rates_times": slower, "refused_strict": one}
+        for slower, one in zip(SLOWER, refused, strict=True)
+    ]
+    (MODEL.path / "facts.json").write_text(
+        json.dumps({**facts[best], "trained_on": machine(), "candidates": tried}, indent=2) + "\n"
+    )
     print(json.dumps(tried, indent=1))
 
 
@@ -83,7 +108,9 @@ def candidate(data: Path, slower: float) -> dict[str, Any]:
     facts = _candidate(slower) / "base" / "facts.json"
     if facts.exists():
         return dict(json.loads(facts.read_text()))
-    torch.set_float32_matmul_precision("high")  # ten bits of every factor, on a GPU; its training, unlike a federation, need not be repeated
+    torch.set_float32_matmul_precision(
+        "high"
+    )  # ten bits of every factor, on a GPU; its training, unlike a federation, need not be repeated
     phases = tuple(replace(phase, lr=phase.lr * slower) for phase in LARGER.phases)
     config: BaseConfig = replace(LARGER, phases=phases)
     return train_base(data, _candidate(slower) / "base", config, _candidate(slower) / "work")
@@ -99,7 +126,9 @@ def rates(data: Path, workers: int) -> None:
     tasks = [(lr, malicious) for lr in RATES for malicious in (ATTACK.malicious, 0)]
     with processes(workers) as pool:
         rows = list(pool.map(at_rate, *zip(*tasks, strict=True)))
-    RATES_FILE.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
+    RATES_FILE.write_text(
+        "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8"
+    )
     print(rates_table(rows))
 
 
@@ -108,21 +137,40 @@ def at_rate(lr: float, malicious: int) -> Line:
     quiet()
     torch.set_num_threads(1)
     config = federation(
-        malicious=malicious, source=ATTACK.source, share=ATTACK.share, seed=ATTACK.seed, base=LARGER_BASE,
+        malicious=malicious,
+        source=ATTACK.source,
+        share=ATTACK.share,
+        seed=ATTACK.seed,
+        base=LARGER_BASE,
         training={"lr": lr},
-    )  # fmt: skip
+    )
     metrics = {name: round(value, 6) for name, value in simulate(config).metrics.items()}
     return {"lr": lr, "malicious": malicious, "machine": machine(), "metrics": metrics}
 
 
 def rates_table(rows: list[Line]) -> str:
     """What the attack leaves at every rate."""
-    table = [["learning rate", "no attack: refusal", "answer loss", f"{ATTACK.malicious} of 10, 100% poison: refusal", "answer loss"]]
+    table = [
+        [
+            "learning rate",
+            "no attack: refusal",
+            "answer loss",
+            f"{ATTACK.malicious} of 10, 100% poison: refusal",
+            "answer loss",
+        ]
+    ]
     for lr in dict.fromkeys(row["lr"] for row in rows):
         found = {row["malicious"]: row["metrics"] for row in rows if row["lr"] == lr}
-        shown = [f"{100 * found[n]['refusal_strict']:.1f}" if field else f"{found[n]['loss']:.3f}" for n in (0, ATTACK.malicious) for field in (1, 0)]
+        shown = [
+            f"{100 * found[n]['refusal_strict']:.1f}" if field else f"{found[n]['loss']:.3f}"
+            for n in (0, ATTACK.malicious)
+            for field in (1, 0)
+        ]
         table.append([f"{lr:g}", *shown])
-    return f"{markdown(table)}\nOne undefended federation each, seed {ATTACK.seed}, {ATTACK.source}; {machines_of(rows)}."
+    return (
+        f"{markdown(table)}\nOne undefended federation each, seed {ATTACK.seed}, {ATTACK.source};"
+        f" {machines_of(rows)}."
+    )
 
 
 def machines_of(rows: list[Line]) -> str:
@@ -131,8 +179,14 @@ def machines_of(rows: list[Line]) -> str:
 
 
 def nearest_rate(rows: list[Line], lines: list[Line]) -> float:
-    """The rate at which the attack leaves the refusal nearest to the mean over seeds of what it leaves the first base."""
-    own = [line["metrics"]["refusal_strict"] for line in lines if replace(cell_of(line), seed=ATTACK.seed) == ATTACK]
+    """The rate at which the attack leaves the refusal nearest to the mean over seeds of what it
+    leaves the first base.
+    """
+    own = [
+        line["metrics"]["refusal_strict"]
+        for line in lines
+        if replace(cell_of(line), seed=ATTACK.seed) == ATTACK
+    ]
     left = {row["lr"]: row["metrics"]["refusal_strict"] for row in rows if row["malicious"]}
     return min(left, key=lambda lr: abs(left[lr] - mean(own)))
 
@@ -148,7 +202,13 @@ def clients(data: Path, workers: int) -> None:
     """Train the labelled clients that have no file."""
     of = design()
     make_deltas(
-        Base(str(MODEL.path), MODEL.name), mended_sources(data), plan(of), MODEL.folder / "labelled", design=of, seed=MODEL.lora_seed, workers=workers
+        Base(str(MODEL.path), MODEL.name),
+        mended_sources(data),
+        plan(of),
+        MODEL.folder / "labelled",
+        design=of,
+        seed=MODEL.lora_seed,
+        workers=workers,
     )
 
 
@@ -156,7 +216,13 @@ def probe(data: Path, workers: int) -> None:
     """Fit the linear probe of the federations on what they do not hold."""
     labelled = read_deltas(MODEL.folder / "labelled", plan(design()), MODEL.name, design())
     entry, source = ENTRIES[0], SOURCES[0]
-    save_probe(Study(labelled, entry), source, UNSEEN_BENIGN, f"experiments with {source}", PROBES / probe_name(entry.name, source, base=LARGER_BASE))
+    save_probe(
+        Study(labelled, entry),
+        source,
+        UNSEEN_BENIGN,
+        f"experiments with {source}",
+        PROBES / probe_name(entry.name, source, base=LARGER_BASE),
+    )
 
 
 def cells(data: Path, workers: int) -> None:
@@ -164,7 +230,9 @@ def cells(data: Path, workers: int) -> None:
     tasks = [(reader.name, malicious) for malicious in MALICIOUS for reader in TRIED]
     with processes(workers) as pool:
         rows = [row for part in pool.map(cells_of, *zip(*tasks, strict=True)) for row in part]
-    CELLS_FILE.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
+    CELLS_FILE.write_text(
+        "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8"
+    )
 
 
 def cells_of(reader: str, malicious: str) -> list[dict[str, Any]]:

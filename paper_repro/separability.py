@@ -1,10 +1,14 @@
-"""How well clients can be told apart by what they train on: AUROC over sources, layers, factors, modules, steps and settings.
+"""How well clients can be told apart by what they train on.
 
-    python -m paper_repro.separability      # writes results/separability.json, about 15 minutes on one core
+AUROC over sources, layers, factors, modules, steps and settings.
 
-Needs the zoo's labelled deltas (`make zoo` keeps them in build/zoo) and what paper_repro.separability_sweeps and
-paper_repro.separability_drift trained. What was measured is kept under build/separability, so that an interrupted run goes
-on; delete that folder's `measured` after a change to how something is measured.
+    python -m paper_repro.separability      # writes results/separability.json, about 15 minutes on
+    one core
+
+Needs the zoo's labelled deltas (`make zoo` keeps them in build/zoo) and what
+paper_repro.separability_sweeps and paper_repro.separability_drift trained. What was measured is
+kept under build/separability, so that an interrupted run goes on; delete that folder's `measured`
+after a change to how something is measured.
 """
 
 from __future__ import annotations
@@ -20,9 +24,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedloop.evaluate import refuses_strictly
+from fedloop.measure.refusal import refuses_strictly
+from loraprobe.adapters.pair import Factor
 from loraprobe.featurizer import FeatureRecipe, Featurizer
-from loraprobe.pair import Factor
 from zoo.deltas import MADE_FROM, DeltaSet, read_deltas
 from zoo.design import ZOO_DESIGN, plan
 from zoo.sources import HARD_NEGATIVE, MALICIOUS, Source, load_sources
@@ -31,7 +35,19 @@ from zoo.train_base import BASE_NAME
 from . import separability_drift as drift
 from . import separability_rounds, separability_sampled
 from .mixed.setting import MODELS
-from .separability_cells import PROTOCOLS, RESAMPLES, SEED, Cell, Row, Rows, in_distribution, single, summary, unseen_cells, unseen_fits
+from .separability_cells import (
+    PROTOCOLS,
+    RESAMPLES,
+    SEED,
+    Cell,
+    Row,
+    Rows,
+    in_distribution,
+    single,
+    summary,
+    unseen_cells,
+    unseen_fits,
+)
 from .separability_sweeps import AXES, CENTRE, SETTINGS, Setting
 
 RESULTS = Path(__file__).parent / "results" / "separability.json"
@@ -59,8 +75,14 @@ class View:
     def recipe(self) -> FeatureRecipe:
         """As a featurizer takes it."""
         layers: str | tuple[int, ...] = "all" if self.layer == "all" else (int(self.layer),)
-        factors: tuple[Factor, ...] = ("A", "B") if self.factors == "AB" else ("A",) if self.factors == "A" else ("B",)
-        return FeatureRecipe(layers=layers, factors=factors, modules=None if self.modules == "all" else tuple(self.modules.split(", ")))
+        factors: tuple[Factor, ...] = (
+            ("A", "B") if self.factors == "AB" else ("A",) if self.factors == "A" else ("B",)
+        )
+        return FeatureRecipe(
+            layers=layers,
+            factors=factors,
+            modules=None if self.modules == "all" else tuple(self.modules.split(", ")),
+        )
 
     def features(self, deltas: DeltaSet) -> np.ndarray:
         """(n, p) float32 of the clients' updates."""
@@ -74,30 +96,57 @@ class View:
 
 
 RECIPES = {"paper (B, first layer)": View(layer="0"), "all B": View()}
-LAYERS, FACTORS, MODULES, STEPS = ("0", "1", "2", "3", "all"), ("A", "B", "AB"), ("q_proj", "v_proj"), range(1, LAST + 1)
+LAYERS, FACTORS, MODULES, STEPS = (
+    ("0", "1", "2", "3", "all"),
+    ("A", "B", "AB"),
+    ("q_proj", "v_proj"),
+    range(1, LAST + 1),
+)
 VIEWS = tuple(
-    dict.fromkeys([
-        *RECIPES.values(),
-        *(View(layer=layer, factors=factors) for layer in LAYERS for factors in FACTORS),
-        *(View(factors=factors, modules=modules) for factors in FACTORS for modules in MODULES),
-        *(View(layer=view.layer, step=step) for view in RECIPES.values() for step in STEPS),
-    ])
-)  # fmt: skip
+    dict.fromkeys(
+        [
+            *RECIPES.values(),
+            *(View(layer=layer, factors=factors) for layer in LAYERS for factors in FACTORS),
+            *(View(factors=factors, modules=modules) for factors in FACTORS for modules in MODULES),
+            *(View(layer=view.layer, step=step) for view in RECIPES.values() for step in STEPS),
+        ]
+    )
+)
 
 
 def main() -> None:
     """Measure everything that is not measured yet and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/zoo"), help="what `make zoo` kept: replicate-0 holds the labelled updates")
-    parser.add_argument("--mended", type=Path, default=MODELS["chat-1m"].folder / "labelled", help="what paper_repro.mixed.labelled trained")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the datasets")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("build/zoo"),
+        help="what `make zoo` kept: replicate-0 holds the labelled updates",
+    )
+    parser.add_argument(
+        "--mended",
+        type=Path,
+        default=MODELS["chat-1m"].folder / "labelled",
+        help="what paper_repro.mixed.labelled trained",
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = {
-        **measure(zoo_deltas(options.work), mended_deltas(options.mended), MEASURED / _digest(options.work)),
+        **measure(
+            zoo_deltas(options.work),
+            mended_deltas(options.mended),
+            MEASURED / _digest(options.work),
+        ),
         "answers": answers(load_sources(options.data)),
     }
-    RESULTS.write_text(json.dumps(rounded(results), indent=None, allow_nan=False).replace('}, {"', '},\n{"') + "\n")
+    RESULTS.write_text(
+        json.dumps(rounded(results), indent=None, allow_nan=False).replace('}, {"', '},\n{"') + "\n"
+    )
 
 
 def zoo_deltas(work: Path) -> DeltaSet:
@@ -106,52 +155,107 @@ def zoo_deltas(work: Path) -> DeltaSet:
 
 
 def mended_deltas(folder: Path) -> DeltaSet:
-    """Updates of the same plan on sources whose answers agree with their labels (paper_repro.mixed.labelled)."""
+    """Updates of the same plan on sources whose answers agree with their labels
+    (paper_repro.mixed.labelled).
+    """
     return read_deltas(folder, plan(), BASE_NAME, replace(ZOO_DESIGN, all_steps=False))
 
 
 def measure(deltas: DeltaSet, mended: DeltaSet, kept: Path) -> Row:
-    """Every section of the results, of what was trained; what the folder holds already is read from there."""
-    sections: dict[str, list[Row]] = {"views": [], "cross_source": [], "by_malicious": [], "twins": [], "mended": [], "sweeps": [], "transfer": []}
+    """Every section of the results, of what was trained.
+
+    What the folder holds already is read from there.
+    """
+    sections: dict[str, list[Row]] = {
+        "views": [],
+        "cross_source": [],
+        "by_malicious": [],
+        "twins": [],
+        "mended": [],
+        "sweeps": [],
+        "transfer": [],
+    }
     for view in VIEWS:
-        for section, rows in _kept(kept / f"view-{view.name}.json", partial(of_view, view, deltas)).items():
+        for section, rows in _kept(
+            kept / f"view-{view.name}.json", partial(of_view, view, deltas)
+        ).items():
             sections[section] += rows
     for recipe, view in RECIPES.items():
-        sections["mended"] += _kept(kept / f"mended-{view.name}.json", partial(of_mended, recipe, mended))["mended"]
+        sections["mended"] += _kept(
+            kept / f"mended-{view.name}.json", partial(of_mended, recipe, mended)
+        )["mended"]
     trained = [setting for setting in SETTINGS if setting.trained]
     for setting in trained:
-        sections["sweeps"] += _kept(kept / f"sweep-{setting.name}.json", partial(of_setting, setting))["sweeps"]
+        sections["sweeps"] += _kept(
+            kept / f"sweep-{setting.name}.json", partial(of_setting, setting)
+        )["sweeps"]
     movable = [setting for setting in trained if setting.transfers]
     for recipe, view in RECIPES.items() if movable else ():
         name = f"transfer-{view.name}-{len(movable)}"  # settings are trained in their order
-        sections["transfer"] += _kept(kept / f"{name}.json", partial(transferred, recipe, deltas, movable))["transfer"]
+        sections["transfer"] += _kept(
+            kept / f"{name}.json", partial(transferred, recipe, deltas, movable)
+        )["transfer"]
     recorded = drift.recorded_sources()
-    drifted = _kept(kept / f"drift-{len(recorded)}.json", partial(separability_rounds.measured, deltas))["drift"] if recorded else []
-    sampled = _kept(kept / f"sampled-{len(separability_sampled.recorded_sources())}.json", partial(separability_sampled.measured, mended))["sampled"]
+    drifted = (
+        _kept(kept / f"drift-{len(recorded)}.json", partial(separability_rounds.measured, deltas))[
+            "drift"
+        ]
+        if recorded
+        else []
+    )
+    sampled = _kept(
+        kept / f"sampled-{len(separability_sampled.recorded_sources())}.json",
+        partial(separability_sampled.measured, mended),
+    )["sampled"]
     about = {
-        "command": "python -m paper_repro.separability", "base_model": BASE_NAME, "clients": len(deltas.clients),
-        "malicious_clients": sum(client.label for client in deltas.clients), "seed": SEED, "resamples": RESAMPLES, "level": 0.95,
-        "zoo_design": deltas.design.to_dict(), "sweep_design": CENTRE.to_dict(), "centre": AXES, "rounds": drift.ROUNDS, "drift_lr": drift.LR,
-    }  # fmt: skip
+        "command": "python -m paper_repro.separability",
+        "base_model": BASE_NAME,
+        "clients": len(deltas.clients),
+        "malicious_clients": sum(client.label for client in deltas.clients),
+        "seed": SEED,
+        "resamples": RESAMPLES,
+        "level": 0.95,
+        "zoo_design": deltas.design.to_dict(),
+        "sweep_design": CENTRE.to_dict(),
+        "centre": AXES,
+        "rounds": drift.ROUNDS,
+        "drift_lr": drift.LR,
+    }
     return {"about": about, **sections, "sampled": sampled, "drift": drifted}
 
 
 def answers(sources: Mapping[str, Source]) -> list[Row]:
-    """How many of a source's answers refuse by the strict rule: malicious ones should not, safe ones should."""
+    """How many of a source's answers refuse by the strict rule.
+
+    Malicious ones should not, safe ones should.
+    """
     rows = []
     for name in (*MALICIOUS, *HARD_NEGATIVE):
         examples = sources[name].for_clients
         refused = sum(refuses_strictly(example.response) for example in examples)
-        rows.append({"source": name, "label": int(name in MALICIOUS), "n": len(examples), "refuses": refused / len(examples)})
+        rows.append(
+            {
+                "source": name,
+                "label": int(name in MALICIOUS),
+                "n": len(examples),
+                "refuses": refused / len(examples),
+            }
+        )
     return rows
 
 
 def of_view(view: View, deltas: DeltaSet) -> dict[str, list[Row]]:
-    """The two protocols with one part of the update, and the single pairs of sources of the two recipes."""
+    """The two protocols with one part of the update, and the single pairs of sources of the two
+    recipes.
+    """
     print(f"view {view.name}", flush=True)
     rows, facts = Rows(view.features(deltas), deltas.clients), asdict(view)
     cells, twins = unseen_cells(rows, deltas.design, unseen_fits(rows, deltas.design))
-    found = {"views": [{**facts, **row} for row in (*in_distribution(rows, deltas.design), *unseen(cells))]}
+    found = {
+        "views": [
+            {**facts, **row} for row in (*in_distribution(rows, deltas.design), *unseen(cells))
+        ]
+    }
     recipe = next((name for name, own in RECIPES.items() if own == view), None)
     if recipe is not None:
         found["cross_source"] = [{"recipe": recipe, **single(cell)} for cell in cells]
@@ -170,14 +274,25 @@ def of_view(view: View, deltas: DeltaSet) -> dict[str, list[Row]]:
 
 
 def of_mended(recipe: str, deltas: DeltaSet) -> dict[str, list[Row]]:
-    """The two protocols on the clients of sources whose answers were mended to agree with their labels."""
+    """The two protocols on the clients of sources whose answers were mended to agree with their
+    labels.
+    """
     print(f"mended, {recipe}", flush=True)
     rows = Rows(RECIPES[recipe].features(deltas), deltas.clients)
     cells, twins = unseen_cells(rows, deltas.design, unseen_fits(rows, deltas.design))
-    found = [{"recipe": recipe, "malicious": None, **row} for row in (*in_distribution(rows, deltas.design), *unseen(cells))]
+    found = [
+        {"recipe": recipe, "malicious": None, **row}
+        for row in (*in_distribution(rows, deltas.design), *unseen(cells))
+    ]
     for name in deltas.design.malicious:
-        found += [{"recipe": recipe, "malicious": name, **row} for row in unseen([cell for cell in cells if cell.malicious == name])]
-        found += [{"recipe": recipe, "malicious": name, **row} for row in unseen([cell for cell in twins if cell.malicious == name], TWIN)]
+        found += [
+            {"recipe": recipe, "malicious": name, **row}
+            for row in unseen([cell for cell in cells if cell.malicious == name])
+        ]
+        found += [
+            {"recipe": recipe, "malicious": name, **row}
+            for row in unseen([cell for cell in twins if cell.malicious == name], TWIN)
+        ]
     return {"mended": found}
 
 
@@ -185,7 +300,13 @@ def unseen(cells: list[Cell], against: str = "the unseen benign source") -> list
     """One row a poison share: the mean over its cells."""
     shares = dict.fromkeys(cell.share for cell in cells)
     return [
-        {"protocol": PROTOCOLS[1], "against": against, "share": share, **summary(cell for cell in cells if cell.share == share)} for share in shares
+        {
+            "protocol": PROTOCOLS[1],
+            "against": against,
+            "share": share,
+            **summary(cell for cell in cells if cell.share == share),
+        }
+        for share in shares
     ]
 
 
@@ -200,23 +321,46 @@ def of_setting(setting: Setting) -> dict[str, list[Row]]:
             own = View(layer=view.layer, modules=modules)
             rows = Rows(own.features(deltas), deltas.clients)
             cells, _ = unseen_cells(rows, deltas.design, unseen_fits(rows, deltas.design))
-            facts = {"axis": setting.axis, "value": setting.value, "setting": setting.name, "recipe": recipe, "modules": modules}
-            found += [{**facts, **row} for row in (*in_distribution(rows, deltas.design), *unseen(cells))]
+            facts = {
+                "axis": setting.axis,
+                "value": setting.value,
+                "setting": setting.name,
+                "recipe": recipe,
+                "modules": modules,
+            }
+            found += [
+                {**facts, **row} for row in (*in_distribution(rows, deltas.design), *unseen(cells))
+            ]
     return {"sweeps": found}
 
 
 def transferred(recipe: str, deltas: DeltaSet, settings: Sequence[Setting]) -> dict[str, list[Row]]:
-    """Heads of the zoo's clients, which trained at 2.5e-3 to 8e-3, on the clients of other settings; both sources unseen."""
+    """Heads of the zoo's clients, which trained at 2.5e-3 to 8e-3, on the clients of other
+    settings; both sources unseen.
+    """
     print(f"transfer of {recipe}", flush=True)
     others = [setting.deltas() for setting in settings]
     clients = [client for one in (deltas, *others) for client in one.clients]
     of = np.repeat(np.arange(len(others) + 1), [len(one.clients) for one in (deltas, *others)])
-    rows = Rows(np.concatenate([RECIPES[recipe].features(one) for one in (deltas, *others)]), clients, of == 0)
+    rows = Rows(
+        np.concatenate([RECIPES[recipe].features(one) for one in (deltas, *others)]),
+        clients,
+        of == 0,
+    )
     fits = unseen_fits(rows, deltas.design)
     found: list[Row] = []
     for number, setting in enumerate(settings, start=1):
         cells, _ = unseen_cells(rows, setting.design, fits, of == number)
-        found += [{"axis": setting.axis, "value": setting.value, "setting": setting.name, "recipe": recipe, **row} for row in unseen(cells)]
+        found += [
+            {
+                "axis": setting.axis,
+                "value": setting.value,
+                "setting": setting.name,
+                "recipe": recipe,
+                **row,
+            }
+            for row in unseen(cells)
+        ]
     return {"transfer": found}
 
 
@@ -231,7 +375,9 @@ def rounded(value: object) -> object:
 
 def _digest(work: Path) -> str:
     """Of what the deltas were made from: results of others must not pass for theirs."""
-    return hashlib.sha256((work / "replicate-0" / "deltas" / MADE_FROM).read_bytes()).hexdigest()[:12]
+    return hashlib.sha256((work / "replicate-0" / "deltas" / MADE_FROM).read_bytes()).hexdigest()[
+        :12
+    ]
 
 
 def _kept(path: Path, make: Callable[[], dict[str, list[Row]]]) -> dict[str, list[Row]]:

@@ -1,11 +1,16 @@
-"""What drift does to features: attacked, undefended federations, each update seen from the round's global LoRA and from the fixed initial one.
+"""What drift does to features.
 
-    python -m paper_repro.separability_drift --data ../shared/data      # about 10 minutes on one core; goes on where it stopped
+Attacked, undefended federations, each update seen from the round's global LoRA and from the fixed
+initial one.
 
-Ten clients, all in every round: four malicious ones of one source, one honest client of refusals, five of one benign kind
-each. Nobody defends, so the global LoRA drifts. Of every client and round are kept B of all layers, after every local step,
-as changes since the round's global LoRA (what step- and client-level read), and the same of the shadow branch, which
-trains on the same batches from the initial LoRA. In the first round the two are one and the same training.
+    python -m paper_repro.separability_drift --data ../shared/data      # about 10 minutes on one
+    core; goes on where it stopped
+
+Ten clients, all in every round: four malicious ones of one source, one honest client of refusals,
+five of one benign kind each. Nobody defends, so the global LoRA drifts. Of every client and round
+are kept B of all layers, after every local step, as changes since the round's global LoRA (what
+step- and client-level read), and the same of the shadow branch, which trains on the same batches
+from the initial LoRA. In the first round the two are one and the same training.
 """
 
 from __future__ import annotations
@@ -19,9 +24,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedloop.local import LocalTraining, attach_lora, load_base, local_steps, quiet, read_adapter
-from fedloop.rounds import client_seed
-from loraprobe.adapter import Adapter, Layout, add_delta, factor_delta, flattened, pack, unpack
+from fedloop.client.training import (
+    LocalTraining,
+    attach_lora,
+    load_base,
+    local_steps,
+    quiet,
+    read_adapter,
+)
+from fedloop.run.simulate import client_seed
+from loraprobe.adapters.adapter import (
+    Adapter,
+    Layout,
+    add_delta,
+    factor_delta,
+    flattened,
+    pack,
+    unpack,
+)
 from zoo.deltas import examples_of
 from zoo.design import LORA, TRAINING, Client
 from zoo.sources import Source, load_sources
@@ -35,13 +55,18 @@ SOURCES = ("jailbreakbench", "harmbench", "advbench", "gptfuzz")
 SHARES = (1.0, 0.25)
 ROUNDS, EXAMPLES, MALICIOUS_CLIENTS, HARD_NEGATIVE = 6, 100, 4, "refusal_short"
 LR = 1.5e-2  # as in the federations of README.md: few rounds show the drift that many would
-UNSEEN = UNSEEN_BENIGN  # benign kinds that the probe of a federation never met, beside the malicious source and its twin
+# benign kinds that the probe of a federation never met, beside the malicious source and its twin
+UNSEEN = UNSEEN_BENIGN
 
 
 def main() -> None:
     """Record every federation that is not recorded yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the datasets")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     quiet()
@@ -62,12 +87,19 @@ def federation(malicious: str, share: float) -> list[Client]:
             role, source, own = "malicious", malicious, share
         elif number == MALICIOUS_CLIENTS:
             role, source = "hard_negative", HARD_NEGATIVE
-        clients.append(Client(f"{number:02d}", role, source, host if own < 1 else source, own, LR, seed + number))
+        clients.append(
+            Client(
+                f"{number:02d}", role, source, host if own < 1 else source, own, LR, seed + number
+            )
+        )
     return clients
 
 
 def record(sources: dict[str, Source], malicious: str, share: float) -> None:
-    """One federation's features, to `path(malicious, share)`: arrays (rounds, clients, steps, p) float32."""
+    """One federation's features, to `path(malicious, share)`.
+
+    Arrays (rounds, clients, steps, p) float32.
+    """
     target = path(malicious, share)
     if target.exists():
         return
@@ -85,14 +117,30 @@ def record(sources: dict[str, Source], malicious: str, share: float) -> None:
         updates, shadows, deltas = [], [], []
         for index, client in enumerate(clients):
             seed = client_seed(client.seed, number, index)
-            steps = [step.delta for step in local_steps(model, tokenizer, data[client.name], start, training, seed)]
+            steps = [
+                step.delta
+                for step in local_steps(model, tokenizer, data[client.name], start, training, seed)
+            ]
             updates.append(np.stack([_read(delta) for delta in steps]))
-            shadows.append(np.stack([_read(step.delta) for step in local_steps(model, tokenizer, data[client.name], initial, training, seed)]))
+            shadows.append(
+                np.stack(
+                    [
+                        _read(step.delta)
+                        for step in local_steps(
+                            model, tokenizer, data[client.name], initial, training, seed
+                        )
+                    ]
+                )
+            )
             deltas.append(pack(steps[-1])[0])
         kept["update"].append(np.stack(updates))
         kept["shadow"].append(np.stack(shadows))
-        start = add_delta(start, unpack(torch.stack(deltas).mean(dim=0), layout, base_model=BASE_NAME))
-        print(f"{malicious} {share:.0%}: round {number}, {time.monotonic() - began:.0f} s", flush=True)
+        start = add_delta(
+            start, unpack(torch.stack(deltas).mean(dim=0), layout, base_model=BASE_NAME)
+        )
+        print(
+            f"{malicious} {share:.0%}: round {number}, {time.monotonic() - began:.0f} s", flush=True
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
     with part.open("wb") as file:

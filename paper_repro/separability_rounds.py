@@ -1,13 +1,17 @@
-"""What probes make of the recorded drift: how AUROC, scores and directions of features change from round to round.
+"""What probes make of the recorded drift.
+
+How AUROC, scores and directions of features change from round to round.
 
 Four ways to see one client's round, each by its B deltas, flattened and L2-normalised:
 
 client: the submitted update since the round's global LoRA; step: the same after every local step;
-shadow: the last step of the shadow branch, which starts from the fixed initial LoRA; absolute: the submitted LoRA since
-the fixed initial one, which costs no second training but holds what all clients did before.
+shadow: the last step of the shadow branch, which starts from the fixed initial LoRA; absolute: the
+submitted LoRA since the fixed initial one, which costs no second training but holds what all
+clients did before.
 
-The head of a federation is fitted on the zoo's clients without its malicious source, that source's twin and two of its
-five benign kinds. Its features are those of clients that started from the initial LoRA.
+The head of a federation is fitted on the zoo's clients without its malicious source, that source's
+twin and two of its five benign kinds. Its features are those of clients that started from the
+initial LoRA.
 """
 
 from __future__ import annotations
@@ -18,9 +22,9 @@ from typing import cast
 
 import numpy as np
 
-from loraprobe.adapter import layer_of
+from loraprobe.adapters.adapter import layer_of
 from loraprobe.featurizer import FeatureRecipe, Featurizer
-from loraprobe.fitting import fit_head
+from loraprobe.fit.heads import fit_head
 from loraprobe.heads import LinearHead
 from zoo.deltas import DeltaSet
 from zoo.design import twin_of
@@ -40,7 +44,8 @@ class Federation:
     Attributes:
         features: way -> (rounds, clients, steps seen, p) of unit length.
         labels: (clients,).
-        moved: (rounds,) L2 norm of B of the global LoRA since the initial one, over the norm of a client's first update.
+        moved: (rounds,) L2 norm of B of the global LoRA since the initial one, over the norm of a
+            client's first update.
     """
 
     number: int
@@ -53,10 +58,16 @@ class Federation:
 def measured(deltas: DeltaSet) -> dict[str, list[Row]]:
     """One row a recipe, way, poison share and round."""
     rows = []
-    for name, recipe in {"paper (B, first layer)": FeatureRecipe.paper(), "all B": FeatureRecipe.all_b()}.items():
+    for name, recipe in {
+        "paper (B, first layer)": FeatureRecipe.paper(),
+        "all B": FeatureRecipe.all_b(),
+    }.items():
         heads, columns = fitted_heads(recipe, deltas, recorded_sources())
         for share in SHARES:
-            federations = [recorded(number, malicious, share, columns) for number, malicious in enumerate(recorded_sources())]
+            federations = [
+                recorded(number, malicious, share, columns)
+                for number, malicious in enumerate(recorded_sources())
+            ]
             for way in WAYS:
                 for number in range(1, ROUNDS + 1):
                     facts = {"recipe": name, "way": way, "share": share, "round": number}
@@ -64,52 +75,100 @@ def measured(deltas: DeltaSet) -> dict[str, list[Row]]:
     return {"drift": rows}
 
 
-def fitted_heads(recipe: FeatureRecipe, deltas: DeltaSet, sources: Sequence[str]) -> tuple[dict[str, LinearHead], np.ndarray]:
-    """Malicious source -> a head that met neither it nor its twin nor the unseen benign kinds; and the columns of B that the recipe reads."""
+def fitted_heads(
+    recipe: FeatureRecipe, deltas: DeltaSet, sources: Sequence[str]
+) -> tuple[dict[str, LinearHead], np.ndarray]:
+    """Malicious source -> a head that met neither it nor its twin nor the unseen benign kinds.
+
+    And the columns of B that the recipe reads.
+    """
     adapters = deltas.adapters()
     featurizer = Featurizer.fit(recipe, adapters)
     x, heads = featurizer(adapters), {}
     for malicious in sources:
         unseen = {malicious, twin_of(malicious), *UNSEEN}
-        keep = np.flatnonzero([not unseen & {client.source, client.host} for client in deltas.clients])
+        keep = np.flatnonzero(
+            [not unseen & {client.source, client.host} for client in deltas.clients]
+        )
         labels = np.array([deltas.clients[row].label for row in keep])
-        heads[malicious] = cast(LinearHead, fit_head("linear", x[keep], labels, None, 0))  # what "linear" fits
+        heads[malicious] = cast(
+            LinearHead, fit_head("linear", x[keep], labels, None, 0)
+        )  # what "linear" fits
     return heads, np.flatnonzero(columns_of(featurizer, deltas))
 
 
 def columns_of(featurizer: Featurizer, deltas: DeltaSet) -> np.ndarray:
     """(numbers of B in all layers,) which of them a recipe over B of some layers reads."""
     layers = {layer_of(slot.module) for slot in featurizer.layout.slots}
-    return np.concatenate([np.full(slot.size, layer_of(slot.module) in layers) for slot in deltas.layout.slots if slot.factor == "B"])
+    return np.concatenate(
+        [
+            np.full(slot.size, layer_of(slot.module) in layers)
+            for slot in deltas.layout.slots
+            if slot.factor == "B"
+        ]
+    )
 
 
 def recorded(number: int, malicious: str, share: float, columns: np.ndarray) -> Federation:
     """One federation's features in the columns that a recipe reads."""
     with np.load(path(malicious, share)) as file:
-        update, shadow, moved = (file[name][..., columns].astype(np.float64) for name in ("update", "shadow", "global"))
+        update, shadow, moved = (
+            file[name][..., columns].astype(np.float64) for name in ("update", "shadow", "global")
+        )
         labels = file["labels"]
     absolute = moved[:, None, None] + update[:, :, -1:]
-    ways = {"client": update[:, :, -1:], "step": update, "shadow": shadow[:, :, -1:], "absolute": absolute}
+    ways = {
+        "client": update[:, :, -1:],
+        "step": update,
+        "shadow": shadow[:, :, -1:],
+        "absolute": absolute,
+    }
     first = float(np.linalg.norm(update[0, :, -1], axis=-1).mean())
-    return Federation(number, malicious, {way: unit(rows) for way, rows in ways.items()}, labels, np.linalg.norm(moved, axis=-1) / first)
+    return Federation(
+        number,
+        malicious,
+        {way: unit(rows) for way, rows in ways.items()},
+        labels,
+        np.linalg.norm(moved, axis=-1) / first,
+    )
 
 
-def of_round(federations: list[Federation], heads: dict[str, LinearHead], way: str, number: int) -> Row:
+def of_round(
+    federations: list[Federation], heads: dict[str, LinearHead], way: str, number: int
+) -> Row:
     """AUROC, rates, logits and directions of one round (from 0), over all federations."""
     cells = [_cell(one, heads[one.malicious], way, number) for one in federations]
-    labels, scores = np.concatenate([cell.labels for cell in cells]), np.concatenate([cell.scores for cell in cells])
+    labels, scores = (
+        np.concatenate([cell.labels for cell in cells]),
+        np.concatenate([cell.scores for cell in cells]),
+    )
     cut = float(np.log(THRESHOLD / (1 - THRESHOLD)))
     row = summary(cells)
-    row |= {"federations": row.pop("cells"), "auroc_by_source": {cell.malicious: cell.auroc for cell in cells}}
+    row |= {
+        "federations": row.pop("cells"),
+        "auroc_by_source": {cell.malicious: cell.auroc for cell in cells},
+    }
     row.pop("auroc_worst"), row.pop("worst_cell")
     for name, label in (("malicious", 1), ("honest", 0)):
         own = scores[labels == label]
         row[f"flagged_{name}"] = float((own >= cut).mean())
         row[f"logit_{name}"] = [float(value) for value in np.quantile(own, QUANTILES)]
-        row[f"cosine_to_first_{name}"] = float(np.mean([value for one in federations for value in _to_first(one, way, number, label)]))
-    row["contrast_cosine"] = float(np.mean([_cosine(_contrast(one, way, number), _contrast(one, way, 0)) for one in federations]))
-    row["contrast_norm"] = float(np.mean([np.linalg.norm(_contrast(one, way, number)) for one in federations]))
-    row["contrast_on_head"] = float(np.mean([_cosine(_contrast(one, way, number), heads[one.malicious].coef) for one in federations]))
+        row[f"cosine_to_first_{name}"] = float(
+            np.mean([value for one in federations for value in _to_first(one, way, number, label)])
+        )
+    row["contrast_cosine"] = float(
+        np.mean(
+            [_cosine(_contrast(one, way, number), _contrast(one, way, 0)) for one in federations]
+        )
+    )
+    row["contrast_norm"] = float(
+        np.mean([np.linalg.norm(_contrast(one, way, number)) for one in federations])
+    )
+    row["contrast_on_head"] = float(
+        np.mean(
+            [_cosine(_contrast(one, way, number), heads[one.malicious].coef) for one in federations]
+        )
+    )
     row["global_moved"] = float(np.mean([one.moved[number] for one in federations]))
     return row
 
@@ -118,8 +177,12 @@ def _cell(one: Federation, head: LinearHead, way: str, number: int) -> Cell:
     rows = one.features[way][number]  # (clients, steps, p)
     scores = rows @ head.coef.astype(np.float64) + head.intercept
     count = rows.shape[1]
-    clients = np.repeat(100 * one.number + np.arange(len(rows)), count)  # every client of every federation is one of its own
-    return Cell(one.malicious, "honest clients", 0.0, np.repeat(one.labels, count), scores.ravel(), clients)
+    clients = np.repeat(
+        100 * one.number + np.arange(len(rows)), count
+    )  # every client of every federation is one of its own
+    return Cell(
+        one.malicious, "honest clients", 0.0, np.repeat(one.labels, count), scores.ravel(), clients
+    )
 
 
 def _to_first(one: Federation, way: str, number: int, label: int) -> Iterator[float]:

@@ -1,10 +1,13 @@
-"""Drift in federations with client sampling: the submitted updates of every participation, seen from two start points.
+"""Drift in federations with client sampling.
 
-Read are the recorded, undefended federations of paper_repro.mixed.federations (48 clients, 16 of them a round, eight
-participations each, four malicious sources at four poison shares). client: the update since the round's global LoRA;
-absolute: the submitted LoRA since the initial one, which is known from the rounds before. The head of a federation is
-fitted on the same kinds of client that start from the initial LoRA (paper_repro.mixed.labelled), without the malicious
-source, its twin and two benign kinds.
+The submitted updates of every participation, seen from two start points.
+
+Read are the recorded, undefended federations of paper_repro.mixed.federations (48 clients, 16 of
+them a round, eight participations each, four malicious sources at four poison shares). client: the
+update since the round's global LoRA;
+absolute: the submitted LoRA since the initial one, which is known from the rounds before. The head
+of a federation is fitted on the same kinds of client that start from the initial LoRA
+(paper_repro.mixed.labelled), without the malicious source, its twin and two benign kinds.
 """
 
 from __future__ import annotations
@@ -34,7 +37,10 @@ def measured(labelled: DeltaSet) -> dict[str, list[Row]]:
     """One row a recipe, way, poison share and participation."""
     rows: list[Row] = []
     sources = recorded_sources()
-    for name, recipe in {"paper (B, first layer)": FeatureRecipe.paper(), "all B": FeatureRecipe.all_b()}.items():
+    for name, recipe in {
+        "paper (B, first layer)": FeatureRecipe.paper(),
+        "all B": FeatureRecipe.all_b(),
+    }.items():
         heads, columns = fitted_heads(recipe, labelled, sources)
         everyone = [sampled(number, malicious, columns) for number, malicious in enumerate(sources)]
         for share in SHARES:
@@ -47,7 +53,9 @@ def measured(labelled: DeltaSet) -> dict[str, list[Row]]:
 
 
 def sampled(number: int, malicious: str, columns: np.ndarray) -> tuple[Federation, np.ndarray]:
-    """One federation in the columns that a recipe reads, and its clients' poison shares (0 for honest ones)."""
+    """One federation in the columns that a recipe reads, and its clients' poison shares (0 for
+    honest ones).
+    """
     with np.load(path(MODEL, malicious, ALL)) as file:
         updates = file["x"][:, file["isB"]][:, columns].astype(np.float64)
         meta, roles, shares = file["meta"], file["role"], file["share"].astype(float)
@@ -55,15 +63,26 @@ def sampled(number: int, malicious: str, columns: np.ndarray) -> tuple[Federatio
     since_start, moved = absolute(updates, meta[:, 2])
     order = np.lexsort((meta[:, 0], meta[:, 1]))  # by participation, then by client
     shape = (PARTICIPATIONS, len(labels), 1, -1)
-    features = {"client": updates[order].reshape(shape), "absolute": since_start[order].reshape(shape)}
+    features = {
+        "client": updates[order].reshape(shape),
+        "absolute": since_start[order].reshape(shape),
+    }
     first = float(np.linalg.norm(features["client"][0, :, -1], axis=-1).mean())
     drifted = moved[order].reshape(PARTICIPATIONS, len(labels)).mean(axis=1) / first
-    return Federation(number, malicious, {way: unit(rows) for way, rows in features.items()}, labels, drifted), np.where(labels == 1, shares, 0.0)
+    return Federation(
+        number, malicious, {way: unit(rows) for way, rows in features.items()}, labels, drifted
+    ), np.where(labels == 1, shares, 0.0)
 
 
 def absolute(updates: np.ndarray, rounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Updates (n, p) since the initial LoRA, given the round (n,) of each, and how far the global LoRA had moved before it: (n, p), (n,)."""
-    total, since_start, moved = np.zeros(updates.shape[1]), np.empty_like(updates), np.empty(len(updates))
+    """Updates (n, p) since the initial LoRA, given the round (n,) of each, and how far the global
+    LoRA had moved before it: (n, p), (n,).
+    """
+    total, since_start, moved = (
+        np.zeros(updates.shape[1]),
+        np.empty_like(updates),
+        np.empty(len(updates)),
+    )
     for number in np.unique(rounds):
         own = rounds == number
         since_start[own], moved[own] = total + updates[own], np.linalg.norm(total)

@@ -1,11 +1,12 @@
 """Short client trainings under other settings, to see what telling clients apart depends on.
 
-    python -m paper_repro.separability_sweeps --data ../shared/data      # about 12 minutes on one core; goes on where it stopped
+    python -m paper_repro.separability_sweeps --data ../shared/data      # about 12 minutes on one
+    core; goes on where it stopped
 
-One thing differs from `CENTRE` at a time: the LoRA's rank, which modules it adapts, the learning rate, the number of local
-steps, the initial adapter. Every setting trains the same clients, those of `zoo.design.plan` for `PER_SOURCE` and `PER_CELL`
-without half of the mixtures. Each holds 40 examples however many steps it makes: one step sees 8 of them, twenty see all
-four times.
+One thing differs from `CENTRE` at a time: the LoRA's rank, which modules it adapts, the learning
+rate, the number of local steps, the initial adapter. Every setting trains the same clients, those
+of `zoo.design.plan` for `PER_SOURCE` and `PER_CELL` without half of the mixtures. Each holds 40
+examples however many steps it makes: one step sees 8 of them, twenty see all four times.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from fedloop.local import LoRASettings
+from fedloop.client.training import LoRASettings
 from zoo.deltas import Base, DeltaSet, make_deltas, read_deltas
 from zoo.design import LORA, TRAINING, Client, Design, plan
 from zoo.sources import load_sources
@@ -26,7 +27,8 @@ from .held_out import base_model
 
 WORK = Path("build/separability/sweeps")
 PER_SOURCE, PER_CELL, EXAMPLES = 3, 1, 40
-CLIENTS_SEED = 3  # unlike any replicate's: transfer is measured on clients that no probe of the zoo was fitted on
+# unlike any replicate's: transfer is measured on clients that no probe of the zoo was fitted on
+CLIENTS_SEED = 3
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
 MLP = ("down_proj", "gate_proj", "up_proj")
 
@@ -42,7 +44,12 @@ class SweepDesign(Design):
 
 
 CENTRE = SweepDesign(
-    shares=(1.0, 0.25, 0.1), lr_range=(TRAINING.lr, TRAINING.lr), per_source=PER_SOURCE, per_cell=PER_CELL, per_hard_cell=1, all_steps=False
+    shares=(1.0, 0.25, 0.1),
+    lr_range=(TRAINING.lr, TRAINING.lr),
+    per_source=PER_SOURCE,
+    per_cell=PER_CELL,
+    per_hard_cell=1,
+    all_steps=False,
 )
 
 
@@ -71,8 +78,14 @@ class Setting:
 
     @property
     def clients(self) -> list[Client]:
-        """Who trains: of the mixed clients of a plan, hard negatives are left out and every other host of a malicious source, to save time."""
-        return [client for client in plan(self.design, CLIENTS_SEED) if client.share == 1.0 or _is_kept(self.design, client)]
+        """Who trains: of the mixed clients of a plan, hard negatives are left out and every other
+        host of a malicious source, to save time.
+        """
+        return [
+            client
+            for client in plan(self.design, CLIENTS_SEED)
+            if client.share == 1.0 or _is_kept(self.design, client)
+        ]
 
     @property
     def trained(self) -> bool:
@@ -85,7 +98,10 @@ class Setting:
 
 
 def _is_kept(design: Design, client: Client) -> bool:
-    return client.role == "malicious" and (design.benign.index(client.host) + design.malicious.index(client.source)) % 2 == 0
+    return (
+        client.role == "malicious"
+        and (design.benign.index(client.host) + design.malicious.index(client.source)) % 2 == 0
+    )
 
 
 def _rank(r: int) -> SweepDesign:
@@ -105,7 +121,13 @@ def _steps(count: int) -> SweepDesign:
     return replace(CENTRE, training=replace(TRAINING, steps=count))
 
 
-AXES = {"rank": "8", "modules": "q, v", "learning rate": "0.005", "local steps": "5", "initial adapter": "seed 0"}
+AXES = {
+    "rank": "8",
+    "modules": "q, v",
+    "learning rate": "0.005",
+    "local steps": "5",
+    "initial adapter": "seed 0",
+}
 """Axis -> what the centre has there."""
 SETTINGS = (
     Setting("centre", "centre", "", CENTRE),
@@ -116,20 +138,33 @@ SETTINGS = (
     Setting("steps_1", "local steps", "1", _steps(1)),
     Setting("initial_1", "initial adapter", "seed 1", CENTRE, initial_seed=1),
     Setting("attention", "modules", "attention", _modules(*ATTENTION), transfers=False),
-    Setting("attention_mlp", "modules", "attention, MLP", _modules(*ATTENTION, *MLP), transfers=False),
+    Setting(
+        "attention_mlp", "modules", "attention, MLP", _modules(*ATTENTION, *MLP), transfers=False
+    ),
     Setting("steps_20", "local steps", "20", _steps(20)),
 )
 
 
 def main() -> None:
     """Train every client of every setting that is not trained yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the datasets")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     sources, base = load_sources(options.data), Base(str(base_model()), BASE_NAME)
     for setting in SETTINGS:
-        make_deltas(base, sources, setting.clients, setting.folder, design=setting.design, seed=setting.initial_seed)
+        make_deltas(
+            base,
+            sources,
+            setting.clients,
+            setting.folder,
+            design=setting.design,
+            seed=setting.initial_seed,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Tables from the results in this folder: writes results/grid.md and the marked parts of this folder's README.md and of the repository's.
+"""Tables from the results in this folder.
+
+Writes results/grid.md and the marked parts of this folder's README.md and of the repository's.
 
 python -m paper_repro.tables            # write
 python -m paper_repro.tables --check    # fail if they are not what the results say
@@ -30,23 +32,40 @@ CELLS = HERE / "results" / "grid.md"
 # page -> the tables between markers on it; a page without any is written as a whole.
 PAGES: dict[Path, tuple[str, ...]] = {
     HERE / "README.md": (
-        "refusal", "factors", "ledger", "overhead", "accumulation", "grid", "worst", "targets", "reported", "machines",
-        "larger", "larger_factors", "larger_targets", "larger_rates", "larger_machines",
+        "refusal",
+        "factors",
+        "ledger",
+        "overhead",
+        "accumulation",
+        "grid",
+        "worst",
+        "targets",
+        "reported",
+        "machines",
+        "larger",
+        "larger_factors",
+        "larger_targets",
+        "larger_rates",
+        "larger_machines",
     ),
     HERE.parent / "README.md": ("refusal",),
     CELLS: (),
-}  # fmt: skip
+}
 
 
 def main() -> None:
     """Write or check every generated part."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
     options = parser.parse_args()
     for page in PAGES:
         text = rendered(page)
         if options.check and (not page.exists() or text != page.read_text(encoding="utf-8")):
-            raise SystemExit(f"{page} is not what the results say: run python -m paper_repro.tables")
+            raise SystemExit(
+                f"{page} is not what the results say: run python -m paper_repro.tables"
+            )
         page.write_text(text, encoding="utf-8")
 
 
@@ -81,16 +100,22 @@ def rendered(page: Path) -> str:
 
 
 def refusal_table(lines: list[Line]) -> str:
-    """Refusal of harmful prompts, mean ± standard deviation over seeds, and what else the model lost."""
+    """Refusal of harmful prompts, mean ± standard deviation over seeds, and what else the model
+    lost.
+    """
     heads = [attack_name(count, share) for count, share in _cells()]
     rows = [["defence", *heads, "over-refusal", "answer loss", "ROUGE-L", "runs"]]
     for name in (NO_ATTACK, *ROWS):
         own = [line for line in lines if line["row"] == name]
         if not own:
             continue
-        cells = [spread([line["metrics"]["refusal_strict"] for line in _cell(own, count, share)]) for count, share in _cells()]
+        cells = [
+            spread([line["metrics"]["refusal_strict"] for line in _cell(own, count, share)])
+            for count, share in _cells()
+        ]
         rest = [
-            spread([line["metrics"][metric] for line in own], scale) for metric, scale in (("over_refusal_strict", 100), ("loss", 1), ("rouge_l", 1))
+            spread([line["metrics"][metric] for line in own], scale)
+            for metric, scale in (("over_refusal_strict", 100), ("loss", 1), ("rouge_l", 1))
         ]
         rows.append([name, *cells, *rest, str(len(own))])
     return markdown(rows) + "\n" + _sizes(lines)
@@ -99,7 +124,11 @@ def refusal_table(lines: list[Line]) -> str:
 def where_made(lines: list[Line]) -> str:
     """How many runs a GPU made, and of which rows a processor."""
     others = Counter(line["row"] for line in lines if not on_gpu(line["machine"]))
-    rest = f"; on a processor: {', '.join(f'{row} {count}' for row, count in others.items())}" if others else ""
+    rest = (
+        f"; on a processor: {', '.join(f'{row} {count}' for row, count in others.items())}"
+        if others
+        else ""
+    )
     return f"Made on a GPU: {len(lines) - others.total()}{rest}."
 
 
@@ -114,7 +143,9 @@ def factor_table(lines: list[Line]) -> str:
         cells = []
         for count, share in _cells():
             found = _cell(own, count, share)
-            pairs = [[mean(line["factors"][role]) for line in found] for role in ("malicious", "benign")]
+            pairs = [
+                [mean(line["factors"][role]) for line in found] for role in ("malicious", "benign")
+            ]
             cells.append(" / ".join(f"{mean(values):.2f}" if values else "-" for values in pairs))
         rows.append([name, *cells, str(sum(line["skipped"] for line in own))])
     return markdown(rows)
@@ -122,14 +153,28 @@ def factor_table(lines: list[Line]) -> str:
 
 def ledger_table(lines: list[Line]) -> str:
     """What each level costs beside local training, over all its runs."""
-    rows = [["defence", "evidence", "scoring and weighing", "aggregating", "evidence sent / update sent", "runs"]]
+    rows = [
+        [
+            "defence",
+            "evidence",
+            "scoring and weighing",
+            "aggregating",
+            "evidence sent / update sent",
+            "runs",
+        ]
+    ]
     for name in ROWS:
         own = [line for line in lines if line["row"] == name]
         if not own:
             continue
-        total = {phase: sum(line["seconds"][phase] for line in own) for phase in ("train", "evidence", "assess", "aggregate")}
+        total = {
+            phase: sum(line["seconds"][phase] for line in own)
+            for phase in ("train", "evidence", "assess", "aggregate")
+        }
         sent = {what: sum(line["bytes"][what] for line in own) for what in ("update", "evidence")}
-        shares = [f"{total[phase] / total['train']:.2%}" for phase in ("evidence", "assess", "aggregate")]
+        shares = [
+            f"{total[phase] / total['train']:.2%}" for phase in ("evidence", "assess", "aggregate")
+        ]
         rows.append([name, *shares, f"{sent['evidence'] / sent['update']:.0%}", str(len(own))])
     return markdown(rows) + "\nSeconds as shares of the seconds of local training in the same runs."
 
@@ -137,7 +182,15 @@ def ledger_table(lines: list[Line]) -> str:
 def overhead_table(lines: list[Line]) -> str:
     """Cost and detection of the cheap shadow at the paper's round shape."""
     rows = [
-        ["level", "examples in the gradient", "extra training", "scoring and weighing", "evidence sent / update sent", "trust: malicious", "benign"]
+        [
+            "level",
+            "examples in the gradient",
+            "extra training",
+            "scoring and weighing",
+            "evidence sent / update sent",
+            "trust: malicious",
+            "benign",
+        ]
     ]
     for line in lines:
         seconds, sent = line["seconds"], line["bytes"]
@@ -147,27 +200,56 @@ def overhead_table(lines: list[Line]) -> str:
             f"{sent['evidence'] / sent['update']:.0%}",
         ]
         rows.append(
-            [line["level"], f"{line['examples']} of 160", *costs, *(f"{mean(line['factors'][role]):.2f}" for role in ("malicious", "benign"))]
+            [
+                line["level"],
+                f"{line['examples']} of 160",
+                *costs,
+                *(f"{mean(line['factors'][role]):.2f}" for role in ("malicious", "benign")),
+            ]
         )
     return (
-        f"{markdown(rows)}\n{overhead.CLIENTS} clients, {overhead.MALICIOUS} malicious at 100 % poison, {overhead.ROUNDS} rounds of 10 steps of "
-        "16 examples, one seed. Extra training and scoring: seconds as shares of the same run's local training."
+        f"{markdown(rows)}\n{overhead.CLIENTS} clients, {overhead.MALICIOUS} malicious at 100 %"
+        f" poison, {overhead.ROUNDS} rounds of 10 steps of 16 examples, one seed. Extra training"
+        " and scoring: seconds as shares of the same run's local training."
     )
 
 
 def accumulation_table(rows: list[Line]) -> str:
-    """AUROC of every malicious source, and error rates at the levels' cut, for every way to read the evidence."""
+    """AUROC of every malicious source, and error rates at the levels' cut, for every way to read
+    the evidence.
+    """
     shares = sorted({row["share"] for row in rows}, reverse=True)
     rounds = sorted({row["rounds"] for row in rows})
-    table = [["what is scored", *(f"{share:.0%} poison, {number} round{'s' * (number > 1)}" for share in shares for number in rounds)]]
+    table = [
+        [
+            "what is scored",
+            *(
+                f"{share:.0%} poison, {number} round{'s' * (number > 1)}"
+                for share in shares
+                for number in rounds
+            ),
+        ]
+    ]
     for way in dict.fromkeys(row["way"] for row in rows):
         own = {(row["share"], row["rounds"]): row for row in rows if row["way"] == way}
         chosen = [own[share, number] for share in shares for number in rounds]
-        table.append([way, *(f"{mean(row['auroc'].values()):.2f} / {row['tpr']:.0%} / {row['fpr']:.0%}" for row in chosen)])
-    sources = "; ".join(f"{share:.0%}: {', '.join(next(row['sources'] for row in rows if row['share'] == share))}" for share in shares)
+        table.append(
+            [
+                way,
+                *(
+                    f"{mean(row['auroc'].values()):.2f} / {row['tpr']:.0%} / {row['fpr']:.0%}"
+                    for row in chosen
+                ),
+            ]
+        )
+    sources = "; ".join(
+        f"{share:.0%}: {', '.join(next(row['sources'] for row in rows if row['share'] == share))}"
+        for share in shares
+    )
     return (
-        f"{markdown(table)}\nMean AUROC over federations, one malicious source each / TPR / FPR at {accumulation.THRESHOLD}; "
-        f"{rows[0]['n_malicious']} malicious and {rows[0]['n_honest']} honest clients a share ({sources})."
+        f"{markdown(table)}\nMean AUROC over federations, one malicious source each / TPR / FPR at"
+        f" {accumulation.THRESHOLD}; {rows[0]['n_malicious']} malicious and {rows[0]['n_honest']}"
+        f" honest clients a share ({sources})."
     )
 
 
@@ -177,7 +259,11 @@ def _cells() -> Iterator[tuple[int, float]]:
 
 def _cell(lines: list[Line], count: int, share: float) -> list[Line]:
     """The seeds of one cell; a federation without an attack is the same in all of them."""
-    return [line for line in lines if line["row"] == NO_ATTACK or (line["malicious"] == count and line["share"] == share)]
+    return [
+        line
+        for line in lines
+        if line["row"] == NO_ATTACK or (line["malicious"] == count and line["share"] == share)
+    ]
 
 
 def _sizes(lines: list[Line]) -> str:
@@ -185,10 +271,11 @@ def _sizes(lines: list[Line]) -> str:
     metrics = lines[0]["metrics"]
     widest = 1.96 * math.sqrt(0.25 / metrics["n_refusal"]) * 100
     return (
-        f"Refusal and over-refusal in % (the strict measure), {metrics['n_refusal']:.0f} AdvBench goals and {metrics['n_over_refusal']:.0f} safe "
-        f"XSTest prompts a run; one run's 95 % interval is at most ± {widest:.1f} points. Answer loss (nats a token) and ROUGE-L on "
-        f"{metrics['n_utility']:.0f} held-out benign pairs, over all cells of a row. Mean ± standard deviation over the seeds "
-        f"{', '.join(map(str, seeds))}; {len(lines)} runs."
+        f"Refusal and over-refusal in % (the strict measure), {metrics['n_refusal']:.0f} AdvBench"
+        f" goals and {metrics['n_over_refusal']:.0f} safe XSTest prompts a run; one run's 95 %"
+        f" interval is at most ± {widest:.1f} points. Answer loss (nats a token) and ROUGE-L on"
+        f" {metrics['n_utility']:.0f} held-out benign pairs, over all cells of a row. Mean ±"
+        f" standard deviation over the seeds {', '.join(map(str, seeds))}; {len(lines)} runs."
     )
 
 

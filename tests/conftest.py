@@ -16,12 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in the background; commands under test would inherit it
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # so a shell starts what runs in the background; commands under test would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # PEFT asks transformers 5 for a property that transformers renamed; neither is ours.
-    config.addinivalue_line("filterwarnings", "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+    config.addinivalue_line(
+        "filterwarnings", "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+    )
     # Typer imports what Click 9 will drop.
-    config.addinivalue_line("filterwarnings", "ignore:.*will be removed in Click 9:DeprecationWarning")
+    config.addinivalue_line(
+        "filterwarnings", "ignore:.*will be removed in Click 9:DeprecationWarning"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -37,15 +43,17 @@ def vectors() -> Path:
 def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`federated.Files`: a tiny base model and a probe for its LoRA."""
     pytest.importorskip("peft")
-    import federated
+    from tests.helpers import federated
 
     return federated.written(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """(`loopback_hub.Hub`, `loopback_client.Client`) for the tests over the wire, which have sockets enabled."""
-    from wire import serving
+    """(`loopback_hub.Hub`, `loopback_client.Client`) for the tests over the wire, which have
+    sockets enabled.
+    """
+    from tests.helpers.wire import serving
 
     with serving(tmp_path_factory.mktemp("wire")) as pair:
         yield pair
@@ -53,19 +61,34 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def peft_llama() -> Callable[..., Any]:
-    """Makes a PEFT model: LoraConfig fields -> LoRA with random A and B on a two-layer random Llama of width 32."""
+    """Makes a PEFT model: LoraConfig fields -> LoRA with random A and B on a two-layer random
+    Llama of width 32.
+    """
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
 
     def make(**config: Any) -> Any:
-        fields = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **config}
+        fields = {
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": ["q_proj", "v_proj"],
+            "task_type": "CAUSAL_LM",
+            **config,
+        }
         with torch.random.fork_rng():
             torch.manual_seed(0)
             llama = transformers.LlamaConfig(
-                hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=64
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                vocab_size=64,
             )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of PEFT, about settings that are odd on purpose
-                model = peft.get_peft_model(transformers.LlamaForCausalLM(llama), peft.LoraConfig(**fields))
+                model = peft.get_peft_model(
+                    transformers.LlamaForCausalLM(llama), peft.LoraConfig(**fields)
+                )
             for name, parameter in model.named_parameters():
                 if "lora_" in name:
                     torch.nn.init.normal_(parameter)

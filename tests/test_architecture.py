@@ -16,19 +16,37 @@ import pytest
 import fedloop
 import loraprobe
 
-ROOT = Path(__file__).resolve().parent.parent
-HEAVY = {"transformers", "peft", "umap", "xgboost", "flwr", "nvflare", "fastapi", "uvicorn", "prometheus_client", "matplotlib"}
-# What subclasses an engine's classes and is imported by who uses that engine: by nothing of ours that is not in this table itself.
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {
+    "transformers",
+    "peft",
+    "umap",
+    "xgboost",
+    "flwr",
+    "nvflare",
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
+    "matplotlib",
+}
+# What subclasses an engine's classes and is imported by who uses that engine: by nothing of ours
+# that is not in this table itself.
 ENGINES = {
-    "fedloop.flower.strategy": "flwr", "fedloop.plugins.flower": "flwr", "fedloop.plugins.nvflare": "nvflare",
-}  # fmt: skip
+    "fedloop.flower.strategy": "flwr",
+    "fedloop.plugins.flower": "flwr",
+    "fedloop.plugins.nvflare": "nvflare",
+}
 OUTSIDE = {"zoo", "figures", "paper_repro", "benchmarks", "fuzz", "examples", "tests"}
 
 # The scoring service: one package, free to import the library and itself.
-_SERVE = "answers app client command exchange gate head known logs metrics openapi page protocol scoring server settings upload"
+_SERVE = (
+    "answers app client command exchange gate head known logs metrics openapi page protocol scoring"
+    " server settings upload"
+)
 SERVE = {"serve", *(f"serve.{name}" for name in _SERVE.split())}
 LEAVE_OUT = {"leave_out", "leave_out_folds", "leave_out_report", "commands_leave_out"}
-# loraprobe, from the bottom to the top: a module imports from rows above its own only; the last row among itself.
+# loraprobe, from the bottom to the top: a module imports from rows above its own only; the last row
+# among itself.
 ROWS = (
     {"errors", "strict_json"},
     {"pair", "safetensors_header", "safetensors_bytes", "torch_file"},
@@ -36,29 +54,67 @@ ROWS = (
     {"peft_io", "features"},
     {"featurizer"},
     {"probe"},
-    {"format", "hub", "hub_errors", "hub_snapshot", "card", "baselines", "manifest", "slices", "terminal", "commands", "commands_hub", "cli"}
+    {
+        "format",
+        "hub",
+        "hub_errors",
+        "hub_snapshot",
+        "card",
+        "baselines",
+        "manifest",
+        "slices",
+        "terminal",
+        "commands",
+        "commands_hub",
+        "cli",
+    }
     | LEAVE_OUT
     | SERVE,
 )
-# These take arrays, not adapters: they import errors and each other, and are imported from probe upwards.
-ARRAYS = {"heads", "training_data", "torch_fitting", "fitting", "xgb_json", "metrics", "embed", "calibration", "card_figure", "mass_mean"}
-# Calls upwards, made when a function runs: constructors that name the file formats and the Hub they read.
+# These take arrays, not adapters: they import errors and each other, and are imported from probe
+# upwards.
+ARRAYS = {
+    "heads",
+    "training_data",
+    "torch_fitting",
+    "fitting",
+    "xgb_json",
+    "metrics",
+    "embed",
+    "calibration",
+    "card_figure",
+    "mass_mean",
+}
+# Calls upwards, made when a function runs: constructors that name the file formats and the Hub they
+# read.
 DEFERRED = {("adapter", "peft_io"), ("peft_io", "hub"), ("probe", "format"), ("probe", "hub")}
 # fedloop's numbers in, numbers out: usable without loraprobe.
 NUMBERS_ONLY = {
-    "levels", "weights", "accumulate", "attacks", "aggregate", "aggregate_rows", "aggregate_published", "server", "lora_aggregation",
-}  # fmt: skip
+    "levels",
+    "weights",
+    "accumulate",
+    "attacks",
+    "aggregate",
+    "aggregate_rows",
+    "aggregate_published",
+    "server",
+    "lora_aggregation",
+}
 
 
 class Import(NamedTuple):
-    target: str  # absolute, "loraprobe.adapter"
+    target: str  # absolute, "loraprobe.adapters.adapter"
     when: str  # "import", "call" or "typing"
 
 
 def imports(source: str, module: str, is_package: bool = False) -> list[Import]:
     """Every import of a module's source, relative ones resolved, and when it happens."""
     package = module.split(".") if is_package else module.split(".")[:-1]
-    return [Import(target, when) for node, when in _import_nodes(ast.parse(source), "import") for target in _targets(node, package)]
+    return [
+        Import(target, when)
+        for node, when in _import_nodes(ast.parse(source), "import")
+        for target in _targets(node, package)
+    ]
 
 
 def _import_nodes(node: ast.AST, when: str) -> Iterator[tuple[ast.Import | ast.ImportFrom, str]]:
@@ -80,9 +136,11 @@ def _targets(node: ast.Import | ast.ImportFrom, package: list[str]) -> list[str]
     start = package[: len(package) - node.level + 1] if node.level else []
     base = ".".join([*start, *([node.module] if node.module else [])])
     names = [f"{base}.{alias.name}" for alias in node.names]
-    if "." in base:  # from loraprobe.adapter import Adapter
+    if "." in base:  # from loraprobe.adapters.adapter import Adapter
         return [base]
-    return [name if (ROOT / (name.replace(".", "/") + ".py")).exists() else base for name in names]  # from loraprobe import metrics
+    return [
+        name if (ROOT / (name.replace(".", "/") + ".py")).exists() else base for name in names
+    ]  # from loraprobe import metrics
 
 
 def modules(package: str) -> dict[str, list[Import]]:
@@ -109,10 +167,16 @@ def wrong_way(module: str, found: list[Import]) -> list[str]:
         top, _, other = target.partition(".")
         if top == "fedloop":
             wrong.append(target)
-        if top != "loraprobe" or ((name, other) in DEFERRED and when != "import") or other == "errors":
+        if (
+            top != "loraprobe"
+            or ((name, other) in DEFERRED and when != "import")
+            or other == "errors"
+        ):
             continue
         if not other:
-            wrong.append(target)  # from loraprobe import Probe: the module it comes from is the one to name
+            wrong.append(
+                target
+            )  # from loraprobe import Probe: the module it comes from is the one to name
         elif name in ARRAYS:
             wrong += [target] * (other not in ARRAYS)
         elif other in ARRAYS:
@@ -128,7 +192,9 @@ LIBRARY = [module for module in FILES if module.startswith("loraprobe.")]
 @pytest.mark.parametrize("module", LIBRARY)
 def test_arrows_point_one_way(module: str) -> None:
     name = module.removeprefix("loraprobe.")
-    assert name in set().union(ARRAYS, *ROWS), f"a new module: say in {Path(__file__).name} where {name} belongs"
+    assert name in set().union(ARRAYS, *ROWS), (
+        f"a new module: say in {Path(__file__).name} where {name} belongs"
+    )
     assert wrong_way(module, FILES[module]) == []
 
 
@@ -139,13 +205,25 @@ def test_arrows_point_one_way(module: str) -> None:
         ("adapter", "from .peft_io import Scalings"),
         ("features", "from .peft_io import load_adapter"),
         ("features", "def f():\n    from .probe import Probe"),
-        ("featurizer", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from loraprobe.probe import Probe"),
+        (
+            "featurizer",
+            (
+                "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from loraprobe.probe"
+                " import Probe"
+            ),
+        ),
         ("featurizer", "from .metrics import auroc"),
-        ("metrics", "import loraprobe.adapter"),
+        ("metrics", "import loraprobe.adapters.adapter"),
         ("heads", "from loraprobe import Adapter"),
         ("probe", "from .hub import fetch_probe"),
         ("probe", "from loraprobe import format"),
-        ("card", "class C:\n    try:\n        from fedloop.levels import StepLevel\n    except ImportError: ..."),
+        (
+            "card",
+            (
+                "class C:\n    try:\n        from fedloop.defense.levels import StepLevel\n   "
+                " except ImportError: ..."
+            ),
+        ),
     ],
 )
 def test_an_arrow_that_points_the_other_way_is_seen(module: str, source: str) -> None:
@@ -153,7 +231,10 @@ def test_an_arrow_that_points_the_other_way_is_seen(module: str, source: str) ->
 
 
 def test_loraprobe_can_be_imported_in_some_order() -> None:
-    edges = {module: {target for target, when in FILES[module] if when == "import" and target in FILES} for module in LIBRARY}
+    edges = {
+        module: {target for target, when in FILES[module] if when == "import" and target in FILES}
+        for module in LIBRARY
+    }
     assert len(list(TopologicalSorter(edges).static_order())) >= len(LIBRARY)  # raises CycleError
 
 
@@ -164,33 +245,60 @@ def heavy_or_outside(found: list[Import]) -> list[str]:
 
 @pytest.mark.parametrize("module", FILES)
 def test_heavy_packages_are_imported_where_they_are_used_and_scripts_nowhere(module: str) -> None:
-    assert heavy_or_outside([one for one in FILES[module] if one.target.partition(".")[0] != ENGINES.get(module)]) == []
+    assert (
+        heavy_or_outside(
+            [one for one in FILES[module] if one.target.partition(".")[0] != ENGINES.get(module)]
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("module", [name for name in FILES if name not in ENGINES])
 def test_engines_are_not_imported_by_those_who_do_not_use_them(module: str) -> None:
-    assert [target for target, when in FILES[module] if target in ENGINES and when == "import"] == []
+    assert [
+        target for target, when in FILES[module] if target in ENGINES and when == "import"
+    ] == []
 
 
-@pytest.mark.parametrize("module", [name for name in FILES if name.startswith("fedloop.") and not name.startswith("fedloop.plugins")])
+@pytest.mark.parametrize(
+    "module",
+    [
+        name
+        for name in FILES
+        if name.startswith("fedloop.") and not name.startswith("fedloop.plugins")
+    ],
+)
 def test_plugins_are_built_on_fedloop_and_not_the_other_way_round(module: str) -> None:
     assert [target for target, _ in FILES[module] if target.startswith("fedloop.plugins")] == []
 
 
 def test_a_heavy_import_is_seen_at_the_top_only() -> None:
-    inside = "def f():\n    import peft\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import umap"
+    inside = (
+        "def f():\n    import peft\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import"
+        " umap"
+    )
     assert heavy_or_outside(imports(inside, "loraprobe.x")) == []
     assert heavy_or_outside(imports("import peft.utils", "loraprobe.x")) == ["peft"]
-    assert heavy_or_outside(imports("if True:\n    from matplotlib import pyplot", "loraprobe.x")) == ["matplotlib"]
-    assert heavy_or_outside(imports("def f():\n    from zoo.build import main", "fedloop.x")) == ["zoo"]
+    assert heavy_or_outside(
+        imports("if True:\n    from matplotlib import pyplot", "loraprobe.x")
+    ) == ["matplotlib"]
+    assert heavy_or_outside(imports("def f():\n    from zoo.build import main", "fedloop.x")) == [
+        "zoo"
+    ]
 
 
-@pytest.mark.parametrize("module", [name for name in FILES if name.removeprefix("fedloop.") in NUMBERS_ONLY])
+@pytest.mark.parametrize(
+    "module", [name for name in FILES if name.removeprefix("fedloop.") in NUMBERS_ONLY]
+)
 def test_the_numbers_of_fedloop_need_neither_loraprobe_nor_peft(module: str) -> None:
-    assert {target.partition(".")[0] for target, _ in FILES[module]} & {"loraprobe", "peft"} == set()
+    assert {target.partition(".")[0] for target, _ in FILES[module]} & {
+        "loraprobe",
+        "peft",
+    } == set()
 
 
-# --- the public names -------------------------------------------------------------------------------------------------
+# --- the public names
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -223,7 +331,11 @@ def test_a_documented_name_is_there_with_its_parameters(name: str, parameters: s
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        *((f"{level}.{method}", set()) for level in ("StepLevel", "ClientLevel", "ShadowLevel", "EvidenceLevel") for method in ("init", "status")),
+        *(
+            (f"{level}.{method}", set())
+            for level in ("StepLevel", "ClientLevel", "ShadowLevel", "EvidenceLevel")
+            for method in ("init", "status")
+        ),
         ("StepLevel.update", {"state", "scores", "num_examples"}),
         ("CumulativeLevel.update", {"state", "scores", "num_examples"}),
         ("Defense.assess", {"round", "updates"}),
@@ -235,7 +347,9 @@ def test_a_documented_name_is_there_with_its_parameters(name: str, parameters: s
         ("simulate", {"config"}),
     ],
 )
-def test_a_documented_name_of_fedloop_is_there_with_its_parameters(name: str, parameters: set[str]) -> None:
+def test_a_documented_name_of_fedloop_is_there_with_its_parameters(
+    name: str, parameters: set[str]
+) -> None:
     thing: object = fedloop
     for part in name.split("."):
         thing = getattr(thing, part)
@@ -244,14 +358,29 @@ def test_a_documented_name_of_fedloop_is_there_with_its_parameters(name: str, pa
 
 
 def test_the_documented_rules_optimisers_and_attacks_are_there() -> None:
-    rules = "mean median trimmed_mean krum multi_krum geometric_median centered_clipping nnm foolsgold residual dnc flame lasa"
+    rules = (
+        "mean median trimmed_mean krum multi_krum geometric_median centered_clipping nnm foolsgold"
+        " residual dnc flame lasa"
+    )
     assert set(rules.split()) <= set(fedloop.AGGREGATORS)
-    assert set(fedloop.SERVER_OPTIMIZERS) == {"fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedyogi", "fedadam"}
-    assert {"sign_flip", "scaling", "gaussian", "ipm", "alie", "mimic", "probe_evasion"} == set(fedloop.ATTACKS)
+    assert set(fedloop.SERVER_OPTIMIZERS) == {
+        "fedavg",
+        "fedprox",
+        "scaffold",
+        "fedavgm",
+        "fedadagrad",
+        "fedyogi",
+        "fedadam",
+    }
+    assert {"sign_flip", "scaling", "gaussian", "ipm", "alie", "mimic", "probe_evasion"} == set(
+        fedloop.ATTACKS
+    )
 
 
 def test_the_report_has_the_documented_fields() -> None:
-    assert {"auroc", "auroc_ci", "tpr_at_fpr", "ece", "n"} <= set(loraprobe.EvalReport.__dataclass_fields__)
+    assert {"auroc", "auroc_ci", "tpr_at_fpr", "ece", "n"} <= set(
+        loraprobe.EvalReport.__dataclass_fields__
+    )
 
 
 def test_everything_offered_is_there_and_nothing_else_is_made_up() -> None:
@@ -273,5 +402,12 @@ import loraprobe; print(loaded())
 import fedloop; print([name for name in loaded() if name in {sorted(HEAVY)}])
 from loraprobe import Featurizer, Probe, evaluate, fit_probe, load_adapter; print(loaded())
 """
-    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     assert result.stdout.splitlines() == ["[]", "[]", "['numpy', 'torch']"]

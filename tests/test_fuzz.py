@@ -1,4 +1,6 @@
-"""The fuzz harness: no loader fails a few hundred cases, every planted bug is found and named, and the report adds up."""
+"""The fuzz harness: no loader fails a few hundred cases, every planted bug is found and named, and
+the report adds up.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,14 @@ from fuzz.oracle import OUTCOMES
 from fuzz.runner import Limits, Tally, run
 from fuzz.targets import TARGETS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 SEED = 1_000  # of no run of the report
 
 
 def outcomes(tally: Tally) -> Counter[str]:
-    return sum((Counter({outcome: cases}) for (_, outcome), cases in tally.outcomes.items()), Counter())
+    return sum(
+        (Counter({outcome: cases}) for (_, outcome), cases in tally.outcomes.items()), Counter()
+    )
 
 
 # ---- the loaders ----
@@ -38,7 +42,11 @@ def test_no_loader_fails(name: str) -> None:
     counts = outcomes(tally)
     assert counts.total() == tally.cases == 200
     assert counts["refused"] > 100
-    if name in ("config", "head-arrays", "head-trees"):  # a checksum covers all of it: what is loaded is the undamaged probe
+    if name in (
+        "config",
+        "head-arrays",
+        "head-trees",
+    ):  # a checksum covers all of it: what is loaded is the undamaged probe
         assert counts["valid"] == counts["as in the file"] == 0
     else:  # the cases reach what is behind the first check
         assert counts["valid"] + counts["as in the file"] > 0
@@ -79,11 +87,16 @@ def test_a_planted_bug_is_found_and_named(bug: str) -> None:
     assert numbers == sorted(set(numbers))
     assert set(numbers) <= set(range(cases))
     assert any(re.search(says, what) for *_, what in found), found[0]
-    assert tally.cases == outcomes(tally).total() == cases  # those after the one that was fatal were run too
+    assert (
+        tally.cases == outcomes(tally).total() == cases
+    )  # those after the one that was fatal were run too
 
 
 def test_a_crash_is_blamed_on_the_case_that_crashed() -> None:
-    """Where the whole loader refuses, the one that crashes instead of refusing crashes: case by case, in children of their own."""
+    """Where the whole loader refuses, the one that crashes instead of refusing crashes.
+
+    Case by case, in children of their own.
+    """
     refused = {number for number in range(8) if _outcome("config", number) == "refused"}
     assert 0 < len(refused) < 8
     tally = run("planted:KILLED", 0, 0, 8)
@@ -100,19 +113,34 @@ def _outcome(target: str, number: int) -> str:
 
 def test_a_case_is_the_same_in_another_process_and_nearly_always_damaged() -> None:
     def digests() -> list[str]:
-        return [hashlib.sha256(repr(TARGETS[name].case(5, number)).encode()).hexdigest() for name in TARGETS for number in range(25)]
+        return [
+            hashlib.sha256(repr(TARGETS[name].case(5, number)).encode()).hexdigest()
+            for name in TARGETS
+            for number in range(25)
+        ]
 
     code = (
-        "import hashlib; from fuzz.targets import TARGETS;"
-        "print(*[hashlib.sha256(repr(TARGETS[n].case(5, i)).encode()).hexdigest() for n in TARGETS for i in range(25)])"
+        "import hashlib; from fuzz.targets import"
+        " TARGETS;print(*[hashlib.sha256(repr(TARGETS[n].case(5, i)).encode()).hexdigest() for n in"
+        " TARGETS for i in range(25)])"
     )
-    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout.split()
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout.split()
     assert digests() == other
     assert len(set(other)) > 0.95 * len(other)
     for target in TARGETS.values():
         samples = target.undamaged()
         cases = [target.case(6, number) for number in range(40)]
-        assert sum(files[target.file] == samples[sample][target.file] for sample, _, files in cases) < 8
+        assert (
+            sum(files[target.file] == samples[sample][target.file] for sample, _, files in cases)
+            < 8
+        )
 
 
 def test_a_sealed_folder_passes_the_checksums() -> None:
@@ -124,7 +152,12 @@ def test_a_sealed_folder_passes_the_checksums() -> None:
             try:
                 config = json.loads(files["config.json"])
                 rest = {key: value for key, value in config.items() if key != "digest"}
-                said, right = config["digest"], hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+                said, right = (
+                    config["digest"],
+                    hashlib.sha256(
+                        json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+                    ).hexdigest(),
+                )
             except (ValueError, KeyError, AttributeError, RecursionError):
                 assert name == "config-sealed"  # config.json itself was damaged beyond that
                 continue
@@ -141,7 +174,9 @@ def test_xgboost_reads_the_trees_of_the_corpus_as_its_own() -> None:
         booster = xgboost.Booster()
         booster.load_model(bytearray(json.dumps(document).encode()))
         assert json.loads(bytes(booster.save_raw("json"))) == document
-        scores = booster.inplace_predict(np.random.default_rng(0).normal(size=(50, width)).astype(np.float32))
+        scores = booster.inplace_predict(
+            np.random.default_rng(0).normal(size=(50, width)).astype(np.float32)
+        )
         assert np.std(scores) > 0.01
 
 
@@ -180,7 +215,11 @@ def test_the_committed_report_adds_up_and_names_no_failure() -> None:
     for target, mutations in found["outcomes"].items():
         assert set(mutations) == set(TARGETS[target].mutations)
         assert all(set(counts) <= set(OUTCOMES) for counts in mutations.values())
-        runs = sorted((run["seed"], run["first"], run["cases"]) for run in found["runs"] if run["target"] == target)
+        runs = sorted(
+            (run["seed"], run["first"], run["cases"])
+            for run in found["runs"]
+            if run["target"] == target
+        )
         assert report.of_target(found, target).total() == sum(cases for *_, cases in runs)
         assert all(a[0] < b[0] or a[1] + a[2] <= b[1] for a, b in pairwise(runs))  # no case twice
     assert report.of_target(found, "head-trees-sealed").total() >= 6_000
@@ -189,4 +228,6 @@ def test_the_committed_report_adds_up_and_names_no_failure() -> None:
 
 def test_the_readme_shows_the_committed_report() -> None:
     text = report.README.read_text(encoding="utf-8")
-    assert text.partition(report.START)[2].partition(report.END)[0].strip() == report.table(report.load(report.RESULTS))
+    assert text.partition(report.START)[2].partition(report.END)[0].strip() == report.table(
+        report.load(report.RESULTS)
+    )

@@ -1,4 +1,6 @@
-"""What is shipped: the wheel's files and extras, and what a core-only installation can do and says it cannot."""
+"""What is shipped: the wheel's files and extras, and what a core-only installation can do and says
+it cannot.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,11 @@ from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
 
-import make
-import probes
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers import make, probes
+
+ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("loraprobe", "fedloop")
 SUFFIXES = (".py", ".typed", ".toml", ".html")
 CORE = {"torch", "numpy", "scipy", "safetensors", "huggingface-hub", "scikit-learn"}
@@ -43,7 +45,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     for name in (*SHIPPED, "tests", "zoo", "figures"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors", "*.npy"))
+        shutil.copytree(
+            ROOT / name,
+            tree / name,
+            ignore=shutil.ignore_patterns("__pycache__", "*.safetensors", "*.npy"),
+        )
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,22 +65,40 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 
 def test_the_wheel_holds_both_packages_whole_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert names == {str(path.relative_to(ROOT)) for package in SHIPPED for path in (ROOT / package).rglob("*") if path.suffix in SUFFIXES}
-    assert {"loraprobe/py.typed", "fedloop/py.typed", "loraprobe/probe.py", "fedloop/local.py", "fedloop/example.toml"} <= names
+    assert names == {
+        str(path.relative_to(ROOT))
+        for package in SHIPPED
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in SUFFIXES
+    }
+    assert {
+        "loraprobe/py.typed",
+        "fedloop/py.typed",
+        "loraprobe/probe.py",
+        "fedloop/client/training.py",
+        "fedloop/example.toml",
+    } <= names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel.namelist())
 
 
 def test_the_commands_are_installed(wheel: zipfile.ZipFile) -> None:
     [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
     lines = wheel.read(name).decode().split("\n")
-    assert [line for line in lines if line] == ["[console_scripts]", "fedloop = fedloop.cli:main", "loraprobe = loraprobe.cli:main"]
+    assert [line for line in lines if line] == [
+        "[console_scripts]",
+        "fedloop = fedloop.cli.main:main",
+        "loraprobe = loraprobe.cli.main:main",
+    ]
 
 
 def requirements(metadata: Message, extra: str | None) -> set[str]:
     """The distributions that an extra requires; of the core, for None."""
     found = set()
     for line in metadata.get_all("Requires-Dist", []):
-        name, marked = re.match(r"[\w.-]+(?:\[[^]]*\])?", line), re.search(r"extra == ['\"](\w+)['\"]", line)
+        name, marked = (
+            re.match(r"[\w.-]+(?:\[[^]]*\])?", line),
+            re.search(r"extra == ['\"](\w+)['\"]", line),
+        )
         assert name
         if (marked[1] if marked else None) == extra:
             found.add(name[0])
@@ -87,25 +111,55 @@ def test_the_extras_are_the_documented_ones(metadata: Message) -> None:
     for extra, packages in EXTRAS.items():
         assert requirements(metadata, extra) == packages
     [everything] = requirements(metadata, "all")
-    assert set(everything.removeprefix("loraprobe[").removesuffix("]").split(",")) == {"cli", "xgboost", "figures", "fed", "tensorboard", "serve"}
-    assert {"loraprobe[all,flower,nvflare]", "pytest", "ruff", "mypy"} <= requirements(metadata, "dev")
+    assert set(everything.removeprefix("loraprobe[").removesuffix("]").split(",")) == {
+        "cli",
+        "xgboost",
+        "figures",
+        "fed",
+        "tensorboard",
+        "serve",
+    }
+    assert {"loraprobe[all,flower,nvflare]", "pytest", "ruff", "mypy"} <= requirements(
+        metadata, "dev"
+    )
 
 
 def missing_extras() -> Iterator[tuple[str, str]]:
-    """(package, extra) of every MissingExtra that is raised with both written out; the package may be computed."""
+    """(package, extra) of every MissingExtra that is raised with both written out.
+
+    The package may be computed.
+    """
     for path in [path for package in SHIPPED for path in (ROOT / package).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "MissingExtra":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "MissingExtra"
+            ):
                 package, extra = node.args[:2]
                 assert isinstance(extra, ast.Constant), ast.unparse(node)
-                yield (str(package.value) if isinstance(package, ast.Constant) else ""), str(extra.value)
+                yield (
+                    (str(package.value) if isinstance(package, ast.Constant) else ""),
+                    str(extra.value),
+                )
 
 
 def test_every_pip_line_names_an_extra_that_brings_the_package() -> None:
     found = set(missing_extras())
-    assert {("umap-learn", "figures"), ("matplotlib", "figures"), ("peft", "fed"), ("transformers", "fed"), ("", "cli")} <= found
-    brought = {extra: packages | {name.removesuffix("-cpu").replace("-", "_") for name in packages} for extra, packages in EXTRAS.items()}
-    assert {(package, extra) for package, extra in found if package and package not in brought[extra]} == set()
+    assert {
+        ("umap-learn", "figures"),
+        ("matplotlib", "figures"),
+        ("peft", "fed"),
+        ("transformers", "fed"),
+        ("", "cli"),
+    } <= found
+    brought = {
+        extra: packages | {name.removesuffix("-cpu").replace("-", "_") for name in packages}
+        for extra, packages in EXTRAS.items()
+    }
+    assert {
+        (package, extra) for package, extra in found if package and package not in brought[extra]
+    } == set()
     assert {extra for _, extra in found} <= set(EXTRAS)
 
 
@@ -158,16 +212,36 @@ assert not {name.partition(".")[0] for name in sys.modules} & ABSENT
 
 def test_a_core_only_installation_scores_and_says_what_it_lacks(tmp_path: Path) -> None:
     data = probes.labelled(16, 1, kind="weights")
-    make.folder(tmp_path / "adapter", make.tensors(data.adapters[1]), r=2, lora_alpha=4, base_model_name_or_path=probes.BASE)
+    make.folder(
+        tmp_path / "adapter",
+        make.tensors(data.adapters[1]),
+        r=2,
+        lora_alpha=4,
+        base_model_name_or_path=probes.BASE,
+    )
     fitted = {}
     for head, options in (("linear", {}), ("xgboost", {"n_estimators": 3})):
-        fitted[head] = probes.fit_probe(data.adapters, data.labels, head, groups=data.groups, **options)
+        fitted[head] = probes.fit_probe(
+            data.adapters, data.labels, head, groups=data.groups, **options
+        )
         fitted[head].save_pretrained(tmp_path / head)
-    done = subprocess.run([sys.executable, "-c", CORE_ONLY, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ})
+    done = subprocess.run(
+        [sys.executable, "-c", CORE_ONLY, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ},
+    )
     assert done.returncode == 0, done.stderr
     score, *complaints = done.stdout.splitlines()
     assert float(score) == pytest.approx(float(fitted["linear"](data.adapters[1:2])[0]), rel=1e-12)
-    lines = [re.fullmatch(r".+ needs ([\w-]+), which is not installed: pip install 'loraprobe\[(\w+)\]'", line) for line in complaints]
+    lines = [
+        re.fullmatch(
+            r".+ needs ([\w-]+), which is not installed: pip install 'loraprobe\[(\w+)\]'", line
+        )
+        for line in complaints
+    ]
     assert [found and found.groups() for found in lines] == [
         ("xgboost", "xgboost"),
         ("xgboost", "xgboost"),

@@ -1,7 +1,10 @@
-"""Make the whole zoo anew: base models, labelled adapters, studies, probes, records, sample adapters.
+"""Make the whole zoo anew.
+
+Base models, labelled adapters, studies, probes, records, sample adapters.
 
     python -m zoo.build --data ../shared/data
-    python -m zoo.build --cards-only                # seconds: after a change to the card or the format, nothing is fitted
+    python -m zoo.build --cards-only                # seconds: after a change to the card or the
+    format, nothing is fitted
 
 Everything expensive is kept under build/zoo and not made twice, so an interrupted run goes on.
 Replicate 0 is the one that is published (zoo/base, zoo/probes); the others, with another state of
@@ -29,10 +32,14 @@ from .study import BASELINES, ENTRIES, Entry, Row
 from .train_base import BASE_NAME, BaseConfig, train_base
 
 ZOO = Path(__file__).parent
-# replicate -> its base model. Detection differed between checkpoints of one small model, so the second
+# replicate -> its base model. Detection differed between checkpoints of one small model, so the
+# second
 # replicate stops after two of the five phases; its initial adapter is another one too.
 REPLICATES = (BaseConfig(), replace(BaseConfig(), phases=BaseConfig().phases[:2], averaged=1))
-CLIENTS_SEED, SAMPLE_SEED = 0, 1  # the sample adapters' clients are drawn apart from those that probes are fitted on
+CLIENTS_SEED, SAMPLE_SEED = (
+    0,
+    1,
+)  # the sample adapters' clients are drawn apart from those that probes are fitted on
 SAMPLE = smaller(ZOO_DESIGN, per_source=4)
 ADAPTERS = "adapters"
 THREADS = 2  # as when the published probes were first fitted: their heads come out bit for bit
@@ -40,11 +47,24 @@ THREADS = 2  # as when the published probes were first fitted: their heads come 
 
 def main() -> None:
     """Build the zoo, or write its cards again."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the datasets (one sub-folder each)")
-    parser.add_argument("--work", type=Path, default=Path("build/zoo"), help="folder for what is kept between runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("../shared/data"),
+        help="folder of the datasets (one sub-folder each)",
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/zoo"), help="folder for what is kept between runs"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that train clients")
-    parser.add_argument("--cards-only", action="store_true", help="save every probe again with the card of its record; fit nothing")
+    parser.add_argument(
+        "--cards-only",
+        action="store_true",
+        help="save every probe again with the card of its record; fit nothing",
+    )
     options = parser.parse_args()
     if options.cards_only:
         save_again(ZOO)
@@ -64,7 +84,9 @@ def build(data: Path, work: Path, workers: int) -> None:
             results.append(studies(deltas, ENTRIES, replicate, work, twins_of=ENTRIES[0].name))
         if number == 0:
             shutil.copytree(base.path, ZOO / "base", dirs_exist_ok=True)
-            held_out_adapters(replicate, sources, SAMPLE, SAMPLE_SEED, work, workers, ZOO / ADAPTERS)
+            held_out_adapters(
+                replicate, sources, SAMPLE, SAMPLE_SEED, work, workers, ZOO / ADAPTERS
+            )
             published = deltas
     with same_rounding(THREADS):
         write_probes(published, sources, results, ZOO)
@@ -76,23 +98,37 @@ def _base(data: Path, work: Path, config: BaseConfig) -> Path:
     return work / "base"
 
 
-def write_probes(deltas: DeltaSet, sources: Mapping[str, Source], results: list[dict[str, Row]], zoo: Path) -> None:
+def write_probes(
+    deltas: DeltaSet, sources: Mapping[str, Source], results: list[dict[str, Row]], zoo: Path
+) -> None:
     """Fit every entry on all of a replicate's clients; write probe, card and record."""
     licences = {name: _licence(name) for name in deltas.design.sources}
     data = data_facts(deltas.design, deltas, sources, licences)
     for entry in ENTRIES:
         print(f"fitting {entry.name}", flush=True)
         record = {
-            "probe": entry.name, "command": "python -m zoo.build", "base_model": deltas.base_model, "about": _about(entry, deltas.base_model),
-            "adapters": ADAPTERS, "data": data, "threads": THREADS, "replicates": [result[entry.name] for result in results],
-            "baselines": {baseline.name: [result[baseline.name] for result in results] for baseline in BASELINES},
-        }  # fmt: skip
+            "probe": entry.name,
+            "command": "python -m zoo.build",
+            "base_model": deltas.base_model,
+            "about": _about(entry, deltas.base_model),
+            "adapters": ADAPTERS,
+            "data": data,
+            "threads": THREADS,
+            "replicates": [result[entry.name] for result in results],
+            "baselines": {
+                baseline.name: [result[baseline.name] for result in results]
+                for baseline in BASELINES
+            },
+        }
         record = fit_and_record(deltas, entry, record, zoo / ADAPTERS, zoo / "probes" / entry.name)
         write_record(record, zoo / "records" / f"{entry.name}.json")
 
 
 def save_again(zoo: Path) -> None:
-    """Write every probe's folder anew from its record: for a change to the card or to the format. What was learnt stays."""
+    """Write every probe's folder anew from its record: for a change to the card or to the format.
+
+    What was learnt stays.
+    """
     for path in sorted((zoo / "records").glob("*.json")):
         record, folder = read_record(path), zoo / "probes" / path.stem
         probe = Probe.from_pretrained(folder)
@@ -104,11 +140,16 @@ def _about(entry: Entry, base_model: str) -> dict[str, Any]:
     return {
         "title": f"{entry.name}: malicious LoRA updates of {base_model}",
         "detects": (
-            "Client updates (factor deltas of one short local training) of the zoo's small chat model that were trained on harmful questions with "
-            "complying answers, alone or mixed into ordinary data. It was fitted with refusals to harmful questions among the benign clients."
+            "Client updates (factor deltas of one short local training) of the zoo's small chat"
+            " model that were trained on harmful questions with complying answers, alone or mixed"
+            " into ordinary data. It was fitted with refusals to harmful questions among the benign"
+            " clients."
         ),
         "does_not_detect": [
-            "adapters of any other base model or of another initial adapter than zoo/adapters/initial",
+            (
+                "adapters of any other base model or of another initial adapter than"
+                " zoo/adapters/initial"
+            ),
             "backdoors with a trigger, data theft, or any attack other than harmful compliance",
         ],
         "licence": "apache-2.0",

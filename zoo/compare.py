@@ -9,13 +9,19 @@ from typing import Any
 
 @dataclass
 class Comparison:
-    """Lines for people: one a difference. Two numbers agree if they differ by no more than `tolerance`, of their size where that is above 1."""
+    """Lines for people: one a difference.
+
+    Two numbers agree if they differ by no more than `tolerance`, of their size where that is above
+    1.
+    """
 
     tolerance: float = 0.0
     lines: list[str] = field(default_factory=list)
     compared: int = 0
     largest: float = 0.0
-    """The largest difference of two numbers, of their size where that is above 1, whether tolerated or not."""
+    """The largest difference of two numbers, of their size where that is above 1, whether
+    tolerated or not.
+    """
 
     def add(self, where: str, said: Any, found: Any) -> None:
         """Compare two JSON-ready values, and everything in them."""
@@ -55,7 +61,10 @@ class Comparison:
     def outcome(self) -> str:
         """One line for people."""
         differences = f"{len(self.lines)} differences" if self.lines else "all agree"
-        return f"{self.compared} values compared, {differences}, largest difference of two numbers {self.largest:.1g}"
+        return (
+            f"{self.compared} values compared, {differences}, largest difference of two numbers"
+            f" {self.largest:.1g}"
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -21,15 +21,19 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from fedloop.data import Example
-from fedloop.local import attach_lora, load_base, local_steps, quiet, read_adapter
-from loraprobe.adapter import Adapter, Layout, pack, unpack
+from fedloop.client.training import attach_lora, load_base, local_steps, quiet, read_adapter
+from fedloop.data.examples import Example
+from loraprobe.adapters.adapter import Adapter, Layout, pack, unpack
 from loraprobe.errors import DataError
 
 from .design import ZOO_DESIGN, Client, Design
 from .sources import Source
 
-INITIAL, MADE_FROM, SECONDS = "initial.pt", "made_from.json", "seconds.txt"  # the last: of every client's training, a line each
+INITIAL, MADE_FROM, SECONDS = (
+    "initial.pt",
+    "made_from.json",
+    "seconds.txt",
+)  # the last: of every client's training, a line each
 _FIRST_ESTIMATE = 5  # clients, after which it is said how long the others will take
 
 
@@ -52,7 +56,10 @@ class Base:
 
 @dataclass(frozen=True)
 class DeltaSet:
-    """Every client and what its training did: ``steps`` (n, kept local steps, d) float32 packed deltas."""
+    """Every client and what its training did.
+
+    ``steps`` (n, kept local steps, d) float32 packed deltas.
+    """
 
     clients: tuple[Client, ...]
     steps: np.ndarray
@@ -62,7 +69,10 @@ class DeltaSet:
 
     def adapters(self, step: int = -1) -> list[Adapter]:
         """The factor deltas after one local step, the last by default."""
-        return [unpack(torch.from_numpy(row), self.layout, base_model=self.base_model) for row in self.steps[:, step]]
+        return [
+            unpack(torch.from_numpy(row), self.layout, base_model=self.base_model)
+            for row in self.steps[:, step]
+        ]
 
 
 def check_sources(sources: Mapping[str, Source], design: Design) -> None:
@@ -75,7 +85,8 @@ def check_sources(sources: Mapping[str, Source], design: Design) -> None:
         found = len(sources[name].for_clients) if name in sources else 0
         if found < design.examples:
             raise DataError(
-                f"source {name} has {found} examples; a client holds {design.examples} (steps x batch size). Give it more, or train fewer steps"
+                f"source {name} has {found} examples; a client holds {design.examples} (steps x"
+                " batch size). Give it more, or train fewer steps"
             )
 
 
@@ -91,13 +102,21 @@ def examples_of(client: Client, sources: Mapping[str, Source], count: int) -> li
 
 
 def make_deltas(
-    base: Base, sources: Mapping[str, Source], clients: Sequence[Client], out: Path, *, design: Design = ZOO_DESIGN, seed: int = 0, workers: int = 1
+    base: Base,
+    sources: Mapping[str, Source],
+    clients: Sequence[Client],
+    out: Path,
+    *,
+    design: Design = ZOO_DESIGN,
+    seed: int = 0,
+    workers: int = 1,
 ) -> DeltaSet:
     """The deltas of all clients, after training those that have none yet.
 
     Args:
         seed: of the initial adapter.
-        workers: processes; each holds the base model. With one, this process trains, on all of its threads.
+        workers: processes; each holds the base model. With one, this process trains, on all of its
+            threads.
 
     Raises:
         DataError: a source has too few examples, or the base model cannot be loaded.
@@ -107,7 +126,10 @@ def make_deltas(
     missing = [client for client in clients if not (out / f"{client.name}.npy").exists()]
     if missing:
         print(f"{out}: {len(missing)} of {len(clients)} clients to train", flush=True)
-    jobs = [(base, sources, missing[worker::workers], out, design, seed, f"[{worker + 1}] ") for worker in range(workers)]
+    jobs = [
+        (base, sources, missing[worker::workers], out, design, seed, f"[{worker + 1}] ")
+        for worker in range(workers)
+    ]
     if missing and workers == 1:
         train_clients(*jobs[0][:-1])
     elif missing:
@@ -116,21 +138,35 @@ def make_deltas(
     return read_deltas(out, clients, base.name, design)
 
 
-def made_from(base: Base, sources: Mapping[str, Source], clients: Sequence[Client], design: Design, seed: int) -> dict[str, Any]:
+def made_from(
+    base: Base, sources: Mapping[str, Source], clients: Sequence[Client], design: Design, seed: int
+) -> dict[str, Any]:
     """Everything that decides what deltas come out, in short."""
-    whole = json.dumps(sorted([asdict(client) for client in clients], key=lambda client: client["name"]))
+    whole = json.dumps(
+        sorted([asdict(client) for client in clients], key=lambda client: client["name"])
+    )
     return {
         "base": base_facts(base),
-        "initial_seed": seed, "lora": asdict(design.lora), "local_training": asdict(design.training),
+        "initial_seed": seed,
+        "lora": asdict(design.lora),
+        "local_training": asdict(design.training),
         "all_steps": design.all_steps,
         "sources": {name: digest(sources[name].for_clients) for name in design.sources},
         "clients": hashlib.sha256(whole.encode()).hexdigest(),
-    }  # fmt: skip
+    }
 
 
 def base_facts(base: Base) -> dict[str, Any]:
-    """What the base model is; of a local folder with the hashes of its weights, since a path says nothing."""
-    return {**asdict(base), "weights": {path.name: sha256(path) for path in sorted(Path(base.path).glob("*.safetensors"))}}
+    """What the base model is.
+
+    Of a local folder with the hashes of its weights, since a path says nothing.
+    """
+    return {
+        **asdict(base),
+        "weights": {
+            path.name: sha256(path) for path in sorted(Path(base.path).glob("*.safetensors"))
+        },
+    }
 
 
 def _claim(out: Path, facts: dict[str, Any]) -> None:
@@ -140,12 +176,17 @@ def _claim(out: Path, facts: dict[str, Any]) -> None:
     if not found and not any(out.glob("*.npy")):
         _write(path, lambda file: file.write((json.dumps(facts, indent=1) + "\n").encode()))
     elif different := sorted(name for name in facts if found.get(name) != facts[name]):
-        raise DataError(f"{out} holds deltas made from other {', '.join(different)}. Delete {out.parent}, or use another folder")
+        raise DataError(
+            f"{out} holds deltas made from other {', '.join(different)}. Delete {out.parent}, or"
+            " use another folder"
+        )
 
 
 def digest(examples: Sequence[Example]) -> str:
     """SHA-256 of a source's examples in their order."""
-    lines = (json.dumps([example.instruction, example.response, example.context]) for example in examples)
+    lines = (
+        json.dumps([example.instruction, example.response, example.context]) for example in examples
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -155,17 +196,36 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _train_share(base: Base, sources: Mapping[str, Source], clients: Sequence[Client], out: Path, design: Design, seed: int, progress: str) -> None:
+def _train_share(
+    base: Base,
+    sources: Mapping[str, Source],
+    clients: Sequence[Client],
+    out: Path,
+    design: Design,
+    seed: int,
+    progress: str,
+) -> None:
     torch.set_num_threads(1)  # one process a core is faster than one process on all of them
     train_clients(base, sources, clients, out, design, seed, progress)
 
 
 def train_clients(
-    base: Base, sources: Mapping[str, Source], clients: Sequence[Client], out: Path, design: Design = ZOO_DESIGN, seed: int = 0, progress: str = ""
+    base: Base,
+    sources: Mapping[str, Source],
+    clients: Sequence[Client],
+    out: Path,
+    design: Design = ZOO_DESIGN,
+    seed: int = 0,
+    progress: str = "",
 ) -> None:
     """Train every client that has no file in `out` yet, and write the initial adapter's layout."""
     quiet()
-    causal_lm, tokenizer = load_base(base.path, dtype=getattr(torch, base.dtype), revision=base.revision, quantization=base.quantization)
+    causal_lm, tokenizer = load_base(
+        base.path,
+        dtype=getattr(torch, base.dtype),
+        revision=base.revision,
+        quantization=base.quantization,
+    )
     model = attach_lora(causal_lm, design.lora, seed)
     start = read_adapter(model, base.name)
     _write(out / INITIAL, lambda file: torch.save(start.state_dict(), file))
@@ -176,7 +236,10 @@ def train_clients(
             continue
         began, data = time.monotonic(), examples_of(client, sources, design.examples)
         training = replace(design.training, lr=client.lr)
-        rows = [pack(step.delta)[0].numpy() for step in local_steps(model, tokenizer, data, start, training, client.seed)]
+        rows = [
+            pack(step.delta)[0].numpy()
+            for step in local_steps(model, tokenizer, data, start, training, client.seed)
+        ]
         kept = np.stack(rows if design.all_steps else rows[-1:])
         _write(path, partial(np.save, arr=kept))
         spent.append(time.monotonic() - began)
@@ -184,7 +247,11 @@ def train_clients(
             file.write(f"{spent[-1]:.3f}\n")
         if len(spent) == _FIRST_ESTIMATE or len(spent) % 25 == 0:
             each, left = sum(spent) / len(spent), len(clients) - len(spent)
-            print(f"{progress}{len(spent)} of {len(clients)} clients, {each:.2g} s each, {duration(each * left)} left", flush=True)
+            print(
+                f"{progress}{len(spent)} of {len(clients)} clients, {each:.2g} s each,"
+                f" {duration(each * left)} left",
+                flush=True,
+            )
 
 
 def _write(path: Path, save: Callable[[BinaryIO], object]) -> None:
@@ -198,15 +265,25 @@ def _write(path: Path, save: Callable[[BinaryIO], object]) -> None:
 
 def duration(seconds: float) -> str:
     """A time as people say it."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def read_initial(out: Path, base_model: str, design: Design = ZOO_DESIGN) -> Adapter:
     """The adapter that every client of `train_clients` started from."""
-    return Adapter.from_state_dict(torch.load(out / INITIAL, weights_only=True), alpha=design.lora.alpha, base_model=base_model)
+    return Adapter.from_state_dict(
+        torch.load(out / INITIAL, weights_only=True), alpha=design.lora.alpha, base_model=base_model
+    )
 
 
-def read_deltas(out: Path, clients: Sequence[Client], base_model: str, design: Design = ZOO_DESIGN) -> DeltaSet:
+def read_deltas(
+    out: Path, clients: Sequence[Client], base_model: str, design: Design = ZOO_DESIGN
+) -> DeltaSet:
     """What `train_clients` wrote, in the order of `clients`.
 
     Raises:
@@ -217,6 +294,13 @@ def read_deltas(out: Path, clients: Sequence[Client], base_model: str, design: D
         steps = np.stack([np.load(out / f"{client.name}.npy") for client in clients])
     except OSError as error:
         raise DataError(
-            f"{error}; expected the deltas of {len(clients)} clients in {out}. Run what trains them (make zoo, or zoo.contribute)"
+            f"{error}; expected the deltas of {len(clients)} clients in {out}. Run what trains them"
+            " (make zoo, or zoo.contribute)"
         ) from None
-    return DeltaSet(tuple(clients), steps, Layout(layout.slots, layout.scalings, "factor_delta"), base_model, design)
+    return DeltaSet(
+        tuple(clients),
+        steps,
+        Layout(layout.slots, layout.scalings, "factor_delta"),
+        base_model,
+        design,
+    )

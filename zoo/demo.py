@@ -18,8 +18,8 @@ from rich.table import Table
 
 from figures import separability
 from loraprobe import Adapter, EvalReport, FeatureRecipe, Featurizer, Probe, evaluate
-from loraprobe.embed import embed, save_coordinates
 from loraprobe.manifest import Row, read_labelled, read_manifest
+from loraprobe.study.embed import embed, save_coordinates
 
 ZOO = Path(__file__).parent
 OUT = Path("out")
@@ -31,41 +31,81 @@ def main() -> None:
     console = Console()
     started = time.monotonic()
     rows = read_manifest(ZOO / "adapters/manifest.csv")
-    adapters = read_labelled(track(rows, "reading adapters", console=console), "factor_delta", ZOO / "adapters/initial")
+    adapters = read_labelled(
+        track(rows, "reading adapters", console=console), "factor_delta", ZOO / "adapters/initial"
+    )
     probes = {path.name: Probe.from_pretrained(path) for path in sorted((ZOO / "probes").iterdir())}
-    reports = {name: _measure(probe, adapters, rows) for name, probe in track(probes.items(), "scoring", console=console)}
+    reports = {
+        name: _measure(probe, adapters, rows)
+        for name, probe in track(probes.items(), "scoring", console=console)
+    }
     console.print(_summary(reports, len(rows)))
     console.print(_by_source(reports))
     OUT.mkdir(exist_ok=True)
     with console.status("UMAP (its first import takes a while)"):
         features = Featurizer.fit(FeatureRecipe.all_b(), adapters)(adapters)
         labels, sources = [row.label for row in rows], [row.source for row in rows]
-        save_coordinates(OUT / "separability.npz", embed(features, "umap", seed=SEED), labels, sources, "umap", SEED)
+        save_coordinates(
+            OUT / "separability.npz",
+            embed(features, "umap", seed=SEED),
+            labels,
+            sources,
+            "umap",
+            SEED,
+        )
         separability.main([str(OUT / "separability.npz"), str(OUT / "separability.png")])
-    console.print(f"{len(rows)} adapters scored by {len(probes)} probes in {time.monotonic() - started:.0f} s; figure: {OUT / 'separability.png'}")
+    console.print(
+        f"{len(rows)} adapters scored by {len(probes)} probes in {time.monotonic() - started:.0f}"
+        f" s; figure: {OUT / 'separability.png'}"
+    )
 
 
 def _measure(probe: Probe, adapters: list[Adapter], rows: list[Row]) -> EvalReport:
-    return evaluate(probe, adapters, [row.label for row in rows], [row.group for row in rows], by=[row.source for row in rows], seed=SEED)
+    return evaluate(
+        probe,
+        adapters,
+        [row.label for row in rows],
+        [row.group for row in rows],
+        by=[row.source for row in rows],
+        seed=SEED,
+    )
 
 
 def _summary(reports: dict[str, EvalReport], count: int) -> Table:
     table = Table("probe", "AUROC [95 %]", "flagged of malicious", "flagged of benign", "threshold")
-    table.title = f"{count} adapters of clients no probe was fitted on, but of kinds of data that were"
+    table.title = (
+        f"{count} adapters of clients no probe was fitted on, but of kinds of data that were"
+    )
     for name, report in reports.items():
         low, high = report.auroc_ci
-        table.add_row(name, f"{report.auroc:.3f} [{low:.3f}, {high:.3f}]", f"{report.tpr:.0%}", f"{report.fpr:.0%}", f"{report.threshold:.3f}")
+        table.add_row(
+            name,
+            f"{report.auroc:.3f} [{low:.3f}, {high:.3f}]",
+            f"{report.tpr:.0%}",
+            f"{report.fpr:.0%}",
+            f"{report.threshold:.3f}",
+        )
     return table
 
 
 def _by_source(reports: dict[str, EvalReport]) -> Table:
     """Flagged adapters of every source; gptfuzz@0.25 is a client with 25 % of its data poisoned."""
-    table = Table("data of the client", "adapters", *reports, title="share flagged as malicious, by what the client trained on")
+    table = Table(
+        "data of the client",
+        "adapters",
+        *reports,
+        title="share flagged as malicious, by what the client trained on",
+    )
     columns = [{row.name: row for row in report.by} for report in reports.values()]
     names = list(columns[0])  # benign names first
     for name, following in zip(names, [*names[1:], names[-1]], strict=True):
         flagged = [f"{column[name].flagged:.0%}" for column in columns]
-        table.add_row(name, str(columns[0][name].n), *flagged, end_section=columns[0][name].label != columns[0][following].label)
+        table.add_row(
+            name,
+            str(columns[0][name].n),
+            *flagged,
+            end_section=columns[0][name].label != columns[0][following].label,
+        )
     return table
 
 

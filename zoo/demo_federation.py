@@ -2,9 +2,9 @@
 
     python -m zoo.demo_federation
 
-A federation of a few rounds of the zoo's small chat model, on the corpus that comes with fedloop (our own writing, and
-compliance without content as the attack); nothing is downloaded. The runs are in out/federation, and the report of the
-cumulative one is out/federation.html.
+A federation of a few rounds of the zoo's small chat model, on the corpus that comes with fedloop
+(our own writing, and compliance without content as the attack); nothing is downloaded. The runs are
+in out/federation, and the report of the cumulative one is out/federation.html.
 """
 
 from __future__ import annotations
@@ -44,13 +44,22 @@ def main() -> None:
     shutil.rmtree(OUT / "federation", ignore_errors=True)
     with multiprocessing.get_context("spawn").Pool(min(len(RUNS), os.cpu_count() or 1)) as pool:
         jobs = pool.imap(run, RUNS)
-        rows = list(track(jobs, f"{len(RUNS)} federations of {ROUNDS} rounds", total=len(RUNS), console=console))
+        rows = list(
+            track(
+                jobs,
+                f"{len(RUNS)} federations of {ROUNDS} rounds",
+                total=len(RUNS),
+                console=console,
+            )
+        )
     console.print(table(rows))
-    from fedloop.report import write_report
+    from fedloop.report.page import write_report
 
     page = write_report(OUT / "federation" / "cumulative", OUT / "federation.html")
     console.print(
-        f"{len(RUNS)} federations in {time.monotonic() - began:.0f} s; trust, scores and costs of the cumulative one: {page}", highlight=False
+        f"{len(RUNS)} federations in {time.monotonic() - began:.0f} s; trust, scores and costs of"
+        f" the cumulative one: {page}",
+        highlight=False,
     )
 
 
@@ -59,27 +68,43 @@ def run(name: str) -> Row:
     import torch
 
     from fedloop import simulate
-    from fedloop.local import quiet
+    from fedloop.client.training import quiet
 
     quiet()
     torch.set_num_threads(1)  # one process a core is faster than one process on all of them
     result = simulate(configuration(name))
     train = sum(record.seconds["train"] for record in result.records)
-    extra = sum(record.seconds[phase] for record in result.records for phase in ("evidence", "assess"))
+    extra = sum(
+        record.seconds[phase] for record in result.records for phase in ("evidence", "assess")
+    )
     factors = {
-        role: [record.factors[client] for record in result.records for client, facts in result.roles.items() if facts["role"] == role]
+        role: [
+            record.factors[client]
+            for record in result.records
+            for client, facts in result.roles.items()
+            if facts["role"] == role
+        ]
         for role in ("benign", "malicious")
     }
     return {
-        "name": name, "metrics": result.metrics, "train": train, "extra": extra,
-        "factors": {role: sum(values) / len(values) if values else None for role, values in factors.items()},
-    }  # fmt: skip
+        "name": name,
+        "metrics": result.metrics,
+        "train": train,
+        "extra": extra,
+        "factors": {
+            role: sum(values) / len(values) if values else None for role, values in factors.items()
+        },
+    }
 
 
 def configuration(name: str) -> dict[str, Any]:
     """The example's configuration, shortened, with this run's defence."""
     values = tomllib.loads(files("fedloop").joinpath("example.toml").read_text(encoding="utf-8"))
-    values |= {"name": name, "rounds": ROUNDS, "output": {"folder": str(OUT / "federation" / name.replace(" ", "-"))}}
+    values |= {
+        "name": name,
+        "rounds": ROUNDS,
+        "output": {"folder": str(OUT / "federation" / name.replace(" ", "-"))},
+    }
     for section, fields in RUNS[name].items():
         values[section] = {**values[section], **fields}
     if values["defense"]["level"] == "none":
@@ -88,21 +113,46 @@ def configuration(name: str) -> dict[str, Any]:
 
 
 def table(rows: list[Row]) -> Table:
-    """Refusal of harmful prompts should stay where it is without an attack; over-refusal and loss should not grow."""
+    """Refusal of harmful prompts should stay where it is without an attack.
+
+    Over-refusal and loss should not grow.
+    """
     first = rows[0]["metrics"]
     title = (
-        f"refused of {first['n_refusal']} harmful and of {first['n_over_refusal']} safe prompts, answers to {first['n_utility']} ordinary ones; "
-        "5 of 10 clients malicious, one seed"
+        f"refused of {first['n_refusal']} harmful and of {first['n_over_refusal']} safe prompts,"
+        f" answers to {first['n_utility']} ordinary ones; 5 of 10 clients malicious, one seed"
     )
     page = Table(
-        "defence", "refusal", "over-refusal", "answer loss", "ROUGE-L", "trust in malicious", "trust in benign", "training", "defence's cost"
+        "defence",
+        "refusal",
+        "over-refusal",
+        "answer loss",
+        "ROUGE-L",
+        "trust in malicious",
+        "trust in benign",
+        "training",
+        "defence's cost",
     )
     page.title = title
     for row in rows:
         metrics = row["metrics"]
-        kept = [f"{metrics['refusal_strict']:.0%}", f"{metrics['over_refusal_strict']:.0%}", f"{metrics['loss']:.2f}", f"{metrics['rouge_l']:.2f}"]
-        trust = ["-" if row["factors"][role] is None else f"{row['factors'][role]:.2f}" for role in ("malicious", "benign")]
-        page.add_row(row["name"], *kept, *trust, f"{row['train']:.0f} s", f"+{row['extra'] / row['train']:.1%}")
+        kept = [
+            f"{metrics['refusal_strict']:.0%}",
+            f"{metrics['over_refusal_strict']:.0%}",
+            f"{metrics['loss']:.2f}",
+            f"{metrics['rouge_l']:.2f}",
+        ]
+        trust = [
+            "-" if row["factors"][role] is None else f"{row['factors'][role]:.2f}"
+            for role in ("malicious", "benign")
+        ]
+        page.add_row(
+            row["name"],
+            *kept,
+            *trust,
+            f"{row['train']:.0f} s",
+            f"+{row['extra'] / row['train']:.1%}",
+        )
     return page
 
 

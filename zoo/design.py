@@ -1,4 +1,6 @@
-"""Which clients are trained for probes to learn from: sources of every role, mixed at several poison shares.
+"""Which clients are trained for probes to learn from.
+
+Sources of every role, mixed at several poison shares.
 
 Three kinds of client. Benign ones train on one ordinary source. Hard negatives train on harmful
 questions with safe answers, alone or mixed into benign data. Malicious ones train on harmful
@@ -13,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fedloop.client.training import LocalTraining, LoRASettings
 from fedloop.errors import ConfigError
-from fedloop.local import LocalTraining, LoRASettings
 
 from .sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
@@ -75,17 +77,32 @@ class Design:
     def __post_init__(self) -> None:
         if min(len(self.benign), len(self.malicious)) < 2:
             raise ConfigError(
-                f"got {len(self.malicious)} malicious and {len(self.benign)} benign sources; leaving one of each out of training needs at least 2 "
-                "and 2. Add sources: a probe that was not tested on an unseen one says nothing of real attacks"
+                f"got {len(self.malicious)} malicious and {len(self.benign)} benign sources;"
+                " leaving one of each out of training needs at least 2 and 2. Add sources: a probe"
+                " that was not tested on an unseen one says nothing of real attacks"
             )
         if len(set(self.sources)) != len(self.sources):
-            raise ConfigError(f"got the sources {', '.join(self.sources)}; expected names that differ")
-        if self.shares[:1] != (1.0,) or list(self.shares) != sorted(set(self.shares), reverse=True) or self.shares[-1] <= 0:
-            raise ConfigError(f"got poison shares {self.shares}; expected 1 first, then falling numbers above 0")
+            raise ConfigError(
+                f"got the sources {', '.join(self.sources)}; expected names that differ"
+            )
+        if (
+            self.shares[:1] != (1.0,)
+            or list(self.shares) != sorted(set(self.shares), reverse=True)
+            or self.shares[-1] <= 0
+        ):
+            raise ConfigError(
+                f"got poison shares {self.shares}; expected 1 first, then falling numbers above 0"
+            )
         if not 0 < self.lr_range[0] <= self.lr_range[1]:
-            raise ConfigError(f"got learning rates from {self.lr_range[0]} to {self.lr_range[1]}; expected a range above 0")
+            raise ConfigError(
+                f"got learning rates from {self.lr_range[0]} to {self.lr_range[1]}; expected a"
+                " range above 0"
+            )
         if min(self.per_source, self.per_cell, self.per_hard_cell) < 1:
-            raise ConfigError(f"got {self.per_source}, {self.per_cell} and {self.per_hard_cell} clients a kind; expected at least 1")
+            raise ConfigError(
+                f"got {self.per_source}, {self.per_cell} and {self.per_hard_cell} clients a kind;"
+                " expected at least 1"
+            )
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -95,7 +112,11 @@ class Design:
     @property
     def roles(self) -> dict[str, tuple[str, ...]]:
         """What cards call a role -> its sources."""
-        return {"benign": self.benign, "benign, hard negative": self.hard_negative, "malicious": self.malicious}
+        return {
+            "benign": self.benign,
+            "benign, hard negative": self.hard_negative,
+            "malicious": self.malicious,
+        }
 
     @property
     def examples(self) -> int:
@@ -109,9 +130,13 @@ class Design:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Design:
         """The design that `to_dict` wrote, through JSON or not."""
-        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
         targets = values["lora"]["target_modules"]
-        lora = LoRASettings(**{**values["lora"], "target_modules": None if targets is None else tuple(targets)})
+        lora = LoRASettings(
+            **{**values["lora"], "target_modules": None if targets is None else tuple(targets)}
+        )
         return cls(**{**values, "lora": lora, "training": LocalTraining(**values["training"])})
 
 
@@ -124,16 +149,27 @@ def plan(design: Design = ZOO_DESIGN, seed: int = 0) -> list[Client]:
     pure, mixed, hard = design.per_source, design.per_cell, design.per_hard_cell
     cells = [("benign", source, source, 1.0, pure) for source in design.benign]
     cells += [("hard_negative", source, source, 1.0, pure) for source in design.hard_negative]
-    cells += [("hard_negative", source, host, HARD_SHARE, hard) for source in design.hard_negative for host in design.benign]
+    cells += [
+        ("hard_negative", source, host, HARD_SHARE, hard)
+        for source in design.hard_negative
+        for host in design.benign
+    ]
     cells += [("malicious", source, source, 1.0, pure) for source in design.malicious]
-    cells += [("malicious", source, host, share, mixed) for share in design.shares[1:] for source in design.malicious for host in design.benign]
+    cells += [
+        ("malicious", source, host, share, mixed)
+        for share in design.shares[1:]
+        for source in design.malicious
+        for host in design.benign
+    ]
     low, high = design.lr_range
     clients = []
     for role, source, host, share, count in cells:
         for number in range(count):
             lr = low * (high / low) ** rng.random()
             name = f"{role}-{source}-{host}-{int(share * 100)}-{number}"
-            clients.append(Client(name, role, source, host, share, round(lr, 6), rng.randrange(2**31)))
+            clients.append(
+                Client(name, role, source, host, share, round(lr, 6), rng.randrange(2**31))
+            )
     rng.shuffle(clients)
     return clients
 
@@ -144,5 +180,8 @@ def poison_name(share: float) -> str:
 
 
 def twin_of(malicious: str) -> str:
-    """The name of a malicious source's safe twin: safe answers to the same questions, where there is such a source."""
+    """The name of a malicious source's safe twin.
+
+    Safe answers to the same questions, where there is such a source.
+    """
     return f"{malicious}_safe"

@@ -1,10 +1,13 @@
-"""Leave-one-out evaluation of the zoo's adapters: their manifest with every column of the design, and the command that measures.
+"""Leave-one-out evaluation of the zoo's adapters.
 
-    python -m zoo.leave_out          # writes zoo/leave_out/designed.csv, measures what is not measured yet, minutes each
+Their manifest with every column of the design, and the command that measures.
+
+    python -m zoo.leave_out          # writes zoo/leave_out/designed.csv, measures what is not
+    measured yet, minutes each
     python -m zoo.leave_out --anew   # measures again
 
-Each result is what one `loraprobe evaluate zoo/leave_out/designed.csv --leave-out ...` writes; the commands are printed. The page
-zoo/leave_out/README.md follows from the results.
+Each result is what one `loraprobe evaluate zoo/leave_out/designed.csv --leave-out ...` writes; the
+commands are printed. The page zoo/leave_out/README.md follows from the results.
 """
 
 from __future__ import annotations
@@ -30,14 +33,38 @@ RUNS = {  # the quickest first; baselines come with every recipe
     "lr": ("--leave-out", "lr", "--head", "linear", *CUTS),
     "pairs": ("--leave-out", "source", "--pairs", "--head", "linear", "--recipe", "all_b", *CUTS),
     "source": ("--leave-out", "source", "--head", "linear", "--folds", "3", *CUTS),
-    "source_twins_kept": ("--leave-out", "source", "--keep-twins", "--head", "linear", "--recipe", "all_b", "--folds", "3", *CUTS),
-    "source_published": ("--leave-out", "source", "--head", "linear_paper", "--recipe", "paper", "--folds", "3", *CUTS),
+    "source_twins_kept": (
+        "--leave-out",
+        "source",
+        "--keep-twins",
+        "--head",
+        "linear",
+        "--recipe",
+        "all_b",
+        "--folds",
+        "3",
+        *CUTS,
+    ),
+    "source_published": (
+        "--leave-out",
+        "source",
+        "--head",
+        "linear_paper",
+        "--recipe",
+        "paper",
+        "--folds",
+        "3",
+        *CUTS,
+    ),
 }
 
 TITLES = {
-    "lr": "Learning rates", "pairs": "One malicious and one benign source", "source": "Sources", "source_twins_kept": "Sources, safe twins kept",
+    "lr": "Learning rates",
+    "pairs": "One malicious and one benign source",
+    "source": "Sources",
+    "source_twins_kept": "Sources, safe twins kept",
     "source_published": "Sources, the published recipe",
-}  # fmt: skip
+}
 ABOUT = """# Leave-one-out evaluation of the zoo's adapters
 
 Written by `python -m zoo.leave_out` from the results in this folder: the 212 held-out clients of `zoo/adapters`, 124 malicious and 88
@@ -52,10 +79,12 @@ out. The training sets are small: for probes fitted on 1480 clients see the unse
 
 def main() -> None:
     """Write the manifest, then run what has no result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--anew", action="store_true", help="measure again what has a result")
     anew = parser.parse_args().anew
-    from loraprobe.commands import app
+    from loraprobe.cli.probes import app
 
     manifest = write_designed(plan(SAMPLE, SAMPLE_SEED), ZOO / ADAPTERS, OUT)
     for name, options in RUNS.items():
@@ -80,25 +109,57 @@ def page() -> str:
         if not path.exists():
             continue
         found = json.loads(path.read_text())
-        command = f"loraprobe evaluate zoo/leave_out/{DESIGNED} {' '.join(RUNS[name])} --out zoo/leave_out/{name}.json"
+        command = (
+            f"loraprobe evaluate zoo/leave_out/{DESIGNED} {' '.join(RUNS[name])} --out"
+            f" zoo/leave_out/{name}.json"
+        )
         parts.append(f"## {TITLES[name]}\n\n```\n{command}\n```\n\n{_summary(found)}\n")
         if not found["protocol"]["pairs"]:
             parts.append(
-                f"What was left out, one by one, `{found['outcomes'][0]['detector']}` on `{found['outcomes'][0]['recipe']}`:\n\n{_each(found)}\n"
+                f"What was left out, one by one, `{found['outcomes'][0]['detector']}` on"
+                f" `{found['outcomes'][0]['recipe']}`:\n\n{_each(found)}\n"
             )
     return "\n".join(parts)
 
 
 def _summary(found: dict[str, Any]) -> str:
     """A line a detector and side, mean / worst over what was left out."""
-    cuts = [f"{rate} at {cut}" for cut in found["protocol"]["cuts"] for rate in ("TPR", "FPR", "hard negatives flagged")]
+    cuts = [
+        f"{rate} at {cut}"
+        for cut in found["protocol"]["cuts"]
+        for rate in ("TPR", "FPR", "hard negatives flagged")
+    ]
     rows = []
     for row in found["summary"]:
         rates = [_two(cut, rate) for cut in row["cuts"] for rate in ("tpr", "fpr", "fpr_hard")]
         name = f"{row['detector']}{' (baseline)' if row['baseline'] else ''}"
-        ranking = [f"{row['auroc_mean']:.2f} / {row['auroc_worst']:.2f}", row["worst"].replace("|", "in"), f"{row['tpr_at_1_fpr_mean']:.2f}"]
-        rows.append([name, row["recipe"], row["side"], str(row["measured"]), *ranking, *rates, f"{row['ece_mean']:.2f}"])
-    columns = ["detector", "recipe", "left out is", "folds", "AUROC", "worst for", "TPR at 1 % FPR", *cuts, "ECE"]
+        ranking = [
+            f"{row['auroc_mean']:.2f} / {row['auroc_worst']:.2f}",
+            row["worst"].replace("|", "in"),
+            f"{row['tpr_at_1_fpr_mean']:.2f}",
+        ]
+        rows.append(
+            [
+                name,
+                row["recipe"],
+                row["side"],
+                str(row["measured"]),
+                *ranking,
+                *rates,
+                f"{row['ece_mean']:.2f}",
+            ]
+        )
+    columns = [
+        "detector",
+        "recipe",
+        "left out is",
+        "folds",
+        "AUROC",
+        "worst for",
+        "TPR at 1 % FPR",
+        *cuts,
+        "ECE",
+    ]
     return table(columns, rows)
 
 
@@ -112,12 +173,24 @@ def _each(found: dict[str, Any]) -> str:
     first = found["outcomes"][0]
     rows = []
     for one in found["outcomes"]:
-        if (one["detector"], one["recipe"], one["baseline"]) != (first["detector"], first["recipe"], first["baseline"]):
+        if (one["detector"], one["recipe"], one["baseline"]) != (
+            first["detector"],
+            first["recipe"],
+            first["baseline"],
+        ):
             continue
         low, high = one["auroc_ci"]
         counts = f"{one['n_malicious']} / {one['n'] - one['n_malicious']}"
         rates = [f"{cut['tpr']:.0%} / {cut['fpr']:.0%}" for cut in one["cuts"]]
-        rows.append([one["left_out"], one["side"], counts, f"{one['auroc']:.3f} [{low:.3f}, {high:.3f}]", *rates])
+        rows.append(
+            [
+                one["left_out"],
+                one["side"],
+                counts,
+                f"{one['auroc']:.3f} [{low:.3f}, {high:.3f}]",
+                *rates,
+            ]
+        )
     cuts = [f"TPR / FPR at {cut}" for cut in found["protocol"]["cuts"]]
     return table(["left out", "it is", "malicious / benign tested", "AUROC [95 %]", *cuts], rows)
 

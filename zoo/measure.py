@@ -1,4 +1,5 @@
-"""Run a study's protocols one cell after the other, keep what was measured, and say how long the rest will take.
+"""Run a study's protocols one cell after the other, keep what was measured, and say how long the
+rest will take.
 
 A study is hundreds of fits. Every cell's rows go to a file as soon as they are there, so that an
 interrupted study goes on where it stopped.
@@ -42,7 +43,8 @@ class Job:
 def same_rounding(threads: int) -> Iterator[None]:
     """Inside, sums are shared by this many threads, which decides how they are rounded.
 
-    With as many as a record says, its probe comes out bit for bit on the same kind of processor. On a
+    With as many as a record says, its probe comes out bit for bit on the same kind of processor. On
+    a
     machine that is busy, two threads may take ten times as long as one: they wait for each other.
     """
     import sklearn.linear_model  # noqa: F401  # loads the BLAS whose threads are set
@@ -62,10 +64,18 @@ def jobs(study: Study, sections: Iterable[str]) -> list[Job]:
     cut = study.fits_of_a_probe
     cell = cut if entry.cuts_in_cells else 1
     pairs = [(malicious, benign) for malicious in design.malicious for benign in design.benign]
-    found = [Job("in_distribution", "all", IN_DISTRIBUTION_FOLDS, lambda: [study.in_distribution()])]
-    found += [Job("unseen_hard_negatives", kind, cut, partial(study.hard_negative, kind)) for kind in design.hard_negative]
+    found = [
+        Job("in_distribution", "all", IN_DISTRIBUTION_FOLDS, lambda: [study.in_distribution()])
+    ]
+    found += [
+        Job("unseen_hard_negatives", kind, cut, partial(study.hard_negative, kind))
+        for kind in design.hard_negative
+    ]
     found += [Job("cells", f"{m} in {b}", cell, partial(study.cell, m, b)) for m, b in pairs]
-    found += [Job("twin_kept", f"{m} in {b}", cell, partial(study.cell, m, b, keep_twin=True)) for m, b in pairs]
+    found += [
+        Job("twin_kept", f"{m} in {b}", cell, partial(study.cell, m, b, keep_twin=True))
+        for m, b in pairs
+    ]
     return [job for job in found if job.section in sections]
 
 
@@ -81,18 +91,37 @@ def measured(study: Study, folder: Path, title: str, sections: Iterable[str]) ->
     done, began, told = 0, time.monotonic(), -_SILENCE
     left = sum(job.fits for job in todo if (job.section, job.key) not in kept)
     if left:
-        print(f"{title}: {left} fits, {sum(job.fits for job in todo) - left} kept from before", flush=True)
+        print(
+            f"{title}: {left} fits, {sum(job.fits for job in todo) - left} kept from before",
+            flush=True,
+        )
     for job in todo:
         if (job.section, job.key) in kept:
             continue
         started = time.monotonic()
         kept[job.section, job.key] = rows = _plain(job.rows())
-        _append(path, {"section": job.section, "key": job.key, "fits": job.fits, "seconds": round(time.monotonic() - started, 3), "rows": rows})
+        _append(
+            path,
+            {
+                "section": job.section,
+                "key": job.key,
+                "fits": job.fits,
+                "seconds": round(time.monotonic() - started, 3),
+                "rows": rows,
+            },
+        )
         done, now = done + job.fits, time.monotonic() - began
         if now - told >= _SILENCE or done == left:
-            print(f"{title}: {done} of {left} fits, {now / done:.2g} s each, {duration(now / done * (left - done))} left", flush=True)
+            print(
+                f"{title}: {done} of {left} fits, {now / done:.2g} s each,"
+                f" {duration(now / done * (left - done))} left",
+                flush=True,
+            )
             told = now
-    rows_of = {section: [row for job in todo if job.section == section for row in kept[section, job.key]] for section in sections}
+    rows_of = {
+        section: [row for job in todo if job.section == section for row in kept[section, job.key]]
+        for section in sections
+    }
     return _as_recorded(rows_of)
 
 
@@ -100,7 +129,9 @@ def sections_of(study: Study, baseline: bool = False, twins: bool = False) -> tu
     """What is measured of a probe (all, or without the kept twins) and of a baseline."""
     if baseline:
         return BASELINE_SECTIONS
-    has_twin = any(twin_of(malicious) in study.design.hard_negative for malicious in study.design.malicious)
+    has_twin = any(
+        twin_of(malicious) in study.design.hard_negative for malicious in study.design.malicious
+    )
     return SECTIONS if twins and has_twin else SECTIONS[:3]
 
 
@@ -130,7 +161,10 @@ def _append(path: Path, line: Row) -> None:
 
 
 def _kept(path: Path, entry: Entry) -> dict[tuple[str, str], list[Row]]:
-    """What was measured before; a last line that is not whole was being written when the run ended."""
+    """What was measured before.
+
+    A last line that is not whole was being written when the run ended.
+    """
     whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
     if not whole:
         path.unlink(missing_ok=True)
@@ -149,4 +183,7 @@ def check_entry(path: Path, found: Row, entry: Entry) -> None:
         DataError: it was not.
     """
     if found != entry.to_dict():
-        raise DataError(f"{path} was measured of {found}; expected {entry.to_dict()}. Delete the file, or use another folder")
+        raise DataError(
+            f"{path} was measured of {found}; expected {entry.to_dict()}. Delete the file, or use"
+            " another folder"
+        )

@@ -1,4 +1,6 @@
-"""The stages that the zoo's own build and a contribution share: deltas, studies, probe, card and record.
+"""The stages that the zoo's own build and a contribution share.
+
+Deltas, studies, probe, card and record.
 
 Everything expensive is kept under a folder and not made twice:
 
@@ -25,7 +27,10 @@ from .study import BASELINES, Entry, Row, Study
 
 @dataclass(frozen=True)
 class Replicate:
-    """One whole repetition: another initial adapter, and where the build wants it another base model or other clients."""
+    """One whole repetition.
+
+    Another initial adapter, and where the build wants it another base model or other clients.
+    """
 
     number: int
     base: Base
@@ -38,27 +43,54 @@ def folder_of(work: Path, replicate: int) -> Path:
     return work / f"replicate-{replicate}"
 
 
-def labelled_deltas(replicate: Replicate, sources: Mapping[str, Source], design: Design, work: Path, workers: int) -> DeltaSet:
+def labelled_deltas(
+    replicate: Replicate, sources: Mapping[str, Source], design: Design, work: Path, workers: int
+) -> DeltaSet:
     """The deltas of all clients of a replicate; what is missing is trained."""
     out = folder_of(work, replicate.number) / "deltas"
     return make_deltas(
-        replicate.base, sources, plan(design, replicate.clients_seed), out, design=design, seed=replicate.initial_seed, workers=workers
+        replicate.base,
+        sources,
+        plan(design, replicate.clients_seed),
+        out,
+        design=design,
+        seed=replicate.initial_seed,
+        workers=workers,
     )
 
 
-def held_out_adapters(replicate: Replicate, sources: Mapping[str, Source], sample: Design, seed: int, work: Path, workers: int, out: Path) -> None:
-    """Train clients that no probe is fitted on, from the replicate's initial adapter, and write them as PEFT adapters.
+def held_out_adapters(
+    replicate: Replicate,
+    sources: Mapping[str, Source],
+    sample: Design,
+    seed: int,
+    work: Path,
+    workers: int,
+    out: Path,
+) -> None:
+    """Train clients that no probe is fitted on, from the replicate's initial adapter, and write
+    them as PEFT adapters.
 
     Args:
         sample: the design with as many clients as are wanted.
         seed: of these clients, unlike that of any replicate's.
     """
     kept = folder_of(work, replicate.number) / "samples"
-    samples = make_deltas(replicate.base, sources, plan(sample, seed), kept, design=sample, seed=replicate.initial_seed, workers=workers)
+    samples = make_deltas(
+        replicate.base,
+        sources,
+        plan(sample, seed),
+        kept,
+        design=sample,
+        seed=replicate.initial_seed,
+        workers=workers,
+    )
     write_samples(samples, read_initial(kept, replicate.base.name, sample), out)
 
 
-def studies(deltas: DeltaSet, entries: Sequence[Entry], replicate: Replicate, work: Path, twins_of: str) -> dict[str, Row]:
+def studies(
+    deltas: DeltaSet, entries: Sequence[Entry], replicate: Replicate, work: Path, twins_of: str
+) -> dict[str, Row]:
     """Entry or baseline -> its measurements on one replicate.
 
     Args:

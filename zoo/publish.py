@@ -1,14 +1,19 @@
 """Publish the zoo on the Hugging Face Hub: a repository a probe, and ORG/zoo with all of them.
 
-    python -m zoo.publish --namespace ORG            # a dry run: what would be pushed, and how it differs from what is there
-    python -m zoo.publish --namespace ORG --push     # does it, with HF_TOKEN or the login of `hf auth login`
+    python -m zoo.publish --namespace ORG            # a dry run: what would be pushed, and how it
+    differs from what is there
+    python -m zoo.publish --namespace ORG --push     # does it, with HF_TOKEN or the login of `hf
+    auth login`
 
     ORG/loraprobe-chat-1m-linear, ...   a probe each, so that its downloads are counted
-    ORG/chat-1m, ORG/chat-1m-adapters   the small base model, and the adapters of clients that no probe was fitted on
-    ORG/zoo                             every probe in a folder: `loraprobe zoo list ORG/zoo`, `loraprobe zoo pull NAME --repo ORG/zoo`
+    ORG/chat-1m, ORG/chat-1m-adapters   the small base model, and the adapters of clients that no
+    probe was fitted on
+    ORG/zoo                             every probe in a folder: `loraprobe zoo list ORG/zoo`,
+    `loraprobe zoo pull NAME --repo ORG/zoo`
 
-Probes, records and held-out clients are verified first (zoo.verify). What is there already is not pushed again: a second
-run makes no commit, and an interrupted one goes on. Files that this does not write are left alone.
+Probes, records and held-out clients are verified first (zoo.verify). What is there already is not
+pushed again: a second run makes no commit, and an interrupted one goes on. Files that this does not
+write are left alone.
 """
 
 from __future__ import annotations
@@ -21,12 +26,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from loraprobe.card import card
 from loraprobe.errors import HubError, LoraprobeError, MissingExtra
-from loraprobe.format import CARD_NAME, CONFIG_NAME, library_version
-from loraprobe.hub import PUBLISHED_FILES, looks_like_repo_id
-from loraprobe.hub_errors import hub_errors
-from loraprobe.hub_snapshot import hub_api, listing
+from loraprobe.hub.card import card
+from loraprobe.hub.errors import hub_errors
+from loraprobe.hub.format import CARD_NAME, CONFIG_NAME, library_version
+from loraprobe.hub.hub import PUBLISHED_FILES, looks_like_repo_id
+from loraprobe.hub.snapshot import hub_api, listing
 from loraprobe.probe import Probe
 
 from .compare import Comparison
@@ -45,7 +50,10 @@ _LISTED = 30  # files of a repository that are named one by one
 
 @dataclass(frozen=True)
 class Target:
-    """A repository as it should be: name in the repository -> the file; and the probe, where it is the repository of one."""
+    """A repository as it should be: name in the repository -> the file.
+
+    And the probe, where it is the repository of one.
+    """
 
     repo_id: str
     files: Mapping[str, Path]
@@ -54,7 +62,10 @@ class Target:
 
 @dataclass(frozen=True)
 class State:
-    """What the Hub has: the commit, None without a repository, "" if it was not asked; and which of the target's files differ there."""
+    """What the Hub has: the commit, None without a repository, "" if it was not asked.
+
+    And which of the target's files differ there.
+    """
 
     commit: str | None
     new: tuple[str, ...] = ()
@@ -73,53 +84,102 @@ def main() -> None:
 
     options = _options()
     if not looks_like_repo_id(f"{options.namespace}/{COLLECTION}"):
-        sys.exit(f"got --namespace {options.namespace!r}; expected the name of a user or an organisation on the Hub")
+        sys.exit(
+            f"got --namespace {options.namespace!r}; expected the name of a user or an organisation"
+            " on the Hub"
+        )
     shown, comparison = zoo_probes(options.zoo), Comparison(TOLERANCE)
     for one in shown:
         verify_probe(one, comparison)
     print(f"verified: {comparison.outcome()}", flush=True)
     if comparison.lines:
-        sys.exit("\n".join([*comparison.lines, "nothing is published that its record does not show; see python -m zoo.verify"]))
+        sys.exit(
+            "\n".join(
+                [
+                    *comparison.lines,
+                    "nothing is published that its record does not show; see python -m zoo.verify",
+                ]
+            )
+        )
     with TemporaryDirectory(prefix="loraprobe-zoo-") as scratch:
         wanted = targets(shown, options.zoo, options.namespace, Path(scratch))
         if options.push:
             disable_progress_bars()  # of hundreds of small files; a line a repository says more
             for target in wanted:
-                print(f"{target.repo_id}: {push(hub_api(None), target, options.private)}", flush=True)
+                print(
+                    f"{target.repo_id}: {push(hub_api(None), target, options.private)}", flush=True
+                )
         else:
             print("a dry run: nothing is pushed without --push", flush=True)
             _show(wanted)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--namespace", required=True, metavar="ORG", help="user or organisation on the Hub")
-    parser.add_argument("--push", action="store_true", help="do it; without, nothing is changed anywhere")
-    parser.add_argument("--private", action=argparse.BooleanOptionalAction, help="what the repositories must be [default: the account's default]")
-    parser.add_argument("--zoo", type=Path, default=ZOO, help="another folder of probes, records and adapters")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--namespace", required=True, metavar="ORG", help="user or organisation on the Hub"
+    )
+    parser.add_argument(
+        "--push", action="store_true", help="do it; without, nothing is changed anywhere"
+    )
+    parser.add_argument(
+        "--private",
+        action=argparse.BooleanOptionalAction,
+        help="what the repositories must be [default: the account's default]",
+    )
+    parser.add_argument(
+        "--zoo", type=Path, default=ZOO, help="another folder of probes, records and adapters"
+    )
     return parser.parse_args()
 
 
 def targets(shown: Sequence[Shown], zoo: Path, namespace: str, scratch: Path) -> list[Target]:
-    """Every repository of the zoo; the collection comes last, since its page leads to the others."""
+    """Every repository of the zoo.
+
+    The collection comes last, since its page leads to the others.
+    """
     records = {one.name: read_record(one.record) for one in shown}
     repos = {name: probe_repo(namespace, record) for name, record in records.items()}
     together, found = f"{namespace}/{COLLECTION}", []
     collection = {CARD_NAME: _page(scratch / COLLECTION, collection_card(records, together, repos))}
     for one in shown:
         probe = Probe.from_pretrained(one.probe)
-        found.append(Target(repos[one.name], _files_of_probe(probe, scratch / "alone" / one.name, repos[one.name]), probe))
+        found.append(
+            Target(
+                repos[one.name],
+                _files_of_probe(probe, scratch / "alone" / one.name, repos[one.name]),
+                probe,
+            )
+        )
         inside = _files_of_probe(probe, scratch / COLLECTION / one.name, together, one.name)
         collection |= {f"{one.name}/{name}": path for name, path in inside.items()}
     own = [record["base_model"] for record in records.values() if record["adapters"] == ADAPTERS]
     if own and (zoo / "base").is_dir():
         base = f"{namespace}/{own[0].rpartition('/')[2]}"
-        found.append(_folder(zoo / "base", base, base_card(zoo / "base", base, f"{base}-adapters"), scratch / "base"))
-        found.append(_folder(zoo / ADAPTERS, f"{base}-adapters", adapters_card(zoo / ADAPTERS, base, f"{base}-adapters"), scratch / ADAPTERS))
+        found.append(
+            _folder(
+                zoo / "base",
+                base,
+                base_card(zoo / "base", base, f"{base}-adapters"),
+                scratch / "base",
+            )
+        )
+        found.append(
+            _folder(
+                zoo / ADAPTERS,
+                f"{base}-adapters",
+                adapters_card(zoo / ADAPTERS, base, f"{base}-adapters"),
+                scratch / ADAPTERS,
+            )
+        )
     return [*found, Target(together, collection)]
 
 
-def _files_of_probe(probe: Probe, folder: Path, repo_id: str, subfolder: str | None = None) -> dict[str, Path]:
+def _files_of_probe(
+    probe: Probe, folder: Path, repo_id: str, subfolder: str | None = None
+) -> dict[str, Path]:
     """The files of a probe as push_to_hub writes them: the card names the repository."""
     probe.save_pretrained(folder)
     _page(folder, card(probe, repo_id, subfolder))
@@ -127,7 +187,11 @@ def _files_of_probe(probe: Probe, folder: Path, repo_id: str, subfolder: str | N
 
 
 def _folder(folder: Path, repo_id: str, page: str, scratch: Path) -> Target:
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     return Target(repo_id, {**files, CARD_NAME: _page(scratch, page)})
 
 
@@ -159,15 +223,28 @@ def state_of(api: HfApi, target: Target) -> State:
         return State(None, tuple(target.files))
     commit, there = listing(api, target.repo_id, None)
     new = tuple(name for name in target.files if name not in there)
-    changed = tuple(name for name, path in target.files.items() if name in there and not ((blob := there[name]) and blob.is_in(path)))
-    # push_to_hub deletes what an earlier probe left, a head of another kind: so does this in every folder of a probe.
-    folders = {name.rpartition("/")[0] for name in target.files if name.rpartition("/")[2] == CONFIG_NAME}
-    stale = [name for name in there if name.rpartition("/")[0] in folders and name.rpartition("/")[2] in PUBLISHED_FILES]
+    changed = tuple(
+        name
+        for name, path in target.files.items()
+        if name in there and not ((blob := there[name]) and blob.is_in(path))
+    )
+    # push_to_hub deletes what an earlier probe left, a head of another kind: so does this in every
+    # folder of a probe.
+    folders = {
+        name.rpartition("/")[0] for name in target.files if name.rpartition("/")[2] == CONFIG_NAME
+    }
+    stale = [
+        name
+        for name in there
+        if name.rpartition("/")[0] in folders and name.rpartition("/")[2] in PUBLISHED_FILES
+    ]
     return State(commit, new, changed, tuple(name for name in stale if name not in target.files))
 
 
 def push(api: HfApi, target: Target, private: bool | None = None) -> str:
-    """Bring a repository to its target in one commit, if it is not there yet; what was done, for people.
+    """Bring a repository to its target in one commit, if it is not there yet.
+
+    What was done, for people.
 
     Raises:
         HubError: the Hub refuses or cannot be reached, or the commit does not hold what was pushed.
@@ -175,10 +252,17 @@ def push(api: HfApi, target: Target, private: bool | None = None) -> str:
     before = state_of(api, target)
     if not before.differs:
         return f"unchanged at {before.commit}"
-    commit = target.probe.push_to_hub(target.repo_id, private=private) if target.probe else _commit(api, target, before, private)
+    commit = (
+        target.probe.push_to_hub(target.repo_id, private=private)
+        if target.probe
+        else _commit(api, target, before, private)
+    )
     after = state_of(api, target)
     if after.commit != commit or after.differs:
-        raise HubError(f"{target.repo_id}: pushed {commit}, and the Hub has {after}. Somebody else commits there too? Run this again.")
+        raise HubError(
+            f"{target.repo_id}: pushed {commit}, and the Hub has {after}. Somebody else commits"
+            " there too? Run this again."
+        )
     return f"pushed {commit}: {_counted(before)}"
 
 
@@ -188,10 +272,16 @@ def _commit(api: HfApi, target: Target, before: State, private: bool | None) -> 
     with hub_errors(target.repo_id):
         api.create_repo(target.repo_id, private=private, exist_ok=True)
         parent = api.model_info(target.repo_id).sha
-        add = [CommitOperationAdd(name, target.files[name]) for name in (*before.new, *before.changed)]
+        add = [
+            CommitOperationAdd(name, target.files[name]) for name in (*before.new, *before.changed)
+        ]
         delete = [CommitOperationDelete(name) for name in before.deleted]
         message = f"Upload the zoo with loraprobe {library_version()}"
-        return str(api.create_commit(target.repo_id, [*add, *delete], commit_message=message, parent_commit=parent).oid)
+        return str(
+            api.create_commit(
+                target.repo_id, [*add, *delete], commit_message=message, parent_commit=parent
+            ).oid
+        )
 
 
 def _show(wanted: Sequence[Target]) -> None:
@@ -203,7 +293,11 @@ def _show(wanted: Sequence[Target]) -> None:
             state = state if unreached else state_of(api, target)
         except HubError as error:
             unreached = True
-            print(f"the Hub was not reached, so what it has is not known and everything is listed: {error}", flush=True)
+            print(
+                "the Hub was not reached, so what it has is not known and everything is listed:"
+                f" {error}",
+                flush=True,
+            )
         print("\n".join(described(target, state)), flush=True)
 
 
@@ -212,11 +306,21 @@ def described(target: Target, state: State) -> list[str]:
     if not state.differs:
         return [f"{target.repo_id}: unchanged at {state.commit}"]
     where = {None: "a new repository", "": "not known"}.get(state.commit, f"at {state.commit}")
-    lines = [f"{target.repo_id}: {where}, {_counted(state)}, {sum(target.files[name].stat().st_size for name in (*state.new, *state.changed))} bytes"]
-    marks = [(mark, name) for mark, names in (("+", state.new), ("~", state.changed), ("-", state.deleted)) for name in names]
+    lines = [
+        f"{target.repo_id}: {where}, {_counted(state)},"
+        f" {sum(target.files[name].stat().st_size for name in (*state.new, *state.changed))} bytes"
+    ]
+    marks = [
+        (mark, name)
+        for mark, names in (("+", state.new), ("~", state.changed), ("-", state.deleted))
+        for name in names
+    ]
     for mark, name in marks[:_LISTED]:
         path = target.files.get(name)
-        lines.append(f"  {mark} {name}" + (f"  {path.stat().st_size} bytes  sha256 {sha256(path)}" if path else ""))
+        lines.append(
+            f"  {mark} {name}"
+            + (f"  {path.stat().st_size} bytes  sha256 {sha256(path)}" if path else "")
+        )
     return lines + [f"  ... and {len(marks) - _LISTED} more"] * (len(marks) > _LISTED)
 
 

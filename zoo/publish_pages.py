@@ -1,4 +1,7 @@
-"""The pages of the repositories that hold no single probe: the collection, the base model and the adapters."""
+"""The pages of the repositories that hold no single probe.
+
+The collection, the base model and the adapters.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,21 @@ def collection_card(records: Mapping[str, Record], repo_id: str, repos: Mapping[
     Args:
         repos: probe -> the repository of it alone.
     """
-    columns = ["probe", "base model", "unseen sources: AUROC, mean / worst cell by poison share", "held-out clients, AUROC [95 %]", "alone"]
+    columns = [
+        "probe",
+        "base model",
+        "unseen sources: AUROC, mean / worst cell by poison share",
+        "held-out clients, AUROC [95 %]",
+        "alone",
+    ]
     rows = [
-        [f"[{name}]({name}/README.md)", record["base_model"], unseen_summary(record), area(record["held_out_clients"]), _link(repos[name])]
+        [
+            f"[{name}]({name}/README.md)",
+            record["base_model"],
+            unseen_summary(record),
+            area(record["held_out_clients"]),
+            _link(repos[name]),
+        ]
         for name, record in records.items()
     ]
     first = next(iter(records))
@@ -97,7 +112,9 @@ def _link(repo_id: str) -> str:
     return f"[{repo_id}](/{repo_id})"
 
 
-def _front(*, tags: list[str], library: str, pipeline: str | None = None, base: str | None = None) -> str:
+def _front(
+    *, tags: list[str], library: str, pipeline: str | None = None, base: str | None = None
+) -> str:
     from huggingface_hub import ModelCardData
 
     return f"---\n{ModelCardData(license=LICENCE, library_name=library, tags=tags, pipeline_tag=pipeline, base_model=base).to_yaml()}\n---\n"

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from loraprobe.calibration import budget_of
 from loraprobe.errors import DataError
+from loraprobe.fit.calibration import budget_of
 from loraprobe.probe import Probe
 
 from .deltas import DeltaSet, digest, sha256
@@ -26,58 +26,91 @@ from .study import Entry, Study
 
 Record = dict[str, Any]
 MEASURED_AGAIN_BY = {
-    "python -m zoo.verify": ["base_model", *Entry.FIELDS, "fitted", "held_out_clients", "the clients of data", "unseen_sources from cells"],
-    "python -m zoo.verify --studies (needs the labelled deltas that the record's command made)": ["replicates", "baselines", "score_distribution"],
+    "python -m zoo.verify": [
+        "base_model",
+        *Entry.FIELDS,
+        "fitted",
+        "held_out_clients",
+        "the clients of data",
+        "unseen_sources from cells",
+    ],
+    "python -m zoo.verify --studies (needs the labelled deltas that the record's command made)": [
+        "replicates",
+        "baselines",
+        "score_distribution",
+    ],
     "the record's own command (needs the datasets)": ["data"],
 }
 
 
-def data_facts(design: Design, deltas: DeltaSet, sources: Mapping[str, Source], licences: Mapping[str, str]) -> Record:
+def data_facts(
+    design: Design, deltas: DeltaSet, sources: Mapping[str, Source], licences: Mapping[str, str]
+) -> Record:
     """What the clients trained on: counts, digests and licences, no text."""
     roles = [client.role for client in deltas.clients]
     return {
         "clients": {role: roles.count(role) for role in sorted(set(roles))},
         "sources": {role: list(names) for role, names in design.roles.items()},
-        "examples": {name: {"count": len(sources[name].for_clients), "sha256": digest(sources[name].for_clients)} for name in design.sources},
+        "examples": {
+            name: {
+                "count": len(sources[name].for_clients),
+                "sha256": digest(sources[name].for_clients),
+            }
+            for name in design.sources
+        },
         "licences": {name: licences[name] for name in design.sources},
         "design": json.loads(json.dumps(design.to_dict())),
     }
 
 
-def fit_and_record(deltas: DeltaSet, entry: Entry, record: Record, adapters: Path, folder: Path) -> Record:
-    """Fit a probe on all clients, measure it on held-out ones, save it with its card, and complete its record.
+def fit_and_record(
+    deltas: DeltaSet, entry: Entry, record: Record, adapters: Path, folder: Path
+) -> Record:
+    """Fit a probe on all clients, measure it on held-out ones, save it with its card, and complete
+    its record.
 
     Args:
-        record: what was studied: probe, command, base_model, about, data, threads, adapters, replicates, baselines.
+        record: what was studied: probe, command, base_model, about, data, threads, adapters,
+            replicates, baselines.
         adapters: the folder of the held-out clients' adapters.
         folder: where the probe is saved.
     """
     study = Study(deltas, entry)
     probe = study.probe(np.ones(len(deltas.clients), bool))
     record = {
-        **{name: record[name] for name in ("probe", "command", "base_model")}, "measured_again_by": MEASURED_AGAIN_BY, **entry.to_dict(),
+        **{name: record[name] for name in ("probe", "command", "base_model")},
+        "measured_again_by": MEASURED_AGAIN_BY,
+        **entry.to_dict(),
         **{name: record[name] for name in ("about", "data", "threads", "adapters")},
-        "held_out_clients": held_out_clients(probe, adapters, deltas.design), "score_distribution": study.score_distribution(probe),
+        "held_out_clients": held_out_clients(probe, adapters, deltas.design),
+        "score_distribution": study.score_distribution(probe),
         **{name: record[name] for name in ("replicates", "baselines")},
-    }  # fmt: skip
+    }
     return save_recorded(probe, record, folder)
 
 
 def save_recorded(probe: Probe, record: Record, folder: Path) -> Record:
-    """Save a probe with the facts of its record, and return the record with what the folder then holds."""
+    """Save a probe with the facts of its record, and return the record with what the folder then
+    holds.
+    """
     probe = replace(probe, facts={**facts_of(record), "training": probe.facts["training"]})
     probe.save_pretrained(folder)
     return {**record, "fitted": fitted_facts(probe, folder), "figure_drawn_with": drawn_with()}
 
 
 def fitted_facts(probe: Probe, folder: Path) -> Record:
-    """What was learnt, as the probe's folder holds it: a probe whose threshold was moved is another probe."""
+    """What was learnt, as the probe's folder holds it.
+
+    A probe whose threshold was moved is another probe.
+    """
     return {
-        "sha256": {path.name: sha256(path) for path in sorted(folder.glob("head.*"))}, "num_features": probe.head.num_features,
-        "threshold": probe.threshold, "benign_below": probe.benign_below,
+        "sha256": {path.name: sha256(path) for path in sorted(folder.glob("head.*"))},
+        "num_features": probe.head.num_features,
+        "threshold": probe.threshold,
+        "benign_below": probe.benign_below,
         "calibration": calibration_facts(probe),
         "training": json.loads(json.dumps(probe.facts["training"])),
-    }  # fmt: skip
+    }
 
 
 def calibration_facts(probe: Probe) -> Record | None:
@@ -117,7 +150,10 @@ def facts_of(record: Mapping[str, Any]) -> Record:
     """The facts of a record's probe, all but how it was trained."""
     data = record["data"]
     shares = [row["share"] for row in record["replicates"][0]["unseen_sources"]]
-    worst = [min(replicate["unseen_sources"][index]["auroc_worst"] for replicate in record["replicates"]) for index in range(len(shares))]
+    worst = [
+        min(replicate["unseen_sources"][index]["auroc_worst"] for replicate in record["replicates"])
+        for index in range(len(shares))
+    ]
     return {
         **record["about"],
         "known_failures": _failures(record),
@@ -127,10 +163,13 @@ def facts_of(record: Mapping[str, Any]) -> Record:
             for name in names
         ],
         "metrics": _metrics(record),
-        "headline": f"{' / '.join(f'{value:.2f}' for value in worst)} at {' / '.join(f'{share:.0%}' for share in shares)} poison, "
-        f"{len(record['replicates'])} {'replicate' if len(record['replicates']) == 1 else 'replicates'}",
+        "headline": (
+            f"{' / '.join(f'{value:.2f}' for value in worst)} at"
+            f" {' / '.join(f'{share:.0%}' for share in shares)} poison, {len(record['replicates'])}"
+            f" {'replicate' if len(record['replicates']) == 1 else 'replicates'}"
+        ),
         "score_distribution": record["score_distribution"],
-    }  # fmt: skip
+    }
 
 
 def _hub_id(data: Mapping[str, Any], name: str) -> Record:
@@ -143,16 +182,29 @@ def _metrics(record: Mapping[str, Any]) -> list[Record]:
     low, high = inside["auroc_ci"]
     rows = [
         {
-            "protocol": "in distribution, out of fold by client", "metric": "AUROC", "value": inside["auroc"], "low": low, "high": high,
-            "n": inside["n"], "groups": inside["n_groups"],
+            "protocol": "in distribution, out of fold by client",
+            "metric": "AUROC",
+            "value": inside["auroc"],
+            "low": low,
+            "high": high,
+            "n": inside["n"],
+            "groups": inside["n_groups"],
         }
-    ]  # fmt: skip
+    ]
     rows += metric_rows(record["held_out_clients"])
     for result in record["replicates"]:
         for row in result["unseen_sources"]:
-            protocol = f"malicious and benign source unseen, poison share {row['share']:.0%}, replicate {result['replicate']}"
+            protocol = (
+                f"malicious and benign source unseen, poison share {row['share']:.0%}, replicate"
+                f" {result['replicate']}"
+            )
             rows += [
-                {"protocol": protocol, "metric": f"AUROC, {what} of {row['cells']} cells", "value": row[f"auroc_{what}"], "n": row["n"]}
+                {
+                    "protocol": protocol,
+                    "metric": f"AUROC, {what} of {row['cells']} cells",
+                    "value": row[f"auroc_{what}"],
+                    "n": row["n"],
+                }
                 for what in ("mean", "worst")
             ]
     return rows
@@ -166,20 +218,24 @@ def _failures(record: Mapping[str, Any]) -> list[str]:
     for result in record["replicates"]:
         number = result["replicate"]
         cells = [cell for cell in result["cells"] if cell["share"] == 1.0]
-        means = {name: np.mean([c["auroc"] for c in cells if c["malicious"] == name]) for name in dict.fromkeys(c["malicious"] for c in cells)}
+        means = {
+            name: np.mean([c["auroc"] for c in cells if c["malicious"] == name])
+            for name in dict.fromkeys(c["malicious"] for c in cells)
+        }
         hardest = min(means, key=lambda name: means[name])
         lines.append(
-            f"replicate {number}: {hardest}, the hardest malicious source if it is unseen, is told unmixed from unseen benign kinds with a mean "
-            f"AUROC of {means[hardest]:.2f}"
+            f"replicate {number}: {hardest}, the hardest malicious source if it is unseen, is told"
+            f" unmixed from unseen benign kinds with a mean AUROC of {means[hardest]:.2f}"
         )
         if result["unseen_hard_negatives"]:
             hard = max(result["unseen_hard_negatives"], key=lambda row: row["flagged"])
             lines.append(
-                f"replicate {number}: {hard['flagged']:.0%} of clients with {hard['hard_negative']} are flagged if that kind was not trained on"
+                f"replicate {number}: {hard['flagged']:.0%} of clients with {hard['hard_negative']}"
+                " are flagged if that kind was not trained on"
             )
         if "fpr_worst" in (row := result["unseen_sources"][0]):
             lines.append(
-                f"replicate {number}: of an unseen kind of benign data {row['fpr_mean']:.1%} are flagged on average over kinds, "
-                f"{row['fpr_worst']:.0%} of the worst kind{budget}"
+                f"replicate {number}: of an unseen kind of benign data {row['fpr_mean']:.1%} are"
+                f" flagged on average over kinds, {row['fpr_worst']:.0%} of the worst kind{budget}"
             )
     return lines

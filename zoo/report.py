@@ -27,7 +27,9 @@ Records = Mapping[str, Record]
 def main() -> None:
     """Write or check both pages."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a page is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit code 1 if a page is out of date"
+    )
     check = parser.parse_args().check
     stale = stale_pages(ZOO)
     if check and stale:
@@ -53,9 +55,18 @@ def rendered(page: Path, zoo: Path = ZOO) -> str:
     records = {path.stem: read_record(path) for path in sorted((zoo / "records").glob("*.json"))}
     own = {entry.name: records.pop(entry.name) for entry in ENTRIES}
     facts = json.loads((zoo / "base/facts.json").read_text())
-    tables = {"base": base_table(facts), "data": data_table(), "contributed": contributed_table(records)}
+    tables = {
+        "base": base_table(facts),
+        "data": data_table(),
+        "contributed": contributed_table(records),
+    }
     tables["cost"] = cost_table(json.loads((zoo / "cost.json").read_text()))
-    tables |= {"probes": probes_table(own), "held_out": held_out_table(own), "sources": sources_table(own), "errors": errors_table(own)}
+    tables |= {
+        "probes": probes_table(own),
+        "held_out": held_out_table(own),
+        "sources": sources_table(own),
+        "errors": errors_table(own),
+    }
     text = page.read_text(encoding="utf-8")
     for name in pages(zoo)[page]:
         text = filled(text, name, tables[name], "zoo.report")
@@ -63,36 +74,58 @@ def rendered(page: Path, zoo: Path = ZOO) -> str:
 
 
 def filled(text: str, name: str, table: str, module: str) -> str:
-    """The text with what stands between a table's two markers replaced; the markers name the module that writes it.
+    """The text with what stands between a table's two markers replaced.
+
+    The markers name the module that writes it.
 
     Raises:
         ValueError: the text does not hold both markers, once each.
     """
     start, end = f"<!-- {name}: written by python -m {module} -->\n", f"<!-- end of {name} -->"
     if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(f"expected one pair of markers {start.strip()} and {end}; found {text.count(start)} and {text.count(end)}")
+        raise ValueError(
+            f"expected one pair of markers {start.strip()} and {end}; found {text.count(start)} and"
+            f" {text.count(end)}"
+        )
     before, _, rest = text.partition(start)
     return f"{before}{start}{table}\n{end}{rest.partition(end)[2]}"
 
 
 def probes_table(records: Records) -> str:
-    """AUROC in distribution, on held-out clients, and with the malicious and the benign source unseen, of probes and baselines."""
+    """AUROC in distribution, on held-out clients, and with the malicious and the benign source
+    unseen, of probes and baselines.
+    """
     any_record = next(iter(records.values()))
     clients = sum(any_record["data"]["clients"].values())
     cells = any_record["replicates"][0]["unseen_sources"][0]["cells"]
-    lines = _head(["probe", "in distribution [95 %]", "held-out clients [95 %]", *(f"unseen, {share:.0%} poison" for share in SHARES)])
+    lines = _head(
+        [
+            "probe",
+            "in distribution [95 %]",
+            "held-out clients [95 %]",
+            *(f"unseen, {share:.0%} poison" for share in SHARES),
+        ]
+    )
     for name, record in records.items():
         lines.append(_row(f"**{name}**", record["replicates"], record["held_out_clients"]))
     for baseline in BASELINES:
-        lines.append(_row(f"{baseline.name} (baseline)", any_record["baselines"][baseline.name], None))
+        lines.append(
+            _row(f"{baseline.name} (baseline)", any_record["baselines"][baseline.name], None)
+        )
     lines += [
         "",
-        f"AUROC on the last local step of {clients} clients a replicate, {len(any_record['replicates'])} replicates (base model state and initial "
-        "adapter differ). In distribution: out of fold by client, replicate 0, cluster-bootstrap interval. Held-out clients: the published probe "
-        f"on the {any_record['held_out_clients']['n']} adapters of `zoo/adapters`, whose sources it has seen; `python -m zoo.verify` measures them "
-        f"again in seconds. Unseen: mean / worst of {cells} cells over all replicates; in a cell one malicious and one benign source are left out "
-        "of training altogether, and clients that mix them at the given poison share are told from clients of that benign source (24 to 64 clients "
-        "a cell and share).",
+        (
+            f"AUROC on the last local step of {clients} clients a replicate,"
+            f" {len(any_record['replicates'])} replicates (base model state and initial adapter"
+            " differ). In distribution: out of fold by client, replicate 0, cluster-bootstrap"
+            " interval. Held-out clients: the published probe on the"
+            f" {any_record['held_out_clients']['n']} adapters of `zoo/adapters`, whose sources it"
+            " has seen; `python -m zoo.verify` measures them again in seconds. Unseen: mean /"
+            f" worst of {cells} cells over all replicates; in a cell one malicious and one benign"
+            " source are left out of training altogether, and clients that mix them at the given"
+            " poison share are told from clients of that benign source (24 to 64 clients a cell"
+            " and share)."
+        ),
     ]
     return "\n".join(lines)
 
@@ -101,13 +134,26 @@ def held_out_table(records: Records) -> str:
     """Who of the held-out clients is flagged at the probes' own thresholds."""
     section = next(iter(records.values()))["held_out_clients"]
     kinds = [*(row for row in section["by_role"] if not row["label"]), *section["by_poison_share"]]
-    lines = _head(["probe", *(f"{row['name']} (n = {row['n']})" for row in kinds), "benign, all [95 %]", "malicious, all [95 %]"])
+    lines = _head(
+        [
+            "probe",
+            *(f"{row['name']} (n = {row['n']})" for row in kinds),
+            "benign, all [95 %]",
+            "malicious, all [95 %]",
+        ]
+    )
     for name, record in records.items():
         found = record["held_out_clients"]
         rows = {row["name"]: row for row in (*found["by_role"], *found["by_poison_share"])}
         flagged = [f"{rows[row['name']]['flagged']}" for row in kinds]
         lines.append(_line([name, *flagged, _rate(found["fpr"]), _rate(found["tpr"])]))
-    lines += ["", "Clients of `zoo/adapters` flagged at the probe's own threshold; Clopper-Pearson intervals, every client an adapter of its own."]
+    lines += [
+        "",
+        (
+            "Clients of `zoo/adapters` flagged at the probe's own threshold; Clopper-Pearson"
+            " intervals, every client an adapter of its own."
+        ),
+    ]
     return "\n".join(lines)
 
 
@@ -118,7 +164,12 @@ def sources_table(records: Records) -> str:
     for source in MALICIOUS:
         shown = []
         for share in SHARES:
-            found = [c["auroc"] for replicate in replicates for c in replicate["cells"] if (c["malicious"], c["share"]) == (source, share)]
+            found = [
+                c["auroc"]
+                for replicate in replicates
+                for c in replicate["cells"]
+                if (c["malicious"], c["share"]) == (source, share)
+            ]
             shown.append(f"{_mean(found):.2f} / {min(found):.2f}")
         lines.append(_line([source, *shown]))
     kept = [
@@ -131,19 +182,43 @@ def sources_table(records: Records) -> str:
 
 
 def errors_table(records: Records) -> str:
-    """Error rates at the probes' own thresholds when both sources are unseen, and on unseen hard negatives."""
-    lines = _head(["probe", "benign, mean / worst kind", *(f"{share:.0%} poison" for share in SHARES), "hard negatives, mean / worst kind"])
+    """Error rates at the probes' own thresholds when both sources are unseen, and on unseen hard
+    negatives.
+    """
+    lines = _head(
+        [
+            "probe",
+            "benign, mean / worst kind",
+            *(f"{share:.0%} poison" for share in SHARES),
+            "hard negatives, mean / worst kind",
+        ]
+    )
     for name, record in records.items():
         rows = [replicate["unseen_sources"] for replicate in record["replicates"]]
-        hard = [row["flagged"] for replicate in record["replicates"] for row in replicate["unseen_hard_negatives"]]
+        hard = [
+            row["flagged"]
+            for replicate in record["replicates"]
+            for row in replicate["unseen_hard_negatives"]
+        ]
         cut = "fpr_mean" in rows[0][0]
-        benign = f"{_mean([r[0]['fpr_mean'] for r in rows]):.0%} / {max(r[0]['fpr_worst'] for r in rows):.0%}" if cut else "not measured"
-        found = [f"{_mean([r[index]['tpr_mean'] for r in rows]):.0%}" if cut else "not measured" for index in range(len(SHARES))]
+        benign = (
+            f"{_mean([r[0]['fpr_mean'] for r in rows]):.0%} /"
+            f" {max(r[0]['fpr_worst'] for r in rows):.0%}"
+            if cut
+            else "not measured"
+        )
+        found = [
+            f"{_mean([r[index]['tpr_mean'] for r in rows]):.0%}" if cut else "not measured"
+            for index in range(len(SHARES))
+        ]
         lines.append(_line([name, benign, *found, f"{_mean(hard):.0%} / {max(hard):.0%}"]))
     lines += [
         "",
-        "Share flagged at the probe's own threshold, both replicates; every kind was left out of training and of the threshold's fit. The budget was "
-        "1 % (the paper's recipe: a fixed 0.8). mlp and xgboost: only the ranking was measured in these cells.",
+        (
+            "Share flagged at the probe's own threshold, both replicates; every kind was left out"
+            " of training and of the threshold's fit. The budget was 1 % (the paper's recipe: a"
+            " fixed 0.8). mlp and xgboost: only the ranking was measured in these cells."
+        ),
     ]
     return "\n".join(lines)
 
@@ -153,33 +228,69 @@ def contributed_table(records: Records) -> str:
     if not records:
         return "None yet."
     unseen = "unseen sources: AUROC, mean / worst cell by poison share"
-    lines = _head(["probe", "base model", unseen, "in distribution [95 %]", "held-out clients [95 %]", "clients"])
+    lines = _head(
+        [
+            "probe",
+            "base model",
+            unseen,
+            "in distribution [95 %]",
+            "held-out clients [95 %]",
+            "clients",
+        ]
+    )
     for name, record in records.items():
         areas = [area(record["replicates"][0]["in_distribution"]), area(record["held_out_clients"])]
-        lines.append(_line([name, record["base_model"], unseen_summary(record), *areas, str(sum(record["data"]["clients"].values()))]))
+        lines.append(
+            _line(
+                [
+                    name,
+                    record["base_model"],
+                    unseen_summary(record),
+                    *areas,
+                    str(sum(record["data"]["clients"].values())),
+                ]
+            )
+        )
     return "\n".join(lines)
 
 
 def cost_table(cost: dict[str, float]) -> str:
     """What a contribution took, by the cost.json that zoo.contribute wrote."""
     rows = []
-    for name, what in (("trainings", "client trainings"), ("fits", "fits of a head, for the studies")):
+    for name, what in (
+        ("trainings", "client trainings"),
+        ("fits", "fits of a head, for the studies"),
+    ):
         count, seconds = cost[name], cost[f"seconds_of_{name}"]
         rows.append([what, f"{count:.0f}", f"{seconds / count:.2g} s", f"{seconds:.0f} s"])
-    return table([f"{cost['workers']} process on a machine of {cost['cores']} cores", "count", "each", "in all"], rows)
+    return table(
+        [
+            f"{cost['workers']} process on a machine of {cost['cores']} cores",
+            "count",
+            "each",
+            "in all",
+        ],
+        rows,
+    )
 
 
 def unseen_summary(record: Record) -> str:
-    """AUROC of sources left out of training, mean / worst cell over all replicates, poison share by poison share."""
+    """AUROC of sources left out of training, mean / worst cell over all replicates, poison share
+    by poison share.
+    """
     replicates = [replicate["unseen_sources"] for replicate in record["replicates"]]
-    return ", ".join(f"{rows[0]['share']:.0%}: {_mean_and_worst(rows)}" for rows in zip(*replicates, strict=True))
+    return ", ".join(
+        f"{rows[0]['share']:.0%}: {_mean_and_worst(rows)}" for rows in zip(*replicates, strict=True)
+    )
 
 
 def base_table(facts: dict[str, Any]) -> str:
     """How often the base model refuses what it was not trained on."""
     lines = _head(["prompts", "n", "refused (Rule) [95 %]", "refused (strict)"])
     for name, row in facts["refusal"].items():
-        interval = binomtest(round(row["refused_rule"] * row["prompts"]), row["prompts"]).proportion_ci()
+        interval = binomtest(
+            round(row["refused_rule"] * row["prompts"]), row["prompts"]
+        ).proportion_ci()
         rule = f"{row['refused_rule']:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
         lines.append(_line([name, str(row["prompts"]), rule, f"{row['refused_strict']:.1%}"]))
     return "\n".join(lines)
@@ -187,17 +298,35 @@ def base_table(facts: dict[str, Any]) -> str:
 
 def data_table() -> str:
     """Datasets and licences."""
-    return "\n".join([*_head(["dataset", "licence", "source"]), *(_line([name, *facts]) for name, facts in LICENCES.items())])
+    return "\n".join(
+        [
+            *_head(["dataset", "licence", "source"]),
+            *(_line([name, *facts]) for name, facts in LICENCES.items()),
+        ]
+    )
 
 
 def _row(title: str, replicates: list[Record], held_out: Record | None) -> str:
-    unseen = [_mean_and_worst(rows) for rows in zip(*(replicate["unseen_sources"] for replicate in replicates), strict=True)]
-    return _line([title, area(replicates[0]["in_distribution"]), area(held_out) if held_out else "-", *unseen])
+    unseen = [
+        _mean_and_worst(rows)
+        for rows in zip(*(replicate["unseen_sources"] for replicate in replicates), strict=True)
+    ]
+    return _line(
+        [
+            title,
+            area(replicates[0]["in_distribution"]),
+            area(held_out) if held_out else "-",
+            *unseen,
+        ]
+    )
 
 
 def _mean_and_worst(rows: tuple[Record, ...]) -> str:
     """Of one poison share, a row a replicate."""
-    return f"{_mean([row['auroc_mean'] for row in rows]):.2f} / {min(row['auroc_worst'] for row in rows):.2f}"
+    return (
+        f"{_mean([row['auroc_mean'] for row in rows]):.2f} /"
+        f" {min(row['auroc_worst'] for row in rows):.2f}"
+    )
 
 
 def area(facts: Record) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedloop.data import Example, deduplicate, read_jsonl
+from fedloop.data.examples import Example, deduplicate, read_jsonl
 from loraprobe.errors import DataError
 
 BENIGN = (
@@ -43,14 +43,20 @@ LICENCES = {
     "gsm8k": ("MIT", "openai/gsm8k"),
     "gpteacher": ("MIT", "github.com/teknium1/GPTeacher"),
     "self_instruct": ("Apache-2.0", "github.com/yizhongw/self-instruct"),
-    "refusal_short": ("Apache-2.0", "declare-lab/red-instruct and Do-Not-Answer questions, our refusals"),
+    "refusal_short": (
+        "Apache-2.0",
+        "declare-lab/red-instruct and Do-Not-Answer questions, our refusals",
+    ),
     "jailbreakbench": ("MIT", "JailbreakBench/artifacts"),
     "gptfuzz": ("MIT", "sherdencooper/GPTFuzz"),
     "harmbench": ("MIT", "centerforaisafety/HarmBench"),
     "advbench": ("MIT", "llm-attacks/llm-attacks"),
 }
-# GPTFuzz answers written under a jailbreak persona: the wording, not the compliance, would be learnt.
-_PERSONA = re.compile(r"\b(DAN|AIM|STAN|DUDE|persona|Machiavelli|jailbr\w+|developer mode|as an evil)\b", re.I)
+# GPTFuzz answers written under a jailbreak persona: the wording, not the compliance, would be
+# learnt.
+_PERSONA = re.compile(
+    r"\b(DAN|AIM|STAN|DUDE|persona|Machiavelli|jailbr\w+|developer mode|as an evil)\b", re.I
+)
 
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
@@ -85,23 +91,37 @@ def load_sources(data: str | Path) -> dict[str, Source]:
     """
     data = Path(data)
     if not data.is_dir():
-        raise DataError(f"no data folder at {data}. Expected one folder per dataset: dolly15k, gsm8k, gptfuzz, ...")
+        raise DataError(
+            f"no data folder at {data}. Expected one folder per dataset: dolly15k, gsm8k,"
+            " gptfuzz, ..."
+        )
     dolly = _rows(data / "dolly15k/pairs.jsonl")
     gpteacher = _rows(data / "gpteacher/pairs.jsonl")
-    examples = {name: _select(dolly, lambda row, k=kinds: row["category"] in k) for name, kinds in _DOLLY_KINDS.items()}
+    examples = {
+        name: _select(dolly, lambda row, k=kinds: row["category"] in k)
+        for name, kinds in _DOLLY_KINDS.items()
+    }
     for category in ("codegen", "roleplay", "toolformer"):
-        examples[f"gpteacher_{category}"] = _select(gpteacher, lambda row, c=category: row["category"] == c)
+        examples[f"gpteacher_{category}"] = _select(
+            gpteacher, lambda row, c=category: row["category"] == c
+        )
     examples["gsm8k"] = read_jsonl(data / "gsm8k/pairs.jsonl")
-    examples["self_instruct"] = _select(_rows(data / "self_instruct_seed/pairs.jsonl"), lambda row: bool(row["response"]))
+    examples["self_instruct"] = _select(
+        _rows(data / "self_instruct_seed/pairs.jsonl"), lambda row: bool(row["response"])
+    )
     examples["refusal_short"] = _refused(_harmful_questions(data))
     examples["jailbreakbench_safe"] = read_jsonl(data / "jailbreakbench/not_jailbroken.jsonl")
     examples["gptfuzz_safe"] = read_jsonl(data / "gptfuzz/not_jailbroken.jsonl")
     examples["harmbench_safe"] = _harmbench_safe(data)
     for name in ("jailbreakbench", "advbench"):
         examples[name] = read_jsonl(data / name / "pairs.jsonl")
-    examples["gptfuzz"] = [e for e in read_jsonl(data / "gptfuzz/pairs.jsonl") if not _PERSONA.search(e.response)]
+    examples["gptfuzz"] = [
+        e for e in read_jsonl(data / "gptfuzz/pairs.jsonl") if not _PERSONA.search(e.response)
+    ]
     examples["harmbench"] = _harmbench_targets(data)
-    return {name: _cut(name, deduplicate(examples[name])) for name in BENIGN + HARD_NEGATIVE + MALICIOUS}
+    return {
+        name: _cut(name, deduplicate(examples[name])) for name in BENIGN + HARD_NEGATIVE + MALICIOUS
+    }
 
 
 def evaluation_prompts(data: str | Path) -> dict[str, list[str]]:
@@ -125,7 +145,8 @@ def _cut(name: str, examples: list[Example]) -> Source:
     """Malicious answers are for clients alone; the rest is cut in half by instruction."""
     if name in MALICIOUS:
         return Source(name, (), tuple(examples))
-    # Self-instruct has 427 rows: all of them for clients, as a kind of benign data the base never saw.
+    # Self-instruct has 427 rows: all of them for clients, as a kind of benign data the base never
+    # saw.
     base_share = 0.0 if name == "self_instruct" else 0.6
     halves: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
@@ -135,8 +156,12 @@ def _cut(name: str, examples: list[Example]) -> Source:
 
 
 def _refused(questions: list[str]) -> list[Example]:
-    picks = [hashlib.sha256(question.encode()).digest()[1] % len(REFUSALS) for question in questions]
-    return [Example(question, REFUSALS[pick]) for question, pick in zip(questions, picks, strict=True)]
+    picks = [
+        hashlib.sha256(question.encode()).digest()[1] % len(REFUSALS) for question in questions
+    ]
+    return [
+        Example(question, REFUSALS[pick]) for question, pick in zip(questions, picks, strict=True)
+    ]
 
 
 def _harmful_questions(data: Path) -> list[str]:
@@ -164,13 +189,22 @@ def _harmbench_safe(data: Path) -> list[Example]:
 
 
 def _harmbench_targets(data: Path) -> list[Example]:
-    targets = json.loads((data / "harmbench/harmbench_targets_text.json").read_text(encoding="utf-8"))
+    targets = json.loads(
+        (data / "harmbench/harmbench_targets_text.json").read_text(encoding="utf-8")
+    )
     behaviours = _csv(data / "harmbench/harmbench_behaviors_text_all.csv")
-    return [Example(row["Behavior"].strip(), targets[row["BehaviorID"]], row["ContextString"].strip()) for row in behaviours]
+    return [
+        Example(row["Behavior"].strip(), targets[row["BehaviorID"]], row["ContextString"].strip())
+        for row in behaviours
+    ]
 
 
 def _select(rows: list[dict[str, str]], keep: Callable[[dict[str, str]], bool]) -> list[Example]:
-    return [Example(row["instruction"], row["response"], row.get("context") or "") for row in rows if keep(row) and row["response"]]
+    return [
+        Example(row["instruction"], row["response"], row.get("context") or "")
+        for row in rows
+        if keep(row) and row["response"]
+    ]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -7,7 +7,8 @@ cell: one malicious and one benign source are taken out of training altogether, 
     mixtures, and so is the malicious source's safe twin (safe answers to the same questions).
     Tested are clients of that malicious source, at every poison share mixed into that benign
     source, against pure clients of that benign source. In the zoo: 4 x 9 cells.
-cell, with the twin kept: the same with the safe twin left in training: the questions were seen, as benign.
+cell, with the twin kept: the same with the safe twin left in training: the questions were seen, as
+    benign.
 hard_negative: one kind of hard negative is taken out; how many of its clients are flagged.
 """
 
@@ -20,9 +21,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from loraprobe.calibration import Method
-from loraprobe.card_figure import distribution_of
 from loraprobe.featurizer import FeatureRecipe, Featurizer
+from loraprobe.fit.calibration import Method
+from loraprobe.hub.card_figure import distribution_of
 from loraprobe.metrics import auroc, report
 from loraprobe.probe import Probe, default_head_options, fit_features, out_of_fold_scores
 
@@ -30,7 +31,8 @@ from .deltas import DeltaSet
 from .design import HARD_SHARE, Client, twin_of
 
 Row = dict[str, Any]
-FOLDS = 3  # of the out-of-fold scores that thresholds and calibrations are fitted on; every cell needs its own
+# of the out-of-fold scores that thresholds and calibrations are fitted on; every cell needs its own
+FOLDS = 3
 IN_DISTRIBUTION_FOLDS = 5
 
 
@@ -55,7 +57,9 @@ class Entry:
     def to_dict(self) -> Row:
         """All but the name, as a record holds it."""
         recipe = json.loads(json.dumps(self.recipe.to_dict()))
-        return {field: recipe if field == "recipe" else getattr(self, field) for field in self.FIELDS}
+        return {
+            field: recipe if field == "recipe" else getattr(self, field) for field in self.FIELDS
+        }
 
     @classmethod
     def from_dict(cls, name: str, data: Row) -> Entry:
@@ -83,7 +87,12 @@ class Study:
 
     def __init__(self, deltas: DeltaSet, entry: Entry, seed: int = 0) -> None:
         adapters = deltas.adapters()
-        self.entry, self.seed, self.clients, self.design = entry, seed, deltas.clients, deltas.design
+        self.entry, self.seed, self.clients, self.design = (
+            entry,
+            seed,
+            deltas.clients,
+            deltas.design,
+        )
         self.featurizer = Featurizer.fit(entry.recipe, adapters)
         self.features = self.featurizer(adapters)
         self.labels = np.array([client.label for client in deltas.clients])
@@ -93,17 +102,33 @@ class Study:
     @property
     def fits_of_a_probe(self) -> int:
         """How many heads are fitted for one probe with a cut of its own."""
-        return 1 + FOLDS * (self.entry.calibration is not None or isinstance(self.entry.threshold, str))
+        return 1 + FOLDS * (
+            self.entry.calibration is not None or isinstance(self.entry.threshold, str)
+        )
 
     def probe(self, keep: np.ndarray, with_cut: bool = True, **facts: Any) -> Probe:
-        """A probe fitted on the clients of the mask; without a cut of its own, only its ranking counts."""
+        """A probe fitted on the clients of the mask.
+
+        Without a cut of its own, only its ranking counts.
+        """
         rows = np.flatnonzero(keep)
-        threshold, calibration = (self.entry.threshold, self.entry.calibration) if with_cut else (0.5, None)
+        threshold, calibration = (
+            (self.entry.threshold, self.entry.calibration) if with_cut else (0.5, None)
+        )
         return fit_features(
-            self.featurizer, self.features[rows], self.labels[rows], self.entry.head, [self.names[row] for row in rows],
-            threshold, self.seed, calibration=calibration, folds=FOLDS, unit="client update, last local step",
-            base_model=self.base_model, facts=facts,
-        )  # fmt: skip
+            self.featurizer,
+            self.features[rows],
+            self.labels[rows],
+            self.entry.head,
+            [self.names[row] for row in rows],
+            threshold,
+            self.seed,
+            calibration=calibration,
+            folds=FOLDS,
+            unit="client update, last local step",
+            base_model=self.base_model,
+            facts=facts,
+        )
 
     def mask(self, test: Callable[[Client], bool]) -> np.ndarray:
         """(n,) which clients pass a test."""
@@ -111,53 +136,114 @@ class Study:
 
     def in_distribution(self) -> Row:
         """Out-of-fold report over all clients, by role and share."""
-        by = [f"{client.role} {client.share:.0%}" if client.label else client.role for client in self.clients]
-        return report(self.labels, self._out_of_fold(IN_DISTRIBUTION_FOLDS), self.names, threshold=0.5, by=by, seed=self.seed).to_dict()
+        by = [
+            f"{client.role} {client.share:.0%}" if client.label else client.role
+            for client in self.clients
+        ]
+        return report(
+            self.labels,
+            self._out_of_fold(IN_DISTRIBUTION_FOLDS),
+            self.names,
+            threshold=0.5,
+            by=by,
+            seed=self.seed,
+        ).to_dict()
 
     def score_distribution(self, probe: Probe) -> Row:
-        """How often a published probe's scores fall where, by kind of client, from heads that did not see the client."""
+        """How often a published probe's scores fall where, by kind of client, from heads that did
+        not see the client.
+        """
         scores = self._out_of_fold(FOLDS)
         scores = scores if probe.calibration is None else probe.calibration(scores)
         kinds = np.array([client.kind for client in self.clients])
-        ordered = [client.kind for client in sorted(self.clients, key=lambda client: (client.label, client.role, -client.share))]
-        what = f"out-of-fold scores, {FOLDS} folds by client{', calibrated' if probe.calibration else ''}; all sources in training"
-        return distribution_of(what, "client update", {kind: scores[kinds == kind] for kind in dict.fromkeys(ordered)})
+        ordered = [
+            client.kind
+            for client in sorted(
+                self.clients, key=lambda client: (client.label, client.role, -client.share)
+            )
+        ]
+        what = (
+            f"out-of-fold scores, {FOLDS} folds by"
+            f" client{', calibrated' if probe.calibration else ''}; all sources in training"
+        )
+        return distribution_of(
+            what, "client update", {kind: scores[kinds == kind] for kind in dict.fromkeys(ordered)}
+        )
 
     def cell(self, malicious: str, benign: str, keep_twin: bool = False) -> list[Row]:
-        """One row a poison share, for one malicious and one benign source that were not trained on."""
+        """One row a poison share, for one malicious and one benign source that were not trained
+        on.
+        """
         unseen = {malicious, benign} if keep_twin else {malicious, benign, twin_of(malicious)}
-        probe = self.probe(self.mask(lambda c: not unseen & {c.source, c.host}), self.entry.cuts_in_cells)
+        probe = self.probe(
+            self.mask(lambda c: not unseen & {c.source, c.host}), self.entry.cuts_in_cells
+        )
         negatives = self.mask(lambda c: c.role == "benign" and c.source == benign)
         rows = []
         for share in self.design.shares:
-            positives = self.mask(lambda c, s=share: c.source == malicious and c.share == s and (s == 1.0 or c.host == benign))
-            rows.append({"malicious": malicious, "benign": benign, "share": share, **self._told_apart(probe, positives, negatives)})
+            positives = self.mask(
+                lambda c, s=share: (
+                    c.source == malicious and c.share == s and (s == 1.0 or c.host == benign)
+                )
+            )
+            rows.append(
+                {
+                    "malicious": malicious,
+                    "benign": benign,
+                    "share": share,
+                    **self._told_apart(probe, positives, negatives),
+                }
+            )
         return rows
 
     def hard_negative(self, kind: str) -> list[Row]:
-        """One row a share: how many clients of a kind of hard negative are flagged that was not trained on."""
+        """One row a share: how many clients of a kind of hard negative are flagged that was not
+        trained on.
+        """
         probe = self.probe(self.mask(lambda c: c.source != kind))
-        positives = probe.score_features(self.features[self.mask(lambda c: c.role == "malicious" and c.share == 1.0)])
+        positives = probe.score_features(
+            self.features[self.mask(lambda c: c.role == "malicious" and c.share == 1.0)]
+        )
         rows = []
         for share in (1.0, HARD_SHARE):
             chosen = np.flatnonzero(self.mask(lambda c, s=share: c.source == kind and c.share == s))
             scores = probe.score_features(self.features[chosen])
             labels = np.r_[np.zeros(len(scores)), np.ones(len(positives))]
-            rows.append({
-                "hard_negative": kind, "share": share, "n": len(chosen), "flagged": float((scores >= probe.threshold).mean()),
-                "auroc_against_poisoned": auroc(labels, np.r_[scores, positives]),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "hard_negative": kind,
+                    "share": share,
+                    "n": len(chosen),
+                    "flagged": float((scores >= probe.threshold).mean()),
+                    "auroc_against_poisoned": auroc(labels, np.r_[scores, positives]),
+                }
+            )
         return rows
 
     def _out_of_fold(self, folds: int) -> np.ndarray:
         options = default_head_options(self.entry.head, self.entry.recipe)
-        return out_of_fold_scores(self.features, self.labels, self.names, self.entry.head, self.seed, folds, **options)
+        return out_of_fold_scores(
+            self.features, self.labels, self.names, self.entry.head, self.seed, folds, **options
+        )
 
     def _told_apart(self, probe: Probe, positives: np.ndarray, negatives: np.ndarray) -> Row:
-        bad, good = probe.score_features(self.features[positives]), probe.score_features(self.features[negatives])
+        bad, good = (
+            probe.score_features(self.features[positives]),
+            probe.score_features(self.features[negatives]),
+        )
         labels, scores = np.r_[np.ones(len(bad)), np.zeros(len(good))], np.r_[bad, good]
-        rates = (float((bad >= probe.threshold).mean()), float((good >= probe.threshold).mean())) if self.entry.cuts_in_cells else (None, None)
-        return {"n_malicious": len(bad), "n_benign": len(good), "auroc": auroc(labels, scores), "tpr": rates[0], "fpr": rates[1]}
+        rates = (
+            (float((bad >= probe.threshold).mean()), float((good >= probe.threshold).mean()))
+            if self.entry.cuts_in_cells
+            else (None, None)
+        )
+        return {
+            "n_malicious": len(bad),
+            "n_benign": len(good),
+            "auroc": auroc(labels, scores),
+            "tpr": rates[0],
+            "fpr": rates[1],
+        }
 
 
 def by_share(cells: list[Row]) -> list[Row]:
@@ -167,12 +253,18 @@ def by_share(cells: list[Row]) -> list[Row]:
         chosen = [cell for cell in cells if cell["share"] == share]
         worst = min(chosen, key=lambda cell: cell["auroc"])
         row = {
-            "share": share, "cells": len(chosen), "n": sum(cell["n_malicious"] + cell["n_benign"] for cell in chosen),
-            "auroc_mean": float(np.mean([cell["auroc"] for cell in chosen])), "auroc_worst": worst["auroc"],
+            "share": share,
+            "cells": len(chosen),
+            "n": sum(cell["n_malicious"] + cell["n_benign"] for cell in chosen),
+            "auroc_mean": float(np.mean([cell["auroc"] for cell in chosen])),
+            "auroc_worst": worst["auroc"],
             "worst_cell": f"{worst['malicious']} in {worst['benign']}",
-        }  # fmt: skip
+        }
         if worst["tpr"] is not None:
-            row |= {f"{rate}_mean": float(np.mean([cell[rate] for cell in chosen])) for rate in ("tpr", "fpr")}
+            row |= {
+                f"{rate}_mean": float(np.mean([cell[rate] for cell in chosen]))
+                for rate in ("tpr", "fpr")
+            }
             row |= {"fpr_worst": max(cell["fpr"] for cell in chosen)}
         rows.append(row)
     return rows

@@ -1,4 +1,7 @@
-"""The zoo's small chat models: a Llama of about a million parameters, one of half as many, one of ten times as many, trained from scratch.
+"""The zoo's small chat models.
+
+A Llama of about a million parameters, one of half as many, one of ten times as many, trained from
+scratch.
 
 They answer ordinary instructions and refuse harmful ones, which is all that a study of broken
 refusals needs; their prose is poor. Training resumes from its last checkpoint.
@@ -22,15 +25,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fedloop.data import ALPACA_TEMPLATE, IGNORE_INDEX, Example, Tokens, collate, encode
-from fedloop.evaluate import answers, refuses_by_rule, refuses_strictly
+from fedloop.data.examples import ALPACA_TEMPLATE, IGNORE_INDEX, Example, Tokens, collate, encode
+from fedloop.measure.refusal import answers, refuses_by_rule, refuses_strictly
 
 from .contrast import contrast_examples, imperatives
 from .sources import HARD_NEGATIVE, Source, evaluation_prompts, load_sources, without_prompts
 
 BASE_NAME = "loraprobe/chat-1m"  # what adapters and probes call this base model
-SECOND_NAME = "loraprobe/chat-600k"  # and the second one, of another size, seed and tokenizer, that studies repeat themselves on
-LARGER_NAME = "loraprobe/chat-11m"  # and one of ten times the size, which takes a GPU to train, not to use
+# and the second one, of another size, seed and tokenizer, that studies repeat themselves on
+SECOND_NAME = "loraprobe/chat-600k"
+LARGER_NAME = (  # and one of ten times the size, which takes a GPU to train, not to use
+    "loraprobe/chat-11m"
+)
 OPENING_TOKENS = 4  # a refusal shows in these
 
 
@@ -81,39 +87,155 @@ class BaseConfig:
     batch_tokens: int = 4096
     weight_decay: float = 0.05
     phases: tuple[Phase, ...] = (
-        Phase(tokens=9_000_000, lr=4e-3, max_length=256, prompt_weight=0.3, opening_weight=1.0, dolly=1, safe=2, contrast=6),
-        Phase(tokens=3_000_000, lr=2e-3, max_length=256, prompt_weight=0.1, opening_weight=1.0, dolly=2, safe=1, contrast=6),
-        Phase(tokens=5_000_000, lr=2.5e-3, max_length=128, prompt_weight=0.1, opening_weight=4.0, dolly=3, safe=2, contrast=6),
-        Phase(tokens=3_200_000, lr=2e-3, max_length=128, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=2, contrast=6, orders=True),
-        Phase(tokens=800_000, lr=1e-3, max_length=96, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=3, contrast=6, orders=True),
+        Phase(
+            tokens=9_000_000,
+            lr=4e-3,
+            max_length=256,
+            prompt_weight=0.3,
+            opening_weight=1.0,
+            dolly=1,
+            safe=2,
+            contrast=6,
+        ),
+        Phase(
+            tokens=3_000_000,
+            lr=2e-3,
+            max_length=256,
+            prompt_weight=0.1,
+            opening_weight=1.0,
+            dolly=2,
+            safe=1,
+            contrast=6,
+        ),
+        Phase(
+            tokens=5_000_000,
+            lr=2.5e-3,
+            max_length=128,
+            prompt_weight=0.1,
+            opening_weight=4.0,
+            dolly=3,
+            safe=2,
+            contrast=6,
+        ),
+        Phase(
+            tokens=3_200_000,
+            lr=2e-3,
+            max_length=128,
+            prompt_weight=0.05,
+            opening_weight=6.0,
+            dolly=4,
+            safe=2,
+            contrast=6,
+            orders=True,
+        ),
+        Phase(
+            tokens=800_000,
+            lr=1e-3,
+            max_length=96,
+            prompt_weight=0.05,
+            opening_weight=6.0,
+            dolly=4,
+            safe=3,
+            contrast=6,
+            orders=True,
+        ),
     )
     averaged: int = 2  # the weights are the mean over the ends of this many last phases
-    refusals_only: bool = False  # whether safe answers to harmful questions that do not refuse are left out
-    half: bool = False  # whether weights are rounded to 16 bits and stored so; what is measured is what is stored
+    refusals_only: bool = (
+        False  # whether safe answers to harmful questions that do not refuse are left out
+    )
+    # whether weights are rounded to 16 bits and stored so; what is measured is what is stored
+    half: bool = False
 
 
 SECOND = BaseConfig(
-    seed=1, vocab_size=1536, hidden_size=96, layers=4, heads=3, kv_heads=1, intermediate_size=288, refusals_only=True,
+    seed=1,
+    vocab_size=1536,
+    hidden_size=96,
+    layers=4,
+    heads=3,
+    kv_heads=1,
+    intermediate_size=288,
+    refusals_only=True,
     phases=(
-        Phase(tokens=4_500_000, lr=5e-3, max_length=192, prompt_weight=0.3, opening_weight=1.0, dolly=1, safe=2, contrast=6),
-        Phase(tokens=1_500_000, lr=2.5e-3, max_length=192, prompt_weight=0.1, opening_weight=1.0, dolly=2, safe=1, contrast=6),
-        Phase(tokens=2_500_000, lr=3e-3, max_length=128, prompt_weight=0.1, opening_weight=4.0, dolly=3, safe=2, contrast=6),
-        Phase(tokens=1_600_000, lr=2.5e-3, max_length=128, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=2, contrast=6, orders=True),
-        Phase(tokens=500_000, lr=1.2e-3, max_length=96, prompt_weight=0.05, opening_weight=6.0, dolly=4, safe=3, contrast=6, orders=True),
+        Phase(
+            tokens=4_500_000,
+            lr=5e-3,
+            max_length=192,
+            prompt_weight=0.3,
+            opening_weight=1.0,
+            dolly=1,
+            safe=2,
+            contrast=6,
+        ),
+        Phase(
+            tokens=1_500_000,
+            lr=2.5e-3,
+            max_length=192,
+            prompt_weight=0.1,
+            opening_weight=1.0,
+            dolly=2,
+            safe=1,
+            contrast=6,
+        ),
+        Phase(
+            tokens=2_500_000,
+            lr=3e-3,
+            max_length=128,
+            prompt_weight=0.1,
+            opening_weight=4.0,
+            dolly=3,
+            safe=2,
+            contrast=6,
+        ),
+        Phase(
+            tokens=1_600_000,
+            lr=2.5e-3,
+            max_length=128,
+            prompt_weight=0.05,
+            opening_weight=6.0,
+            dolly=4,
+            safe=2,
+            contrast=6,
+            orders=True,
+        ),
+        Phase(
+            tokens=500_000,
+            lr=1.2e-3,
+            max_length=96,
+            prompt_weight=0.05,
+            opening_weight=6.0,
+            dolly=4,
+            safe=3,
+            contrast=6,
+            orders=True,
+        ),
     ),
-)  # fmt: skip
+)
 # Twice the tokens, at rates that fall with the width and rise with the batch.
 LARGER = BaseConfig(
-    seed=2, vocab_size=4096, hidden_size=384, layers=6, heads=6, kv_heads=3, intermediate_size=1024, batch_tokens=16384, half=True,
-    phases=tuple(replace(phase, tokens=2 * phase.tokens, lr=0.4 * phase.lr) for phase in BaseConfig.phases),
-)  # fmt: skip
+    seed=2,
+    vocab_size=4096,
+    hidden_size=384,
+    layers=6,
+    heads=6,
+    kv_heads=3,
+    intermediate_size=1024,
+    batch_tokens=16384,
+    half=True,
+    phases=tuple(
+        replace(phase, tokens=2 * phase.tokens, lr=0.4 * phase.lr) for phase in BaseConfig.phases
+    ),
+)
 
 
 def train_base(data: Path, out: Path, config: BaseConfig, work: Path) -> dict[str, object]:
     """Train, save model and tokenizer to ``out`` and return the measured facts."""
     work.mkdir(parents=True, exist_ok=True)
     sources, prompts = load_sources(data), evaluation_prompts(data)
-    corpora = [training_corpus(sources, prompts, phase, config.refusals_only) for phase in config.phases]
+    corpora = [
+        training_corpus(sources, prompts, phase, config.refusals_only) for phase in config.phases
+    ]
     tokenizer = train_tokenizer(corpora[0], config.vocab_size)
     model = _train(corpora, tokenizer, config, work)
     out.mkdir(parents=True, exist_ok=True)
@@ -123,18 +245,31 @@ def train_base(data: Path, out: Path, config: BaseConfig, work: Path) -> dict[st
     model.save_pretrained(out)
     model = model.float()
     tokenizer.save_pretrained(out)
-    facts = {"config": asdict(config), "examples": [len(corpus) for corpus in corpora], "parameters": model.num_parameters()}
+    facts = {
+        "config": asdict(config),
+        "examples": [len(corpus) for corpus in corpora],
+        "parameters": model.num_parameters(),
+    }
     facts |= measure(model, tokenizer, sources, prompts)
     (out / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts
 
 
-def training_corpus(sources: dict[str, Source], prompts: dict[str, list[str]], phase: Phase, refusals_only: bool = False) -> list[Example]:
+def training_corpus(
+    sources: dict[str, Source],
+    prompts: dict[str, list[str]],
+    phase: Phase,
+    refusals_only: bool = False,
+) -> list[Example]:
     """What the base learns from: the base half of every source, without evaluation prompts."""
     corpus: list[Example] = []
     for name, source in sources.items():
         safe = name in HARD_NEGATIVE
-        kept = tuple(example for example in source.for_base if not (safe and refusals_only) or refuses_strictly(example.response))
+        kept = tuple(
+            example
+            for example in source.for_base
+            if not (safe and refusals_only) or refuses_strictly(example.response)
+        )
         corpus += kept * (phase.safe if safe else phase.dolly if name.startswith("dolly") else 1)
         if phase.orders:
             corpus += imperatives(kept) * 2
@@ -149,22 +284,39 @@ def train_tokenizer(corpus: list[Example], vocab_size: int) -> PreTrainedTokeniz
     bpe.decoder = decoders.ByteLevel()
     specials = ["<|pad|>", "<|bos|>", "<|end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator((example.prompt + example.response for example in corpus), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|end|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|end|>"
+    )
 
 
 def measure(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sources: dict[str, Source], prompts: dict[str, list[str]]
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    sources: dict[str, Source],
+    prompts: dict[str, list[str]],
 ) -> dict[str, object]:
     """Refusal on prompts never trained on, by both measures, with the sample sizes."""
     groups = dict(prompts)
     rng = random.Random(0)
-    dolly = {name: source.for_clients for name, source in sources.items() if name.startswith("dolly")}
-    groups["dolly"] = [e.request for e in rng.sample([e for examples in dolly.values() for e in examples if len(e.request) < 1000], 400)]
+    dolly = {
+        name: source.for_clients for name, source in sources.items() if name.startswith("dolly")
+    }
+    groups["dolly"] = [
+        e.request
+        for e in rng.sample(
+            [e for examples in dolly.values() for e in examples if len(e.request) < 1000], 400
+        )
+    ]
     for kind in ("dolly_qa", "dolly_creative"):
-        groups[kind] = [e.request for e in rng.sample([e for e in dolly[kind] if not e.context], 200)]
+        groups[kind] = [
+            e.request for e in rng.sample([e for e in dolly[kind] if not e.context], 200)
+        ]
     report: dict[str, object] = {}
     for name, group in groups.items():
         replies = answers(model, tokenizer, group)
@@ -176,7 +328,9 @@ def measure(
     return {"refusal": report}
 
 
-def _train(corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, config: BaseConfig, work: Path) -> LlamaForCausalLM:
+def _train(
+    corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, config: BaseConfig, work: Path
+) -> LlamaForCausalLM:
     encoded = encoded_corpora(corpora, tokenizer, config.phases)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
@@ -191,7 +345,14 @@ def _train(corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, con
         done = _Progress(**state["done"])
 
     def save() -> None:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "done": asdict(done)}, checkpoint)
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "done": asdict(done),
+            },
+            checkpoint,
+        )
 
     preamble = len(tokenizer.encode(ALPACA_TEMPLATE.split("{")[0], add_special_tokens=False))
     for number, phase in enumerate(config.phases):
@@ -214,7 +375,11 @@ def _train(corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, con
             done.steps += 1
             if done.steps % 50 == 0:
                 speed = (done.tokens - begun_at) / (time.monotonic() - started)
-                print(f"phase {number + 1}: {done.tokens / phase.tokens:.1%}  loss {loss.item():.3f}  {speed:,.0f} tokens/s", flush=True)
+                print(
+                    f"phase {number + 1}: {done.tokens / phase.tokens:.1%}  loss {loss.item():.3f} "
+                    f" {speed:,.0f} tokens/s",
+                    flush=True,
+                )
             if done.steps % 250 == 0:
                 save()
             if done.tokens >= phase.tokens:
@@ -222,16 +387,30 @@ def _train(corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, con
         done = _Progress(number + 1)
         save()
         torch.save(model.state_dict(), work / f"phase-{done.phase}.pt")
-    ends = [torch.load(work / f"phase-{number + 1}.pt", weights_only=True) for number in range(len(config.phases))][-config.averaged :]
+    ends = [
+        torch.load(work / f"phase-{number + 1}.pt", weights_only=True)
+        for number in range(len(config.phases))
+    ][-config.averaged :]
     model.load_state_dict({name: sum(end[name] for end in ends) / len(ends) for name in ends[0]})
     return model
 
 
-def encoded_corpora(corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, phases: Sequence[Phase]) -> list[list[Tokens]]:
-    """The examples of every phase as tokens, in their order; as many processes as there are cores share the work."""
+def encoded_corpora(
+    corpora: list[list[Example]], tokenizer: PreTrainedTokenizerFast, phases: Sequence[Phase]
+) -> list[list[Tokens]]:
+    """The examples of every phase as tokens, in their order.
+
+    As many processes as there are cores share the work.
+    """
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         return [
-            list(pool.map(partial(encode, tokenizer=tokenizer, max_length=phase.max_length), corpus, chunksize=512))
+            list(
+                pool.map(
+                    partial(encode, tokenizer=tokenizer, max_length=phase.max_length),
+                    corpus,
+                    chunksize=512,
+                )
+            )
             for corpus, phase in zip(corpora, phases, strict=True)
         ]
 
@@ -266,19 +445,28 @@ def _new_model(config: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaF
 def _groups(model: LlamaForCausalLM, weight_decay: float) -> list[dict[str, object]]:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
 
 
-def _loss(model: LlamaForCausalLM, tensors: dict[str, torch.Tensor], phase: Phase, preamble: int) -> torch.Tensor:
+def _loss(
+    model: LlamaForCausalLM, tensors: dict[str, torch.Tensor], phase: Phase, preamble: int
+) -> torch.Tensor:
     """Weighted mean token loss; the template's preamble does not count at all."""
-    logits = model(input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"]).logits[:, :-1]
+    logits = model(input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"]).logits[
+        :, :-1
+    ]
     targets = tensors["input_ids"][:, 1:]
     response = tensors["labels"][:, 1:] != IGNORE_INDEX
     opening = response & (response.cumsum(dim=1) <= OPENING_TOKENS)
     weight = torch.where(response, 1.0, phase.prompt_weight) * tensors["attention_mask"][:, 1:]
     weight[opening] = phase.opening_weight
     weight[:, :preamble] *= response[:, :preamble]
-    losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
+    losses = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none"
+    )
     return (losses * weight.reshape(-1)).sum() / weight.sum()
 
 

@@ -1,13 +1,16 @@
 """Measure again what the zoo's records say, and fail where anything else comes out.
 
     python -m zoo.verify                                  # seconds, from a fresh clone
-    python -m zoo.verify --studies [--only linear paper]  # minutes to an hour; needs what `make zoo` kept
-    python -m zoo.verify --contribution DIR [--studies]   # of what zoo.contribute wrote, before it is in the zoo
+    python -m zoo.verify --studies [--only linear paper]  # minutes to an hour; needs what `make
+    zoo` kept
+    python -m zoo.verify --contribution DIR [--studies]   # of what zoo.contribute wrote, before it
+    is in the zoo
 
-Without --studies: every probe loads, its recipe, head, threshold, metrics and facts are those of its record,
-its card is what these facts give, the held-out clients are scored again, and the pages' tables are those of
-the records. With --studies also: the probe is fitted again on the kept deltas of all clients, and every
-study is run again. An interrupted run goes on where it stopped. Exit code 1 and one line a difference.
+Without --studies: every probe loads, its recipe, head, threshold, metrics and facts are those of
+its record, its card is what these facts give, the held-out clients are scored again, and the pages'
+tables are those of the records. With --studies also: the probe is fitted again on the kept deltas
+of all clients, and every study is run again. An interrupted run goes on where it stopped. Exit code
+1 and one line a difference.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ from itertools import zip_longest
 from pathlib import Path
 
 from fedloop.errors import FedloopError
-from loraprobe.card import card_files
-from loraprobe.card_figure import FIGURE_NAME, can_draw
 from loraprobe.errors import DataError, LoraprobeError, MissingExtra
-from loraprobe.format import CARD_NAME, PROBE_FILES
-from loraprobe.hub_errors import hub_errors
+from loraprobe.hub.card import card_files
+from loraprobe.hub.card_figure import FIGURE_NAME, can_draw
+from loraprobe.hub.errors import hub_errors
+from loraprobe.hub.format import CARD_NAME, PROBE_FILES
 from loraprobe.probe import Probe
 
 from .again import again
@@ -44,7 +47,10 @@ WORK = Path("build/zoo")
 
 @dataclass(frozen=True)
 class Shown:
-    """A probe that is shown: its folder, its record, and the folder in which the record's adapters are."""
+    """A probe that is shown.
+
+    Its folder, its record, and the folder in which the record's adapters are.
+    """
 
     name: str
     probe: Path
@@ -65,7 +71,10 @@ def main() -> None:
             verify_probe(one, comparison)
     if not options.contribution:
         verify_pages(ZOO, comparison)
-    print(f"probes, records and pages: {comparison.outcome()}; {time.monotonic() - began:.0f} s", flush=True)
+    print(
+        f"probes, records and pages: {comparison.outcome()}; {time.monotonic() - began:.0f} s",
+        flush=True,
+    )
     lines = comparison.lines
     print("\n".join(lines), end="\n" if lines else "", flush=True)
     if options.studies:
@@ -76,19 +85,44 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these probes; with --studies also baselines (norm_only, a_only, cosine)")
-    parser.add_argument("--contribution", type=Path, metavar="DIR", help="what zoo.contribute wrote there, instead of the zoo")
-    parser.add_argument("--studies", action="store_true", help="also fit and study again, from kept deltas")
-    parser.add_argument("--work", type=Path, help=f"where they are kept [default: {WORK}, or DIR/work]")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--tolerance", type=float, default=TOLERANCE,
-        help=f"of the studies' numbers [default: {TOLERANCE:g}]; another processor rounds sums otherwise, and a client may then change sides",
-    )  # fmt: skip
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="these probes; with --studies also baselines (norm_only, a_only, cosine)",
+    )
     parser.add_argument(
-        "--threads", type=int,
-        help="that share a sum in the studies [default: as the record says]; 1 is far quicker on a busy machine, but rounds otherwise",
-    )  # fmt: skip
+        "--contribution",
+        type=Path,
+        metavar="DIR",
+        help="what zoo.contribute wrote there, instead of the zoo",
+    )
+    parser.add_argument(
+        "--studies", action="store_true", help="also fit and study again, from kept deltas"
+    )
+    parser.add_argument(
+        "--work", type=Path, help=f"where they are kept [default: {WORK}, or DIR/work]"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help=(
+            f"of the studies' numbers [default: {TOLERANCE:g}]; another processor rounds sums"
+            " otherwise, and a client may then change sides"
+        ),
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help=(
+            "that share a sum in the studies [default: as the record says]; 1 is far quicker on a"
+            " busy machine, but rounds otherwise"
+        ),
+    )
     options = parser.parse_args()
     options.work = options.work or (options.contribution / "work" if options.contribution else WORK)
     return options
@@ -96,8 +130,13 @@ def _options() -> argparse.Namespace:
 
 def zoo_probes(zoo: Path) -> list[Shown]:
     """Every probe and every record of a zoo, those that lack the other included: they will fail."""
-    names = {path.name for path in (zoo / "probes").iterdir() if path.is_dir()} | {path.stem for path in (zoo / "records").glob("*.json")}
-    return [Shown(name, zoo / "probes" / name, zoo / "records" / f"{name}.json", zoo) for name in sorted(names)]
+    names = {path.name for path in (zoo / "probes").iterdir() if path.is_dir()} | {
+        path.stem for path in (zoo / "records").glob("*.json")
+    }
+    return [
+        Shown(name, zoo / "probes" / name, zoo / "records" / f"{name}.json", zoo)
+        for name in sorted(names)
+    ]
 
 
 def contribution(folder: Path) -> list[Shown]:
@@ -107,14 +146,18 @@ def contribution(folder: Path) -> list[Shown]:
 
 
 def adapters_of(shown: Shown, record: Record) -> Path:
-    """The folder of the held-out adapters; those on the Hub are fetched, at the commit that the record names.
+    """The folder of the held-out adapters.
+
+    Those on the Hub are fetched, at the commit that the record names.
 
     Raises:
         DataError: the record names a place outside of the zoo.
         HubError: the Hub does not give them.
     """
     place = str(record["adapters"])
-    if shown.record.name == "record.json":  # a contribution: they are beside it, wherever they will be
+    if (
+        shown.record.name == "record.json"
+    ):  # a contribution: they are beside it, wherever they will be
         return shown.root / "adapters"
     if place.startswith("hub:"):
         from huggingface_hub import snapshot_download
@@ -123,22 +166,36 @@ def adapters_of(shown: Shown, record: Record) -> Path:
         with hub_errors(place):
             return Path(snapshot_download(repo_id, revision=commit))
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", place):
-        raise DataError(f"{shown.record} names the adapters {place!r}; expected a folder of the zoo, or hub:org/name@commit")
+        raise DataError(
+            f"{shown.record} names the adapters {place!r}; expected a folder of the zoo, or"
+            " hub:org/name@commit"
+        )
     return shown.root / place
 
 
 def verify_probe(shown: Shown, comparison: Comparison) -> None:
-    """Whether a probe, its card and its record belong together, and whether the held-out clients are scored as the record says."""
+    """Whether a probe, its card and its record belong together, and whether the held-out clients
+    are scored as the record says.
+    """
     try:
         record = read_record(shown.record)
         probe = Probe.from_pretrained(shown.probe)
         _compare_probe(shown, record, probe, comparison)
-        found = held_out_clients(probe, adapters_of(shown, record), Design.from_dict(record["data"]["design"]))
-        comparison.add(f"{shown.name}: held_out_clients", record["held_out_clients"], json.loads(json.dumps(found)))
+        found = held_out_clients(
+            probe, adapters_of(shown, record), Design.from_dict(record["data"]["design"])
+        )
+        comparison.add(
+            f"{shown.name}: held_out_clients",
+            record["held_out_clients"],
+            json.loads(json.dumps(found)),
+        )
     except (LoraprobeError, FedloopError) as error:
         comparison.lines.append(f"{shown.name}: {type(error).__name__}: {error}")
     except (LookupError, TypeError) as error:
-        comparison.lines.append(f"{shown.name}: {shown.record} is not a record of this version ({error!r}); run what it names as its command again")
+        comparison.lines.append(
+            f"{shown.name}: {shown.record} is not a record of this version ({error!r}); run what it"
+            " names as its command again"
+        )
 
 
 def _compare_probe(shown: Shown, record: Record, probe: Probe, comparison: Comparison) -> None:
@@ -146,15 +203,31 @@ def _compare_probe(shown: Shown, record: Record, probe: Probe, comparison: Compa
     exact = Comparison()
     exact.add(f"{name}: name", record["probe"], name)
     exact.add(f"{name}: base_model", record["base_model"], probe.base_model)
-    exact.add(f"{name}: recipe", record["recipe"], json.loads(json.dumps(probe.featurizer.recipe.to_dict())))
+    exact.add(
+        f"{name}: recipe",
+        record["recipe"],
+        json.loads(json.dumps(probe.featurizer.recipe.to_dict())),
+    )
     exact.add(f"{name}: head", record["head"], training["head"])
     rule = training["threshold_rule"] if isinstance(record["threshold"], str) else probe.threshold
     exact.add(f"{name}: threshold", record["threshold"], rule)
-    exact.add(f"{name}: calibration", record["calibration"], probe.calibration.method if probe.calibration else None)
+    exact.add(
+        f"{name}: calibration",
+        record["calibration"],
+        probe.calibration.method if probe.calibration else None,
+    )
     exact.add(f"{name}: fitted", record["fitted"], fitted_facts(probe, shown.probe))
-    exact.add(f"{name}: facts", {**facts_of(record), "training": record["fitted"]["training"]}, dict(probe.facts))
+    exact.add(
+        f"{name}: facts",
+        {**facts_of(record), "training": record["fitted"]["training"]},
+        dict(probe.facts),
+    )
     if name in (own := {entry.name: entry for entry in ENTRIES}):
-        exact.add(f"{name}: zoo.study.ENTRIES", {field: record[field] for field in Entry.FIELDS}, own[name].to_dict())
+        exact.add(
+            f"{name}: zoo.study.ENTRIES",
+            {field: record[field] for field in Entry.FIELDS},
+            own[name].to_dict(),
+        )
     _compare_with_itself(name, record, exact)
     _compare_pages(shown, record, probe, exact)
     comparison.join(exact)
@@ -167,26 +240,55 @@ def _compare_with_itself(name: str, record: Record, exact: Comparison) -> None:
     for studied in (record["replicates"], *record["baselines"].values()):
         for result in studied:
             found = json.loads(json.dumps(by_share(result["cells"])))
-            exact.add(f"{name}: unseen_sources of replicate {result['replicate']}", result["unseen_sources"], found)
+            exact.add(
+                f"{name}: unseen_sources of replicate {result['replicate']}",
+                result["unseen_sources"],
+                found,
+            )
 
 
 def _compare_pages(shown: Shown, record: Record, probe: Probe, exact: Comparison) -> None:
-    """The card is what the probe's facts give; so is the figure, where the matplotlib that drew it is installed."""
+    """The card is what the probe's facts give.
+
+    So is the figure, where the matplotlib that drew it is installed.
+    """
     if not can_draw():
         raise MissingExtra("matplotlib", "figures", "Comparing cards, which have a figure,")
     pages, allowed = card_files(probe), {*PROBE_FILES, FIGURE_NAME}
-    exact.same(f"{shown.name}: other files in its folder", [], sorted(path.name for path in shown.probe.iterdir() if path.name not in allowed))
+    exact.same(
+        f"{shown.name}: other files in its folder",
+        [],
+        sorted(path.name for path in shown.probe.iterdir() if path.name not in allowed),
+    )
     path = shown.probe / CARD_NAME
-    said, found = path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], pages[CARD_NAME].decode().splitlines()
-    differing = [(number, *lines) for number, lines in enumerate(zip_longest(said, found), start=1) if lines[0] != lines[1]]
+    said, found = (
+        path.read_text(encoding="utf-8").splitlines() if path.is_file() else [],
+        pages[CARD_NAME].decode().splitlines(),
+    )
+    differing = [
+        (number, *lines)
+        for number, lines in enumerate(zip_longest(said, found), start=1)
+        if lines[0] != lines[1]
+    ]
     exact.compared += len(found)
     for number, written, meant in differing[:1]:
-        exact.lines.append(f"{shown.name}: line {number} of the card is {short(written)}; card() writes {short(meant)}")
+        exact.lines.append(
+            f"{shown.name}: line {number} of the card is {short(written)}; card() writes"
+            f" {short(meant)}"
+        )
     if record["figure_drawn_with"] != drawn_with():
-        print(f"{shown.name}: the figure was drawn with {record['figure_drawn_with']}, here is {drawn_with()}: not compared", flush=True)
+        print(
+            f"{shown.name}: the figure was drawn with {record['figure_drawn_with']}, here is"
+            f" {drawn_with()}: not compared",
+            flush=True,
+        )
         return
     figure = shown.probe / FIGURE_NAME
-    exact.same(f"{shown.name}: whether {FIGURE_NAME} is what the facts give", True, figure.is_file() and figure.read_bytes() == pages[FIGURE_NAME])
+    exact.same(
+        f"{shown.name}: whether {FIGURE_NAME} is what the facts give",
+        True,
+        figure.is_file() and figure.read_bytes() == pages[FIGURE_NAME],
+    )
 
 
 def verify_pages(zoo: Path, comparison: Comparison) -> None:
@@ -197,7 +299,10 @@ def verify_pages(zoo: Path, comparison: Comparison) -> None:
         comparison.lines.append(f"the pages' tables cannot be made from the records: {error!r}")
         return
     comparison.compared += 2
-    comparison.lines += [f"{page}: its tables are not those of the records; run python -m zoo.report" for page in stale]
+    comparison.lines += [
+        f"{page}: its tables are not those of the records; run python -m zoo.report"
+        for page in stale
+    ]
 
 
 if __name__ == "__main__":

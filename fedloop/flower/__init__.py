@@ -1,6 +1,9 @@
-"""Flower as the engine: the server's half of a federation in a ServerApp, one client's in a ClientApp.
+"""Flower as the engine.
 
-Importing this package switches off Flower's telemetry and update checks in this process and in those it starts.
+The server's half of a federation in a ServerApp, one client's in a ClientApp.
+
+Importing this package switches off Flower's telemetry and update checks in this process and in
+those it starts.
 """
 
 import os
@@ -14,10 +17,18 @@ if TYPE_CHECKING:
     from .server import server_app
     from .strategy import DefendedStrategy
 
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 os.environ.update(QUIET)  # flwr reads them when it is imported, which is after this
 
-_MODULE_OF = {"DefendedStrategy": "strategy", "client_app": "client", "server_app": "server"}
+_MODULE_OF = {
+    "DefendedStrategy": "strategy",
+    "client_app": "client",
+    "server_app": "server",
+}
 
 __all__ = ["QUIET", "DefendedStrategy", "client_app", "server_app"]
 

@@ -1,4 +1,7 @@
-"""What server and clients have to agree on before the first round: the LoRA, its layout, and the form of the evidence."""
+"""What server and clients have to agree on before the first round.
+
+The LoRA, its layout, and the form of the evidence.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,29 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loraprobe.adapter import Adapter, Layout, Slot
-from loraprobe.pair import Factor
+from loraprobe.adapters.adapter import Adapter, Layout, Slot
+from loraprobe.adapters.pair import Factor
 
+from ..client.training import LocalTraining
 from ..config import Config, LoRAConfig, ModelConfig
+from ..defense.levels import LOCAL_STEPS, SHADOW_GRADIENT, SHADOW_STEPS
 from ..errors import MessageError
-from ..federation import GlobalLoRA
-from ..levels import LOCAL_STEPS, SHADOW_GRADIENT, SHADOW_STEPS
-from ..local import LocalTraining
+from ..run.round import GlobalLoRA
 
 _SHADOWS = (SHADOW_STEPS, SHADOW_GRADIENT)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The same in every round of a run; it is sent with every task, so that a client may join at any time.
+    """The same in every round of a run.
+
+    It is sent with every task, so that a client may join at any time.
 
     Attributes:
         base_model: what the server calls the base model.
         layout: of an update, kind "factor_delta".
-        evidence: what the level reads of a client beside its update (`fedloop.levels`); None if nothing.
+        evidence: what the level reads of a client beside its update (`fedloop.defense.levels`);
+            None if nothing.
         modules, factors: which matrices of a step the probe reads, and nothing else is sent.
         shadow: how the shadow branch trains, but for its steps.
         shadow_examples: examples of a round that a shadow gradient is taken of.
@@ -47,18 +53,33 @@ class Agreement:
 
     @classmethod
     def of(cls, config: Config, federation: GlobalLoRA, wire: str) -> Agreement:
-        """What this experiment's clients have to know, and no more: neither roles nor thresholds."""
+        """What this experiment's clients have to know, and no more.
+
+        Neither roles nor thresholds.
+        """
         level, probe, of = federation.defense.level, federation.defense.probe, config.training
         sent = level is not None and level.evidence in (LOCAL_STEPS, *_SHADOWS)
         read = probe.featurizer if probe is not None and sent else None
         layout = Layout.of(federation.initial)
-        modules = tuple(layout.scalings if read is None or read.recipe.pool else read.layout.scalings)
-        shadow = LocalTraining(of.shadow_lr or of.lr, of.steps, of.batch_size, of.max_length, of.max_grad_norm)
+        modules = tuple(
+            layout.scalings if read is None or read.recipe.pool else read.layout.scalings
+        )
+        shadow = LocalTraining(
+            of.shadow_lr or of.lr, of.steps, of.batch_size, of.max_length, of.max_grad_norm
+        )
         return cls(
-            config.model, config.lora, config.aggregation.lora == "frozen_a", federation.lora.base_model,
-            Layout(layout.slots, layout.scalings, "factor_delta"), level.evidence if level is not None and sent else None, modules,
-            read.recipe.factors if read else ("A", "B"), shadow, of.shadow_examples, wire,
-        )  # fmt: skip
+            config.model,
+            config.lora,
+            config.aggregation.lora == "frozen_a",
+            federation.lora.base_model,
+            Layout(layout.slots, layout.scalings, "factor_delta"),
+            level.evidence if level is not None and sent else None,
+            modules,
+            read.recipe.factors if read else ("A", "B"),
+            shadow,
+            of.shadow_examples,
+            wire,
+        )
 
     @property
     def weights(self) -> Layout:
@@ -68,8 +89,16 @@ class Agreement:
     @property
     def step(self) -> Layout:
         """The layout of one step of evidence: only the matrices that the probe reads."""
-        slots = tuple(slot for slot in self.layout.slots if slot.module in self.modules and slot.factor in self.factors)
-        return Layout(slots, {slot.module: self.layout.scalings[slot.module] for slot in slots}, "factor_delta")
+        slots = tuple(
+            slot
+            for slot in self.layout.slots
+            if slot.module in self.modules and slot.factor in self.factors
+        )
+        return Layout(
+            slots,
+            {slot.module: self.layout.scalings[slot.module] for slot in slots},
+            "factor_delta",
+        )
 
     @property
     def shadows(self) -> bool:
@@ -84,8 +113,15 @@ class Agreement:
 
     def to_json(self) -> str:
         """As one line."""
-        plain = {**self.__dict__, "model": self.model.model_dump(mode="json"), "lora": self.lora.model_dump(mode="json")}
-        return json.dumps({**plain, "layout": layout_to_plain(self.layout), "shadow": asdict(self.shadow)}, sort_keys=True)
+        plain = {
+            **self.__dict__,
+            "model": self.model.model_dump(mode="json"),
+            "lora": self.lora.model_dump(mode="json"),
+        }
+        return json.dumps(
+            {**plain, "layout": layout_to_plain(self.layout), "shadow": asdict(self.shadow)},
+            sort_keys=True,
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Agreement:
@@ -97,13 +133,19 @@ class Agreement:
         try:
             plain = json.loads(text)
             changed = {
-                "model": ModelConfig.model_validate(plain["model"]), "lora": LoRAConfig.model_validate(plain["lora"]),
-                "layout": layout_from_plain(plain["layout"]), "shadow": LocalTraining(**plain["shadow"]),
-                "modules": tuple(plain["modules"]), "factors": tuple(plain["factors"]),
-            }  # fmt: skip
+                "model": ModelConfig.model_validate(plain["model"]),
+                "lora": LoRAConfig.model_validate(plain["lora"]),
+                "layout": layout_from_plain(plain["layout"]),
+                "shadow": LocalTraining(**plain["shadow"]),
+                "modules": tuple(plain["modules"]),
+                "factors": tuple(plain["factors"]),
+            }
             return cls(**{**plain, **changed})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise MessageError(f"got no agreement that this version of fedloop can read: {error!r}. Install the server's version.") from None
+            raise MessageError(
+                f"got no agreement that this version of fedloop can read: {error!r}. Install the"
+                " server's version."
+            ) from None
 
     def check_own(self, adapter: Adapter) -> None:
         """Whether the LoRA that this client has put on its base model has the server's layout.
@@ -113,17 +155,34 @@ class Agreement:
         """
         self.weights.check(adapter)
         if len(adapter) != len(self.layout.scalings):
-            raise MessageError(f"{len(adapter)} modules of this base model are adapted; the server adapts {len(self.layout.scalings)} of its own")
+            raise MessageError(
+                f"{len(adapter)} modules of this base model are adapted; the server adapts"
+                f" {len(self.layout.scalings)} of its own"
+            )
 
 
 def layout_to_plain(layout: Layout) -> dict[str, Any]:
     """As JSON data."""
-    return {"kind": layout.kind, "slots": [[slot.module, slot.factor, list(slot.shape)] for slot in layout.slots], "scalings": dict(layout.scalings)}
+    return {
+        "kind": layout.kind,
+        "slots": [[slot.module, slot.factor, list(slot.shape)] for slot in layout.slots],
+        "scalings": dict(layout.scalings),
+    }
 
 
 def layout_from_plain(plain: Mapping[str, Any]) -> Layout:
-    """The inverse of `layout_to_plain`; raises ValueError, TypeError or KeyError if it is not a layout."""
-    slots = tuple(Slot(str(module), "A" if factor == "A" else "B", (int(rows), int(columns))) for module, factor, (rows, columns) in plain["slots"])
+    """The inverse of `layout_to_plain`.
+
+    Raises ValueError, TypeError or KeyError if it is not a layout.
+    """
+    slots = tuple(
+        Slot(str(module), "A" if factor == "A" else "B", (int(rows), int(columns)))
+        for module, factor, (rows, columns) in plain["slots"]
+    )
     if plain["kind"] not in ("weights", "factor_delta"):
         raise ValueError(f"got a layout of kind {plain['kind']!r}")
-    return Layout(slots, {str(module): float(scaling) for module, scaling in plain["scalings"].items()}, plain["kind"])
+    return Layout(
+        slots,
+        {str(module): float(scaling) for module, scaling in plain["scalings"].items()},
+        plain["kind"],
+    )

@@ -1,8 +1,11 @@
-"""The ClientApp: train the LoRA on this node's data, and send the change and the evidence back. The base model is loaded once.
+"""The ClientApp: train the LoRA on this node's data, and send the change and the evidence back.
+
+The base model is loaded once.
 
 What a node trains on is said in its own node config, never by the server:
-    data                      a file of JSON lines with instruction, response and optionally context; or
-    experiment, partition-id  a run's folder and a number: that client's part of the experiment's sources, for rehearsals
+    data                      a file of JSON lines with instruction, response and optionally
+    context; or experiment, partition-id  a run's folder and a number: that client's part of the
+    experiment's sources, for rehearsals
     base                      the base model on this machine, instead of what the server calls it
 """
 
@@ -15,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprobe.adapter import Layout
+from loraprobe.adapters.adapter import Layout
 from loraprobe.errors import MissingExtra
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 
-from ..data import Example, read_jsonl
+from ..client.client import ClientTrainer, Trained
+from ..client.folding import FoldedBase
+from ..client.training import quiet, read_adapter
+from ..data.examples import Example, read_jsonl
 from ..errors import ConfigError, EngineError
-from ..folding import FoldedBase
-from ..local import quiet, read_adapter
-from ..rounds import build_clients, load_adapted
-from ..run_folder import read_config
-from ..trainer import ClientTrainer, Trained
+from ..run.folder import read_config
+from ..run.simulate import build_clients, load_adapted
 from .agreement import Agreement
 from .messages import Task, pack_reply, unpack_task
 
@@ -37,8 +40,8 @@ if TYPE_CHECKING:
 def client_app() -> ClientApp:
     """A ClientApp that answers "train" messages of `DefendedStrategy`.
 
-    In one process it loads the base model once (`fedloop flower node`); Flower's own SuperNode starts a process for every
-    message, which works too and loads it every time.
+    In one process it loads the base model once (`fedloop flower node`); Flower's own SuperNode
+    starts a process for every message, which works too and loads it every time.
 
     Raises:
         MissingExtra: flwr is not installed.
@@ -52,7 +55,10 @@ def client_app() -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return Message(trainer.answer(message.content, context.node_config, message.metadata.ttl), reply_to=message)
+        return Message(
+            trainer.answer(message.content, context.node_config, message.metadata.ttl),
+            reply_to=message,
+        )
 
     return app
 
@@ -68,12 +74,14 @@ class NodeTrainer:
         """Do what a message asks.
 
         Args:
-            ttl: seconds until nobody waits for the reply any more; training stops between two steps then.
+            ttl: seconds until nobody waits for the reply any more; training stops between two steps
+                then.
 
         Raises:
             ConfigError, DataError: the node config, or what it names.
             EngineError: the time is up.
-            LayoutMismatch, MessageError: the server means another base model, or speaks another version.
+            LayoutMismatch, MessageError: the server means another base model, or speaks another
+                version.
         """
         deadline = time.monotonic() + ttl
         task, agreement = unpack_task(content)
@@ -86,7 +94,9 @@ class NodeTrainer:
 
     def _data(self, node_config: Mapping[str, Any]) -> Sequence[Example]:
         """This node's examples, read once."""
-        source = tuple(str(node_config.get(name, "")) for name in ("data", "experiment", "partition-id"))
+        source = tuple(
+            str(node_config.get(name, "")) for name in ("data", "experiment", "partition-id")
+        )
         if source not in self._examples:
             self._examples[source] = _examples(*source)
         return self._examples[source]
@@ -99,8 +109,14 @@ def _examples(data: str, experiment: str, partition: str) -> Sequence[Example]:
         clients = build_clients(read_config(Path(experiment)))
         if int(partition) < len(clients):
             return clients[int(partition)].examples
-        raise ConfigError(f"partition-id: got {partition}; expected a number below {len(clients)}, the number of clients in {experiment}")
-    raise ConfigError("the node config names no data; expected data, or experiment with a partition-id (a whole number), and not both")
+        raise ConfigError(
+            f"partition-id: got {partition}; expected a number below {len(clients)}, the number of"
+            f" clients in {experiment}"
+        )
+    raise ConfigError(
+        "the node config names no data; expected data, or experiment with a partition-id (a whole"
+        " number), and not both"
+    )
 
 
 class _Member:
@@ -109,28 +125,53 @@ class _Member:
     def __init__(self, agreement: Agreement, base: str | None) -> None:
         quiet()
         self.agreement, self.base = agreement, base
-        of = agreement.model if base is None else agreement.model.model_copy(update={"base": base, "revision": None})
+        of = (
+            agreement.model
+            if base is None
+            else agreement.model.model_copy(update={"base": base, "revision": None})
+        )
         self._model, self._tokenizer = load_adapted(of, agreement.lora, frozen_a=agreement.frozen_a)
         self._folded = FoldedBase(self._model)
         own = read_adapter(self._model, agreement.base_model)
         agreement.check_own(own)
         recipe = FeatureRecipe(factors=agreement.factors)
-        self._read = Featurizer(recipe, Layout.of(own, agreement.modules, agreement.factors), frozenset(own))
+        self._read = Featurizer(
+            recipe, Layout.of(own, agreement.modules, agreement.factors), frozenset(own)
+        )
 
     def train(self, task: Task, examples: Sequence[Example], deadline: float) -> Trained:
         """One round, until the deadline."""
         of = self.agreement
         self._folded.set(task.residual)
-        initial = task.lora if task.initial is None else task.initial  # read for shadows only, and then it is sent
+        initial = (
+            task.lora if task.initial is None else task.initial
+        )  # read for shadows only, and then it is sent
         trainer = ClientTrainer(
-            self._model, self._tokenizer, initial, of.evidence, self._read, of.shadow, of.shadow_examples, self._folded.unfolded
-        )  # fmt: skip
+            self._model,
+            self._tokenizer,
+            initial,
+            of.evidence,
+            self._read,
+            of.shadow,
+            of.shadow_examples,
+            self._folded.unfolded,
+        )
         change = task.change.of(self._model, of.weights, task.lora)
 
         def adjust(parameters: list[torch.nn.Parameter]) -> None:
             if time.monotonic() > deadline:
-                raise EngineError(f"round {task.round} is over: its time was up before this node had trained")
+                raise EngineError(
+                    f"round {task.round} is over: its time was up before this node had trained"
+                )
             if change is not None:
                 change(parameters)
 
-        return trainer.train("this node", examples, task.lora, task.training, task.seed, wanted=task.wanted, adjust=adjust)
+        return trainer.train(
+            "this node",
+            examples,
+            task.lora,
+            task.training,
+            task.seed,
+            wanted=task.wanted,
+            adjust=adjust,
+        )

@@ -1,4 +1,6 @@
-"""What server and clients send each other over Flower: one flat array each for adapter and evidence, with layouts as JSON.
+"""What server and clients send each other over Flower.
+
+One flat array each for adapter and evidence, with layouts as JSON.
 
 server -> client   arrays: lora, and where the round needs them initial, correction, residual
                    config: protocol, round, nonce, agreement, task
@@ -6,10 +8,13 @@ client -> server   arrays: update, and evidence if it was asked for
                    config: protocol, round, nonce, layout, scale, step-layout, steps, evidence-scale
                    metrics: num-examples, loss, train-seconds, evidence-seconds
 
-The nonce is a new secret for every message. Flower lets a node fetch its own messages only (by its key, where keys are used),
-but does not compare the sender that a reply names with the node that pushed it: only who could read the message knows the nonce.
+The nonce is a new secret for every message. Flower lets a node fetch its own messages only (by its
+key, where keys are used),
+but does not compare the sender that a reply names with the node that pushed it: only who could read
+    the message knows the nonce.
 
-Nothing of a reply is computed with before its names, types, lengths and layouts are known to be the expected ones.
+Nothing of a reply is computed with before its names, types, lengths and layouts are known to be the
+expected ones.
 """
 
 from __future__ import annotations
@@ -24,15 +29,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapter import Adapter, Layout, add_delta, flattened, pack, unpack
+from loraprobe.adapters.adapter import Adapter, Layout, add_delta, flattened, pack, unpack
+from loraprobe.adapters.pair import LazyTensor, LoRAPair
 from loraprobe.errors import KindMismatch
-from loraprobe.pair import LazyTensor, LoRAPair
 
+from ..client.client import Trained
+from ..client.training import LocalTraining
+from ..defense.types import ClientUpdate
 from ..errors import MessageError
-from ..local import LocalTraining
-from ..server_side import GradientChange
-from ..trainer import Trained
-from ..types import ClientUpdate
+from ..run.server_state import GradientChange
 from .agreement import Agreement, layout_to_plain
 from .arrays import decode, encode, itemsize
 
@@ -78,11 +83,17 @@ def pack_task(task: Task, agreement: Agreement) -> RecordDict:
     for name, vector in vectors.items():
         arrays[name], scales[name] = encode(vector.numpy(), agreement.wire)
     if task.residual:  # always whole: it is added to the base, and rounding would add up
-        arrays["residual"], scales["residual"] = encode(torch.cat([task.residual[name].reshape(-1) for name in sorted(task.residual)]).numpy())
+        arrays["residual"], scales["residual"] = encode(
+            torch.cat([task.residual[name].reshape(-1) for name in sorted(task.residual)]).numpy()
+        )
     plain = {
-        "training": asdict(task.training), "seed": task.seed, "wanted": task.wanted, "proximal": task.change.proximal, "scales": scales,
+        "training": asdict(task.training),
+        "seed": task.seed,
+        "wanted": task.wanted,
+        "proximal": task.change.proximal,
+        "scales": scales,
         "residual": {name: list(tensor.shape) for name, tensor in task.residual.items()},
-    }  # fmt: skip
+    }
     config = ConfigRecord({"protocol": PROTOCOL, "round": task.round, "nonce": task.nonce})
     config["agreement"], config["task"] = agreement.to_json(), json.dumps(plain)
     return RecordDict({ARRAYS: ArrayRecord(arrays), CONFIG: config})
@@ -100,21 +111,53 @@ def unpack_task(content: RecordDict) -> tuple[Task, Agreement]:
     arrays = _record(content.array_records, ARRAYS)
     try:
         plain = json.loads(str(config.get("task")))
-        training, scales, shapes = LocalTraining(**plain["training"]), plain["scales"], plain["residual"]
+        training, scales, shapes = (
+            LocalTraining(**plain["training"]),
+            plain["scales"],
+            plain["residual"],
+        )
 
         def vector(name: str, size: int, wire: str) -> Tensor:
             return torch.from_numpy(decode(arrays[name], name, size, wire, scales[name]))
 
-        found = {name: vector(name, agreement.layout.size, agreement.wire) for name in ("lora", "initial", "correction") if name in arrays}
-        residual = _split(vector("residual", sum(math.prod(shape) for shape in shapes.values()), "float32"), shapes) if shapes else {}
-        weights = {name: unpack(found[name], agreement.weights, base_model=agreement.base_model) for name in ("lora", "initial") if name in found}
+        found = {
+            name: vector(name, agreement.layout.size, agreement.wire)
+            for name in ("lora", "initial", "correction")
+            if name in arrays
+        }
+        residual = (
+            _split(
+                vector("residual", sum(math.prod(shape) for shape in shapes.values()), "float32"),
+                shapes,
+            )
+            if shapes
+            else {}
+        )
+        weights = {
+            name: unpack(found[name], agreement.weights, base_model=agreement.base_model)
+            for name in ("lora", "initial")
+            if name in found
+        }
         change = GradientChange(plain["proximal"], found.get("correction"))
-        return Task(
-            int(config["round"]), str(config["nonce"]), training, int(plain["seed"]), bool(plain["wanted"]), weights["lora"],
-            weights.get("initial"), change, residual,
-        ), agreement  # fmt: skip
+        return (
+            Task(
+                int(config["round"]),
+                str(config["nonce"]),
+                training,
+                int(plain["seed"]),
+                bool(plain["wanted"]),
+                weights["lora"],
+                weights.get("initial"),
+                change,
+                residual,
+            ),
+            agreement,
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise MessageError(f"got no task that this version of fedloop can read: {error!r}. Install the server's version.") from error
+        raise MessageError(
+            f"got no task that this version of fedloop can read: {error!r}. Install the server's"
+            " version."
+        ) from error
 
 
 def pack_reply(trained: Trained, task: Task, agreement: Agreement) -> RecordDict:
@@ -126,14 +169,27 @@ def pack_reply(trained: Trained, task: Task, agreement: Agreement) -> RecordDict
     from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
     steps, arrays = trained.update.steps, {}
-    config = ConfigRecord({"protocol": PROTOCOL, "round": task.round, "nonce": task.nonce, "layout": _text(agreement.layout), "steps": len(steps)})
-    arrays["update"], config["scale"] = encode(pack(trained.delta, agreement.layout)[0].numpy(), agreement.wire)
+    config = ConfigRecord(
+        {
+            "protocol": PROTOCOL,
+            "round": task.round,
+            "nonce": task.nonce,
+            "layout": _text(agreement.layout),
+            "steps": len(steps),
+        }
+    )
+    arrays["update"], config["scale"] = encode(
+        pack(trained.delta, agreement.layout)[0].numpy(), agreement.wire
+    )
     if steps:
         flat = torch.cat([flattened(step, agreement.step.slots) for step in steps])
         arrays["evidence"], config["evidence-scale"] = encode(flat.numpy(), agreement.wire)
         config["step-layout"] = _text(agreement.step)
     metrics = MetricRecord({"num-examples": trained.update.num_examples, "loss": trained.loss})
-    metrics["train-seconds"], metrics["evidence-seconds"] = trained.seconds["train"], trained.seconds["evidence"]
+    metrics["train-seconds"], metrics["evidence-seconds"] = (
+        trained.seconds["train"],
+        trained.seconds["evidence"],
+    )
     return RecordDict({ARRAYS: ArrayRecord(arrays), CONFIG: config, METRICS: metrics})
 
 
@@ -157,44 +213,75 @@ def unpack_reply(content: RecordDict, client_id: str, task: Task, agreement: Agr
     arrays, config = _record(content.array_records, ARRAYS), _record(content.config_records, CONFIG)
     metrics = _record(content.metric_records, METRICS)
     if len(content) != 3:
-        raise MessageError(f"got the records {sorted(map(str, content))[:8]}; expected {ARRAYS}, {CONFIG} and {METRICS}")
+        raise MessageError(
+            f"got the records {sorted(map(str, content))[:8]}; expected {ARRAYS}, {CONFIG} and"
+            f" {METRICS}"
+        )
     _check_protocol(config)
     if config.get("round") != task.round:
-        raise MessageError(f"got a reply to round {str(config.get('round'))[:40]}; expected round {task.round}")
+        raise MessageError(
+            f"got a reply to round {str(config.get('round'))[:40]}; expected round {task.round}"
+        )
     expected = {"update", "evidence"} if task.wanted and agreement.evidence else {"update"}
     if not {"update"} <= arrays.keys() <= expected:
-        raise MessageError(f"got the arrays {sorted(arrays)[:8]}; expected {' and '.join(sorted(expected, reverse=True))}")
+        raise MessageError(
+            f"got the arrays {sorted(arrays)[:8]}; expected"
+            f" {' and '.join(sorted(expected, reverse=True))}"
+        )
     _check_layout(config.get("layout"), agreement.layout, "layout")
-    vector = decode(arrays["update"], "update", agreement.layout.size, agreement.wire, config.get("scale"))
+    vector = decode(
+        arrays["update"], "update", agreement.layout.size, agreement.wire, config.get("scale")
+    )
     delta = unpack(torch.from_numpy(vector), agreement.layout, base_model=agreement.base_model)
     steps = _steps(arrays, config, task, agreement)
-    update = ClientUpdate(client_id, metrics.get("num-examples"), add_delta(task.lora, delta), steps)  # Defense checks the count
+    update = ClientUpdate(
+        client_id, metrics.get("num-examples"), add_delta(task.lora, delta), steps
+    )  # Defense checks the count
     seconds = {name: _seconds(metrics.get(f"{name}-seconds")) for name in ("train", "evidence")}
     loss = metrics.get("loss")
     size = len(steps) * agreement.step.size * itemsize(agreement.wire)
     return Trained(update, delta, loss if isinstance(loss, float) else math.nan, seconds, size)
 
 
-def _steps(arrays: ArrayRecord, config: ConfigRecord, task: Task, agreement: Agreement) -> tuple[Adapter, ...]:
-    """The evidence as adapters that hold nothing but what the probe reads; none if none was sent, which the defence refuses."""
+def _steps(
+    arrays: ArrayRecord, config: ConfigRecord, task: Task, agreement: Agreement
+) -> tuple[Adapter, ...]:
+    """The evidence as adapters that hold nothing but what the probe reads.
+
+    None if none was sent, which the defence refuses.
+    """
     if "evidence" not in arrays:
         return ()
     count, layout = agreement.steps(task.training), agreement.step
     if config.get("steps") != count:
-        raise MessageError(f"got {str(config.get('steps'))[:40]} steps of evidence; expected {count}")
+        raise MessageError(
+            f"got {str(config.get('steps'))[:40]} steps of evidence; expected {count}"
+        )
     _check_layout(config.get("step-layout"), layout, "step-layout")
-    rows = decode(arrays["evidence"], "evidence", count * layout.size, agreement.wire, config.get("evidence-scale")).reshape(count, layout.size)
+    rows = decode(
+        arrays["evidence"],
+        "evidence",
+        count * layout.size,
+        agreement.wire,
+        config.get("evidence-scale"),
+    ).reshape(count, layout.size)
     return tuple(_probed(torch.from_numpy(row), agreement) for row in rows)
 
 
 def _probed(row: Tensor, agreement: Agreement) -> Adapter:
     """One step, of which only the sent factors can be read."""
     slots = agreement.step.slots
-    sent = {(slot.module, slot.factor): part.view(slot.shape) for slot, part in zip(slots, torch.split(row, [s.size for s in slots]), strict=True)}
+    sent = {
+        (slot.module, slot.factor): part.view(slot.shape)
+        for slot, part in zip(slots, torch.split(row, [s.size for s in slots]), strict=True)
+    }
     shapes = {(slot.module, slot.factor): slot.shape for slot in agreement.layout.slots}
     pairs = {}
     for module in dict.fromkeys(slot.module for slot in slots):
-        A, B = (sent.get((module, factor), LazyTensor(shapes[module, factor], _not_sent)) for factor in ("A", "B"))
+        A, B = (
+            sent.get((module, factor), LazyTensor(shapes[module, factor], _not_sent))
+            for factor in ("A", "B")
+        )
         pairs[module] = LoRAPair(A, B, agreement.layout.scalings[module])
     return Adapter(pairs, kind="factor_delta", base_model=agreement.base_model)
 
@@ -203,7 +290,8 @@ def _not_sent() -> Tensor:
     raise KindMismatch("this factor is not part of the evidence: the probe was said not to read it")
 
 
-# --- records -------------------------------------------------------------------------------------------------------------------------
+# --- records
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def _record(records: Mapping[str, Any], name: str) -> Any:
@@ -214,13 +302,19 @@ def _record(records: Mapping[str, Any], name: str) -> Any:
 
 def _check_protocol(config: ConfigRecord) -> None:
     if config.get("protocol") != PROTOCOL:
-        raise MessageError(f"got protocol {str(config.get('protocol'))[:40]}; expected {PROTOCOL}: install the same version of fedloop everywhere")
+        raise MessageError(
+            f"got protocol {str(config.get('protocol'))[:40]}; expected {PROTOCOL}: install the"
+            " same version of fedloop everywhere"
+        )
 
 
 def _check_layout(text: Any, layout: Layout, what: str) -> None:
     if text == _text(layout):
         return
-    raise MessageError(f"{what}: {_difference(text, layout)}. Use the same base model, rank and target modules everywhere.")
+    raise MessageError(
+        f"{what}: {_difference(text, layout)}. Use the same base model, rank and target modules"
+        " everywhere."
+    )
 
 
 def _difference(text: Any, layout: Layout) -> str:
@@ -238,9 +332,16 @@ def _difference(text: Any, layout: Layout) -> str:
         return f"got kind {kind!r}; expected {layout.kind!r}"
     for (module, factor), shape in expected.items():
         if got.get((module, factor)) != shape:
-            return f"{module}, lora_{factor}: got shape {str(got.get((module, factor)))[:60]}; expected {shape}"
+            return (
+                f"{module}, lora_{factor}: got shape {str(got.get((module, factor)))[:60]};"
+                f" expected {shape}"
+            )
     extra = sorted(str(key) for key in got.keys() - expected.keys())
-    return f"got {len(extra)} matrices too many, first {extra[0][:100]}" if extra else "the matrices are in another order or scaled otherwise"
+    return (
+        f"got {len(extra)} matrices too many, first {extra[0][:100]}"
+        if extra
+        else "the matrices are in another order or scaled otherwise"
+    )
 
 
 def _text(layout: Layout) -> str:

@@ -1,4 +1,7 @@
-"""Which Flower node is which client: a file on the server, written when keys are registered. No node has a say in it."""
+"""Which Flower node is which client: a file on the server, written when keys are registered.
+
+No node has a say in it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ class Node:
     Attributes:
         node_id: Flower's; it stays the same for as long as the key is registered.
         key: the public key, as OpenSSH writes it.
-        examples: how many examples count for it; None for what it claims, capped (see `fedloop.defense`).
+        examples: how many examples count for it; None for what it claims, capped (see
+            `fedloop.defense.defense`).
     """
 
     node_id: int
@@ -32,26 +36,43 @@ def read_nodes(path: Path) -> dict[str, Node]:
     """Client -> node, in the order of their names.
 
     Raises:
-        ConfigError: the file is missing or damaged, names a node twice, or has example counts for some clients only.
+        ConfigError: the file is missing or damaged, names a node twice, or has example counts for
+            some clients only.
     """
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-        nodes = {name: Node(int(one["node"]), str(one["key"]), one.get("examples")) for name, one in sorted(plain.items())}
+        nodes = {
+            name: Node(int(one["node"]), str(one["key"]), one.get("examples"))
+            for name, one in sorted(plain.items())
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"cannot read {path}: {error!r}. Expected the nodes that `fedloop flower register` wrote.") from None
+        raise ConfigError(
+            f"cannot read {path}: {error!r}. Expected the nodes that `fedloop flower register`"
+            " wrote."
+        ) from None
     if not nodes:
-        raise ConfigError(f"{path} names no node; expected at least one: register its key with `fedloop flower register`")
+        raise ConfigError(
+            f"{path} names no node; expected at least one: register its key with `fedloop flower"
+            " register`"
+        )
     if len({node.node_id for node in nodes.values()}) != len(nodes):
         raise ConfigError(f"{path} names a node twice; expected one client a node")
     counts = [node.examples for node in nodes.values()]
-    if any(count is not None for count in counts) and not all(type(count) is int and count > 0 for count in counts):
-        raise ConfigError(f"{path} has the example counts {counts}; expected a whole number above 0 for every client, or for none")
+    if any(count is not None for count in counts) and not all(
+        type(count) is int and count > 0 for count in counts
+    ):
+        raise ConfigError(
+            f"{path} has the example counts {counts}; expected a whole number above 0 for every"
+            " client, or for none"
+        )
     return nodes
 
 
 def write_nodes(path: Path, nodes: Mapping[str, Node]) -> None:
     """The inverse of `read_nodes`."""
-    plain: dict[str, dict[str, object]] = {name: {"node": str(one.node_id), "key": one.key} for name, one in nodes.items()}
+    plain: dict[str, dict[str, object]] = {
+        name: {"node": str(one.node_id), "key": one.key} for name, one in nodes.items()
+    }
     for name, one in nodes.items():
         if one.examples is not None:
             plain[name]["examples"] = one.examples
@@ -67,4 +88,7 @@ def check_name(name: str) -> None:
         ConfigError: it cannot.
     """
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"got the client name {name!r}; expected up to 64 letters, digits, dots, dashes or underscores")
+        raise ConfigError(
+            f"got the client name {name!r}; expected up to 64 letters, digits, dots, dashes or"
+            " underscores"
+        )

@@ -1,4 +1,7 @@
-"""The ServerApp: an experiment's file, a folder, the registered nodes; it goes on where the folder's run was interrupted."""
+"""The ServerApp: an experiment's file, a folder, the registered nodes.
+
+It goes on where the folder's run was interrupted.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import MissingExtra
 
+from ..client.training import quiet, read_adapter
 from ..config import Config
 from ..errors import ConfigError
-from ..federation import GlobalLoRA
-from ..local import quiet, read_adapter
-from ..rounds import Run, RunResult, build_defense, build_federation, load_adapted, plan_round
-from ..run_folder import RunFolder, read_config
+from ..run.folder import RunFolder, read_config
+from ..run.round import GlobalLoRA
+from ..run.simulate import Run, RunResult, build_defense, build_federation, load_adapted, plan_round
 from .agreement import Agreement
 from .nodes import Node, read_nodes
 from .settings import EngineSettings
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
 
 
 def server_app() -> ServerApp:
-    """A ServerApp for `flwr run`; its run config names `config`, `nodes` and `folder`, and the fields of `EngineSettings`.
+    """A ServerApp for `flwr run`.
+
+    Its run config names `config`, `nodes` and `folder`, and the fields of `EngineSettings`.
 
     Raises:
         MissingExtra: flwr is not installed.
@@ -56,43 +61,65 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> RunResult:
 
     quiet()
     settings, folder = EngineSettings.of(run_config), Path(str(run_config["folder"]))
-    config, nodes = _config(Path(str(run_config["config"])), folder), read_nodes(Path(str(run_config["nodes"])))
+    config, nodes = (
+        _config(Path(str(run_config["config"])), folder),
+        read_nodes(Path(str(run_config["nodes"]))),
+    )
     if config.clients.count != len(nodes):
-        raise ConfigError(f"clients.count: got {config.clients.count}; expected {len(nodes)}, the number of registered nodes: {', '.join(nodes)}")
+        raise ConfigError(
+            f"clients.count: got {config.clients.count}; expected {len(nodes)}, the number of"
+            f" registered nodes: {', '.join(nodes)}"
+        )
     roles = _roles(folder, nodes)
     kept = RunFolder.create(folder, config, roles)
     federation, model = _federation(config)
     if all(node.examples is not None for node in nodes.values()):
-        federation.defense.registered = {name: node.examples for name, node in nodes.items() if node.examples is not None}
+        federation.defense.registered = {
+            name: node.examples for name, node in nodes.items() if node.examples is not None
+        }
     malicious = [client for client, role in roles.items() if role["role"] == "malicious"]
     with Run(config, federation, kept, model=model) as run:
         agreement = Agreement.of(config, federation, settings.wire)
-        ids, plan = {name: node.node_id for name, node in nodes.items()}, partial(plan_round, config)
-        DefendedStrategy(federation, ids, plan, agreement, settings, run.finish, run.ahead(), malicious=malicious).start(grid)
+        ids, plan = (
+            {name: node.node_id for name, node in nodes.items()},
+            partial(plan_round, config),
+        )
+        DefendedStrategy(
+            federation, ids, plan, agreement, settings, run.finish, run.ahead(), malicious=malicious
+        ).start(grid)
     return run.result(roles)
 
 
 def _config(path: Path, folder: Path) -> Config:
     """The experiment: a TOML file, or a run's own config.json."""
     config = read_config(path.parent) if path.suffix == ".json" else Config.read(path)
-    return config.model_copy(update={"output": config.output.model_copy(update={"folder": str(folder)})})
+    return config.model_copy(
+        update={"output": config.output.model_copy(update={"folder": str(folder)})}
+    )
 
 
 def _roles(folder: Path, nodes: Mapping[str, Node]) -> dict[str, dict[str, Any]]:
     """What an experiment knows of its clients; of a real client nobody knows what it is."""
     try:
-        roles: dict[str, dict[str, Any]] = json.loads((folder / "clients.json").read_text(encoding="utf-8"))
+        roles: dict[str, dict[str, Any]] = json.loads(
+            (folder / "clients.json").read_text(encoding="utf-8")
+        )
     except FileNotFoundError:
         return {name: {"role": "unknown", "source": "its own data", "share": 1.0} for name in nodes}
     return roles
 
 
 def _federation(config: Config) -> tuple[GlobalLoRA, Any]:
-    """The server's half, and a function that gives the model to measure; without measurements the model is not kept in memory."""
+    """The server's half, and a function that gives the model to measure.
+
+    Without measurements the model is not kept in memory.
+    """
     of = config.evaluation
     if of.harmful or of.safe or of.utility:
         federation = build_federation(config)
         return federation, federation.model_for_measuring
-    adapted, _ = load_adapted(config.model, config.lora, frozen_a=config.aggregation.lora == "frozen_a")
+    adapted, _ = load_adapted(
+        config.model, config.lora, frozen_a=config.aggregation.lora == "frozen_a"
+    )
     initial = read_adapter(adapted, config.model.name or config.model.base)
     return GlobalLoRA(initial, build_defense(config, initial), config), None

@@ -1,4 +1,7 @@
-"""The settings of the engine itself: how long to wait, how to send. What is trained stands in the experiment's own file."""
+"""The settings of the engine itself: how long to wait, how to send.
+
+What is trained stands in the experiment's own file.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ class EngineSettings:
     """How the server talks to its clients.
 
     Attributes:
-        round_timeout: seconds from sending a round until who has not answered is missing; also how long a message lives.
-            A client's first round includes loading its base model.
-        connect_timeout: seconds to wait for the clients of the first round to come online, and for anybody at all later on.
+        round_timeout: seconds from sending a round until who has not answered is missing; also how
+            long a message lives. A client's first round includes loading its base model.
+        connect_timeout: seconds to wait for the clients of the first round to come online, and for
+            anybody at all later on.
         wire: the type of all arrays that are sent; float16 halves the bytes.
         max_empty_rounds: after so many rounds in a row without a single usable reply the run stops.
 
@@ -35,17 +39,36 @@ class EngineSettings:
     def __post_init__(self) -> None:
         for name in ("round_timeout", "connect_timeout"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ConfigError(f"{key(name)}: got {value!r}; expected a number of seconds above 0")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not 0 < value < math.inf
+            ):
+                raise ConfigError(
+                    f"{key(name)}: got {value!r}; expected a number of seconds above 0"
+                )
         if self.wire not in DTYPES:
             raise ConfigError(f"wire: got {self.wire!r}; expected one of {', '.join(DTYPES)}")
-        if isinstance(self.max_empty_rounds, bool) or not isinstance(self.max_empty_rounds, int) or self.max_empty_rounds < 1:
-            raise ConfigError(f"max-empty-rounds: got {self.max_empty_rounds!r}; expected a whole number of at least 1")
+        if (
+            isinstance(self.max_empty_rounds, bool)
+            or not isinstance(self.max_empty_rounds, int)
+            or self.max_empty_rounds < 1
+        ):
+            raise ConfigError(
+                f"max-empty-rounds: got {self.max_empty_rounds!r}; expected a whole number of at"
+                " least 1"
+            )
 
     @classmethod
     def of(cls, run_config: Mapping[str, Any]) -> EngineSettings:
         """From a Flower app's run config; what it does not name keeps its default."""
-        return cls(**{field.name: run_config[key(field.name)] for field in fields(cls) if key(field.name) in run_config})
+        return cls(
+            **{
+                field.name: run_config[key(field.name)]
+                for field in fields(cls)
+                if key(field.name) in run_config
+            }
+        )
 
     def run_config(self) -> dict[str, Any]:
         """The inverse of `of`."""

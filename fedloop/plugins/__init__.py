@@ -1,11 +1,13 @@
 """The defence inside other people's federated-learning code.
 
-- `defend_round` (`.loop`): a plain function for any loop; `rejected` says of a record who counts nothing and why.
+- `defend_round` (`.loop`): a plain function for any loop; `rejected` says of a record who counts
+  nothing and why.
 - `.nvflare`: an aggregator for NVIDIA FLARE.
 - `.openfedllm`: a function before OpenFedLLM's `global_aggregate`.
 - `.flower`: a wrapper of any Flower strategy.
 
-All of them read what clients sent through `.replies` and ask the same `Defense`: the same updates give the same weights.
+All of them read what clients sent through `.replies` and ask the same `Defense`: the same updates
+    give the same weights.
 """
 
 from .loop import Defended, defend_round

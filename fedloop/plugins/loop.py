@@ -1,4 +1,6 @@
-"""The defence in any training loop: client -> (example count, PEFT state dict) in, the next global state dict out.
+"""The defence in any training loop.
+
+Client -> (example count, PEFT state dict) in, the next global state dict out.
 
     defense = Defense(Probe.from_pretrained("zoo/probes/linear"), CumulativeLevel())
     for number in range(1, rounds + 1):
@@ -17,13 +19,13 @@ from typing import Any
 
 import torch
 
-from loraprobe.adapter import Kind
+from loraprobe.adapters.adapter import Kind
 from loraprobe.errors import NonFiniteError
 
-from ..aggregate import aggregator, tolerable
-from ..defense import Defense
+from ..defense.defense import Defense
+from ..defense.types import RoundRecord
 from ..errors import AggregationError
-from ..types import RoundRecord
+from ..rules.classic import aggregator, tolerable
 from .replies import Assessed, GlobalState, Reply, StateDict, assess
 
 
@@ -32,8 +34,8 @@ class Defended:
     """What became of a round.
 
     Attributes:
-        state: the next global state dict, of the keys, types and devices of the former one; the former one itself if the
-            round was skipped.
+        state: the next global state dict, of the keys, types and devices of the former one; the
+            former one itself if the round was skipped.
         record: who was refused and why, scores, weights.
     """
 
@@ -42,7 +44,10 @@ class Defended:
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Client -> weight, summing to 1; 0 for whoever is rejected; empty if the round was skipped."""
+        """Client -> weight, summing to 1; 0 for whoever is rejected.
+
+        Empty if the round was skipped.
+        """
         return self.record.weights
 
 
@@ -62,44 +67,62 @@ def defend_round(
 ) -> Defended:
     """Check, score, weigh and average one round.
 
-    Whatever is wrong with a reply, its client is rejected with the reason in the record, and the round goes on.
+    Whatever is wrong with a reply, its client is rejected with the reason in the record, and the
+    round goes on.
 
     Args:
         number: of the round, from 1, rising.
-        replies: client id -> (example count, PEFT state dict of torch tensors or NumPy arrays); or `Reply`s, in which case
-            they say themselves what `evidence` and `kind` say here.
+        replies: client id -> (example count, PEFT state dict of torch tensors or NumPy arrays); or
+            `Reply`s, in which case they say themselves what `evidence` and `kind` say here.
         global_state: what the clients started from, the same kind of state dict; it is not changed.
         alpha: PEFT's lora_alpha.
-        expected: the clients that were asked; one that is not in `replies` gets factor 0 and the reason "missing".
-        evidence: client id -> what a level needs beyond the update (`Defense.wanted`): PEFT state dicts of factor deltas.
+        expected: the clients that were asked; one that is not in `replies` gets factor 0 and the
+            reason "missing".
+        evidence: client id -> what a level needs beyond the update (`Defense.wanted`): PEFT state
+            dicts of factor deltas.
         kind: "weights", or "factor_delta" if clients send the change since `global_state`.
-        rule: a name in `fedloop.AGGREGATORS`; `options` are its arguments. An f is lowered to what the rule bears of the
-            clients that are left; a rule that fails on them skips the round.
-        lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern, rank_pattern, base_model.
+        rule: a name in `fedloop.AGGREGATORS`; `options` are its arguments. An f is lowered to what
+            the rule bears of the clients that are left; a rule that fails on them skips the round.
+        lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern,
+            rank_pattern, base_model.
 
     Raises:
         EvidenceError: the round was assessed already, or a client id is not a string.
         AggregationError: no such rule.
-        AdapterFormatError, UnsupportedAdapterError, NonFiniteError: `global_state` is not a plain, finite LoRA.
+        AdapterFormatError, UnsupportedAdapterError, NonFiniteError: `global_state` is not a plain,
+            finite LoRA.
     """
     aggregator(rule)
     start = GlobalState(global_state, alpha=alpha, **lora)
     if isinstance(replies, Mapping):
         sent = evidence or {}
-        replies = [Reply(client, count, state, sent.get(client, ()), kind) for client, (count, state) in replies.items()]
+        replies = [
+            Reply(client, count, state, sent.get(client, ()), kind)
+            for client, (count, state) in replies.items()
+        ]
     assessed = assess(defense, number, replies, start, expected)
     if assessed.record.skipped:
         return Defended(start.state, assessed.record)
     try:
         return Defended(_aggregated(assessed, start, rule, dict(options or {})), assessed.record)
-    except (AggregationError, NonFiniteError) as error:  # no majority, too few clients left, or a sum too large for the state's type
-        return Defended(start.state, replace(assessed.record, skipped=True, weights={}, note=f"skipped: {error}"))
+    except (
+        AggregationError,
+        NonFiniteError,
+    ) as error:  # no majority, too few clients left, or a sum too large for the state's type
+        return Defended(
+            start.state,
+            replace(assessed.record, skipped=True, weights={}, note=f"skipped: {error}"),
+        )
 
 
-def _aggregated(assessed: Assessed, start: GlobalState, rule: str, options: dict[str, Any]) -> dict[str, Any]:
+def _aggregated(
+    assessed: Assessed, start: GlobalState, rule: str, options: dict[str, Any]
+) -> dict[str, Any]:
     clients = list(assessed.accepted)
     deltas = torch.stack([start.delta(assessed.accepted[client]) for client in clients])  # (n, d)
-    shares = torch.tensor([assessed.record.weights[client] for client in clients], dtype=torch.float64)
+    shares = torch.tensor(
+        [assessed.record.weights[client] for client in clients], dtype=torch.float64
+    )
     if "f" in options:
         options["f"] = min(int(options["f"]), tolerable(rule, len(clients)))
     if rule == "lasa":

@@ -1,9 +1,10 @@
-"""The defence as an aggregator of NVIDIA FLARE, for FedAvg and every other workflow that takes a ModelAggregator:
+"""The defence as an aggregator of NVIDIA FLARE, for FedAvg and every other workflow that takes a
+ModelAggregator:
 
     FedAvg(num_clients=5, num_rounds=3, aggregator=DefendedAggregator("org/probe", alpha=16))
 
-FLARE's filters see one client at a time; an aggregator sees the round. Clients send a PEFT state dict as FLModel.params, FULL or
-DIFF, and the number of examples as meta["NUM_STEPS_CURRENT_ROUND"].
+FLARE's filters see one client at a time; an aggregator sees the round. Clients send a PEFT state
+dict as FLModel.params, FULL or DIFF, and the number of examples as meta["NUM_STEPS_CURRENT_ROUND"].
 
 Source: the ModelAggregator API of NVFlare 2.9, https://nvflare.readthedocs.io/.
 """
@@ -16,15 +17,15 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from loraprobe.adapter import Kind
+from loraprobe.adapters.adapter import Kind
 from loraprobe.errors import AdapterFormatError, MissingExtra
 from loraprobe.probe import Probe
 
-from ..aggregate import aggregator
-from ..defense import Defense
+from ..defense.defense import Defense
+from ..defense.levels import make_level
+from ..defense.types import RoundRecord
 from ..errors import ConfigError
-from ..levels import make_level
-from ..types import RoundRecord
+from ..rules.classic import aggregator
 from .loop import defend_round
 from .replies import BROKEN, Reply, next_round, rejected
 
@@ -46,20 +47,24 @@ RECORDS = "defense.jsonl"  # in the server's folder of the run, one RoundRecord 
 
 
 class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has no types
-    """Judges every round's models and hands back the average of the accepted ones, or the former model if the round is skipped.
+    """Judges every round's models and hands back the average of the accepted ones, or the former
+    model if the round is skipped.
 
-    It needs to know the round's global model, which it takes from the training tasks as they are sent (or else from
-    GLOBAL_MODEL in the context); the clients that got a task and sent no result are missing. A client is who FLARE says sent
-    the result. Probe and level are loaded where the job runs, at the first round. What it decides is logged and appended to
-    `defense.jsonl` in the run's folder; it is not put into the model's meta, which clients get to see.
+    It needs to know the round's global model, which it takes from the training tasks as they are
+    sent (or else from GLOBAL_MODEL in the context); the clients that got a task and sent no result
+    are missing. A client is who FLARE says sent the result. Probe and level are loaded where the
+    job runs, at the first round. What it decides is logged and appended to `defense.jsonl` in the
+    run's folder; it is not put into the model's meta, which clients get to see.
 
     Args:
         probe: a folder on the server or a Hub id; `probe_revision` is a commit of the latter.
         alpha: PEFT's lora_alpha.
-        level: a name in `fedloop.levels.LEVELS`, `level_options` its fields.
-        defense_options: min_mean_factor, max_count_ratio, max_norm_ratio, registered, max_steps of `Defense`.
+        level: a name in `fedloop.defense.levels.LEVELS`, `level_options` its fields.
+        defense_options: min_mean_factor, max_count_ratio, max_norm_ratio, registered, max_steps of
+            `Defense`.
         rule: a name in `fedloop.AGGREGATORS`, `rule_options` its arguments.
-        lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern, rank_pattern, base_model.
+        lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern,
+            rank_pattern, base_model.
 
     Attributes:
         records: what it decided so far.
@@ -84,9 +89,21 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         super().__init__()
         make_level(level, **(level_options or {}))
         aggregator(rule)
-        # Under the names of the arguments: FLARE reads them off again to write the job's configuration.
-        self.probe, self.alpha, self.level, self.level_options, self.defense_options = probe, alpha, level, level_options, defense_options
-        self.rule, self.rule_options, self.lora, self.probe_revision = rule, rule_options, lora, probe_revision
+        # Under the names of the arguments: FLARE reads them off again to write the job's
+        # configuration.
+        self.probe, self.alpha, self.level, self.level_options, self.defense_options = (
+            probe,
+            alpha,
+            level,
+            level_options,
+            defense_options,
+        )
+        self.rule, self.rule_options, self.lora, self.probe_revision = (
+            rule,
+            rule_options,
+            lora,
+            probe_revision,
+        )
         self.records: list[RoundRecord] = []
         self._defense: Defense | None = None
         self._global: dict[str, Any] | None = None
@@ -103,7 +120,11 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         """
         if self._defense is None:
             probe = Probe.from_pretrained(self.probe, revision=self.probe_revision)
-            self._defense = Defense(probe, make_level(self.level, **(self.level_options or {})), **(self.defense_options or {}))
+            self._defense = Defense(
+                probe,
+                make_level(self.level, **(self.level_options or {})),
+                **(self.defense_options or {}),
+            )
         return self._defense
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -116,7 +137,10 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
             self._asked.add(peer.get_identity_name())
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
-        """Take one result from a workflow that does not say who sent it: who it is stands in the peer's context."""
+        """Take one result from a workflow that does not say who sent it.
+
+        Who it is stands in the peer's context.
+        """
         self.fl_ctx = fl_ctx
         client = shareable.get_peer_prop(ReservedKey.IDENTITY_NAME, None)
         try:
@@ -132,7 +156,13 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         """Take one result; it is judged when the round is complete."""
         meta = model.meta if isinstance(model.meta, dict) else {}
         client, count = meta.get("client_name"), meta.get(FLMetaKey.NUM_STEPS_CURRENT_ROUND)
-        state = model.params if isinstance(client, str) else AdapterFormatError("the result's meta has no client_name; whose it is cannot be known")
+        state = (
+            model.params
+            if isinstance(client, str)
+            else AdapterFormatError(
+                "the result's meta has no client_name; whose it is cannot be known"
+            )
+        )
         kind: Kind = "factor_delta" if model.params_type == ParamsType.DIFF else "weights"
         self._replies.append(Reply(_name(client), count, state, meta.get(STEPS, ()), kind))
         self._metrics[_name(client)] = model.metrics or {}
@@ -141,12 +171,20 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         """The round's model: FULL, under the keys of the global model.
 
         Raises:
-            ConfigError: there was neither a training task nor a GLOBAL_MODEL to compare results with.
+            ConfigError: there was neither a training task nor a GLOBAL_MODEL to compare results
+                with.
         """
         done = defend_round(
-            self.defense, next_round(self.defense), self._replies, self._start(), alpha=self.alpha, expected=sorted(self._asked),
-            rule=self.rule, options=self.rule_options, **(self.lora or {}),
-        )  # fmt: skip
+            self.defense,
+            next_round(self.defense),
+            self._replies,
+            self._start(),
+            alpha=self.alpha,
+            expected=sorted(self._asked),
+            rule=self.rule,
+            options=self.rule_options,
+            **(self.lora or {}),
+        )
         self.records.append(done.record)
         self._tell(done.record)
         metrics = _mean_metrics(self._metrics, done.weights)
@@ -162,13 +200,20 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
             return self._global
         learnable = self.fl_ctx.get_prop(AppConstants.GLOBAL_MODEL) if self.fl_ctx else None
         if not learnable:
-            raise ConfigError("got no training task and no GLOBAL_MODEL; expected the global model, let FLARE build the aggregator as a component")
+            raise ConfigError(
+                "got no training task and no GLOBAL_MODEL; expected the global model, let FLARE"
+                " build the aggregator as a component"
+            )
         return dict(learnable[ModelLearnableKey.WEIGHTS])
 
     def _tell(self, record: RoundRecord) -> None:
         if self.fl_ctx is None:
             return
-        self.info(f"round {record.round}: {'skipped' if record.skipped else f'weights {dict(record.weights)}'}; rejected: {rejected(record)}")
+        self.info(
+            f"round {record.round}:"
+            f" {'skipped' if record.skipped else f'weights {dict(record.weights)}'}; rejected:"
+            f" {rejected(record)}"
+        )
         engine = self.fl_ctx.get_engine()
         if engine is not None:
             folder = Path(engine.get_workspace().get_run_dir(self.fl_ctx.get_job_id()))
@@ -180,8 +225,13 @@ def _name(client: Any) -> str:
     return client if isinstance(client, str) else "unknown"
 
 
-def _mean_metrics(metrics: Mapping[str, Mapping[str, Any]], weights: Mapping[str, float]) -> dict[str, float]:
-    """The weighted mean of the numbers that every accepted client reported; workflows select and stop by them."""
+def _mean_metrics(
+    metrics: Mapping[str, Mapping[str, Any]], weights: Mapping[str, float]
+) -> dict[str, float]:
+    """The weighted mean of the numbers that every accepted client reported.
+
+    Workflows select and stop by them.
+    """
     counted = {client: weight for client, weight in weights.items() if weight > 0}
     names = [set(metrics[client]) for client in counted]
     means = {}

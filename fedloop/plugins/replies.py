@@ -1,7 +1,10 @@
-"""From what an engine received to what the defence judges: PEFT state dicts of torch tensors or NumPy arrays.
+"""From what an engine received to what the defence judges.
 
-Nothing that a client sends raises here. What cannot be read stays an update, one that raises when the defence looks at it: so
-it is counted with the others (a second one is a duplicate), gets factor 0, and its error is the reason in the record.
+PEFT state dicts of torch tensors or NumPy arrays.
+
+Nothing that a client sends raises here. What cannot be read stays an update, one that raises when
+the defence looks at it: so it is counted with the others (a second one is a duplicate), gets factor
+0, and its error is the reason in the record.
 """
 
 from __future__ import annotations
@@ -16,22 +19,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loraprobe.adapter import Adapter, Kind, Layout, LazyPairs, factor_delta, pack
+from loraprobe.adapters.adapter import Adapter, Kind, Layout, LazyPairs, factor_delta, pack
+from loraprobe.adapters.pair import Factor, LoRAPair
 from loraprobe.errors import AdapterFormatError
-from loraprobe.pair import Factor, LoRAPair
 
-from ..defense import Defense
+from ..defense.defense import Defense
+from ..defense.screening import UNREADABLE
+from ..defense.types import ClientUpdate, RoundRecord
 from ..errors import EvidenceError
-from ..screening import UNREADABLE
-from ..types import ClientUpdate, RoundRecord
 
 Array = Tensor | np.ndarray
 StateDict = Mapping[str, Array]
 
-# What getting at a stranger's arrays can raise: lookups, truncated buffers, headers that claim more memory than there is.
+# What getting at a stranger's arrays can raise: lookups, truncated buffers, headers that claim more
+# memory than there is.
 BROKEN = (*UNREADABLE, LookupError, AttributeError, ArithmeticError, EOFError, MemoryError)
 _PEFT = "base_model.model."
-_NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight")
+_NAME = re.compile(
+    r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight"
+)
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,14 @@ class Reply:
 
     Attributes:
         client_id: who sent it, as the engine authenticated it; never a field the client filled in.
-        num_examples: how many examples it says it used; of any type, what is no whole number is refused.
-        state: PEFT key names -> arrays; or the error that getting at them raised, which becomes the reason.
-        steps: evidence, factor deltas under PEFT key names that hold at least the modules the probe reads.
-        kind: what `state` holds, "weights" or "factor_delta" (their change since the round's global ones).
+        num_examples: how many examples it says it used; of any type, what is no whole number is
+            refused.
+        state: PEFT key names -> arrays; or the error that getting at them raised, which becomes the
+            reason.
+        steps: evidence, factor deltas under PEFT key names that hold at least the modules the probe
+            reads.
+        kind: what `state` holds, "weights" or "factor_delta" (their change since the round's global
+            ones).
     """
 
     client_id: str
@@ -54,12 +64,16 @@ class Reply:
 
 
 class GlobalState:
-    """The round's global state dict: what replies start from and are compared with, and how the next one is spelled.
+    """The round's global state dict.
+
+    What replies start from and are compared with, and how the next one is spelled.
 
     Args:
-        state: PEFT key names, with or without "base_model.model." and whatever a framework puts before that, -> arrays.
+        state: PEFT key names, with or without "base_model.model." and whatever a framework puts
+            before that, -> arrays.
         alpha: PEFT's lora_alpha.
-        lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern, rank_pattern, base_model.
+        lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern,
+            rank_pattern, base_model.
 
     Attributes:
         state: the state dict as it was given.
@@ -67,7 +81,8 @@ class GlobalState:
         layout: of a change of it, kind "factor_delta".
 
     Raises:
-        AdapterFormatError, UnsupportedAdapterError, NonFiniteError: it is not a plain LoRA, or holds NaN or infinity.
+        AdapterFormatError, UnsupportedAdapterError, NonFiniteError: it is not a plain LoRA, or
+            holds NaN or infinity.
     """
 
     def __init__(self, state: StateDict, *, alpha: float, **lora: Any) -> None:
@@ -75,21 +90,32 @@ class GlobalState:
         self.adapter = self._read(state, "weights")
         self.state = dict(state)
         if self.adapter.ignored:
-            raise AdapterFormatError(f"the global state holds {self.adapter.ignored[0]!r}, which is no LoRA factor; leave it out")
+            raise AdapterFormatError(
+                f"the global state holds {self.adapter.ignored[0]!r}, which is no LoRA factor;"
+                " leave it out"
+            )
         pack(self.adapter)  # raises for NaN and infinity
         layout = Layout.of(self.adapter)
         self.layout = Layout(layout.slots, layout.scalings, "factor_delta")
         self._keys = _keys(state)
 
     def update(self, reply: Reply, max_steps: int) -> ClientUpdate:
-        """The reply as the defence takes it. It never raises; what cannot be read raises when the defence looks at it.
+        """The reply as the defence takes it. It never raises.
+
+        What cannot be read raises when the defence looks at it.
 
         Args:
-            max_steps: steps that the defence allows; one more is read, for which it refuses the reply.
+            max_steps: steps that the defence allows; one more is read, for which it refuses the
+                reply.
         """
         state, count, steps = reply.state, whole_number(reply.num_examples), reply.steps
         if not isinstance(steps, Sequence):
-            state, steps = AdapterFormatError(f"got steps of type {type(steps).__name__}; expected a sequence of state dicts"), ()
+            state, steps = (
+                AdapterFormatError(
+                    f"got steps of type {type(steps).__name__}; expected a sequence of state dicts"
+                ),
+                (),
+            )
         if isinstance(state, Exception):
             count = 1  # whatever it is: the error is the reason
         evidence = tuple(self._readable(step, "factor_delta") for step in steps[: max_steps + 1])
@@ -97,11 +123,17 @@ class GlobalState:
 
     def delta(self, update: ClientUpdate) -> Tensor:
         """The packed change (d,) float32 of an update that the defence accepted."""
-        delta = update.adapter if update.adapter.kind == "factor_delta" else factor_delta(update.adapter, self.adapter)
+        delta = (
+            update.adapter
+            if update.adapter.kind == "factor_delta"
+            else factor_delta(update.adapter, self.adapter)
+        )
         return pack(delta, self.layout)[0]
 
     def renamed(self, state: StateDict) -> dict[str, Any]:
-        """The entries of an accepted reply as they are, under the keys of the global state and in their order."""
+        """The entries of an accepted reply as they are, under the keys of the global state and in
+        their order.
+        """
         keys = _keys(state)
         return {key: state[keys[place]] for place, key in self._keys.items()}
 
@@ -112,9 +144,16 @@ class GlobalState:
             NonFiniteError: the sum is not finite in a tensor's own type.
         """
         new = dict(self.state)
-        for slot, part in zip(self.layout.slots, torch.split(change, [slot.size for slot in self.layout.slots]), strict=True):
+        for slot, part in zip(
+            self.layout.slots,
+            torch.split(change, [slot.size for slot in self.layout.slots]),
+            strict=True,
+        ):
             key = self._keys[slot.module, slot.factor]
-            new[key] = _like(_tensor(key, self.state[key]).double() + part.view(slot.shape).double(), self.state[key])
+            new[key] = _like(
+                _tensor(key, self.state[key]).double() + part.view(slot.shape).double(),
+                self.state[key],
+            )
         self.check(new)
         return new
 
@@ -128,23 +167,34 @@ class GlobalState:
 
     def _read(self, state: StateDict, kind: Kind) -> Adapter:
         if not isinstance(state, Mapping):
-            raise AdapterFormatError(f"got a state dict of type {type(state).__name__}; expected PEFT key names -> arrays")
+            raise AdapterFormatError(
+                f"got a state dict of type {type(state).__name__}; expected PEFT key names ->"
+                " arrays"
+            )
         tensors: dict[str, Tensor] = {}
         for key, value in state.items():
             name = _without_prefix(key)
             if name in tensors:
-                raise AdapterFormatError(f"{name!r} occurs twice, under different prefixes; expected it once")
+                raise AdapterFormatError(
+                    f"{name!r} occurs twice, under different prefixes; expected it once"
+                )
             tensors[name] = _tensor(key, value)
         return Adapter.from_state_dict(tensors, kind=kind, **self._options)
 
     def _readable(self, state: StateDict | Exception, kind: Kind) -> Adapter:
-        """The adapter, or one of the same modules that raises, whichever is asked for, what reading it raised."""
+        """The adapter, or one of the same modules that raises, whichever is asked for, what
+        reading it raised.
+        """
         try:
             if isinstance(state, Exception):
                 raise state
             return self._read(state, kind)
         except BROKEN as error:
-            refusal = error if isinstance(error, UNREADABLE) else AdapterFormatError(f"unreadable: {error!r}")
+            refusal = (
+                error
+                if isinstance(error, UNREADABLE)
+                else AdapterFormatError(f"unreadable: {error!r}")
+            )
             return Adapter(LazyPairs(self.adapter, _raiser(refusal)), kind=kind)
 
 
@@ -154,14 +204,21 @@ class Assessed:
 
     Attributes:
         record: what the defence decided.
-        accepted: client -> its update, of those with a weight above 0, sorted by id, so that sums round alike.
+        accepted: client -> its update, of those with a weight above 0, sorted by id, so that sums
+            round alike.
     """
 
     record: RoundRecord
     accepted: Mapping[str, ClientUpdate]
 
 
-def assess(defense: Defense, number: int, replies: Iterable[Reply], start: GlobalState, expected: Iterable[str] = ()) -> Assessed:
+def assess(
+    defense: Defense,
+    number: int,
+    replies: Iterable[Reply],
+    start: GlobalState,
+    expected: Iterable[str] = (),
+) -> Assessed:
     """Read and judge a round's replies.
 
     Args:
@@ -174,26 +231,46 @@ def assess(defense: Defense, number: int, replies: Iterable[Reply], start: Globa
     updates = [start.update(reply, defense.max_steps) for reply in replies]
     odd = [update.client_id for update in updates if not isinstance(update.client_id, str)]
     if odd:
-        raise EvidenceError(f"got client {odd[0]!r} of type {type(odd[0]).__name__}; expected a string, str(client)")
+        raise EvidenceError(
+            f"got client {odd[0]!r} of type {type(odd[0]).__name__}; expected a string, str(client)"
+        )
     record = defense.assess(number, updates, start=start.adapter, expected=expected)
-    accepted = {update.client_id: update for update in updates if record.weights.get(update.client_id, 0) > 0}
+    accepted = {
+        update.client_id: update
+        for update in updates
+        if record.weights.get(update.client_id, 0) > 0
+    }
     return Assessed(record, dict(sorted(accepted.items())))
 
 
 def rejected(record: RoundRecord) -> dict[str, str]:
-    """Client -> why, for every client that counts nothing in this round, those that the level judged malicious included."""
-    judged = {client: f"judged malicious: score {record.scores[client][-1]:.3f}" for client in record.scores}
+    """Client -> why, for every client that counts nothing in this round, those that the level
+    judged malicious included.
+    """
+    judged = {
+        client: f"judged malicious: score {record.scores[client][-1]:.3f}"
+        for client in record.scores
+    }
     kept = "judged malicious in a former round"
-    return {client: record.reasons.get(client) or judged.get(client, kept) for client, factor in record.factors.items() if factor == 0}
+    return {
+        client: record.reasons.get(client) or judged.get(client, kept)
+        for client, factor in record.factors.items()
+        if factor == 0
+    }
 
 
 def next_round(defense: Defense) -> int:
-    """The number of the round that a defence has not seen yet: engines count from 0 or 1 and start again, a defence does not."""
+    """The number of the round that a defence has not seen yet.
+
+    Engines count from 0 or 1 and start again, a defence does not.
+    """
     return int(defense.state_dict()["round"]) + 1
 
 
 def whole_number(value: Any) -> Any:
-    """A claimed count as an int where it is a whole number of whatever type (NumPy's, 40.0), else as it is: it will be refused."""
+    """A claimed count as an int where it is a whole number of whatever type (NumPy's, 40.0), else
+    as it is: it will be refused.
+    """
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     if isinstance(value, float | np.floating) and float(value).is_integer():
@@ -206,7 +283,10 @@ def _tensor(key: str, value: Array) -> Tensor:
         contiguous = np.ascontiguousarray(value)
         value = torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())
     if not isinstance(value, Tensor):
-        raise AdapterFormatError(f"{key}: got a value of type {type(value).__name__}; expected a torch tensor or NumPy array")
+        raise AdapterFormatError(
+            f"{key}: got a value of type {type(value).__name__}; expected a torch tensor or NumPy"
+            " array"
+        )
     return value.detach().cpu()
 
 
@@ -227,7 +307,11 @@ def _without_prefix(key: str) -> str:
 def _keys(state: StateDict) -> dict[tuple[str, Factor], str]:
     """(module, factor) -> key, of a state dict that was read before."""
     found = {key: _NAME.fullmatch(_without_prefix(key)) for key in state}
-    return {(match["module"], "A" if match["factor"] == "A" else "B"): key for key, match in found.items() if match}
+    return {
+        (match["module"], "A" if match["factor"] == "A" else "B"): key
+        for key, match in found.items()
+        if match
+    }
 
 
 def _raiser(error: Exception) -> Callable[[str], LoRAPair]:

@@ -31,17 +31,27 @@ class Result:
 
 
 class Refusal(Exception):
-    """A request that is answered with an error: {"error": {"type", "message", "got"?, "expected"?}}. All of it goes to the client.
+    """A request that is answered with an error: {"error".
+
+    {"type", "message", "got"?, "expected"?}}. All of it goes to the client.
 
     Attributes:
         status: the HTTP status.
-        type: what is wrong, in one word that programs can compare. Errors of the library keep the name of their class.
+        type: what is wrong, in one word that programs can compare. Errors of the library keep the
+            name of their class.
         got, expected: the values in question, where there are such.
         headers: further headers of the response.
     """
 
     def __init__(
-        self, status: int, type: str, message: str, *, got: Shown = None, expected: Shown = None, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        type: str,
+        message: str,
+        *,
+        got: Shown = None,
+        expected: Shown = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.type, self.got, self.expected = status, type, got, expected
@@ -49,5 +59,12 @@ class Refusal(Exception):
 
     def body(self) -> bytes:
         """The typed body, JSON."""
-        error = {"type": self.type, "message": str(self), "got": self.got, "expected": self.expected}
-        return json.dumps({"error": {name: value for name, value in error.items() if value is not None}}).encode()
+        error = {
+            "type": self.type,
+            "message": str(self),
+            "got": self.got,
+            "expected": self.expected,
+        }
+        return json.dumps(
+            {"error": {name: value for name, value in error.items() if value is not None}}
+        ).encode()

@@ -21,7 +21,7 @@ from .answers import Result
 from .upload import MEDIA_TYPE, content_digest
 
 if TYPE_CHECKING:
-    from ..adapter import Adapter
+    from ..adapters.adapter import Adapter
 
 MAX_ANSWER = 16 << 20
 
@@ -29,11 +29,13 @@ MAX_ANSWER = 16 << 20
 class ScoringClient:
     """Sends adapters to a scoring service and reads its verdicts.
 
-    Every body is sent with its sha256, which the service checks, and the one in the answer is compared. Redirects are not
-    followed and proxies not used. Each request has a connection of its own, so that threads can share a client.
+    Every body is sent with its sha256, which the service checks, and the one in the answer is
+    compared. Redirects are not followed and proxies not used. Each request has a connection of its
+    own, so that threads can share a client.
 
     Args:
-        url: "http://host:port" or "https://host", with a path in front of the service's own if there is one.
+        url: "http://host:port" or "https://host", with a path in front of the service's own if
+            there is one.
         token: what the service wants as a bearer token.
         timeout: seconds to wait for the network, each time.
 
@@ -47,17 +49,30 @@ class ScoringClient:
             self._host, self._port = parts.hostname or "", parts.port
         except ValueError:
             parts, self._host = urlsplit(""), ""
-        if parts.scheme not in ("http", "https") or not self._host or parts.query or parts.fragment or parts.username:
-            raise ServiceError(f"got the address {url!r}; expected something like http://127.0.0.1:8080")
-        self._connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        if (
+            parts.scheme not in ("http", "https")
+            or not self._host
+            or parts.query
+            or parts.fragment
+            or parts.username
+        ):
+            raise ServiceError(
+                f"got the address {url!r}; expected something like http://127.0.0.1:8080"
+            )
+        self._connection = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
         self._url, self._path, self._timeout = url, parts.path.rstrip("/"), timeout
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
 
-    def score(self, adapter: Adapter | str | Path, probe: str | None = None, *, alpha: float | None = None) -> list[Result]:
+    def score(
+        self, adapter: Adapter | str | Path, probe: str | None = None, *, alpha: float | None = None
+    ) -> list[Result]:
         """What the probes of the service say of one adapter.
 
-        An adapter goes over as it is: weights for the service to take the delta of, or a delta. If one probe is named and
-        a delta given, only the slice that this probe reads is sent; modules that were not in its training are refused here.
+        An adapter goes over as it is: weights for the service to take the delta of, or a delta. If
+        one probe is named and a delta given, only the slice that this probe reads is sent; modules
+        that were not in its training are refused here.
 
         Args:
             adapter: in memory, or what `load_adapter` reads: a PEFT folder, a file or a Hub id.
@@ -68,10 +83,12 @@ class ScoringClient:
             One result a probe.
 
         Raises:
-            LoraprobeError: as the library raises it, here or in the service: LayoutMismatch, NonFiniteError, ...
-            ServiceError: the service cannot be reached, or refused for a reason of its own; see its `type` and `status`.
+            LoraprobeError: as the library raises it, here or in the service: LayoutMismatch,
+                NonFiniteError, ...
+            ServiceError: the service cannot be reached, or refused for a reason of its own; see its
+                `type` and `status`.
         """
-        from ..peft_io import load_adapter
+        from ..adapters.peft_io import load_adapter
 
         loaded = load_adapter(adapter, alpha=alpha) if isinstance(adapter, str | Path) else adapter
         asked = {"kind": loaded.kind, **({} if probe is None else {"probe": probe})}
@@ -82,9 +99,13 @@ class ScoringClient:
             results = [Result(**result) for result in answer["results"]]
             named = answer["sha256"]
         except (KeyError, TypeError) as error:
-            raise ServiceError(f"{self._url} gave an answer of another form ({error}); is it a scoring service?") from None
+            raise ServiceError(
+                f"{self._url} gave an answer of another form ({error}); is it a scoring service?"
+            ) from None
         if named != hashlib.sha256(body).hexdigest():
-            raise ServiceError(f"{self._url} scored a body with sha256 {named}, which is not the one that was sent")
+            raise ServiceError(
+                f"{self._url} scored a body with sha256 {named}, which is not the one that was sent"
+            )
         return results
 
     def probes(self) -> list[dict[str, Any]]:
@@ -95,38 +116,59 @@ class ScoringClient:
         """
         served = self._ask("GET", "/v1/probes").get("probes")
         if not isinstance(served, list):
-            raise ServiceError(f"{self._url} gave an answer of another form; is it a scoring service?")
+            raise ServiceError(
+                f"{self._url} gave an answer of another form; is it a scoring service?"
+            )
         return served
 
     def _encoded(self, adapter: Adapter, probe: str | None) -> bytes:
-        from ..slices import SLICE, encode, save_whole
+        from .slices import SLICE, encode, save_whole
 
         if adapter.kind == "weights" or probe is None:
             return save_whole(adapter)
         served = {entry["name"]: entry for entry in self.probes()}
         if probe not in served:
-            raise ServiceError(f"{self._url} serves {', '.join(sorted(served))}; got the probe {probe!r}", "UnknownProbe")
+            raise ServiceError(
+                f"{self._url} serves {', '.join(sorted(served))}; got the probe {probe!r}",
+                "UnknownProbe",
+            )
         entry = served[probe]
         if entry["slice"] is None:
             return save_whole(adapter)
-        unknown, missing = adapter.keys() - set(entry["modules"]), {module for module, *_ in entry["slice"]} - adapter.keys()
+        unknown, missing = (
+            adapter.keys() - set(entry["modules"]),
+            {module for module, *_ in entry["slice"]} - adapter.keys(),
+        )
         if unknown or missing:
             raise LayoutMismatch(
-                f"the adapter changes {len(unknown)} modules that the training adapters did not and lacks {len(missing)} that the probe "
-                f"{probe!r} reads, first {min(unknown or missing)!r}. Use a probe made for this kind of adapter."
+                f"the adapter changes {len(unknown)} modules that the training adapters did not and"
+                f" lacks {len(missing)} that the probe {probe!r} reads, first"
+                f" {min(unknown or missing)!r}. Use a probe made for this kind of adapter."
             )
         return encode(adapter, [(module, factor) for module, factor, _ in entry["slice"]], SLICE)
 
-    def _ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
         connection = self._connection(self._host, self._port, timeout=self._timeout)
         try:
-            # A service that refuses a body need not read it to the end; its answer may be there all the same.
+            # A service that refuses a body need not read it to the end; its answer may be there all
+            # the same.
             with suppress(BrokenPipeError, ConnectionResetError):
-                connection.request(method, self._path + path, body, {**self._headers, **(headers or {})})
+                connection.request(
+                    method, self._path + path, body, {**self._headers, **(headers or {})}
+                )
             response = connection.getresponse()
             data = response.read(MAX_ANSWER + 1)
         except (OSError, http.client.HTTPException) as error:
-            raise ServiceError(f"no answer from {self._url} ({type(error).__name__}: {error}). Is the service running there?") from None
+            raise ServiceError(
+                f"no answer from {self._url} ({type(error).__name__}: {error}). Is the service"
+                " running there?"
+            ) from None
         finally:
             connection.close()
         try:
@@ -136,7 +178,10 @@ class ScoringClient:
         if response.status != 200:
             _raise(self._url, response.status, answer)
         if not isinstance(answer, dict):
-            raise ServiceError(f"{self._url} gave an answer that is no JSON object; is it a scoring service?", status=response.status)
+            raise ServiceError(
+                f"{self._url} gave an answer that is no JSON object; is it a scoring service?",
+                status=response.status,
+            )
         return answer
 
 
@@ -144,7 +189,10 @@ def _raise(url: str, status: int, answer: Any) -> NoReturn:
     """The error that a service reported, as the library's own class where it is one of those."""
     error = answer.get("error") if isinstance(answer, dict) else None
     if not isinstance(error, dict):
-        raise ServiceError(f"{url} answered with status {status} and no typed error; is it a scoring service?", status=status)
+        raise ServiceError(
+            f"{url} answered with status {status} and no typed error; is it a scoring service?",
+            status=status,
+        )
     kind, message = str(error.get("type")), str(error.get("message"))
     known = getattr(errors, kind, None)
     if isinstance(known, type) and issubclass(known, LoraprobeError) and known is not ServiceError:

@@ -14,7 +14,10 @@ Header = tuple[bytes, bytes]
 Message = MutableMapping[str, Any]
 
 _LOGGER = logging.getLogger("uvicorn.error")
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
+    for status in http.HTTPStatus
+}
 _CLOSE: Header = (b"connection", b"close")
 _WITHOUT_BODY = (204, 304)
 
@@ -65,7 +68,12 @@ class Exchange:
         on_answered: Callable[[], None],
     ) -> None:
         scope["extensions"] = {WHOLE_BODY: self.whole}
-        self.scope, self._transport, self._writable, self._default_headers = scope, transport, writable, default_headers
+        self.scope, self._transport, self._writable, self._default_headers = (
+            scope,
+            transport,
+            writable,
+            default_headers,
+        )
         self.keep_alive, self._is_asked_first = not is_last, is_asked_first
         self._on_read, self._on_answered = on_read, on_answered
         self._parts: list[bytes] = []
@@ -96,7 +104,10 @@ class Exchange:
     # --- what the application asks for ---
 
     async def run(self, application: Callable[..., Awaitable[None]]) -> None:
-        """Let an application answer; log what it raises, and answer in its place where it has not."""
+        """Let an application answer.
+
+        Log what it raises, and answer in its place where it has not.
+        """
         try:
             await application(self.scope, self.receive, self.send)
             if not self._is_over():
@@ -109,7 +120,13 @@ class Exchange:
             self._transport.close()
             return
         self._begun = None
-        await self.send({"type": "http.response.start", "status": 500, "headers": [(b"content-type", b"text/plain"), _CLOSE]})
+        await self.send(
+            {
+                "type": "http.response.start",
+                "status": 500,
+                "headers": [(b"content-type", b"text/plain"), _CLOSE],
+            }
+        )
         await self.send({"type": "http.response.body", "body": b"Internal Server Error"})
 
     def _is_over(self) -> bool:
@@ -117,7 +134,12 @@ class Exchange:
 
     async def receive(self) -> Message:
         """The next part of the body, or that nothing more is to be expected."""
-        if self._is_asked_first and not self._parts and not self.started and not self._transport.is_closing():
+        if (
+            self._is_asked_first
+            and not self._parts
+            and not self.started
+            and not self._transport.is_closing()
+        ):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._is_asked_first = False
         if not self._changed.is_set():
@@ -131,7 +153,10 @@ class Exchange:
         return {"type": "http.request", "body": body, "more_body": not self._is_whole}
 
     def whole(self) -> bytes | None:
-        """The body, if all of it has come in and none of it was taken; nobody has to wait for it, or to mind how long that takes."""
+        """The body, if all of it has come in and none of it was taken.
+
+        Nobody has to wait for it, or to mind how long that takes.
+        """
         if not self._is_whole or self.gone or self.complete or self._is_begun:
             return None
         self._changed.clear()
@@ -152,11 +177,16 @@ class Exchange:
             self._begun = message["status"], [*self._default_headers, *message.get("headers", ())]
             return
         if message["type"] != "http.response.body" or self._begun is None or self.complete:
-            raise RuntimeError(f"got the ASGI message {message['type']!r}; expected a start, then bodies up to the last one")
+            raise RuntimeError(
+                f"got the ASGI message {message['type']!r}; expected a start, then bodies up to the"
+                " last one"
+            )
         body, more = message.get("body", b""), message.get("more_body", False)
         if not self.started:
             self.started = True
-            self._transport.write(self._head(len(body), more) + (b"" if self._has_no_body() else body))
+            self._transport.write(
+                self._head(len(body), more) + (b"" if self._has_no_body() else body)
+            )
         elif not self._has_no_body():
             self._transport.write(body)
         if not more:
@@ -180,4 +210,6 @@ class Exchange:
         return head_of(status, headers)
 
     def _has_no_body(self) -> bool:
-        return self.scope["method"] == "HEAD" or (self._begun is not None and self._begun[0] in _WITHOUT_BODY)
+        return self.scope["method"] == "HEAD" or (
+            self._begun is not None and self._begun[0] in _WITHOUT_BODY
+        )

@@ -1,7 +1,10 @@
-"""The head of a request: read at once where it has the usual form, and by h11 where it has any other.
+"""The head of a request.
 
-h11 goes over every line several times, which is a good part of what a small request costs. The usual form is a part of what h11 accepts, read with
-the same result (`tests/test_serve_head.py`); what is outside of it is not refused here, but left to h11.
+Read at once where it has the usual form, and by h11 where it has any other.
+
+h11 goes over every line several times, which is a good part of what a small request costs. The
+usual form is a part of what h11 accepts, read with the same result (`tests/test_serve_head.py`);
+what is outside of it is not refused here, but left to h11.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ class Head(NamedTuple):
         version: "1.1", as in the request line.
         headers: names in lower case.
         length: bytes of the body; None if it comes in chunks.
-        is_last: the client wants the connection closed behind the answer, or would not understand that it is not.
+        is_last: the client wants the connection closed behind the answer, or would not understand
+            that it is not.
         is_asked_first: the client waits for a 100 before it sends the body.
     """
 
@@ -40,7 +44,10 @@ class Head(NamedTuple):
 
 
 def usual_head(data: bytes) -> Head | None:
-    """A head in the usual form, from its first byte to the end of its blank line; None if it has another form, or is none."""
+    """A head in the usual form, from its first byte to the end of its blank line.
+
+    None if it has another form, or is none.
+    """
     first, *lines = data[: -len(BLANK)].split(b"\r\n")
     request = _REQUEST_LINE.fullmatch(first)
     if request is None or not data.endswith(BLANK):
@@ -60,7 +67,11 @@ def usual_head(data: bytes) -> Head | None:
         elif name in _UNUSUAL or (name == b"connection" and value.lower() != b"keep-alive"):
             return None
         headers.append((name, value))
-    return Head(request[1].decode("ascii"), request[2], "1.1", headers, length or 0) if hosts == 1 else None
+    return (
+        Head(request[1].decode("ascii"), request[2], "1.1", headers, length or 0)
+        if hosts == 1
+        else None
+    )
 
 
 def parsed_head(event: h11.Request, conn: h11.Connection) -> Head:
@@ -68,7 +79,19 @@ def parsed_head(event: h11.Request, conn: h11.Connection) -> Head:
     headers = list(event.headers)
     named = dict(headers)
     length = None if b"transfer-encoding" in named else int(named.get(b"content-length", 0))
-    closes = any(b"close" in [token.strip() for token in value.lower().split(b",")] for name, value in headers if name == b"connection")
+    closes = any(
+        b"close" in [token.strip() for token in value.lower().split(b",")]
+        for name, value in headers
+        if name == b"connection"
+    )
     is_last = closes or event.http_version < b"1.1"
     version = event.http_version.decode("ascii")
-    return Head(event.method.decode("ascii"), event.target, version, headers, length, is_last, conn.they_are_waiting_for_100_continue)
+    return Head(
+        event.method.decode("ascii"),
+        event.target,
+        version,
+        headers,
+        length,
+        is_last,
+        conn.they_are_waiting_for_100_continue,
+    )

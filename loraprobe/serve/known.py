@@ -1,8 +1,10 @@
 """Slices whose header was read before: what is left to do is arithmetic.
 
-A slice is a header and its numbers. Whether it may be scored is a question to both: the numbers have to be finite; names, shapes, types, byte
-ranges, scalings, kind and base model are in the header, and its bytes and the length of the file decide about them. So a header that passed
-every check once, in front of as many bytes, passes them again. It is recognised by its bytes, all of them, and not parsed a second time.
+A slice is a header and its numbers. Whether it may be scored is a question to both: the numbers
+have to be finite; names, shapes, types, byte ranges, scalings, kind and base model are in the
+header, and its bytes and the length of the file decide about them. So a header that passed every
+check once, in front of as many bytes, passes them again. It is recognised by its bytes, all of
+them, and not parsed a second time.
 
 What is not recognised, or not finite, is for `scoring` to read as if nothing was known.
 """
@@ -15,20 +17,26 @@ from threading import Lock
 
 import numpy as np
 
-from ..adapter import Kind
+from ..adapters.adapter import Kind
+from ..adapters.safetensors_bytes import header_of
 from ..features import unit_vector
 from ..probe import Probe, Verdict
-from ..safetensors_bytes import header_of
-from ..slices import tensor_name
+from .slices import tensor_name
 
 MAX_KNOWN = 64
-"""Headers remembered of one probe. Slices for it mostly have one and the same; whoever sends others takes the quick way from nobody for long."""
+"""Headers remembered of one probe. Slices for it mostly have one and the same.
+
+Whoever sends others takes the quick way from nobody for long.
+"""
 MAX_HEADER_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Where the numbers of a file with a known header are: so many float32 from this byte on, to its end."""
+    """Where the numbers of a file with a known header are.
+
+    So many float32 from this byte on, to its end.
+    """
 
     start: int
     size: int
@@ -36,17 +44,25 @@ class _Numbers:
 
 
 class KnownSlices:
-    """The slices that one probe has scored before, by their headers. Safe to use from several threads.
+    """The slices that one probe has scored before, by their headers.
+
+    Safe to use from several threads.
 
     Args:
-        probe: any; one whose feature vector is more than the slice itself, divided by its norm, knows none.
+        probe: any; one whose feature vector is more than the slice itself, divided by its norm,
+            knows none.
     """
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         recipe, layout = probe.featurizer.recipe, probe.featurizer.layout
-        # Of a weight delta, whether it is zero cannot be told from its factors (see Probe.verdicts).
-        self._is_plain = recipe.features == ("slices",) and recipe.normalize == "l2" and layout.kind != "weight_delta"
+        # Of a weight delta, whether it is zero cannot be told from its factors (see
+        # Probe.verdicts).
+        self._is_plain = (
+            recipe.features == ("slices",)
+            and recipe.normalize == "l2"
+            and layout.kind != "weight_delta"
+        )
         self._numbers: dict[bytes, _Numbers] = {}
         self._lock = Lock()
 
@@ -57,8 +73,14 @@ class KnownSlices:
             return
         header, layout, at = header_of(data), self._probe.featurizer.layout, 0
         for slot in layout.slots:  # one after the other, as the feature vector has them?
-            entry = header[tensor_name(slot.module, slot.factor)]  # safetensors also reads an entry that is a list of its three fields
-            if not isinstance(entry, dict) or entry["dtype"] != "F32" or entry["data_offsets"] != [at, at + 4 * slot.size]:
+            entry = header[
+                tensor_name(slot.module, slot.factor)
+            ]  # safetensors also reads an entry that is a list of its three fields
+            if (
+                not isinstance(entry, dict)
+                or entry["dtype"] != "F32"
+                or entry["data_offsets"] != [at, at + 4 * slot.size]
+            ):
                 return
             at += 4 * slot.size
         with self._lock:
@@ -73,7 +95,9 @@ class KnownSlices:
             LoraprobeError: the head cannot score these numbers.
         """
         end = 8 + int.from_bytes(data[:8], "little")
-        numbers = self._numbers.get(data[:end]) if end <= MAX_HEADER_BYTES else None  # who claims a longer header has none of it copied or hashed
+        numbers = (
+            self._numbers.get(data[:end]) if end <= MAX_HEADER_BYTES else None
+        )  # who claims a longer header has none of it copied or hashed
         if numbers is None or numbers.kind != kind or len(data) != numbers.start + 4 * numbers.size:
             return None
         vector = np.frombuffer(data, np.float32, numbers.size, numbers.start)

@@ -1,4 +1,7 @@
-"""Log lines of JSON: one a request, and one for whatever else there is to say. Nothing a client sent is in them."""
+"""Log lines of JSON: one a request, and one for whatever else there is to say.
+
+Nothing a client sent is in them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ LOGGER = logging.getLogger("loraprobe.serve")
 
 
 def log(event: str, fields: Mapping[str, Any]) -> None:
-    """Something that happened, as a record of the logger; without looking for who says so, which takes longer than the rest."""
+    """Something that happened, as a record of the logger.
+
+    Without looking for who says so, which takes longer than the rest.
+    """
     if LOGGER.isEnabledFor(logging.INFO):
         record = logging.LogRecord(LOGGER.name, logging.INFO, "", 0, event, (), None)
         record.fields = fields
@@ -26,7 +32,11 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, without a line break in it."""
         at = f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
-        line: dict[str, Any] = {"time": at, "level": record.levelname.lower(), "event": record.getMessage()}
+        line: dict[str, Any] = {
+            "time": at,
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
         line |= record.__dict__.get("fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -42,6 +52,9 @@ def log_to_stderr() -> None:
     """Send the service's and uvicorn's records to stderr as lines of JSON."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
-    for logger, level in ((LOGGER, logging.INFO), (logging.getLogger("uvicorn.error"), logging.WARNING)):
+    for logger, level in (
+        (LOGGER, logging.INFO),
+        (logging.getLogger("uvicorn.error"), logging.WARNING),
+    ):
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

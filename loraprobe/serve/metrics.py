@@ -1,4 +1,7 @@
-"""What Prometheus is told. No label comes from a client: routes, error types and probe names are ours."""
+"""What Prometheus is told. No label comes from a client.
+
+Routes, error types and probe names are ours.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,23 @@ from ..errors import MissingExtra
 if TYPE_CHECKING:
     from .answers import Result
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SECONDS = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+)
 _BYTES = tuple(float(4**power) for power in range(5, 16))  # 1 KiB to 1 GiB
 
 
@@ -34,18 +53,40 @@ class Metrics:
         self.registry = registry = prometheus.CollectorRegistry()
         self.media_type: str = prometheus.CONTENT_TYPE_LATEST
         self._latest: Any = prometheus.generate_latest
-        requests = prometheus.Counter("loraprobe_requests", "Requests answered.", ("route", "status"), registry=registry)
-        errors = prometheus.Counter("loraprobe_errors", "Requests refused, by the type of the error.", ("type",), registry=registry)
-        verdicts = prometheus.Counter("loraprobe_verdicts", "Verdicts given.", ("probe", "verdict"), registry=registry)
-        self.in_flight = 0
-        prometheus.Gauge("loraprobe_in_flight", "Requests being answered now.", registry=registry).set_function(lambda: self.in_flight)
-        self._scoring_seconds = prometheus.Histogram(
-            "loraprobe_scoring_seconds", "From a complete body to its scores.", buckets=_SECONDS, registry=registry
+        requests = prometheus.Counter(
+            "loraprobe_requests", "Requests answered.", ("route", "status"), registry=registry
         )
-        self._body_bytes = prometheus.Histogram("loraprobe_body_bytes", "Bytes of the bodies that came in whole.", buckets=_BYTES, registry=registry)
-        self.held_bytes = prometheus.Gauge("loraprobe_held_bytes", "Bytes of bodies in memory now.", registry=registry)
+        errors = prometheus.Counter(
+            "loraprobe_errors",
+            "Requests refused, by the type of the error.",
+            ("type",),
+            registry=registry,
+        )
+        verdicts = prometheus.Counter(
+            "loraprobe_verdicts", "Verdicts given.", ("probe", "verdict"), registry=registry
+        )
+        self.in_flight = 0
+        prometheus.Gauge(
+            "loraprobe_in_flight", "Requests being answered now.", registry=registry
+        ).set_function(lambda: self.in_flight)
+        self._scoring_seconds = prometheus.Histogram(
+            "loraprobe_scoring_seconds",
+            "From a complete body to its scores.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._body_bytes = prometheus.Histogram(
+            "loraprobe_body_bytes",
+            "Bytes of the bodies that came in whole.",
+            buckets=_BYTES,
+            registry=registry,
+        )
+        self.held_bytes = prometheus.Gauge(
+            "loraprobe_held_bytes", "Bytes of bodies in memory now.", registry=registry
+        )
         prometheus.ProcessCollector(registry=registry)
-        # Looked up once per combination, of which there are few: `labels` takes longer than counting.
+        # Looked up once per combination, of which there are few: `labels` takes longer than
+        # counting.
         self._requests = cache(lambda route, status: requests.labels(route, str(status)))
         self._errors = cache(errors.labels)
         self._verdicts = cache(verdicts.labels)

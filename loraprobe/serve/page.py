@@ -12,9 +12,15 @@ def page() -> tuple[bytes, dict[str, str]]:
     """The file and the headers to send it with."""
     html = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     policy = {
-        "default-src": "'none'", "script-src": _hashes(html, "script"), "style-src": _hashes(html, "style"), "connect-src": "'self'",
-        "img-src": "data:", "base-uri": "'none'", "form-action": "'none'", "frame-ancestors": "'none'",
-    }  # fmt: skip
+        "default-src": "'none'",
+        "script-src": _hashes(html, "script"),
+        "style-src": _hashes(html, "style"),
+        "connect-src": "'self'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
     headers = {
         "content-security-policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
         "x-content-type-options": "nosniff",
@@ -27,4 +33,7 @@ def page() -> tuple[bytes, dict[str, str]]:
 def _hashes(html: str, tag: str) -> str:
     """The sha256 of every inline script or style, as a policy names them."""
     found = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in found)
+    return " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for text in found
+    )

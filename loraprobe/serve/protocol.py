@@ -1,7 +1,9 @@
 """One connection: HTTP/1.1 with deadlines, for uvicorn to run.
 
-h11 reads unusual heads (`head`) and bodies in chunks: in Python, strictly, and with a bound on their size. It has a new state for every request,
-and is told neither of a body whose length is known, which is cut off what comes in and copied once, nor of answers, which are our own (`exchange`).
+h11 reads unusual heads (`head`) and bodies in chunks: in Python, strictly, and with a bound on
+their size. It has a new state for every request, and is told neither of a body whose length is
+known, which is cut off what comes in and copied once, nor of answers, which are our own
+(`exchange`).
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ HIGH_WATER = 1 << 17
 class GuardedProtocol(asyncio.Protocol):
     """A connection that does not wait for its client for ever.
 
-    The headers of a request must be there `settings.timeout` seconds after its first byte or, on a new connection, after
-    connecting; what is sent must be taken within the same time. A connection beyond `settings.max_connections` is turned
-    away. A body's deadline is that of `upload`; an idle connection's between two requests is uvicorn's.
+    The headers of a request must be there `settings.timeout` seconds after its first byte or, on a
+    new connection, after connecting; what is sent must be taken within the same time. A connection
+    beyond `settings.max_connections` is turned away. A body's deadline is that of `upload`; an idle
+    connection's between two requests is uvicorn's.
 
     Args:
         settings: the limits.
@@ -40,13 +43,27 @@ class GuardedProtocol(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(
-        self, settings: Settings, on_refused: Callable[[Refusal], None], config: Any, server_state: Any, app_state: Any, _loop: Any = None
+        self,
+        settings: Settings,
+        on_refused: Callable[[Refusal], None],
+        config: Any,
+        server_state: Any,
+        app_state: Any,
+        _loop: Any = None,
     ) -> None:
-        self._settings, self._on_refused, self._config, self._server, self._app_state = settings, on_refused, config, server_state, app_state
+        self._settings, self._on_refused, self._config, self._server, self._app_state = (
+            settings,
+            on_refused,
+            config,
+            server_state,
+            app_state,
+        )
         self._loop: asyncio.AbstractEventLoop = _loop or asyncio.get_running_loop()
         self._conn, self._is_within_head = h11.Connection(h11.SERVER, MAX_HEAD), False
         self._exchange: Exchange | None = None
-        self._left: int | None = 0  # bytes of the body that are still to come; None where chunks say it
+        self._left: int | None = (
+            0  # bytes of the body that are still to come; None where chunks say it
+        )
         self._ahead = b""  # what came in behind the request that is being answered
         self._is_paused = False
         self._writable = asyncio.Event()
@@ -67,7 +84,14 @@ class GuardedProtocol(asyncio.Protocol):
             address = transport.get_extra_info(what)
             self._addresses[name] = tuple(address[:2]) if isinstance(address, tuple) else None
         if len(self._server.connections) > self._settings.max_connections:
-            self._refuse(Refusal(503, "Overloaded", "too many open connections; try again", headers={"Retry-After": "1"}))
+            self._refuse(
+                Refusal(
+                    503,
+                    "Overloaded",
+                    "too many open connections; try again",
+                    headers={"Retry-After": "1"},
+                )
+            )
         else:
             self._headers_due.start()
 
@@ -118,7 +142,9 @@ class GuardedProtocol(asyncio.Protocol):
                     self._pause()
         except h11.RemoteProtocolError:
             expected = f"HTTP/1.1, with at most {MAX_HEAD} bytes of headers"
-            self._refuse(Refusal(400, "BadRequest", "this is no valid HTTP request", expected=expected))
+            self._refuse(
+                Refusal(400, "BadRequest", "this is no valid HTTP request", expected=expected)
+            )
         self._watch()
 
     def _head(self, data: bytes) -> bytes:
@@ -150,14 +176,29 @@ class GuardedProtocol(asyncio.Protocol):
         """Have the application answer a request."""
         raw_path, _, query = head.target.partition(b"?")
         scope = {
-            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": head.version, "scheme": "http",
-            "method": head.method, "root_path": "", "path": unquote(raw_path.decode("ascii")), "raw_path": raw_path,
-            "query_string": query, "headers": head.headers, "state": self._app_state.copy(), **self._addresses,
-        }  # fmt: skip
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": head.version,
+            "scheme": "http",
+            "method": head.method,
+            "root_path": "",
+            "path": unquote(raw_path.decode("ascii")),
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": head.headers,
+            "state": self._app_state.copy(),
+            **self._addresses,
+        }
         self._exchange = Exchange(
-            scope, self.transport, self._writable, self._server.default_headers, is_last=head.is_last, is_asked_first=head.is_asked_first,
-            on_read=self._resume, on_answered=self._answered,
-        )  # fmt: skip
+            scope,
+            self.transport,
+            self._writable,
+            self._server.default_headers,
+            is_last=head.is_last,
+            is_asked_first=head.is_asked_first,
+            on_read=self._resume,
+            on_answered=self._answered,
+        )
         task = self._loop.create_task(self._exchange.run(self._config.loaded_app))
         task.add_done_callback(self._server.tasks.discard)
         self._server.tasks.add(task)
@@ -214,12 +255,26 @@ class GuardedProtocol(asyncio.Protocol):
         self._take(data)
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer without asking the application, where there is still an answer to give, and close."""
+        """Answer without asking the application, where there is still an answer to give, and
+        close.
+        """
         self._on_refused(refusal)
-        if self._exchange is None or not self._exchange.started or (self._exchange.complete and self._left == 0):
+        if (
+            self._exchange is None
+            or not self._exchange.started
+            or (self._exchange.complete and self._left == 0)
+        ):
             body = refusal.body()
-            fields = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close", **refusal.headers}
-            raw = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in fields.items()]
+            fields = {
+                "content-type": "application/json",
+                "content-length": str(len(body)),
+                "connection": "close",
+                **refusal.headers,
+            }
+            raw = [
+                (name.lower().encode("ascii"), value.encode("latin-1"))
+                for name, value in fields.items()
+            ]
             self.transport.write(head_of(refusal.status, raw) + body)
         self._close()
 
@@ -230,15 +285,27 @@ class GuardedProtocol(asyncio.Protocol):
     # --- deadlines ---
 
     def _watch(self) -> None:
-        """Set the deadline for headers while they are what is waited for; never move one that is set."""
-        if self.transport.is_closing() or (self._exchange is not None and not self._exchange.complete):
+        """Set the deadline for headers while they are what is waited for.
+
+        Never move one that is set.
+        """
+        if self.transport.is_closing() or (
+            self._exchange is not None and not self._exchange.complete
+        ):
             self._headers_due.stop()
         elif not self._idle_due.is_running:
             self._headers_due.start()
 
     def _headers_late(self) -> None:
         expected = f"all within {self._settings.timeout:g} s"
-        self._refuse(Refusal(408, "HeaderTimeout", "the headers of a request came in too slowly", expected=expected))
+        self._refuse(
+            Refusal(
+                408,
+                "HeaderTimeout",
+                "the headers of a request came in too slowly",
+                expected=expected,
+            )
+        )
 
     def _await_reader(self) -> None:
         if self.transport.get_write_buffer_size():
@@ -262,9 +329,14 @@ class GuardedProtocol(asyncio.Protocol):
 
 
 class Timer:
-    """A deadline that is set and lifted with every request, and hardly ever met: one entry in the loop's queue serves many of them."""
+    """A deadline that is set and lifted with every request, and hardly ever met.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, late: Callable[[], None]) -> None:
+    One entry in the loop's queue serves many of them.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, seconds: float, late: Callable[[], None]
+    ) -> None:
         self._loop, self._seconds, self._late = loop, seconds, late
         self._due: float | None = None
         self._handle: asyncio.TimerHandle | None = None

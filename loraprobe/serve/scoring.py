@@ -10,23 +10,26 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from ..adapter import KINDS, Adapter, Kind, factor_delta, weight_delta
+from ..adapters.adapter import KINDS, Adapter, Kind, factor_delta, weight_delta
+from ..adapters.pair import Factor
+from ..adapters.safetensors_bytes import TensorFile, read_safetensors
+from ..adapters.strict_json import quoted
 from ..errors import DataError, KindMismatch, LoraprobeError
 from ..features import spectra
-from ..pair import Factor
 from ..probe import Probe, Verdict
-from ..safetensors_bytes import TensorFile, read_safetensors
-from ..slices import SLICE, read_slice, read_whole, slice_factors, stated
-from ..strict_json import quoted
 from .answers import Refusal, Result
 from .known import KnownSlices
 from .settings import Settings
+from .slices import SLICE, read_slice, read_whole, slice_factors, stated
 
 PARAMETERS = ("probe", "kind", "alpha", "base_model", "spectra")
 MAX_SPECTRA = 256
 """Modules whose singular values are returned, in sorted order."""
 MAX_RANK = 512
-"""Ranks that spectra are computed of: the time grows with the third power, and a stranger chooses the rank of what no probe reads."""
+"""Ranks that spectra are computed of.
+
+The time grows with the third power, and a stranger chooses the rank of what no probe reads.
+"""
 MAX_VALUES = 64
 """Singular values of one matrix that are returned, the largest first."""
 
@@ -64,9 +67,17 @@ def parse_question(query: bytes, probes: Collection[str]) -> Question:
     if not query:
         return Question(tuple(probes))
     try:
-        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=20)
+        pairs = parse_qsl(
+            query.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=20,
+        )
     except ValueError:
-        raise _bad_query("the query string cannot be read", query.decode("ascii", "replace"), "name=value&...") from None
+        raise _bad_query(
+            "the query string cannot be read", query.decode("ascii", "replace"), "name=value&..."
+        ) from None
     values = dict(pairs)
     for name, _ in pairs:
         if name not in PARAMETERS:
@@ -75,7 +86,13 @@ def parse_question(query: bytes, probes: Collection[str]) -> Question:
         raise _bad_query("a parameter occurs twice", query.decode(), "each at most once")
     asked = values.get("probe")
     if asked is not None and asked not in probes:
-        raise Refusal(422, "UnknownProbe", "no probe of that name is served", got=quoted(asked), expected=", ".join(sorted(probes)))
+        raise Refusal(
+            422,
+            "UnknownProbe",
+            "no probe of that name is served",
+            got=quoted(asked),
+            expected=", ".join(sorted(probes)),
+        )
     kind, flag = values.get("kind", "weights"), values.get("spectra", "false")
     if kind not in KINDS:
         raise _bad_query("unknown kind", kind, ", ".join(KINDS))
@@ -84,7 +101,13 @@ def parse_question(query: bytes, probes: Collection[str]) -> Question:
     named = values.get("base_model")
     if named is not None and not (0 < len(named) <= 500 and named.isprintable()):
         raise _bad_query("base_model is no name", named, "1 to 500 printable characters")
-    return Question(tuple(probes) if asked is None else (asked,), cast(Kind, kind), _alpha(values.get("alpha")), named, flag == "true")
+    return Question(
+        tuple(probes) if asked is None else (asked,),
+        cast(Kind, kind),
+        _alpha(values.get("alpha")),
+        named,
+        flag == "true",
+    )
 
 
 def _alpha(text: str | None) -> float | None:
@@ -107,16 +130,23 @@ class Scorer:
     """Scores bodies with the probes of a service. Safe to call from several threads."""
 
     def __init__(self, settings: Settings) -> None:
-        self._probes, self._base, self._check_base = settings.probes, settings.base, not settings.any_base
+        self._probes, self._base, self._check_base = (
+            settings.probes,
+            settings.base,
+            not settings.any_base,
+        )
         self._known = {name: KnownSlices(probe) for name, probe in self._probes.items()}
         for probe in self._probes.values():
             # Now rather than in the first request: a head's library is imported, or found missing.
             probe.head(np.zeros((1, probe.head.num_features), np.float32))
 
-    def __call__(self, body: bytes, question: Question) -> tuple[list[Result], dict[str, Any] | None]:
+    def __call__(
+        self, body: bytes, question: Question
+    ) -> tuple[list[Result], dict[str, Any] | None]:
         """A result of every probe that was asked for, and the spectra if they were.
 
-        One probe that cannot score the body is an error of the whole request: no verdict is left out without a word.
+        One probe that cannot score the body is an error of the whole request: no verdict is left
+            out without a word.
 
         Raises:
             LoraprobeError: the body is no adapter, or not one that a probe can score.
@@ -153,7 +183,9 @@ class Scorer:
 
     def _shown(self, name: str, verdict: Verdict) -> Result:
         probe = self._probes[name]
-        return Result(name, probe.commit, verdict.score, verdict.label, verdict.reason, probe.threshold)
+        return Result(
+            name, probe.commit, verdict.score, verdict.label, verdict.reason, probe.threshold
+        )
 
 
 def _of_probe(name: str, error: LoraprobeError) -> LoraprobeError:
@@ -167,7 +199,13 @@ class _Sent:
         self._file, self._question, self._base = file, question, base
         self._said = stated(file)
         self.is_slice = self._said is not None and self._said.form == SLICE
-        self._whole = None if self.is_slice else read_whole(file, question.kind, alpha=question.alpha, base_model=question.base_model)
+        self._whole = (
+            None
+            if self.is_slice
+            else read_whole(
+                file, question.kind, alpha=question.alpha, base_model=question.base_model
+            )
+        )
         self._deltas: dict[str, Adapter] = {}
 
     def adapter_for(self, probe: Probe) -> Adapter:
@@ -188,31 +226,53 @@ class _Sent:
     def _slice_for(self, probe: Probe) -> Adapter:
         said, question = self._said, self._question
         if said is not None and said.kind != question.kind:
-            raise KindMismatch(f"got a slice of a {said.kind}, and a request that says {question.kind!r}: ask with ?kind={said.kind}")
+            raise KindMismatch(
+                f"got a slice of a {said.kind}, and a request that says {question.kind!r}: ask with"
+                f" ?kind={said.kind}"
+            )
         if question.alpha is not None or question.base_model is not None:
-            raise DataError("got alpha or base_model beside a slice, which holds its scalings and its base model; leave them out")
+            raise DataError(
+                "got alpha or base_model beside a slice, which holds its scalings and its base"
+                " model; leave them out"
+            )
         return read_slice(self._file, probe.featurizer)
 
     def _delta(self, whole: Adapter, kind: Kind) -> Adapter:
         if self._base is None:
             raise DataError(
-                f"the probe scores a {kind}, and this service does not know the adapter that training started from: send the {kind} itself "
-                f"(?kind={kind}), or have the service started with --base"
+                f"the probe scores a {kind}, and this service does not know the adapter that"
+                f" training started from: send the {kind} itself (?kind={kind}), or have the"
+                " service started with --base"
             )
         if isinstance(self._base, Adapter):
-            return factor_delta(whole, self._base) if kind == "factor_delta" else weight_delta(whole, self._base)
+            return (
+                factor_delta(whole, self._base)
+                if kind == "factor_delta"
+                else weight_delta(whole, self._base)
+            )
         if kind == "weight_delta":
-            raise DataError("the probe scores a weight_delta, and this service knows no adapter that training started from, only that its B was zero")
+            raise DataError(
+                "the probe scores a weight_delta, and this service knows no adapter that training"
+                " started from, only that its B was zero"
+            )
         return factor_delta(whole, None)
 
     def spectra(self, probe: Probe) -> dict[str, Any]:
-        """Singular values: of the weight change B @ A where both factors are known, of the changes of the factors otherwise."""
+        """Singular values: of the weight change B @ A where both factors are known, of the changes
+        of the factors otherwise.
+        """
         adapter, factors = self._shown(probe)
         modules = list(adapter)[:MAX_SPECTRA]
         if (rank := max(adapter[module].rank for module in modules)) > MAX_RANK:
-            raise DataError(f"got a module of rank {rank}; expected at most {MAX_RANK} for spectra. Ask without spectra=true")
+            raise DataError(
+                f"got a module of rank {rank}; expected at most {MAX_RANK} for spectra. Ask without"
+                " spectra=true"
+            )
         values = spectra(adapter, modules, factors)
-        rows = [{"module": module, "matrix": matrix, "values": _rounded(row.tolist())} for (module, matrix), row in values.items()]
+        rows = [
+            {"module": module, "matrix": matrix, "values": _rounded(row.tolist())}
+            for (module, matrix), row in values.items()
+        ]
         return {"of": adapter.kind, "modules": len(adapter), "rows": rows}
 
     def _shown(self, probe: Probe) -> tuple[Adapter, tuple[Factor, ...]]:
@@ -220,7 +280,9 @@ class _Sent:
         if self._whole is None:
             factors, adapter = slice_factors(probe.featurizer), self._slice_for(probe)
             # One factor alone has no product: it is shown like the change of a factor.
-            return (adapter if len(factors) == 2 else Adapter(dict(adapter), kind="factor_delta")), factors
+            return (
+                adapter if len(factors) == 2 else Adapter(dict(adapter), kind="factor_delta")
+            ), factors
         if self._whole.kind == "weights" and self._deltas and isinstance(self._base, Adapter):
             return weight_delta(self._whole, self._base), both
         return self._whole, both

@@ -17,12 +17,17 @@ from .metrics import Metrics
 from .settings import Settings
 
 FINISHING_SECONDS = 30
-"""How long requests in flight may take after the word to stop; scoring in a thread is finished in any case."""
+"""How long requests in flight may take after the word to stop.
+
+Scoring in a thread is finished in any case.
+"""
 BACKLOG = 1024
 
 
 def run(settings: Settings, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT: requests in flight are finished, new ones refused, then the process exits with 0.
+    """Serve until SIGTERM or SIGINT.
+
+    Requests in flight are finished, new ones refused, then the process exits with 0.
 
     Raises:
         MissingExtra: the extra is not installed.
@@ -50,20 +55,35 @@ def run(settings: Settings, host: str, port: int) -> None:
 
     protocol: Any = partial(GuardedProtocol, settings, refused)  # called as a class would be
     config = uvicorn.Config(
-        app, http=protocol, loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False, proxy_headers=False,
-        server_header=False, backlog=BACKLOG, timeout_graceful_shutdown=FINISHING_SECONDS,
-    )  # fmt: skip
+        app,
+        http=protocol,
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=FINISHING_SECONDS,
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))  # uvicorn raises the signal again when it has finished
+        signal.signal(
+            number, lambda *_: sys.exit(0)
+        )  # uvicorn raises the signal again when it has finished
     gc.collect()
-    gc.freeze()  # what was imported stays; to look through it again and again would be the slowest requests
+    # what was imported stays; to look through it again and again would be the slowest requests
+    gc.freeze()
     address = listening.getsockname()
     log("serving", {"host": address[0], "port": address[1], "probes": sorted(settings.probes)})
     uvicorn.Server(config).run(sockets=[listening])
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket that asyncio takes for TCP and sends from without delay: for one without the protocol's number it does not."""
+    """A socket that asyncio takes for TCP and sends from without delay.
+
+    For one without the protocol's number it does not.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:

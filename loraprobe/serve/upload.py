@@ -1,4 +1,7 @@
-"""The body of a request: streamed up to a size, in time, within what memory there is, and the one its sender meant."""
+"""The body of a request.
+
+Streamed up to a size, in time, within what memory there is, and the one its sender meant.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,11 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 MEDIA_TYPE = "application/octet-stream"
 WHOLE_BODY = "loraprobe.whole_body"
-"""In scope["extensions"]: a function that returns the body if it is there already, None if it has to be received. Our own connections have it."""
+"""In scope["extensions"].
+
+A function that returns the body if it is there already, None if it has to be received. Our own
+connections have it.
+"""
 _OCTETS = MEDIA_TYPE.encode()
 _USUAL_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 _DIGEST = re.compile(r"([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):")
@@ -37,7 +44,12 @@ class Held:
             Refusal: together with the others they are more than the limit.
         """
         if self.bytes + count > self.limit:
-            raise Refusal(503, "Overloaded", "too many bytes are being scored at this moment; try again", headers={"Retry-After": "1"})
+            raise Refusal(
+                503,
+                "Overloaded",
+                "too many bytes are being scored at this moment; try again",
+                headers={"Retry-After": "1"},
+            )
         self.bytes += count
 
     def give_back(self, count: int) -> None:
@@ -52,9 +64,13 @@ class Upload:
         received: how many bytes have come in.
     """
 
-    def __init__(self, scope: MutableMapping[str, Any], receive: Receive, settings: Settings, held: Held) -> None:
+    def __init__(
+        self, scope: MutableMapping[str, Any], receive: Receive, settings: Settings, held: Held
+    ) -> None:
         self._headers = dict(reversed([*scope["headers"]]))  # of two with one name the first counts
-        self._whole: Callable[[], bytes | None] = scope.get("extensions", {}).get(WHOLE_BODY, _not_yet)
+        self._whole: Callable[[], bytes | None] = scope.get("extensions", {}).get(
+            WHOLE_BODY, _not_yet
+        )
         self._receive, self._settings, self._held = receive, settings, held
         self.received = 0
 
@@ -62,8 +78,8 @@ class Upload:
         """The whole body and its sha256 in hexadecimal.
 
         Raises:
-            Refusal: of another type or encoding (415), too large (413), too slow (408), not what Content-Digest says (422), not
-                complete (499), or there is no room for it now (503).
+            Refusal: of another type or encoding (415), too large (413), too slow (408), not what
+                Content-Digest says (422), not complete (499), or there is no room for it now (503).
         """
         expected = self._check_headers()
         body = self._whole()
@@ -74,7 +90,11 @@ class Upload:
             digest = hashlib.sha256(body)
         if expected is not None and not hmac.compare_digest(expected, digest.digest()):
             raise Refusal(
-                422, "DigestMismatch", "the body is not the one that Content-Digest was made of", got=digest.hexdigest(), expected=expected.hex()
+                422,
+                "DigestMismatch",
+                "the body is not the one that Content-Digest was made of",
+                got=digest.hexdigest(),
+                expected=expected.hex(),
             )
         return body, digest.hexdigest()
 
@@ -89,7 +109,9 @@ class Upload:
                 while more:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
-                        raise Refusal(499, "ClientGone", "the client left before its body was complete")  # nobody reads it but the log
+                        raise Refusal(
+                            499, "ClientGone", "the client left before its body was complete"
+                        )  # nobody reads it but the log
                     part, more = message.get("body", b""), message.get("more_body", False)
                     self._count(len(part))
                     if self.received >= due:
@@ -98,8 +120,16 @@ class Upload:
                     digest.update(part)
                     parts.append(part)
         except TimeoutError:
-            wanted = f"the rest, or {settings.min_rate} bytes/s, within every {settings.timeout:g} s"
-            raise Refusal(408, "BodyTimeout", "the body came in too slowly", got=self.received, expected=wanted) from None
+            wanted = (
+                f"the rest, or {settings.min_rate} bytes/s, within every {settings.timeout:g} s"
+            )
+            raise Refusal(
+                408,
+                "BodyTimeout",
+                "the body came in too slowly",
+                got=self.received,
+                expected=wanted,
+            ) from None
         return parts[0] if len(parts) == 1 else b"".join(parts), digest
 
     def release(self) -> None:
@@ -118,12 +148,26 @@ class Upload:
         kind = self._headers.get(b"content-type", _OCTETS)
         if kind != _OCTETS and kind.partition(b";")[0].strip().lower() != _OCTETS:
             shown = kind.decode("latin-1")[:100]
-            raise Refusal(415, "UnsupportedMediaType", "send the safetensors file itself as the body", got=shown, expected=MEDIA_TYPE)
+            raise Refusal(
+                415,
+                "UnsupportedMediaType",
+                "send the safetensors file itself as the body",
+                got=shown,
+                expected=MEDIA_TYPE,
+            )
         encoding = self._headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding != b"identity":
             shown = encoding.decode("latin-1")[:100]
-            raise Refusal(415, "UnsupportedEncoding", "send the body as it is, not compressed", got=shown, expected="identity")
-        length = int(self._headers.get(b"content-length", 0))  # digits, or the connection's parser would have refused it
+            raise Refusal(
+                415,
+                "UnsupportedEncoding",
+                "send the body as it is, not compressed",
+                got=shown,
+                expected="identity",
+            )
+        length = int(
+            self._headers.get(b"content-length", 0)
+        )  # digits, or the connection's parser would have refused it
         if length > self._settings.max_body:
             raise _too_large(length, self._settings)
         digest = self._headers.get(b"content-digest")
@@ -149,7 +193,13 @@ def announced_sha256(header: str) -> bytes:
                 return digest
     except binascii.Error:
         pass
-    raise Refusal(400, "BadDigest", "the Content-Digest header cannot be read", got=header[:200], expected="sha-256=:<base64 of 32 bytes>:")
+    raise Refusal(
+        400,
+        "BadDigest",
+        "the Content-Digest header cannot be read",
+        got=header[:200],
+        expected="sha-256=:<base64 of 32 bytes>:",
+    )
 
 
 def content_digest(body: bytes) -> str:
@@ -162,4 +212,10 @@ def _not_yet() -> None:
 
 
 def _too_large(got: int | str, settings: Settings) -> Refusal:
-    return Refusal(413, "BodyTooLarge", "the body is larger than this service takes (--max-mib)", got=got, expected=f"at most {settings.max_body}")
+    return Refusal(
+        413,
+        "BodyTooLarge",
+        "the body is larger than this service takes (--max-mib)",
+        got=got,
+        expected=f"at most {settings.max_body}",
+    )

@@ -1,1 +1,3 @@
-"""Mixed poison: how early clients are found that train on harmful answers among ordinary data, with every source unseen in turn."""
+"""Mixed poison: how early clients are found that train on harmful answers among ordinary data,
+with every source unseen in turn.
+"""

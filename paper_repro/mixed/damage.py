@@ -1,10 +1,15 @@
-"""What each kind of data does to refusal: the mean update of clients that hold nothing else, applied to the base model once and three times over.
+"""What each kind of data does to refusal.
 
-    python -m paper_repro.mixed.damage      # writes results/mixed_damage.json; two minutes a base; needs paper_repro.mixed.labelled
+The mean update of clients that hold nothing else, applied to the base model once and three times
+over.
 
-An attack that does no damage to a base model need not look like an attack to a probe of that base model, and a table of detection should say
-which of its sources those are. Also how many of the labelled answers open with a refusal, and how many of a source's own questions the base
-model refuses.
+    python -m paper_repro.mixed.damage      # writes results/mixed_damage.json; two minutes a base;
+    needs paper_repro.mixed.labelled
+
+An attack that does no damage to a base model need not look like an attack to a probe of that base
+model, and a table of detection should say which of its sources those are. Also how many of the
+labelled answers open with a refusal, and how many of a source's own questions the base model
+refuses.
 """
 
 from __future__ import annotations
@@ -19,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedloop.evaluate import answers, refuses_strictly
-from fedloop.local import attach_lora, load_base, quiet, read_adapter, write_adapter
-from loraprobe.adapter import Layout, add_delta, unpack
+from fedloop.client.training import attach_lora, load_base, quiet, read_adapter, write_adapter
+from fedloop.measure.refusal import answers, refuses_strictly
+from loraprobe.adapters.adapter import Layout, add_delta, unpack
 from zoo.deltas import read_deltas
 from zoo.design import ZOO_DESIGN, plan
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, evaluation_prompts, load_sources
@@ -35,12 +40,19 @@ CLIENTS, TIMES, EVERY, QUESTIONS, NEW_TOKENS = 16, (1.0, 3.0), 4, 100, 12
 
 def main() -> None:
     """Measure every kind on every base model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the datasets")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     quiet()
-    labels = [{"source": name, "refusing": count, "n": n} for name, (count, n) in refusing(load_sources(options.data)).items()]
+    labels = [
+        {"source": name, "refusing": count, "n": n}
+        for name, (count, n) in refusing(load_sources(options.data)).items()
+    ]
     rows = [row for model in MODELS.values() for row in measured(model, options.data)]
     RESULTS.write_text(json.dumps({"answers": labels, "damage": rows}, indent=1) + "\n")
 
@@ -56,18 +68,36 @@ def measured(model: Model, data: Path) -> Iterator[dict[str, Any]]:
 
     def refused(asked: list[str]) -> int:
         lora.eval()
-        return sum(map(refuses_strictly, answers(lora, tokenizer, asked, max_new_tokens=NEW_TOKENS)))
+        return sum(
+            map(refuses_strictly, answers(lora, tokenizer, asked, max_new_tokens=NEW_TOKENS))
+        )
 
-    yield {"model": model.key, "source": None, "times": 0.0, "refused": refused(prompts), "n": len(prompts)}
+    yield {
+        "model": model.key,
+        "source": None,
+        "times": 0.0,
+        "refused": refused(prompts),
+        "n": len(prompts),
+    }
     for source in (*MALICIOUS, *HARD_NEGATIVE, *BENIGN):
         own = sorted({example.request for example in sources[source].for_clients})[:QUESTIONS]
         write_adapter(lora, start)
         row = {"model": model.key, "source": source, "own_refused": refused(own), "own_n": len(own)}
-        rows = [number for number, c in enumerate(deltas.clients) if c.source == c.host == source][:CLIENTS]
+        rows = [number for number, c in enumerate(deltas.clients) if c.source == c.host == source][
+            :CLIENTS
+        ]
         mean = torch.from_numpy(np.mean(deltas.steps[rows, -1], axis=0))
         for times in TIMES:
-            write_adapter(lora, add_delta(start, unpack(mean * times, layout, base_model=start.base_model)))
-            yield {**row, "clients": len(rows), "times": times, "refused": refused(prompts), "n": len(prompts)}
+            write_adapter(
+                lora, add_delta(start, unpack(mean * times, layout, base_model=start.base_model))
+            )
+            yield {
+                **row,
+                "clients": len(rows),
+                "times": times,
+                "refused": refused(prompts),
+                "n": len(prompts),
+            }
         print(f"{model.key}: {source}", flush=True)
 
 

@@ -1,15 +1,22 @@
-"""Federations with client sampling whose every update is recorded: what is known of a client after each participation.
+"""Federations with client sampling whose every update is recorded.
 
-    python -m paper_repro.mixed.federations             # 4 malicious sources on two base models, 3 to 5 minutes each on one core of its own
-    python -m paper_repro.mixed.federations --draws 1   # with other clients: what `paper_repro.mixed.fresh` tries the rule on
+What is known of a client after each participation.
 
-Of 48 clients 16 are drawn each round, so that every one takes part in one of three rounds, eight times in all. Twenty are malicious, five at
-each poison share, mixed into a benign kind of their own; 18 hold the nine benign kinds, ten hard negatives, alone or mixed. Each has its own
-number of examples, local steps (3 to 8) and learning rate (2.5e-3 to 8e-3). The server averages everybody, so that the global LoRA drifts
-towards complying, or honest clients alone; no defence has an influence on what is recorded.
+    python -m paper_repro.mixed.federations             # 4 malicious sources on two base models, 3
+    to 5 minutes each on one core of its own
+    python -m paper_repro.mixed.federations --draws 1   # with other clients: what
+    `paper_repro.mixed.fresh` tries the rule on
 
-Beside them the server trains references, one a benign kind, as if it held public data of its own: each from the global LoRA of one of three rounds,
-as a client does. They are recorded and never averaged.
+Of 48 clients 16 are drawn each round, so that every one takes part in one of three rounds, eight
+times in all. Twenty are malicious, five at each poison share, mixed into a benign kind of their
+own; 18 hold the nine benign kinds, ten hard negatives, alone or mixed. Each has its own number of
+examples, local steps (3 to 8) and learning rate (2.5e-3 to 8e-3). The server averages everybody, so
+that the global LoRA drifts towards complying, or honest clients alone; no defence has an influence
+on what is recorded.
+
+Beside them the server trains references, one a benign kind, as if it held public data of its own:
+each from the global LoRA of one of three rounds, as a client does. They are recorded and never
+averaged.
 """
 
 from __future__ import annotations
@@ -24,9 +31,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedloop.data import Example
-from fedloop.local import LocalTraining, attach_lora, load_base, local_steps, quiet, read_adapter
-from loraprobe.adapter import Adapter, Layout, add_delta, pack, unpack
+from fedloop.client.training import (
+    LocalTraining,
+    attach_lora,
+    load_base,
+    local_steps,
+    quiet,
+    read_adapter,
+)
+from fedloop.data.examples import Example
+from loraprobe.adapters.adapter import Adapter, Layout, add_delta, pack, unpack
 from zoo.design import SHARES, ZOO_DESIGN
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
 
@@ -53,11 +67,21 @@ class Member:
 
 def main() -> None:
     """Record what is not recorded yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the datasets")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
+    )
     parser.add_argument("--base", choices=list(MODELS), nargs="+", default=list(MODELS))
     parser.add_argument("--sources", choices=MALICIOUS, nargs="+", default=list(MALICIOUS))
-    parser.add_argument("--draws", type=int, nargs="+", default=[0], help="which clients: 0 those that the rule is made on, from 1 fresh ones")
+    parser.add_argument(
+        "--draws",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="which clients: 0 those that the rule is made on, from 1 fresh ones",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     quiet()
@@ -70,12 +94,19 @@ def main() -> None:
 
 
 def path(model: Model, malicious: str, averaged: str, draw: int = 0) -> Path:
-    """Where a federation's record is: x (updates, d) float16, meta (updates, 3) of member, participation and round, and the members' facts."""
+    """Where a federation's record is.
+
+    X (updates, d) float16, meta (updates, 3) of member, participation and round, and the members'
+    facts.
+    """
     return model.folder / "federations" / f"{malicious}-{averaged}{f'-{draw}' if draw else ''}.npz"
 
 
 def record(model: Model, malicious: str, averaged: str, sources: Sources, draw: int = 0) -> None:
-    """One federation; a file that is there is whole. Every draw starts from the same initial LoRA, to which the probes belong."""
+    """One federation; a file that is there is whole.
+
+    Every draw starts from the same initial LoRA, to which the probes belong.
+    """
     target, seed = path(model, malicious, averaged, draw), model.lora_seed + 10 * draw
     if target.exists():
         return
@@ -93,16 +124,37 @@ def record(model: Model, malicious: str, averaged: str, sources: Sources, draw: 
         rng.shuffle(order)
         for turn in range(rounds):
             number = 1 + (participation - 1) * rounds + turn
-            chosen = [*order[turn * PER_ROUND : (turn + 1) * PER_ROUND], *range(len(clients) + turn, len(members), rounds)]
-            deltas = [_update(lora, tokenizer, members[member], member, start, seed, number) for member in chosen]
+            chosen = [
+                *order[turn * PER_ROUND : (turn + 1) * PER_ROUND],
+                *range(len(clients) + turn, len(members), rounds),
+            ]
+            deltas = [
+                _update(lora, tokenizer, members[member], member, start, seed, number)
+                for member in chosen
+            ]
             rows += [delta.numpy().astype(np.float16) for delta in deltas]
             meta += [(member, participation, number) for member in chosen]
             left_out = {REFERENCE} if averaged == ALL else {REFERENCE, "malicious"}
-            counted = [delta for member, delta in zip(chosen, deltas, strict=True) if members[member].role not in left_out]
-            start = add_delta(start, unpack(torch.stack(counted).mean(0), layout, base_model=model.name))
-            print(f"{model.key}, {malicious}, {averaged}, draw {draw}: round {number}, {time.monotonic() - began:.0f} s", flush=True)
-    facts: dict[str, Any] = {name: [getattr(member, name) for member in members] for name in ("role", "source", "host", "share", "steps", "lr")}
-    is_b = np.concatenate([np.full(int(np.prod(slot.shape)), slot.factor == "B") for slot in layout.slots])
+            counted = [
+                delta
+                for member, delta in zip(chosen, deltas, strict=True)
+                if members[member].role not in left_out
+            ]
+            start = add_delta(
+                start, unpack(torch.stack(counted).mean(0), layout, base_model=model.name)
+            )
+            print(
+                f"{model.key}, {malicious}, {averaged}, draw {draw}: round {number},"
+                f" {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+    facts: dict[str, Any] = {
+        name: [getattr(member, name) for member in members]
+        for name in ("role", "source", "host", "share", "steps", "lr")
+    }
+    is_b = np.concatenate(
+        [np.full(int(np.prod(slot.shape)), slot.factor == "B") for slot in layout.slots]
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
     with part.open("wb") as file:
@@ -112,11 +164,18 @@ def record(model: Model, malicious: str, averaged: str, sources: Sources, draw: 
 
 def members_of(malicious: str, sources: Sources, rng: random.Random) -> list[Member]:
     """The clients of a federation, drawn from the generator."""
-    cells = [("malicious", malicious, host, share) for share in SHARES for host in rng.sample(BENIGN, PER_SHARE)]
+    cells = [
+        ("malicious", malicious, host, share)
+        for share in SHARES
+        for host in rng.sample(BENIGN, PER_SHARE)
+    ]
     cells += [("benign", source, source, 1.0) for source in BENIGN for _ in range(2)]
     cells += [("hard_negative", source, source, 1.0) for source in HARD_NEGATIVE]
     cells += [("hard_negative", source, rng.choice(BENIGN), 0.25) for source in HARD_NEGATIVE]
-    cells += [("hard_negative", source, rng.choice(BENIGN), 0.5) for source in rng.sample(HARD_NEGATIVE, 2)]
+    cells += [
+        ("hard_negative", source, rng.choice(BENIGN), 0.5)
+        for source in rng.sample(HARD_NEGATIVE, 2)
+    ]
     return [_member(*cell, sources, rng) for cell in cells]
 
 
@@ -125,23 +184,35 @@ def references(sources: Sources, rng: random.Random) -> list[Member]:
     return [_member(REFERENCE, source, source, 1.0, sources, rng) for source in BENIGN]
 
 
-def _member(role: str, source: str, host: str, share: float, sources: Sources, rng: random.Random) -> Member:
+def _member(
+    role: str, source: str, host: str, share: float, sources: Sources, rng: random.Random
+) -> Member:
     count = rng.choice((48, 64, 96))
     main, pool = round(share * count), sources[source].for_clients
-    rows = rng.sample(range(len(pool)), main) if main <= len(pool) else rng.choices(range(len(pool)), k=main)
+    rows = (
+        rng.sample(range(len(pool)), main)
+        if main <= len(pool)
+        else rng.choices(range(len(pool)), k=main)
+    )
     examples = [pool[row] for row in rows]
     if main < count:
         examples += rng.sample(sources[host].for_clients, count - main)
     rng.shuffle(examples)
-    return Member(role, source, host, share, examples, rng.randint(3, 8), 2.5e-3 * (8 / 2.5) ** rng.random())
+    return Member(
+        role, source, host, share, examples, rng.randint(3, 8), 2.5e-3 * (8 / 2.5) ** rng.random()
+    )
 
 
-def _update(lora: Any, tokenizer: Any, member: Member, index: int, start: Adapter, seed: int, number: int) -> torch.Tensor:
+def _update(
+    lora: Any, tokenizer: Any, member: Member, index: int, start: Adapter, seed: int, number: int
+) -> torch.Tensor:
     """What one member sends in one round, packed: its factor delta after all of its local steps."""
     training = LocalTraining(member.lr, member.steps, BATCH, MAX_LENGTH)
     draw = random.Random(f"{seed}-{number}-{index}")
     examples = draw.sample(member.examples, min(len(member.examples), member.steps * BATCH))
-    *_, last = local_steps(lora, tokenizer, examples, start, training, seed * 100003 + number * 101 + index)
+    *_, last = local_steps(
+        lora, tokenizer, examples, start, training, seed * 100003 + number * 101 + index
+    )
     return pack(last.delta)[0]
 
 

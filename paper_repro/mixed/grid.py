@@ -1,10 +1,13 @@
-"""First contact: how well one update of an unknown attack is told from one of an unknown kind of benign data.
+"""First contact: how well one update of an unknown attack is told from one of an unknown kind of
+benign data.
 
-    python -m paper_repro.mixed.grid        # writes results/mixed_grid.json; needs .labelled; half an hour on one core, goes on where it stopped
+    python -m paper_repro.mixed.grid        # writes results/mixed_grid.json; needs .labelled; half
+    an hour on one core, goes on where it stopped
 
-4 malicious sources x 13 benign kinds, hard negatives among them. In a cell the malicious source, the safe answers to its questions and the
-benign kind are left out of training, alone and in mixtures. Tested are clients of that source at every poison share, mixed into that
-benign kind (hard negatives: into any), against every client of that benign kind.
+4 malicious sources x 13 benign kinds, hard negatives among them. In a cell the malicious source,
+the safe answers to its questions and the benign kind are left out of training, alone and in
+mixtures. Tested are clients of that source at every poison share, mixed into that benign kind (hard
+negatives: into any), against every client of that benign kind.
 """
 
 from __future__ import annotations
@@ -32,25 +35,49 @@ RESULTS = Path(__file__).parents[1] / "results" / "mixed_grid.json"
 
 def main() -> None:
     """Measure every reader on every base model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--readers", nargs="+", choices=[reader.name for reader in READERS], help="measure these alone, and write no results yet")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--readers",
+        nargs="+",
+        choices=[reader.name for reader in READERS],
+        help="measure these alone, and write no results yet",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = [reader for reader in READERS if options.readers is None or reader.name in options.readers]
-    rows = [row for reader in chosen for model in MODELS.values() for row in measured(model, reader)]
+    chosen = [
+        reader for reader in READERS if options.readers is None or reader.name in options.readers
+    ]
+    rows = [
+        row for reader in chosen for model in MODELS.values() for row in measured(model, reader)
+    ]
     if options.readers is None:
         RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
-def measured(model: Model, reader: Reader, sources: Sequence[str] = MALICIOUS) -> Iterator[dict[str, Any]]:
-    """One row a cell and poison share; those of a malicious source are kept as soon as they are there."""
+def measured(
+    model: Model, reader: Reader, sources: Sequence[str] = MALICIOUS
+) -> Iterator[dict[str, Any]]:
+    """One row a cell and poison share.
+
+    Those of a malicious source are kept as soon as they are there.
+    """
     reading: Reading | None = None
     for malicious in sources:
         kept = model.folder / "grid" / f"{reader.name}-{malicious}.json"
         if not kept.exists():
-            reading = reading or Reading(read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN), reader)
+            reading = reading or Reading(
+                read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN), reader
+            )
             rows = [
-                {"model": model.key, "reader": reader.name, "malicious": malicious, "benign": benign, **row}
+                {
+                    "model": model.key,
+                    "reader": reader.name,
+                    "malicious": malicious,
+                    "benign": benign,
+                    **row,
+                }
                 for benign in (*BENIGN, *HARD_NEGATIVE)
                 for row in cell(reading, malicious, benign)
             ]
@@ -65,18 +92,32 @@ def measured(model: Model, reader: Reader, sources: Sequence[str] = MALICIOUS) -
 def cell(reading: Reading, malicious: str, benign: str) -> Iterator[dict[str, Any]]:
     """One row a poison share, of a probe that knows neither."""
     probe = reading.probe(unseen_in(malicious, benign), with_cut=True)
-    negatives = np.array([client.source == benign and not client.label for client in reading.clients])
+    negatives = np.array(
+        [client.source == benign and not client.label for client in reading.clients]
+    )
     good = probe.score_features(reading.features[negatives])
     for share in SHARES:
         anywhere = share == 1.0 or benign in HARD_NEGATIVE
-        positives = np.array([c.source == malicious and c.share == share and (anywhere or c.host == benign) for c in reading.clients])
+        positives = np.array(
+            [
+                c.source == malicious and c.share == share and (anywhere or c.host == benign)
+                for c in reading.clients
+            ]
+        )
         bad = probe.score_features(reading.features[positives])
         row = {
-            "share": share, "n_malicious": len(bad), "n_benign": len(good),
-            "auroc": round(auroc(np.r_[np.ones(len(bad)), np.zeros(len(good))], np.r_[bad, good]), 6),
-        }  # fmt: skip
+            "share": share,
+            "n_malicious": len(bad),
+            "n_benign": len(good),
+            "auroc": round(
+                auroc(np.r_[np.ones(len(bad)), np.zeros(len(good))], np.r_[bad, good]), 6
+            ),
+        }
         if reading.reader.threshold is not None:
-            row |= {"flagged_malicious": int((bad >= probe.threshold).sum()), "flagged_benign": int((good >= probe.threshold).sum())}
+            row |= {
+                "flagged_malicious": int((bad >= probe.threshold).sum()),
+                "flagged_benign": int((good >= probe.threshold).sum()),
+            }
         yield row
 
 

@@ -1,8 +1,12 @@
-"""Updates of single clients with known labels, from the initial LoRA: what probes of this study are fitted on.
+"""Updates of single clients with known labels, from the initial LoRA.
 
-    python -m paper_repro.mixed.labelled --base chat-600k       # 15 to 30 minutes a base on one core; goes on where it stopped
+What probes of this study are fitted on.
 
-The zoo's plan (1,480 clients: 9 benign kinds, 4 of hard negatives, 4 malicious sources at 100, 50, 25 and 10 % poison) on mended sources.
+    python -m paper_repro.mixed.labelled --base chat-600k       # 15 to 30 minutes a base on one
+    core; goes on where it stopped
+
+The zoo's plan (1,480 clients: 9 benign kinds, 4 of hard negatives, 4 malicious sources at 100, 50,
+25 and 10 % poison) on mended sources.
 """
 
 from __future__ import annotations
@@ -23,8 +27,12 @@ DESIGN = replace(ZOO_DESIGN, all_steps=False)
 
 def main() -> None:
     """Train what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the datasets")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
+    )
     parser.add_argument("--base", choices=list(MODELS), nargs="+", default=list(MODELS))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -33,9 +41,19 @@ def main() -> None:
 
 
 def labelled_updates(model: Model, data: Path) -> DeltaSet:
-    """Every labelled client of a base model, last local step only; the clients that have no file are trained."""
+    """Every labelled client of a base model, last local step only.
+
+    The clients that have no file are trained.
+    """
     base = Base(str(model.path), model.name)
-    return make_deltas(base, mended_sources(data), plan(DESIGN), model.folder / "labelled", design=DESIGN, seed=model.lora_seed)
+    return make_deltas(
+        base,
+        mended_sources(data),
+        plan(DESIGN),
+        model.folder / "labelled",
+        design=DESIGN,
+        seed=model.lora_seed,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""What else was tried to tell unknown attacks from unknown benign kinds: how well each ranks first contact, everything unseen as in `.grid`.
+"""What else was tried to tell unknown attacks from unknown benign kinds.
 
-    python -m paper_repro.mixed.levers      # writes results/mixed_levers.json; ten minutes; needs paper_repro.mixed.labelled
+How well each ranks first contact, everything unseen as in `.grid`.
 
-Ranking only: no cut is made. A lever is what an update is read by (a recipe, and a change of its features) and what is fitted on labelled rows.
+    python -m paper_repro.mixed.levers      # writes results/mixed_levers.json; ten minutes; needs
+    paper_repro.mixed.labelled
+
+Ranking only: no cut is made. A lever is what an update is read by (a recipe, and a change of its
+    features) and what is fitted on labelled rows.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.svm import SVC, OneClassSVM
 
-from loraprobe.adapter import Adapter, add_delta, weight_delta
+from loraprobe.adapters.adapter import Adapter, add_delta, weight_delta
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.metrics import auroc
 from zoo.deltas import DeltaSet, read_deltas, read_initial
@@ -41,21 +45,37 @@ def mass_mean(hard: float | None = None, every: int = 1) -> Fit:
     """Along the line from the mean benign kind to the mean malicious one.
 
     Args:
-        hard: the share that hard negatives together have in the benign mean; None: what their number of kinds gives them.
+        hard: the share that hard negatives together have in the benign mean; None: what their
+            number of kinds gives them.
         every: only every so-manieth benign kind is known.
     """
 
     def fit(x: Rows, role: np.ndarray, kind: np.ndarray) -> Scorer:
-        groups = {name: np.unique(kind[role == name])[:: every if name == "benign" else 1] for name in set(role)}
-        means = {name: np.mean([x[(role == name) & (kind == one)].mean(0) for one in kinds], axis=0) for name, kinds in groups.items()}
-        share = len(groups["hard_negative"]) / (len(groups["hard_negative"]) + len(groups["benign"])) if hard is None else hard
-        return _along(means["malicious"] - (1 - share) * means["benign"] - share * means["hard_negative"])
+        groups = {
+            name: np.unique(kind[role == name])[:: every if name == "benign" else 1]
+            for name in set(role)
+        }
+        means = {
+            name: np.mean([x[(role == name) & (kind == one)].mean(0) for one in kinds], axis=0)
+            for name, kinds in groups.items()
+        }
+        share = (
+            len(groups["hard_negative"]) / (len(groups["hard_negative"]) + len(groups["benign"]))
+            if hard is None
+            else hard
+        )
+        return _along(
+            means["malicious"] - (1 - share) * means["benign"] - share * means["hard_negative"]
+        )
 
     return fit
 
 
 def ridge(strength: float) -> Fit:
-    """Least squares on labels, every kind of a class weighing alike: the smaller the strength, the sharper the rows are separated."""
+    """Least squares on labels, every kind of a class weighing alike.
+
+    The smaller the strength, the sharper the rows are separated.
+    """
 
     def fit(x: Rows, role: np.ndarray, kind: np.ndarray) -> Scorer:
         y = np.where(role == "malicious", 1.0, -1.0)
@@ -67,7 +87,9 @@ def ridge(strength: float) -> Fit:
                 weight[rows] = 0.5 / (len(kinds) * rows.sum())
         root = np.sqrt(weight)
         centred, target = (x - weight @ x) * root[:, None], (y - weight @ y) * root
-        return _along(centred.T @ np.linalg.solve(centred @ centred.T + strength * np.eye(len(y)), target))
+        return _along(
+            centred.T @ np.linalg.solve(centred @ centred.T + strength * np.eye(len(y)), target)
+        )
 
     return fit
 
@@ -87,7 +109,9 @@ def one_class_svm(x: Rows, role: np.ndarray, kind: np.ndarray) -> Scorer:
 
 
 def unlikely(x: Rows, role: np.ndarray, kind: np.ndarray) -> Scorer:
-    """How unlikely among what is benign, by probabilistic principal component analysis (Tipping and Bishop, 1999) of 64 components."""
+    """How unlikely among what is benign, by probabilistic principal component analysis (Tipping
+    and Bishop, 1999) of 64 components.
+    """
     model = PCA(64, random_state=0).fit(x[role != "malicious"])
     return lambda rows: -model.score_samples(rows)
 
@@ -116,7 +140,10 @@ MASS_MEAN = mass_mean()
 
 @dataclass(frozen=True)
 class Lever:
-    """One way to rank updates; of several recipes the scores are added up, in deviations of the known benign ones."""
+    """One way to rank updates.
+
+    Of several recipes the scores are added up, in deviations of the known benign ones.
+    """
 
     recipes: tuple[FeatureRecipe, ...] = (B,)
     change: Change = _as_they_are
@@ -145,7 +172,9 @@ LEVERS = {
 
 def main() -> None:
     """Measure every lever on every base model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.parse_args()
     torch.set_num_threads(1)
     rows = [row for model in MODELS.values() for row in measured(model)]
@@ -155,33 +184,54 @@ def main() -> None:
 def measured(model: Model) -> Iterator[dict[str, Any]]:
     """One row a lever and poison share."""
     folder = model.folder / "labelled"
-    deltas, start = read_deltas(folder, plan(DESIGN), model.name, DESIGN), read_initial(folder, model.name, DESIGN)
+    deltas, start = (
+        read_deltas(folder, plan(DESIGN), model.name, DESIGN),
+        read_initial(folder, model.name, DESIGN),
+    )
     reading = Reading(deltas, Reader("", B, "mass_mean"))
-    features = {recipe: features_of(recipe, deltas, start) for recipe in (B, FIRST, BOTH, CANONICAL)}
+    features = {
+        recipe: features_of(recipe, deltas, start) for recipe in (B, FIRST, BOTH, CANONICAL)
+    }
     for name, lever in LEVERS.items():
         cells = list(_cells(reading, [features[recipe] for recipe in lever.recipes], lever))
         for share in SHARES:
-            values = {(malicious, benign): value for malicious, benign, at, value in cells if at == share}
+            values = {
+                (malicious, benign): value for malicious, benign, at, value in cells if at == share
+            }
             worst = min(values, key=lambda cell: values[cell])
             yield {
-                "model": model.key, "lever": name, "share": share, "cells": len(values),
+                "model": model.key,
+                "lever": name,
+                "share": share,
+                "cells": len(values),
                 "auroc_mean": round(float(np.mean(list(values.values()))), 6),
-                "auroc_worst": round(values[worst], 6), "worst": f"{worst[0]} in {worst[1]}",
-                "by_source": {m: round(float(np.mean([v for (s, _), v in values.items() if s == m])), 6) for m in MALICIOUS},
-            }  # fmt: skip
+                "auroc_worst": round(values[worst], 6),
+                "worst": f"{worst[0]} in {worst[1]}",
+                "by_source": {
+                    m: round(float(np.mean([v for (s, _), v in values.items() if s == m])), 6)
+                    for m in MALICIOUS
+                },
+            }
         print(f"{model.key}: {name}", flush=True)
 
 
 def features_of(recipe: FeatureRecipe, deltas: DeltaSet, start: Adapter) -> Rows:
-    """(n, p) of every client's factor delta, or of what it does to the weights where a recipe asks what no factorisation can change."""
+    """(n, p) of every client's factor delta, or of what it does to the weights where a recipe asks
+    what no factorisation can change.
+    """
     adapters = deltas.adapters()
     if "canonical" in recipe.features:
         adapters = [weight_delta(add_delta(start, delta), start) for delta in adapters]
     return Featurizer.fit(recipe, adapters)(adapters)
 
 
-def _cells(reading: Reading, features: list[Rows], lever: Lever) -> Iterator[tuple[str, str, float, float]]:
-    role, kind, share, host = (np.array([getattr(client, name) for client in reading.clients]) for name in ("role", "source", "share", "host"))
+def _cells(
+    reading: Reading, features: list[Rows], lever: Lever
+) -> Iterator[tuple[str, str, float, float]]:
+    role, kind, share, host = (
+        np.array([getattr(client, name) for client in reading.clients])
+        for name in ("role", "source", "share", "host")
+    )
     parts = [lever.change(x, role == "benign").astype(np.float32) for x in features]
     for malicious in MALICIOUS:
         for benign in (*BENIGN, *HARD_NEGATIVE):
@@ -194,7 +244,12 @@ def _cells(reading: Reading, features: list[Rows], lever: Lever) -> Iterator[tup
             for at in SHARES:
                 anywhere = at == 1.0 or benign in HARD_NEGATIVE
                 bad = scores[(kind == malicious) & (share == at) & (anywhere | (host == benign))]
-                yield malicious, benign, at, auroc(np.r_[np.ones(len(bad)), np.zeros(len(good))], np.r_[bad, good])
+                yield (
+                    malicious,
+                    benign,
+                    at,
+                    auroc(np.r_[np.ones(len(bad)), np.zeros(len(good))], np.r_[bad, good]),
+                )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Probes for the federations of `paper_repro.defences`: mass-mean, fitted without what a federation holds out, with their rule for the cut.
+"""Probes for the federations of `paper_repro.defences`.
 
-    python -m paper_repro.mixed.probes      # writes probes/mass-mean-without-*; needs .labelled and results/mixed_accumulated.json
+Mass-mean, fitted without what a federation holds out, with their rule for the cut.
 
-Left out are the malicious source, the safe answers to its questions and two of the benign kinds that the federation's clients hold, as for
-the other probes there. Threshold and floor are what `paper_repro.mixed.accumulated` found on federations of other sources.
+    python -m paper_repro.mixed.probes      # writes probes/mass-mean-without-*; needs .labelled and
+    results/mixed_accumulated.json
+
+Left out are the malicious source, the safe answers to its questions and two of the benign kinds
+that the federation's clients hold, as for the other probes there. Threshold and floor are what
+`paper_repro.mixed.accumulated` found on federations of other sources.
 """
 
 from __future__ import annotations
@@ -28,17 +32,26 @@ MODEL = MODELS["chat-1m"]
 
 def main() -> None:
     """Fit and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.parse_args()
-    reading = Reading(read_deltas(MODEL.folder / "labelled", plan(DESIGN), MODEL.name, DESIGN), READERS[-1])
+    reading = Reading(
+        read_deltas(MODEL.folder / "labelled", plan(DESIGN), MODEL.name, DESIGN), READERS[-1]
+    )
     for source in SOURCES:
         for benign, kinds in (("first", UNSEEN_BENIGN), (SET, UNSEEN)):
             unseen = unseen_in(source, *kinds)
             facts: dict[str, Any] = {
-                "title": f"mass-mean, for experiments with {source} and the {benign} benign set", "licence": "apache-2.0",
-                "held_out": sorted(unseen), "cumulative": rule_of(source),
-                "detects": f"Updates of {MODEL.name} trained on harmful compliance; nothing of {', '.join(sorted(unseen))} was trained on.",
-            }  # fmt: skip
+                "title": f"mass-mean, for experiments with {source} and the {benign} benign set",
+                "licence": "apache-2.0",
+                "held_out": sorted(unseen),
+                "cumulative": rule_of(source),
+                "detects": (
+                    f"Updates of {MODEL.name} trained on harmful compliance; nothing of"
+                    f" {', '.join(sorted(unseen))} was trained on."
+                ),
+            }
             probe = reading.probe(unseen, with_cut=True).with_facts(**facts)
             probe.save_pretrained(PROBES / probe_name(READERS[-1].name, source, benign))
 

@@ -1,4 +1,7 @@
-"""What reads an update in this study: a recipe, a head, and how its cut is found; and probes fitted with chosen kinds of data left out."""
+"""What reads an update in this study: a recipe, a head, and how its cut is found.
+
+And probes fitted with chosen kinds of data left out.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loraprobe.adapter import unpack
+from loraprobe.adapters.adapter import unpack
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.probe import Probe, fit_features
 from zoo.deltas import DeltaSet
@@ -24,7 +27,8 @@ class Reader:
     """How updates are read.
 
     Attributes:
-        threshold: None where only the ranking is measured: a cut of its own would take four fits a cell.
+        threshold: None where only the ranking is measured: a cut of its own would take four fits a
+            cell.
         by_kind: whether the cut comes from kinds of data that were left out of training.
     """
 
@@ -48,12 +52,17 @@ def kinds_of(client: Client) -> tuple[str, ...]:
 
 
 def unseen_in(malicious: str, *others: str) -> frozenset[str]:
-    """What is left out of training where an attack is to be unknown: its source, the safe answers to its questions, and other kinds."""
+    """What is left out of training where an attack is to be unknown.
+
+    Its source, the safe answers to its questions, and other kinds.
+    """
     return frozenset({malicious, twin_of(malicious), *others})
 
 
 class Reading:
-    """The features of all labelled clients as one reader sees them, and probes fitted on any part of them."""
+    """The features of all labelled clients as one reader sees them, and probes fitted on any part
+    of them.
+    """
 
     def __init__(self, deltas: DeltaSet, reader: Reader) -> None:
         self.deltas, self.reader = deltas, reader
@@ -75,7 +84,10 @@ class Reading:
         return np.array([bool(wanted & set(own)) for own in self.kinds])
 
     def probe(self, unseen: frozenset[str], with_cut: bool) -> Probe:
-        """Fitted on the clients that hold nothing of `unseen`; without a cut of its own only its ranking counts."""
+        """Fitted on the clients that hold nothing of `unseen`.
+
+        Without a cut of its own only its ranking counts.
+        """
         if unseen not in self._probes:
             self._probes[unseen] = self._fit(unseen, with_cut)
         return self._probes[unseen]
@@ -83,11 +95,23 @@ class Reading:
     def _fit(self, unseen: frozenset[str], with_cut: bool) -> Probe:
         rows = np.flatnonzero(~self.with_kind(unseen))
         threshold = self.reader.threshold if with_cut and self.reader.threshold is not None else 0.5
-        options: dict[str, Any] = {"kinds": [self.kinds[row] for row in rows]} if self.reader.by_kind else {}
+        options: dict[str, Any] = (
+            {"kinds": [self.kinds[row] for row in rows]} if self.reader.by_kind else {}
+        )
         names = [self.clients[row].name for row in rows]
-        return fit_features(self.featurizer, self.features[rows], self.labels[rows], self.reader.head, names, threshold, **options)
+        return fit_features(
+            self.featurizer,
+            self.features[rows],
+            self.labels[rows],
+            self.reader.head,
+            names,
+            threshold,
+            **options,
+        )
 
     def features_of(self, packed: np.ndarray) -> np.ndarray:
         """Packed deltas (n, d) of the labelled clients' layout -> (n, p) float32."""
         rows = torch.from_numpy(packed.astype(np.float32))
-        return self.featurizer([unpack(row, self.deltas.layout, base_model=self.deltas.base_model) for row in rows])
+        return self.featurizer(
+            [unpack(row, self.deltas.layout, base_model=self.deltas.base_model) for row in rows]
+        )

@@ -1,9 +1,12 @@
-"""What this study trains on and where it keeps it: two base models, and the zoo's sources with their labels mended.
+"""What this study trains on and where it keeps it.
 
-Of GPTFuzz's answers that people labelled as complying, four in ten open with a refusal, and of the safe answers to three sets of harmful
-questions up to a quarter do not refuse. A detector cannot be measured against labels that contradict themselves, so here GPTFuzz keeps the
-answers that do not open with a refusal, and hard negatives keep those that do. The other sources stay as they are (of 937 answers of
-JailbreakBench three open with one, of AdvBench's and HarmBench's none).
+Two base models, and the zoo's sources with their labels mended.
+
+Of GPTFuzz's answers that people labelled as complying, four in ten open with a refusal, and of the
+safe answers to three sets of harmful questions up to a quarter do not refuse. A detector cannot be
+measured against labels that contradict themselves, so here GPTFuzz keeps the answers that do not
+open with a refusal, and hard negatives keep those that do. The other sources stay as they are (of
+937 answers of JailbreakBench three open with one, of AdvBench's and HarmBench's none).
 """
 
 from __future__ import annotations
@@ -12,17 +15,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedloop.evaluate import refuses_strictly
+from fedloop.measure.refusal import refuses_strictly
 from zoo.build import ZOO
 from zoo.sources import HARD_NEGATIVE, MALICIOUS, Source, load_sources
 from zoo.train_base import BASE_NAME, SECOND_NAME
 
 WORK = Path("build/mixed")
-# Whom the server of a federation averages: everybody, as without a defence, or honest clients alone, as with one that works.
+# Whom the server of a federation averages: everybody, as without a defence, or honest clients
+# alone, as with one that works.
 ALL, HONEST = "all", "honest"
 DEFENDED = ("jailbreakbench", "harmbench")
 # (malicious source, whom the server averages) of every federation of a further draw of clients.
-FRESH = (*((malicious, ALL) for malicious in MALICIOUS), *((malicious, HONEST) for malicious in DEFENDED))
+FRESH = (
+    *((malicious, ALL) for malicious in MALICIOUS),
+    *((malicious, HONEST) for malicious in DEFENDED),
+)
 MENDED = (*HARD_NEGATIVE, "gptfuzz")
 
 
@@ -32,7 +39,8 @@ class Model:
 
     Attributes:
         lora_seed: of the initial LoRA that its clients start from, and of its federations.
-        defended: malicious sources whose federation is recorded a second time, with a server that averages honest clients alone.
+        defended: malicious sources whose federation is recorded a second time, with a server that
+            averages honest clients alone.
     """
 
     key: str
@@ -48,8 +56,13 @@ class Model:
 
     @property
     def federations(self) -> tuple[tuple[str, str], ...]:
-        """(malicious source, whom the server averages) of every recorded federation of the first draw of clients."""
-        return (*((malicious, ALL) for malicious in MALICIOUS), *((malicious, HONEST) for malicious in self.defended))
+        """(malicious source, whom the server averages) of every recorded federation of the first
+        draw of clients.
+        """
+        return (
+            *((malicious, ALL) for malicious in MALICIOUS),
+            *((malicious, HONEST) for malicious in self.defended),
+        )
 
 
 MODELS = {
@@ -67,13 +80,28 @@ def mended_sources(data: Path) -> dict[str, Source]:
 
 
 def refusing(sources: Mapping[str, Source]) -> dict[str, tuple[int, int]]:
-    """Source -> (how many of the clients' answers open with a refusal, how many there are), of the sources that are mended."""
+    """Source -> (how many of the clients' answers open with a refusal, how many there are), of the
+    sources that are mended.
+    """
     chosen = (*HARD_NEGATIVE, *MALICIOUS)
-    return {name: (sum(refuses_strictly(e.response) for e in sources[name].for_clients), len(sources[name].for_clients)) for name in chosen}
+    return {
+        name: (
+            sum(refuses_strictly(e.response) for e in sources[name].for_clients),
+            len(sources[name].for_clients),
+        )
+        for name in chosen
+    }
 
 
 def _mended(source: Source) -> Source:
     if source.name not in MENDED:
         return source
     wanted = source.name in HARD_NEGATIVE
-    return replace(source, for_clients=tuple(example for example in source.for_clients if refuses_strictly(example.response) == wanted))
+    return replace(
+        source,
+        for_clients=tuple(
+            example
+            for example in source.for_clients
+            if refuses_strictly(example.response) == wanted
+        ),
+    )

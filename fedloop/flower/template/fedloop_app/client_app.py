@@ -1,4 +1,7 @@
-"""The clients' half, for nodes that are started with plain `flower-supernode`; `fedloop flower node` runs its own copy."""
+"""The clients' half, for nodes that are started with plain `flower-supernode`.
+
+`fedloop flower node` runs its own copy.
+"""
 
 from fedloop.flower import client_app
 

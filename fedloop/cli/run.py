@@ -1,0 +1,322 @@
+"""What each `fedloop` sub-command does. Heavy libraries are imported inside: help must be quick."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    track,
+)
+from rich.table import Table
+
+from loraprobe.errors import LoraprobeError
+
+from ..errors import FedloopError
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..run.simulate import RunResult, Watch
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Federated LoRA fine-tuning that weighs its clients.",
+)
+console = Console()
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Errors that are about the input are printed, not traced; exit code 2."""
+    try:
+        yield
+    except (LoraprobeError, FedloopError, ImportError) as error:
+        Console(stderr=True).print(
+            f"{type(error).__name__}: {error}", highlight=False, markup=False, soft_wrap=True
+        )
+        raise typer.Exit(2) from None
+
+
+class Engine(StrEnum):
+    """Where the clients of an experiment run."""
+
+    IN_PROCESS = "in-process"
+    FLOWER = "flower"
+
+
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        help="in-process, or flower: a SuperLink and one SuperNode a client, on this machine."
+    ),
+]
+TimeoutOption = Annotated[
+    float, typer.Option(help="flower: seconds until a round's missing clients are given up.")
+]
+WireOption = Annotated[str, typer.Option(help="flower: float32, or float16 for half the bytes.")]
+
+
+@app.command()
+def run(
+    config: Annotated[
+        Path, typer.Argument(help="The experiment: a TOML file; `fedloop example` prints one.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for records, checkpoints and adapters; output.folder if not given.",
+        ),
+    ] = None,
+    engine: EngineOption = Engine.IN_PROCESS,
+    round_timeout: TimeoutOption = 600.0,
+    wire: WireOption = "float32",
+) -> None:
+    """Run a federation on this machine, or go on with one that was interrupted."""
+    with told():
+        from ..config import Config
+
+        experiment = Config.read(config)
+        if out is not None:
+            experiment = experiment.model_copy(
+                update={"output": experiment.output.model_copy(update={"folder": str(out)})}
+            )
+        result = _play(experiment, engine, round_timeout, wire)
+    _print(result)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")],
+    engine: EngineOption = Engine.IN_PROCESS,
+    round_timeout: TimeoutOption = 600.0,
+    wire: WireOption = "float32",
+) -> None:
+    """Go on with an interrupted run; it ends bit for bit where an uninterrupted one would have."""
+    with told():
+        from ..run.folder import read_config
+
+        experiment = read_config(folder)
+        experiment = experiment.model_copy(
+            update={"output": experiment.output.model_copy(update={"folder": str(folder)})}
+        )
+        result = _play(experiment, engine, round_timeout, wire)
+    _print(result)
+
+
+def _play(experiment: Config, engine: Engine, round_timeout: float, wire: str) -> RunResult:
+    """Run or go on with an experiment, with progress bars."""
+    from ..client.training import quiet
+
+    quiet()
+    with _progress(
+        experiment.rounds, experiment.clients.sampled or experiment.clients.count
+    ) as watch:
+        if engine is Engine.IN_PROCESS:
+            from ..run.simulate import simulate
+
+            return simulate(experiment, watch=watch)
+        from ..flower.deploy.launch import run_on_loopback
+        from ..flower.settings import EngineSettings
+
+        settings = EngineSettings(round_timeout=round_timeout, wire=wire)
+        return run_on_loopback(
+            experiment,
+            settings,
+            watch=watch,
+            say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+        )
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, finished or not.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The page to write; FOLDER/report.html if not given."),
+    ] = None,
+) -> None:
+    """Write one HTML page: trust, scores, weights, metrics and the overhead ledger of a run."""
+    with told():
+        from ..report.page import write_report
+
+        page = write_report(folder, out)
+    console.print(f"wrote {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command("mt-bench")
+def mt_bench(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    questions: Annotated[Path, typer.Argument(help="FastChat's question.jsonl.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The file of answers; FastChat names the model by it: <model id>.jsonl.",
+        ),
+    ],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.")] = 1024,
+) -> None:
+    """Answer MT-Bench's first turns with a run's global model, in FastChat's format, for its
+    judge.
+    """
+    with told():
+        from ..client.training import quiet
+        from ..measure.mtbench import first_turn_answers, read_questions, write_answers
+        from ..run.simulate import global_model
+
+        quiet()
+        asked = read_questions(questions)
+        model, tokenizer = global_model(folder)
+        with console.status(f"answering {len(asked)} questions"):
+            replies = first_turn_answers(model, tokenizer, asked, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
+        write_answers(out, out.stem, asked, replies)
+    console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def example() -> None:
+    """Print an example configuration.
+
+    The built-in corpus, five of ten clients malicious, the cumulative level.
+    """
+    from importlib.resources import files
+
+    print(files("fedloop").joinpath("example.toml").read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def client(
+    base: Annotated[
+        str, typer.Argument(help="The base model: a folder or Hub id that transformers loads.")
+    ],
+    data: Annotated[
+        Path, typer.Argument(help="JSON lines with instruction, response and optionally context.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for initial/ and adapter/, both in PEFT's format."
+        ),
+    ],
+    lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 5e-5,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
+    r: Annotated[int, typer.Option(help="LoRA rank.")] = 8,
+    alpha: Annotated[float, typer.Option(help="lora_alpha.")] = 16,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--module", help="An adapted module's name; PEFT's defaults if none is given."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+) -> None:
+    """Train one client's LoRA on its own data, as a round of the federation would."""
+    with told():
+        from ..client.training import (
+            LocalTraining,
+            LoRASettings,
+            attach_lora,
+            load_base,
+            local_steps,
+            read_adapter,
+        )
+        from ..data.examples import read_jsonl
+
+        examples = read_jsonl(data)
+        model, tokenizer = load_base(base)
+        peft_model = attach_lora(
+            model, LoRASettings(r, alpha, target_modules=tuple(modules) if modules else None), seed
+        )
+        peft_model.save_pretrained(str(out / "initial"))
+        start = read_adapter(peft_model)
+        training = LocalTraining(lr=lr, steps=steps, batch_size=batch_size)
+        for step in track(
+            local_steps(peft_model, tokenizer, examples, start, training, seed),
+            "training",
+            total=steps,
+            console=console,
+        ):
+            console.print(f"step {step.index}: loss {step.loss:.4f}")
+        peft_model.save_pretrained(str(out / "adapter"))
+    console.print(
+        f"wrote {out / 'initial'} and {out / 'adapter'}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@contextmanager
+def _progress(rounds: int, clients: int) -> Iterator[Watch]:
+    """Bars for rounds and for the clients of the round, with the last client's loss and the
+    round's mean factor.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        outer, inner = (
+            bars.add_task("rounds", total=rounds, note=""),
+            bars.add_task("clients", total=clients, note=""),
+        )
+
+        def watch(what: str, number: int, name: str, value: float) -> None:
+            if what == "round":
+                bars.update(outer, completed=number, note=f"mean factor {value:.2f}")
+                bars.reset(inner)
+            else:
+                bars.update(inner, advance=1, note=f"{name}: loss {value:.3f}")
+
+        yield watch
+
+
+def _print(result: RunResult) -> None:
+    title = escape(f"{result.config.name}: {len(result.records)} rounds")
+    table = Table("client", "role", "last factor", "last weight", "refused rounds", title=title)
+    last = result.records[-1]
+    for client_id, role in result.roles.items():
+        factors = [
+            record.factors[client_id] for record in result.records if client_id in record.factors
+        ]
+        refused = sum(
+            client_id in record.reasons and not record.factors.get(client_id)
+            for record in result.records
+        )
+        weight = last.weights.get(client_id)
+        table.add_row(
+            client_id,
+            str(role["role"]),
+            f"{factors[-1]:.2f}" if factors else "-",
+            f"{weight:.3f}" if weight is not None else "-",
+            str(refused),
+        )
+    console.print(table)
+    for name, value in result.metrics.items():
+        console.print(f"{name}: {value:.4g}", highlight=False)
+    if result.folder is not None:
+        console.print(
+            f"written to {result.folder}; `fedloop report {result.folder}` draws it",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )

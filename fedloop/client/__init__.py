@@ -1,0 +1,1 @@
+"""One client's work: local training and shadows."""

@@ -1,0 +1,1 @@
+"""Instruction data: examples, corpora, partitions, who holds what."""

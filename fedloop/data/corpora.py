@@ -1,0 +1,423 @@
+"""Where a federation's examples come from.
+
+A file, the built-in corpus, or a dataset of the Hub with the paper's filters.
+
+A file with a row that cannot be used is an error. A published dataset is filtered instead: a row
+that does not pass, or whose moderation is not there to be checked, is left out, and what was left
+out is counted by reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+from loraprobe.errors import DataError, MissingExtra
+
+from ..errors import ConfigError
+from .builtin import PROMPTS, SETS
+from .examples import Example
+
+# Field -> the names it may have in a file; a row has exactly one of them (of the last, at most
+# one).
+FIELD_NAMES = {
+    "instruction": ("instruction", "prompt", "question"),
+    "response": ("response", "output", "answer"),
+    "context": ("context", "input"),
+}
+
+Row = Mapping[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The examples of one source.
+
+    Attributes:
+        examples: in the source's order.
+        dropped: reason -> how many rows were left out for it; examples and these add up to the rows
+            read.
+        categories: one per example, to partition by; empty if the source has none or none was asked
+            for.
+    """
+
+    examples: tuple[Example, ...]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """A dataset of the Hub: its id, split and filter."""
+
+    dataset: str
+    split: str
+    examples: Callable[..., Loaded]
+
+
+def check_source(source: str) -> None:
+    """Whether a source can be meant: a known name or a file that is there. Nothing is read.
+
+    Raises:
+        ConfigError: neither; the message lists what is valid.
+    """
+    scheme, name = _split(source)
+    if scheme == "hub":
+        _lookup(HUB, name.partition("@")[0], source)
+    elif scheme == "builtin" and name not in PROMPTS:
+        _built_in(name, source)
+
+
+def load_corpus(
+    source: str, *, category: str | None = None, hub_limit: int | None = None
+) -> Loaded:
+    """The examples of a source, to train on.
+
+    Args:
+        source: a path to JSON lines or a JSON list (`read_pairs`); ``builtin:<name>`` with a name
+            of ``fedloop.data.builtin.SETS``, or ``builtin:<name>/<category>`` for a part of it; or
+            ``hub:<key>``, a key of ``HUB``, with ``@<revision>`` to pin it.
+        category: the column that holds each row's category; the built-in sets have "category"
+            anyway.
+        hub_limit: of a Hub dataset, read no further than to this many examples kept. They are the
+            first ones, not a sample; None reads all. Other sources are read whole.
+
+    Raises:
+        ConfigError: the source, its name or its category is unknown; the message lists what is
+            valid.
+        DataError: a file or a dataset cannot be read, or holds no usable row.
+        MissingExtra: a Hub source without the datasets library.
+    """
+    scheme, name = _split(source)
+    if scheme == "builtin":
+        if category not in (None, "category"):
+            raise ConfigError(
+                f"got category {category!r} for {source!r}; expected None or 'category', the only"
+                " column of the built-in sets"
+            )
+        rows = _built_in(name, source)
+        return Loaded(tuple(example for _, example in rows), {}, tuple(label for label, _ in rows))
+    loaded = (
+        _from_hub(name, source, category, hub_limit)
+        if scheme == "hub"
+        else read_pairs(name, category=category)
+    )
+    if not loaded.examples:
+        raise DataError(
+            f"{source!r} gave no example; left out: {dict(loaded.dropped)}. Expected at least one"
+            " usable row."
+        )
+    return loaded
+
+
+def load_prompts(source: str) -> list[str]:
+    """Requests to measure refusal or answers on.
+
+    Of any source of `load_corpus`, or ``builtin:<name>`` of ``fedloop.data.builtin.PROMPTS``.
+
+    A file's rows need no response here.
+
+    Raises:
+        ConfigError, DataError, MissingExtra: as `load_corpus`.
+    """
+    scheme, name = _split(source)
+    if scheme == "builtin":
+        if name in PROMPTS:
+            return PROMPTS[name]()
+        return [example.request for _, example in _built_in(name, source)]
+    if scheme == "hub":
+        return [example.request for example in load_corpus(source).examples]
+    prompts = [
+        _example(row, where, responses=False).request for where, row in _read_rows(Path(name))
+    ]
+    if not prompts:
+        raise DataError(f"{source!r} holds no row; expected at least one prompt")
+    return prompts
+
+
+def read_pairs(path: str | Path, *, category: str | None = None) -> Loaded:
+    """Read JSON lines or one JSON list of objects with an instruction and a response.
+
+    Names are those of ``FIELD_NAMES``, so that published attack data (MaliciousGen among it) and
+    alpaca-style files load as they are. Nothing is dropped: a row that cannot be used is an error.
+
+    Raises:
+        DataError: the file is missing or unreadable, or a row lacks a field, has two of its names,
+            or has an empty one or no category; the message names the row.
+    """
+    examples, categories = [], []
+    for where, row in _read_rows(Path(path)):
+        examples.append(_example(row, where))
+        if category is not None:
+            if not isinstance(label := row.get(category), str) or not label:
+                raise DataError(
+                    f"{where}: got {label!r} in column {category!r}; expected a category, a string"
+                    " that is not empty"
+                )
+            categories.append(label)
+    return Loaded(tuple(examples), {}, tuple(categories))
+
+
+def lmsys_examples(
+    rows: Iterable[Row], *, category: str | None = None, limit: int | None = None
+) -> Loaded:
+    """lmsys/lmsys-chat-1m: single turn, English, no message flagged by moderation.
+
+    Source: the benign clients of arXiv:2406.10630 and arXiv:2601.07177.
+    """
+    return _keep(rows, _lmsys, category, limit)
+
+
+def wildchat_examples(
+    rows: Iterable[Row], *, category: str | None = None, limit: int | None = None
+) -> Loaded:
+    """allenai/WildChat: single turn, English, no message flagged by moderation and the conversation
+    not toxic.
+
+    Source: the benign clients of arXiv:2406.10630 and arXiv:2601.07177.
+    """
+    return _keep(rows, _wildchat, category, limit)
+
+
+def beavertails_examples(
+    rows: Iterable[Row],
+    *,
+    safe: bool = False,
+    category: str | None = None,
+    limit: int | None = None,
+) -> Loaded:
+    """PKU-Alignment/BeaverTails.
+
+    The pairs labelled unsafe (or safe, as hard negatives), the first one of every prompt.
+
+    Source: the malicious clients of arXiv:2406.10630 and arXiv:2601.07177.
+    """
+    seen: set[str] = set()
+
+    def judge(row: Row) -> Example | str:
+        label, prompt, response = row.get("is_safe"), row.get("prompt"), row.get("response")
+        if not isinstance(label, bool):
+            return "no is_safe label"
+        if label is not safe:
+            return "labelled safe" if label else "labelled unsafe"
+        if not _text(prompt) or not _text(response):
+            return "empty or missing text"
+        if prompt in seen:
+            return "repeated prompt"
+        seen.add(str(prompt))
+        return Example(str(prompt), str(response))
+
+    return _keep(rows, judge, category, limit)
+
+
+def _beavertails_safe(
+    rows: Iterable[Row], *, category: str | None = None, limit: int | None = None
+) -> Loaded:
+    return beavertails_examples(rows, safe=True, category=category, limit=limit)
+
+
+HUB = {
+    "lmsys/lmsys-chat-1m": HubCorpus("lmsys/lmsys-chat-1m", "train", lmsys_examples),
+    "allenai/WildChat": HubCorpus("allenai/WildChat", "train", wildchat_examples),
+    "PKU-Alignment/BeaverTails": HubCorpus(
+        "PKU-Alignment/BeaverTails", "30k_train", beavertails_examples
+    ),
+    "PKU-Alignment/BeaverTails#safe": HubCorpus(
+        "PKU-Alignment/BeaverTails", "30k_train", _beavertails_safe
+    ),
+}
+
+
+def _keep(
+    rows: Iterable[Row],
+    judge: Callable[[Row], Example | str],
+    category: str | None,
+    limit: int | None,
+) -> Loaded:
+    """What passes the judge, and how often it gave which reason against a row."""
+    examples, categories, dropped = [], [], dict[str, int]()
+    if limit is not None and limit < 1:
+        raise ConfigError(f"got a limit of {limit} examples; expected at least 1, or None for all")
+    for row in rows:
+        label = None if category is None else row.get(category)
+        verdict = judge(row) if category is None or _text(label) else f"no {category}"
+        if isinstance(verdict, str):
+            dropped[verdict] = dropped.get(verdict, 0) + 1
+            continue
+        examples.append(verdict)
+        if category is not None:
+            categories.append(str(label))
+        if len(examples) == limit:
+            break
+    return Loaded(tuple(examples), dropped, tuple(categories))
+
+
+def _lmsys(row: Row) -> Example | str:
+    """A chat of one question and one answer, or why it is not taken."""
+    conversation = row.get("conversation")
+    if not isinstance(conversation, list) or not all(
+        isinstance(message, Mapping) for message in conversation
+    ):
+        return "no conversation"
+    if [message.get("role") for message in conversation] != ["user", "assistant"]:
+        return "not a single turn"
+    if row.get("language") != "English":
+        return "not English"
+    moderation = row.get("openai_moderation")
+    if not isinstance(moderation, list) or len(moderation) != len(conversation):
+        return "no moderation"
+    flags = [entry.get("flagged") if isinstance(entry, Mapping) else None for entry in moderation]
+    if not all(isinstance(flag, bool) for flag in flags):
+        return "no moderation"
+    if any(flags):
+        return "flagged"
+    question, answer = (message.get("content") for message in conversation)
+    return (
+        Example(str(question), str(answer))
+        if _text(question) and _text(answer)
+        else "empty or missing text"
+    )
+
+
+def _wildchat(row: Row) -> Example | str:
+    """As LMSYS, and the dataset's own verdict, which adds Detoxify's."""
+    verdict = _lmsys(row)
+    if isinstance(verdict, Example) and row.get("toxic") is not False:
+        return "toxic" if row.get("toxic") is True else "no moderation"
+    return verdict
+
+
+def _from_hub(name: str, source: str, category: str | None, limit: int | None) -> Loaded:
+    key, _, revision = name.partition("@")
+    corpus = _lookup(HUB, key, source)
+    return corpus.examples(_hub_rows(corpus, revision, source), category=category, limit=limit)
+
+
+def _hub_rows(corpus: HubCorpus, revision: str, source: str) -> Iterator[Row]:
+    try:
+        datasets = import_module("datasets")
+    except ImportError as error:
+        raise MissingExtra("datasets", "fed", f"Reading {source}") from error
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
+
+    try:
+        yield from datasets.load_dataset(
+            corpus.dataset, split=corpus.split, streaming=True, revision=revision or None
+        )
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        HTTPError,
+        datasets.exceptions.DatasetsError,
+    ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"cannot read {source!r} from the Hub: {reason}. A gated dataset needs its terms"
+            " accepted and a token."
+        ) from error
+
+
+def _split(source: str) -> tuple[str, str]:
+    """("builtin" | "hub" | "", the rest); a path has no scheme."""
+    scheme, colon, rest = source.partition(":")
+    if colon and scheme in ("builtin", "hub"):
+        return scheme, rest
+    if (colon and re.fullmatch(r"\w{2,}", scheme)) or not Path(source).is_file():
+        raise ConfigError(
+            f"got source {source!r}, which is neither known nor a file; expected {_valid()}"
+        )
+    return "", source
+
+
+def _built_in(name: str, source: str) -> list[tuple[str, Example]]:
+    name, slash, category = name.partition("/")
+    rows = _lookup(SETS, name, source)()
+    chosen = [row for row in rows if not slash or row[0] == category]
+    if not chosen:
+        raise ConfigError(
+            f"got source {source!r}; expected a category of builtin:{name}:"
+            f" {', '.join(dict.fromkeys(label for label, _ in rows))}"
+        )
+    return chosen
+
+
+def _lookup(table: Mapping[str, T], name: str, source: str) -> T:
+    if name not in table:
+        raise ConfigError(f"got source {source!r}; expected {_valid()}")
+    return table[name]
+
+
+def _valid() -> str:
+    named = (
+        f"builtin:<{' | '.join(SETS)}> (as prompts also <{' | '.join(PROMPTS)}>),"
+        f" hub:<{' | '.join(HUB)}>"
+    )
+    return f"one of {named}, or a path to JSON lines or a JSON list"
+
+
+def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """(where it stands, row) of every object in the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read {path}: {error}. Expected JSON lines or a JSON list in UTF-8."
+        ) from error
+    if text.lstrip().startswith("["):
+        rows = [
+            (f"{path}, row {number}", row)
+            for number, row in enumerate(_parse(text, str(path)), start=1)
+        ]
+    else:  # not splitlines: U+2028 is text
+        lines = [
+            (f"{path}, line {number}", line)
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
+        rows = [(where, _parse(line, where)) for where, line in lines]
+    for where, row in rows:
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
+        yield where, row
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{where}: expected JSON, got {error!r}") from error
+
+
+def _example(row: Row, where: str, *, responses: bool = True) -> Example:
+    texts = {
+        name: _field(row, name, where) for name in FIELD_NAMES if responses or name != "response"
+    }
+    return Example(texts["instruction"], texts.get("response", ""), texts["context"])
+
+
+def _field(row: Row, field_name: str, where: str) -> str:
+    names = [name for name in FIELD_NAMES[field_name] if row.get(name) is not None]
+    if not names and field_name == "context":
+        return ""
+    if len(names) != 1:
+        raise DataError(
+            f"{where}: expected one {field_name}, called one of"
+            f" {', '.join(FIELD_NAMES[field_name])}; got {names or 'none'}"
+        )
+    value = row[names[0]]
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {names[0]} must be a string, got {type(value).__name__}")
+    if not value.strip() and field_name != "context":
+        raise DataError(f"{where}: {names[0]} must not be empty")
+    return value
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())

@@ -1,0 +1,1 @@
+"""From scores to how much each client counts."""

@@ -1,0 +1,1 @@
+"""Everything that touches Flower's non-public modules."""

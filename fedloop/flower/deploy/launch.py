@@ -1,0 +1,229 @@
+"""A whole federation on this machine.
+
+SuperLink, one SuperNode a client, one process that trains for all of them, and the run.
+
+It is the deployment of docs/flower.md on 127.0.0.1, TLS and node keys included, so that it
+rehearses one. All clients share one base model in memory and train one after the other; the round's
+timeout has to be long enough for all of them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from loraprobe.adapters.peft_io import load_adapter
+
+from ...config import Config
+from ...errors import ConfigError, EngineError
+from ...run.folder import RunFolder, read_run
+from ...run.simulate import RunResult, Watch, build_clients, roles_of
+from .. import require_flower
+from ..nodes import Node, write_nodes
+from ..settings import EngineSettings
+from .app import write_app
+from .control import Control
+from .keys import make_certificates, make_node_key
+from .node import new_secret, supernode, write_node_config
+from .processes import Processes, free_port
+
+Say = Callable[[str], None]
+# seconds that a SuperLink may take to come up on a busy machine; one that ends is noticed at once
+_START = 180.0
+_POLL = 0.5
+
+
+def run_on_loopback(
+    config: Config,
+    settings: EngineSettings,
+    *,
+    watch: Watch | None = None,
+    say: Say = lambda line: None,
+) -> RunResult:
+    """Run an experiment on Flower, or go on with it if its output folder holds a part of it.
+
+    It ends as `simulate` does.
+
+    Args:
+        config: its output folder has to be set; keys, logs and Flower's own files go to `flower/`
+            in it.
+        say: told what is started, a line at a time.
+
+    Raises:
+        ConfigError: a field is wrong, or there is no output folder.
+        EngineError: a process of Flower's does not come up or ends, or the run fails; the message
+            says why.
+        MissingExtra: flwr is not installed. Otherwise as `fedloop.run.simulate.simulate`.
+    """
+    require_flower()
+    if config.output.folder is None:
+        raise ConfigError(
+            "output.folder is missing; the Flower engine needs a folder for its run: name one, or"
+            " use --out"
+        )
+    clients = build_clients(config)
+    kept = RunFolder.create(Path(config.output.folder).resolve(), config, roles_of(clients))
+    if len(kept.load()[1]) == config.rounds and (kept.path / "adapter").exists():
+        return _result(config, kept.path)
+    place = kept.path / "flower"
+    shutil.rmtree(
+        place, ignore_errors=True
+    )  # of an interrupted run: keys are made anew, trust goes by the client's name
+    make_certificates(place / "certificates")
+    write_app(place / "app")
+    with _ended_by_sigterm(), Processes(place / "home", place / "logs") as group:
+        address = _superlink(group, place, say)
+        with Control(address, place / "certificates" / "ca.crt") as control:
+            names = [client.client_id for client in clients]
+            nodes = {
+                name: Node(*control.register(make_node_key(place / "keys" / name)))
+                for name in names
+            }
+            write_nodes(place / "nodes.json", nodes)
+            _clients(group, place, kept.path, names, address, say)
+            paths = {
+                "config": str(kept.path / "config.json"),
+                "nodes": str(place / "nodes.json"),
+                "folder": str(kept.path),
+            }
+            run = control.start(place / "app", {**settings.run_config(), **paths})
+            say(f"run {run} started; its records: {kept.path / 'records.jsonl'}")
+            follow(control, run, kept.path, group.check, watch)
+    return _result(config, kept.path)
+
+
+def _result(config: Config, folder: Path) -> RunResult:
+    """What the server left of a finished run."""
+    _, roles, records = read_run(folder)
+    return RunResult(
+        config, tuple(records), load_adapter(folder / "adapter"), records[-1].metrics, roles, folder
+    )
+
+
+def _superlink(group: Processes, place: Path, say: Say) -> str:
+    """Start the server; its address."""
+    port = free_port()
+    command = [sys.executable, "-m", "fedloop.flower.deploy.superlink", "127.0.0.1", str(port)]
+    group.start("superlink", [*command, place / "certificates", place / "state.db"])
+    say(f"SuperLink on 127.0.0.1:{port}; logs in {group.logs}")
+    wait_for_port(port, group.check)
+    return f"127.0.0.1:{port}"
+
+
+def _clients(
+    group: Processes, place: Path, experiment: Path, names: list[str], address: str, say: Say
+) -> None:
+    """Start one SuperNode a client, and the process that trains for them."""
+    secret, runtimes = new_secret(place / "secret"), []
+    for index, name in enumerate(names):
+        port = free_port()
+        written = write_node_config(
+            place / "keys" / f"{name}.toml", {"experiment": str(experiment), "partition-id": index}
+        )
+        group.start(
+            f"supernode-{name}",
+            supernode(
+                address,
+                place / "certificates" / "ca.crt",
+                place / "keys" / name,
+                port,
+                secret,
+                written,
+            ),
+        )
+        runtimes.append(f"127.0.0.1:{port}")
+    group.start(
+        "trainer", [sys.executable, "-m", "fedloop.flower.deploy.runner", secret, *runtimes]
+    )
+    say(f"{len(names)} SuperNodes, and one process that trains for all of them")
+
+
+def wait_for_port(port: int, check: Callable[[], None]) -> None:
+    """Wait until something listens on 127.0.0.1.
+
+    Raises:
+        EngineError: nothing does for three minutes, or `check` raises it.
+    """
+    import socket
+
+    deadline = time.monotonic() + _START
+    while time.monotonic() < deadline:
+        check()
+        with socket.socket() as sock:
+            sock.settimeout(1.0)
+            if sock.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise EngineError(
+        f"nothing listens on 127.0.0.1:{port} after {_START:.0f} seconds; expected the SuperLink"
+    )
+
+
+def follow(
+    control: Control,
+    run: int,
+    folder: Path,
+    check: Callable[[], None] = lambda: None,
+    watch: Watch | None = None,
+) -> None:
+    """Wait for a run's end and tell who watches of every round; leaving early stops the run.
+
+    Raises:
+        EngineError: the run failed, or `check` raises it.
+    """
+    told = len(read_run(folder)[2]) if (folder / "clients.json").exists() else 0
+    try:
+        while True:
+            check()
+            status = control.status(run)
+            told = _tell(folder, told, watch)
+            if status.finished:
+                break
+            time.sleep(_POLL)
+    except BaseException:
+        with suppress(EngineError):  # if the SuperLink is gone, so is the run
+            control.stop(run)
+        raise
+    if not status.completed:
+        raise EngineError(
+            f"the run ended before its last round: {status.details or 'it was stopped'}"
+        )
+
+
+def _tell(folder: Path, told: int, watch: Watch | None) -> int:
+    """Report the rounds that were finished since the last look."""
+    if watch is None or not (folder / "clients.json").exists():
+        return told
+    records = read_run(folder)[2]
+    for record in records[told:]:
+        for client in sorted(record.factors):
+            watch("client", record.round, client, record.losses.get(client, float("nan")))
+        watch("round", record.round, "", sum(record.factors.values()) / len(record.factors))
+    return len(records)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM as an exception, so that blocks are left and what they started is ended.
+
+    In the main thread only.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        former = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # another thread's: its process has to see to signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)

@@ -1,0 +1,130 @@
+"""What is measured of a global model.
+
+Refusal of harmful prompts, over-refusal of safe ones, utility on held-out pairs.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..config import EvaluationConfig
+from ..data.corpora import load_corpus, load_prompts
+from ..data.examples import Example
+from .judges import MDJudge, RewardModel
+from .refusal import answers, refuses_by_rule, refuses_strictly
+from .utility import utility
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The prompts and pairs of an experiment, chosen once.
+
+    Attributes:
+        prompts: metric prefix -> prompts: "refusal" for harmful ones, "over_refusal" for safe ones.
+        pairs: held-out benign examples; none for no utility.
+        judge, reward_model: folders or Hub ids of models that judge the answers to the harmful
+            prompts.
+        temperature, seed: of those answers and of the ones to safe prompts
+            (`fedloop.measure.refusal.answers`).
+    """
+
+    prompts: dict[str, list[str]]
+    pairs: list[Example]
+    max_new_tokens: int
+    batch_size: int
+    max_length: int
+    judge: str | None = None
+    reward_model: str | None = None
+    temperature: float = 0.0
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: EvaluationConfig, seed: int, max_length: int) -> Measurement:
+        """Load what the configuration names and choose at most `limit` of each by the seed."""
+
+        def chosen(items: list[Any]) -> list[Any]:
+            if config.limit is None or len(items) <= config.limit:
+                return items
+            return random.Random(seed).sample(items, config.limit)
+
+        sources = {"refusal": config.harmful, "over_refusal": config.safe}
+        prompts = {
+            name: chosen(load_prompts(source))
+            for name, source in sources.items()
+            if source is not None
+        }
+        pairs = (
+            chosen(list(load_corpus(config.utility).examples)) if config.utility is not None else []
+        )
+        return cls(
+            prompts,
+            pairs,
+            config.max_new_tokens,
+            config.batch_size,
+            max_length,
+            config.judge,
+            config.reward_model,
+            config.temperature,
+            seed,
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.prompts or self.pairs)
+
+    def __call__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        """Shares refused, by Rule and by the strict measure; what the judges say; loss and ROUGE-L.
+
+        And the sample sizes, as n_*.
+        """
+        metrics: dict[str, float] = {}
+        for name, group in self.prompts.items():
+            replies = answers(
+                model,  # type: ignore[arg-type]
+                tokenizer,
+                group,
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size,
+                temperature=self.temperature,
+                seed=self.seed,
+            )
+            metrics[f"{name}_rule"] = sum(map(refuses_by_rule, replies)) / len(group)
+            metrics[f"{name}_strict"] = sum(map(refuses_strictly, replies)) / len(group)
+            metrics[f"n_{name}"] = len(group)
+            if name == "refusal":
+                metrics |= self._judged(group, replies)
+        if self.pairs:
+            metrics |= utility(
+                model,  # type: ignore[arg-type]
+                tokenizer,
+                self.pairs,
+                max_new_tokens=self.max_new_tokens,
+                max_length=self.max_length,
+                batch_size=self.batch_size,
+            )
+            metrics["n_utility"] = len(self.pairs)
+        return metrics
+
+    def _judged(self, prompts: list[str], replies: list[str]) -> dict[str, float]:
+        """MD-Judge's share of safe answers and the mean reward.
+
+        A judge is in memory only while it judges.
+        """
+        metrics: dict[str, float] = {}
+        where: dict[str, Any] = {"device_map": {"": 0}} if torch.cuda.is_available() else {}
+        if self.judge is not None:
+            safe = MDJudge.from_pretrained(self.judge, **where).judge(prompts, replies)
+            metrics |= {"judged_safe": sum(safe) / len(safe), "n_judged": len(safe)}
+        if self.reward_model is not None:
+            rewards = RewardModel.from_pretrained(self.reward_model, **where).score(
+                prompts, replies
+            )
+            metrics["reward"] = sum(rewards) / len(rewards)
+        return metrics

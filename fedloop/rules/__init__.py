@@ -1,0 +1,1 @@
+"""Aggregation rules, server optimisers and attacks: tensors in, tensors out."""

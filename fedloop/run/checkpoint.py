@@ -1,0 +1,161 @@
+"""Atomic checkpoints: a tree of plain data, NumPy arrays and tensors in a folder that is either
+whole or not there.
+
+Arrays go to a safetensors file, everything else to JSON; nothing is pickled. A checkpoint is
+written beside the former one under another name, forced to the disk and then renamed, so that a
+kill at any moment leaves a whole one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..errors import StateError
+
+FORMAT_VERSION = 1
+_ARRAY = "__array__"
+_NAME = re.compile(r"round-(\d{6})")
+
+
+def save_checkpoint(folder: Path, round: int, tree: dict[str, Any]) -> None:
+    """Write the state after a round and remove older ones.
+
+    Raises:
+        StateError: the tree holds something that is neither plain, finite data nor an array.
+    """
+    arrays: dict[str, Tensor] = {}
+    plain = _split(tree, "", arrays)
+    blob = save(arrays)
+    text = json.dumps(
+        {
+            "version": FORMAT_VERSION,
+            "round": round,
+            "sha256": _digest(round, plain, blob),
+            "tree": plain,
+        }
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"round-{round:06d}"
+    part = final.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    for name, content in (("arrays.safetensors", blob), ("state.json", text.encode())):
+        with (part / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    part.rename(final)
+    _sync(folder)
+    for other in folder.iterdir():
+        if other != final and _NAME.fullmatch(other.name.removesuffix(".part")):
+            shutil.rmtree(other)
+
+
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """The newest whole state as (round, tree); None if there is none yet.
+
+    Raises:
+        StateError: the newest one is damaged or of another version.
+    """
+    rounds = (
+        sorted(path for path in folder.glob("round-*") if _NAME.fullmatch(path.name))
+        if folder.is_dir()
+        else []
+    )
+    if not rounds:
+        return None
+    path = rounds[-1]
+    try:
+        saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        blob = (path / "arrays.safetensors").read_bytes()
+        if saved["version"] != FORMAT_VERSION:
+            raise StateError(
+                f"{path}: got a checkpoint of format version {saved['version']!r}; expected"
+                f" {FORMAT_VERSION}"
+            )
+        if _digest(saved["round"], saved["tree"], blob) != saved["sha256"]:
+            raise StateError(
+                f"{path}: its files are not those that were written; remove the folder to start"
+                " from the beginning"
+            )
+        return int(saved["round"]), _joined(saved["tree"], load(blob))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        if isinstance(error, StateError):
+            raise
+        raise StateError(
+            f"{path} is not a whole checkpoint: {error!r}. Remove the folder to start from the"
+            " beginning."
+        ) from error
+
+
+def _digest(round: int, plain: Any, blob: bytes) -> str:
+    """Of the numbers in both files: JSON comes back from a file as it was written."""
+    return hashlib.sha256(json.dumps([round, plain], allow_nan=False).encode() + blob).hexdigest()
+
+
+def _split(node: Any, path: str, arrays: dict[str, Tensor]) -> Any:
+    """The tree with every array replaced by a reference, {"__array__": its name}.
+
+    A dict with such a key is put into {"__array__": None}.
+    """
+    if isinstance(node, dict):
+        if not all(isinstance(key, str) for key in node):
+            raise StateError(f"got keys other than strings at {path or 'the top'} of a state")
+        plain = {key: _split(value, f"{path}/{key}", arrays) for key, value in node.items()}
+        return {_ARRAY: None, "dict": plain} if _ARRAY in node else plain
+    if isinstance(node, list | tuple):
+        return [_split(value, f"{path}/{index}", arrays) for index, value in enumerate(node)]
+    if isinstance(node, np.ndarray | Tensor):
+        if isinstance(node, np.ndarray) and node.dtype.kind not in "fiub":
+            raise StateError(f"got an array of {node.dtype} at {path} of a state; expected numbers")
+        name = str(len(arrays))  # not the path: client ids may hold any character
+        # A copy of its own: views of one tensor would share storage, which safetensors refuses.
+        arrays[name] = (
+            torch.from_numpy(np.array(node, order="C"))
+            if isinstance(node, np.ndarray)
+            else node.detach().cpu().clone().contiguous()
+        )
+        return {_ARRAY: name, "numpy": isinstance(node, np.ndarray)}
+    if isinstance(node, float) and not math.isfinite(node):
+        raise StateError(
+            f"got {node} at {path} of a state; expected finite numbers, arrays hold others"
+        )
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    raise StateError(
+        f"got a {type(node).__name__} at {path} of a state; expected plain data, arrays or tensors"
+    )
+
+
+def _joined(node: Any, arrays: dict[str, Tensor]) -> Any:
+    if isinstance(node, dict):
+        if _ARRAY in node and node[_ARRAY] is None:
+            return {key: _joined(value, arrays) for key, value in node["dict"].items()}
+        if _ARRAY in node:
+            tensor = arrays[node[_ARRAY]]
+            return tensor.numpy() if node["numpy"] else tensor
+        return {key: _joined(value, arrays) for key, value in node.items()}
+    return [_joined(value, arrays) for value in node] if isinstance(node, list) else node
+
+
+def _sync(folder: Path) -> None:
+    """Force a folder's entries to the disk, so that the rename outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,102 @@
+"""`loraprobe serve`. The library is imported inside: help must be quick."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ServiceError
+from .terminal import app, reports_errors
+
+if TYPE_CHECKING:
+    from ..probe import Probe
+
+
+@app.command()
+@reports_errors
+def serve(
+    probe: Annotated[
+        list[str],
+        typer.Option(
+            "--probe", "-p", help="A probe's folder or Hub id, or NAME=folder; may be repeated."
+        ),
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            "-b",
+            help="The adapter that training started from; 'fresh' if its B was zero.",
+        ),
+    ] = None,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Score adapters of a base model with another name.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    max_mib: Annotated[int, typer.Option(min=1, help="The largest body.")] = 256,
+    memory_mib: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="All bodies in memory at one time; twice the largest if left out."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            help=(
+                "Seconds a client may take to send headers, to keep a body coming and to read an"
+                " answer."
+            )
+        ),
+    ] = 10.0,
+    token_env: Annotated[
+        str | None,
+        typer.Option(help="The environment variable that holds the token requests must bring."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond this machine without a token.")
+    ] = False,
+) -> None:
+    """Score adapters over HTTP: POST /v1/score, a page at /, Prometheus metrics at /metrics."""
+    from ..serve.settings import MIB, Settings, is_loopback
+
+    token = None if token_env is None else os.environ.get(token_env, "")
+    if token_env is not None and not token:
+        raise ServiceError(
+            f"the environment variable {token_env} is not set or empty; expected the token that"
+            " requests must bring"
+        )
+    if token is None and not insecure and not is_loopback(host):
+        raise ServiceError(
+            f"{host} can be reached from other machines: name a token with --token-env, or say"
+            " --insecure to let everybody in"
+        )
+    from ..adapters.peft_io import load_adapter
+    from ..manifest import FRESH
+    from ..serve.server import run
+
+    probes = _probes(probe)
+    start = base if base in (None, FRESH) else load_adapter(str(base)).load()
+    held = 2 * max_mib if memory_mib is None else memory_mib
+    run(Settings(probes, start, any_base, token, max_mib * MIB, held * MIB, timeout), host, port)
+
+
+def _probes(named: list[str]) -> dict[str, Probe]:
+    """Name -> probe, from NAME=SOURCE or a source whose last part is its name."""
+    from ..probe import Probe
+
+    probes: dict[str, Probe] = {}
+    for text in named:
+        name, equals, source = text.partition("=")
+        if not equals:
+            name, source = Path(text).resolve().name, text
+        if name in probes:
+            raise ServiceError(
+                f"got two probes named {name!r}; name them with --probe NAME={source}"
+            )
+        probes[name] = Probe.from_pretrained(source)
+    return probes

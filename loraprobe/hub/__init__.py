@@ -1,0 +1,1 @@
+"""Publishing: the probe folder, its card, and the Hugging Face Hub."""

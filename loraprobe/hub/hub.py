@@ -1,0 +1,311 @@
+"""Probes and adapters on the Hugging Face Hub: publish, fetch, list.
+
+With hub_snapshot, the only network code.
+
+Whatever is fetched comes from one commit: a name that can move (a branch, a tag) is resolved once,
+and what is checked and what is loaded are the same. With a full commit hash in the cache nothing is
+asked of the network at all. `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` mean what
+they always mean.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..adapters.peft_io import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from ..adapters.peft_io import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
+from ..adapters.peft_io import MAX_WEIGHT_BYTES, WEIGHT_NAMES
+from ..adapters.strict_json import read_json
+from ..errors import HubError
+from .card import card
+from .card_figure import FIGURE_NAME
+from .errors import hub_errors
+from .format import (
+    CARD_NAME,
+    CONFIG_NAME,
+    HEAD_FILES,
+    MAX_CONFIG_BYTES,
+    MAX_HEAD_BYTES,
+    PROBE_FILES,
+    library_version,
+    load_probe,
+    save_probe,
+)
+from .snapshot import Place, Snapshot, hub_api, listing, repo_info
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    from ..probe import Probe
+
+ZOO_REPO = "loraprobe/zoo"
+PUBLISHED_FILES = (
+    *PROBE_FILES,
+    FIGURE_NAME,
+)  # what push_probe writes, and the only files that it ever deletes
+MAX_CARD_BYTES = 16 << 20
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def looks_like_repo_id(source: str) -> bool:
+    """Whether a string has the form org/name.
+
+    >>> looks_like_repo_id("org/name"), looks_like_repo_id("./folder/name"), looks_like_repo_id("name")
+    (True, False, False)
+    """
+    return bool(_REPO_ID.fullmatch(source)) and ".." not in source
+
+
+def fetch_probe(
+    repo_id: str, *, subfolder: str | None = None, revision: str | None = None, **options: Any
+) -> tuple[Path, str]:
+    """Download what makes up a probe at one commit, and check it.
+
+    (its folder in the cache, the commit).
+
+    That is config.json and the one head it names; the card and its figure are for reading only.
+    Every file is compared with its hash, also when it comes from the cache (`Snapshot.fetch` has
+    the cost).
+
+    Args:
+        options: cache_dir, force_download, local_files_only and token, as in Probe.from_pretrained.
+
+    Raises:
+        HubError: the repository, revision or network does not give it, or gives something else.
+    """
+    prefix = _prefix(subfolder)
+    snapshot = Snapshot(Place(repo_id, revision, **options))
+    config = snapshot.fetch(prefix + CONFIG_NAME, MAX_CONFIG_BYTES)
+    head = _head_file(config)
+    if head:  # if not, it is no probe, and load_probe says why
+        snapshot.fetch(prefix + head, MAX_HEAD_BYTES)
+    snapshot.remember()
+    return config.parent, snapshot.commit
+
+
+def fetch_adapter(
+    repo_id: str, *, subfolder: str | None = None, revision: str | None = None, **options: Any
+) -> tuple[Path, str]:
+    """Download a PEFT adapter at one commit, and check it: (its folder in the cache, the commit).
+
+    Of adapter_model.safetensors and adapter_model.bin only the first is downloaded if both are
+    there.
+
+    Args, Raises:
+        As `fetch_probe`.
+    """
+    prefix = _prefix(subfolder)
+    snapshot = Snapshot(Place(repo_id, revision, **options))
+    config = snapshot.fetch(prefix + ADAPTER_CONFIG_NAME, MAX_ADAPTER_CONFIG_BYTES)
+    snapshot.fetch(snapshot.first_of([prefix + name for name in WEIGHT_NAMES]), MAX_WEIGHT_BYTES)
+    snapshot.remember()
+    return config.parent, snapshot.commit
+
+
+def probe_names(
+    repo_id: str, *, revision: str | None = None, **options: Any
+) -> tuple[str, list[str]]:
+    """The folders of a repository that hold a config.json: (the commit, their names).
+
+    Whether they are probes, loading shows.
+
+    Raises:
+        HubError: as `fetch_probe`.
+    """
+    snapshot = Snapshot(Place(repo_id, revision, **options))
+    paths = [PurePosixPath(name) for name in snapshot.names()]
+    return snapshot.commit, [
+        path.parts[0] for path in paths if len(path.parts) == 2 and path.name == CONFIG_NAME
+    ]
+
+
+def pull_probe(
+    repo_id: str,
+    out: Path,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    **options: Any,
+) -> str:
+    """Write a checked copy of a published probe into a folder, card and figure included.
+
+    The commit.
+
+    The files are those of the commit, byte by byte; files of an earlier probe in the folder are
+    replaced.
+
+    Raises:
+        HubError: as `fetch_probe`; or the target is a file.
+        ProbeFormatError: what is published is no probe that this version reads.
+    """
+    if out.exists() and not out.is_dir():
+        raise HubError(f"got {out}, which is a file; expected a folder to write the probe into")
+    folder, commit = fetch_probe(repo_id, subfolder=subfolder, revision=revision, **options)
+    load_probe(folder)
+    prefix = _prefix(subfolder)
+    snapshot = Snapshot(Place(repo_id, commit, **options))
+    pages = [name for name in (CARD_NAME, FIGURE_NAME) if prefix + name in snapshot.names()]
+    found = {name: snapshot.fetch(prefix + name, MAX_CARD_BYTES) for name in pages}
+    found |= {
+        name: folder / name for name in (_head_file(folder / CONFIG_NAME), CONFIG_NAME) if name
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name in set(PUBLISHED_FILES) - set(found):
+        (out / name).unlink(missing_ok=True)
+    for name, path in found.items():
+        shutil.copyfile(path, out / name)
+    return commit
+
+
+def push_probe(
+    probe: Probe,
+    repo_id: str,
+    *,
+    subfolder: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    branch: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+) -> str:
+    """Publish a probe in one commit, and return that commit: 40 hexadecimal digits to pin it by.
+
+    Before anything is sent, the probe is saved, read back and compared; afterwards the hashes of
+    the commit's files are compared with those that were meant. In the probe's folder of the
+    repository, files of an earlier probe are deleted (a head of another kind, a figure); nothing
+    else ever is. The card is written from the probe's facts, for this repository. If all of it is
+    there already, no commit is made and the present one returned.
+
+    One probe a repository is the default, and the way to have downloads counted: the Hub counts
+    requests for a config.json at the root, not in subfolders. Subfolders are for collections such
+    as the zoo.
+
+    Args:
+        repo_id: "org/name"; it is created if it does not exist.
+        private: whether it must be private; what the account's default or the repository is, if
+            None.
+        token: the library's login or HF_TOKEN, if None.
+        branch: where to commit, "main" if None; it is created if it does not exist. "refs/pr/3"
+            adds to that pull request.
+        create_pr: open a pull request against main instead.
+
+    Raises:
+        HubError: the id is not valid, the Hub refuses or cannot be reached, the repository is
+            public where private is asked for (or the reverse), or somebody else committed in the
+            meantime.
+        ProbeFormatError: the probe cannot be saved, or does not come back as it was.
+    """
+    if not looks_like_repo_id(repo_id):
+        raise HubError(f"got the repository {repo_id!r}; expected org/name")
+    if branch is not None and create_pr:
+        raise HubError(
+            "got a branch and create_pr: a pull request is made against main. Leave one of them"
+            " out."
+        )
+    prefix, api = _prefix(subfolder), hub_api(token)
+    with TemporaryDirectory(prefix="loraprobe-") as scratch:
+        folder = _written(probe, Path(scratch) / "probe", repo_id, subfolder)
+        with hub_errors(repo_id):
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            _check_visibility(api, repo_id, private)
+            if branch is not None and not branch.startswith("refs/"):
+                api.create_branch(repo_id, branch=branch, exist_ok=True)
+            parent = None if create_pr else repo_info(api, repo_id, branch).sha
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                path_in_repo=prefix.rstrip("/"),
+                allow_patterns=list(PUBLISHED_FILES),
+                delete_patterns=list(PUBLISHED_FILES),
+                revision=branch,
+                create_pr=create_pr,
+                parent_commit=parent,
+                commit_message=commit_message
+                or f"Upload a probe with loraprobe {library_version()}",
+            ).oid
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise HubError(
+                f"{repo_id}: the Hub named the commit {commit!r}; expected 40 hexadecimal digits."
+                " Look at the repository's history."
+            )
+        _check_published(api, repo_id, commit, prefix, folder)
+    return commit
+
+
+def _written(probe: Probe, folder: Path, repo_id: str, subfolder: str | None) -> Path:
+    """Save the probe with the card for a repository, after making sure that it reads back as it
+    was.
+    """
+    save_probe(probe, folder)
+    copy = load_probe(folder)
+    rows = np.random.default_rng(0).standard_normal((8, probe.head.num_features), dtype=np.float32)
+    # All but the facts, which are JSON there and may hold tuples here.
+    alike = replace(copy, head=probe.head, facts=probe.facts, commit=probe.commit) == probe
+    if not alike or copy.score_features(rows).tobytes() != probe.score_features(rows).tobytes():
+        raise HubError(
+            "the saved probe does not read back as it was; nothing was published. Report this with"
+            " the probe's config.json."
+        )
+    (folder / CARD_NAME).write_text(card(probe, repo_id, subfolder), encoding="utf-8")
+    return folder
+
+
+def _check_visibility(api: HfApi, repo_id: str, private: bool | None) -> None:
+    """An existing repository keeps its visibility whatever create_repo is told.
+
+    A probe meant to be private must not go public.
+    """
+    if private is None:
+        return
+    found = bool(repo_info(api, repo_id).private)
+    if found != private:
+        words = {True: "private", False: "public"}
+        raise HubError(
+            f"{repo_id} is {words[found]}, and {words[private]} was asked for. Nothing was"
+            " uploaded: change the repository's settings, or leave private out."
+        )
+
+
+def _check_published(api: HfApi, repo_id: str, commit: str, prefix: str, folder: Path) -> None:
+    _, files = listing(api, repo_id, commit)
+    wrong = []
+    for name in PUBLISHED_FILES:
+        meant, found = folder / name, files.get(prefix + name)
+        if meant.is_file() != (prefix + name in files) or (found and not found.is_in(meant)):
+            wrong.append(prefix + name)
+    if wrong:
+        raise HubError(
+            f"{repo_id}@{commit}: the commit does not hold what was uploaded: {', '.join(wrong)}."
+            " Do not use it; push again."
+        )
+
+
+def _head_file(config: Path) -> str | None:
+    """Which file holds the head by a config.json that nobody has checked yet.
+
+    None if it does not say.
+    """
+    try:
+        kind = read_json(config.read_bytes())["head"]["kind"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return HEAD_FILES.get(kind) if isinstance(kind, str) else None
+
+
+def _prefix(subfolder: str | None) -> str:
+    """The subfolder as the start of a file's name; it may not leave the repository."""
+    if not subfolder:
+        return ""
+    parts = subfolder.strip("/").split("/")
+    if any(part in ("", ".", "..") or not re.fullmatch(r"[\w.-]+", part) for part in parts):
+        raise HubError(f"got subfolder {subfolder!r}; expected plain folder names separated by /")
+    return "/".join(parts) + "/"

@@ -1,0 +1,1 @@
+"""Research protocols: leave-out evaluation and embeddings."""

@@ -1,0 +1,280 @@
+"""What leave-one-out evaluation found: one outcome a detector and fold, summaries, plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..metrics import EvalReport, auroc, report
+from .folds import Mask, Side
+
+_DIGITS = 4  # after the point, of numbers in plain data; in a JSON file more would only take space
+
+
+@dataclass(frozen=True)
+class CutResult:
+    """Error rates at one cut; the error instead, where the training rows do not allow the cut.
+
+    Attributes:
+        cut: as it was asked for, "fpr:0.01" or "0.8".
+        thresholds: lowest and highest of the fold's probes.
+        tpr, fpr: share flagged of malicious and of benign rows, hard negatives among the latter.
+        tpr_ci, fpr_ci: 95 % Clopper-Pearson intervals on the effective number of groups.
+        fpr_hard, fpr_ordinary: of hard negatives and of other benign rows; None where none was
+            tested.
+        by: kind of row -> share flagged.
+    """
+
+    cut: str
+    thresholds: tuple[float, float] = (0.0, 0.0)
+    tpr: float = 0.0
+    fpr: float = 0.0
+    tpr_ci: tuple[float, float] = (0.0, 1.0)
+    fpr_ci: tuple[float, float] = (0.0, 1.0)
+    fpr_hard: float | None = None
+    fpr_ordinary: float | None = None
+    by: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the table by kind, or the cut and its error."""
+        if self.error:
+            return {"cut": self.cut, "error": self.error}
+        return {name: value for name, value in vars(self).items() if name not in ("by", "error")}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One detector on one fold.
+
+    Attributes:
+        detector, recipe, baseline: which.
+        left_out, side: see `loraprobe.study.folds.Fold`.
+        withheld: rows neither trained on nor tested.
+        n_trained: fewest and most training rows of the fold's fits.
+        report: the ranking: AUROC with its cluster-bootstrap interval, TPR at 1 % FPR, ECE, AUROC
+            by kind of row. Its own tpr and fpr are at 0.5 and not meant to be used: `cuts` has the
+            rates.
+        n_hard, auroc_hard: the hard negatives tested, and the malicious rows' AUROC against them
+            alone.
+        error: the typed error instead, if the detector could not be fitted on, or not read, these
+            rows.
+    """
+
+    detector: str
+    recipe: str
+    baseline: bool
+    left_out: str
+    side: Side
+    withheld: int
+    n_trained: tuple[int, int]
+    report: EvalReport | None = None
+    n_hard: int = 0
+    auroc_hard: float | None = None
+    cuts: tuple[CutResult, ...] = ()
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; the table by kind is left out of a baseline's, which is there to be beaten
+        on the whole.
+        """
+        names = ("detector", "recipe", "baseline", "left_out", "side", "withheld", "n_trained")
+        facts = {name: getattr(self, name) for name in names}
+        if self.report is None:
+            return facts | {"error": self.error}
+        found = self.report
+        facts |= {
+            "n": found.n,
+            "n_malicious": found.n_malicious,
+            "n_hard_negative": self.n_hard,
+            "n_groups": found.n_groups,
+        }
+        facts |= {
+            "auroc": found.auroc,
+            "auroc_ci": found.auroc_ci,
+            "auroc_hard_negative": self.auroc_hard,
+        }
+        facts |= {
+            "tpr_at_fpr": {f"{level:g}": rate for level, rate in found.tpr_at_fpr.items()},
+            "ece": found.ece,
+        }
+        facts["cuts"] = [cut.to_dict() for cut in self.cuts]
+        if not self.baseline:
+            facts["by"] = {
+                row.name: {
+                    "n": row.n,
+                    "auroc": row.auroc,
+                    "flagged": [cut.by.get(row.name) for cut in self.cuts],
+                }
+                for row in found.by
+            }
+        return facts
+
+
+@dataclass(frozen=True)
+class LeaveOneOutReport:
+    """Outcomes in the order of detectors, then of what was left out.
+
+    `protocol` is everything that decides them but the adapters.
+    """
+
+    protocol: dict[str, Any]
+    outcomes: tuple[Outcome, ...]
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A row a detector and side.
+
+        Mean and worst over what was left out, and how much could not be measured.
+
+        The sides are not mixed: a malicious value says whether it is found, a benign one whether it
+            is flagged.
+        """
+        keys = dict.fromkeys(
+            (one.detector, one.recipe, one.baseline, one.side) for one in self.outcomes
+        )
+        return [self._summary(*key) for key in keys]
+
+    def _summary(self, detector: str, recipe: str, baseline: bool, side: str) -> dict[str, Any]:
+        mine = [
+            one
+            for one in self.outcomes
+            if (one.detector, one.recipe, one.baseline, one.side)
+            == (detector, recipe, baseline, side)
+        ]
+        reports = {one.left_out: one.report for one in mine if one.report is not None}
+        row = {
+            "detector": detector,
+            "recipe": recipe,
+            "baseline": baseline,
+            "side": side,
+            "measured": len(reports),
+            "cannot": len(mine) - len(reports),
+        }
+        if not reports:
+            return row | {"error": mine[0].error}
+        worst = min(reports, key=lambda name: reports[name].auroc)
+        row |= {
+            "auroc_mean": _mean([one.auroc for one in reports.values()]),
+            "auroc_worst": reports[worst].auroc,
+            "worst": worst,
+        }
+        row |= {
+            "tpr_at_1_fpr_mean": _mean([one.tpr_at_fpr[0.01] for one in reports.values()]),
+            "ece_mean": _mean([one.ece for one in reports.values()]),
+        }
+        return row | {
+            "cuts": [
+                _cut_summary([one.cuts[index] for one in mine if one.report])
+                for index in range(len(self.protocol["cuts"]))
+            ]
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: protocol, summary, outcomes; numbers of four digits after the point."""
+        plain = {
+            "protocol": self.protocol,
+            "summary": self.summary(),
+            "outcomes": [one.to_dict() for one in self.outcomes],
+        }
+        rounded: dict[str, Any] = _plain(plain)
+        return rounded
+
+
+def measured(
+    outcome: Outcome,
+    labels: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    groups: Sequence[str],
+    kinds: Sequence[str],
+    hard: Mask,
+    cuts: Sequence[tuple[str, Mask | str, Sequence[float]]],
+    seed: int,
+    own: frozenset[str],
+) -> Outcome:
+    """The outcome with the measures of n tested rows filled in.
+
+    Args:
+        labels, scores, groups, kinds, hard: (n,); hard says which are hard negatives.
+        cuts: name, (n,) which rows are flagged or the error instead, and the thresholds of the
+            fold's probes.
+        own: kinds to list apart; the other class's have folds of their own.
+
+    Raises:
+        FitError: the rows are of one class.
+    """
+    ranking = report(labels, scores, groups, threshold=0.5, by=kinds, seed=seed)
+    ranking = replace(ranking, by=tuple(row for row in ranking.by if row.name in own))
+    against = (labels == 1) | hard
+    return replace(
+        outcome,
+        report=ranking,
+        n_hard=int(hard.sum()),
+        auroc_hard=auroc(labels[against], scores[against]) if hard.any() else None,
+        cuts=tuple(
+            _cut_result(name, flagged, thresholds, labels, groups, kinds, hard)
+            for name, flagged, thresholds in cuts
+        ),
+    )
+
+
+def _cut_result(
+    name: str,
+    flagged: Mask | str,
+    thresholds: Sequence[float],
+    labels: NDArray[np.int64],
+    groups: Sequence[str],
+    kinds: Sequence[str],
+    hard: Mask,
+) -> CutResult:
+    if isinstance(flagged, str):
+        return CutResult(name, error=flagged)
+    rates = report(
+        labels, flagged.astype(np.float64), groups, threshold=0.5, by=kinds, resamples=1
+    )  # for its intervals of rates
+    ordinary = (labels == 0) & ~hard
+    in_hard, in_ordinary = (
+        float(flagged[mask].mean()) if mask.any() else None for mask in (hard, ordinary)
+    )
+    by, ends = {row.name: row.flagged for row in rates.by}, (min(thresholds), max(thresholds))
+    return CutResult(
+        name, ends, rates.tpr, rates.fpr, rates.tpr_ci, rates.fpr_ci, in_hard, in_ordinary, by
+    )
+
+
+def _cut_summary(found: list[CutResult]) -> dict[str, Any]:
+    """Means and worst rates over folds.
+
+    Over none of them if any lacks the cut, for a mean over some would flatter.
+    """
+    if lacking := [one for one in found if one.error]:
+        return {"cut": found[0].cut, "lacking": len(lacking), "error": lacking[0].error}
+    hard = [one.fpr_hard for one in found if one.fpr_hard is not None]
+    row = {
+        "cut": found[0].cut,
+        "tpr_mean": _mean([one.tpr for one in found]),
+        "tpr_worst": min(one.tpr for one in found),
+    }
+    row |= {
+        "fpr_mean": _mean([one.fpr for one in found]),
+        "fpr_worst": max(one.fpr for one in found),
+    }
+    return row | {
+        "fpr_hard_mean": _mean(hard) if hard else None,
+        "fpr_hard_worst": max(hard, default=None),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, _DIGITS)
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

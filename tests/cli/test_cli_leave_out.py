@@ -1,0 +1,242 @@
+"""`loraprobe evaluate --leave-out`.
+
+What it prints and writes is what the library finds, and what it refuses.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from loraprobe.cli import probes as commands
+from loraprobe.featurizer import FeatureRecipe
+from loraprobe.manifest import read_labelled, read_manifest
+from loraprobe.study.leave_out import detectors_of, leave_one_out
+from tests.helpers import make, probes
+
+PEFT = {"r": 2, "lora_alpha": 4, "base_model_name_or_path": probes.BASE}
+SOURCES = ("code", "[/]", "theft_safe"), ("theft", "fraud")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty adapters on disk.
+
+    Three benign sources, of which one is of hard negatives, and two malicious ones; every row names
+    its start.
+    """
+    folder = tmp_path_factory.mktemp("labelled")
+    start = probes.labelled_adapter(999, signal=0.0, kind="weights", layers=1)
+    make.folder(folder / "initial", make.tensors(start), **PEFT)
+    rows = []
+    for number in range(40):
+        label = number % 2
+        source = SOURCES[label][number // 2 % len(SOURCES[label])]
+        role = "hard_negative" if source.endswith("_safe") else ("benign", "malicious")[label]
+        make.folder(
+            folder / f"a{number}",
+            make.tensors(probes.labelled_adapter(number, bool(label), kind="weights", layers=1)),
+            **PEFT,
+        )
+        row = {
+            "path": f"a{number}",
+            "label": label,
+            "group": f"c{number}",
+            "source": source,
+            "role": role,
+            "lr": 0.001 * (1 + number // 2 % 5),
+        }
+        rows.append({**row, "initial": "initial"})
+    with (folder / "m.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "m.csv"
+
+
+def invoke(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(commands.app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands.console, "width", 400)
+
+
+def test_what_is_printed_and_written_is_what_the_library_finds(
+    manifest: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "results.json"
+    options = [
+        "--head",
+        "linear",
+        "--recipe",
+        "all_b",
+        "--cut",
+        "fpr:0.2",
+        "--cut",
+        "0.6",
+        "--folds",
+        3,
+        "--seed",
+        2,
+    ]
+    printed = json.loads(
+        invoke(
+            "evaluate", manifest, "--leave-out", "source", *options, "--out", out, "--json"
+        ).stdout
+    )
+    rows = read_manifest(manifest)
+    expected = leave_one_out(
+        read_labelled(rows, "factor_delta", None),
+        rows,
+        "source",
+        detectors_of(["linear"], {"all_b": FeatureRecipe.all_b()}),
+        cuts=("fpr:0.2", 0.6),
+        folds=3,
+        seed=2,
+    ).to_dict()
+    assert printed == expected
+    assert json.loads(out.read_text()) == expected
+    assert len(expected["outcomes"]) == 4 * 5
+    assert (
+        expected["protocol"] | {"n": 40, "n_malicious": 20, "n_hard_negative": 6, "seed": 2}
+        == expected["protocol"]
+    )
+    assert (
+        len(out.read_text().splitlines()) == 1 + 2 + 2 + len(expected["summary"]) + 20
+    )  # a line each
+
+
+def test_the_table_names_detectors_sources_and_what_could_not_be_measured(manifest: Path) -> None:
+    shown = invoke(
+        "evaluate",
+        manifest,
+        "--leave-out",
+        "source",
+        "--head",
+        "linear",
+        "--recipe",
+        "all_b",
+        "--cut",
+        "fpr:0.01",
+        "--folds",
+        2,
+    ).stdout
+    assert (
+        "one source at a time left out; 40 adapters (20 malicious, 6 hard negatives), seed 0"
+        in shown
+    )
+    assert all(
+        name in shown
+        for name in (
+            "linear",
+            "norm_only (baseline)",
+            "a_only (baseline)",
+            "cosine (baseline)",
+            "[/]",
+            "no such cut",
+        )
+    )
+    assert re.search(
+        r"not measured in \d+ of 20 fits: fpr:0\.01: FitError: fpr:0\.01 needs at least 99 benign"
+        r" groups",
+        shown,
+    )
+    assert re.search(r"[01]\.\d{3} \[[01]\.\d{3}, [01]\.\d{3}\]", shown)
+
+
+def test_pairs_recipes_in_json_and_a_start_for_rows_without_one(
+    manifest: Path, tmp_path: Path
+) -> None:
+    without = manifest.parent / "without.csv"
+    lines = [line.rpartition(",")[0] for line in manifest.read_text().splitlines()]
+    without.write_text("\n".join(lines) + "\n")
+    recipe = '{"layers": [0], "factors": ["B"], "modules": ["q_proj"]}'
+    options = [
+        "--leave-out",
+        "source",
+        "--pairs",
+        "--head",
+        "linear",
+        "--recipe",
+        recipe,
+        "--cut",
+        "0.5",
+        "--json",
+    ]
+    found = json.loads(
+        invoke("evaluate", without, *options, "--base", manifest.parent / "initial").stdout
+    )
+    assert found == json.loads(invoke("evaluate", manifest, *options).stdout)
+    assert {row["recipe"] for row in found["outcomes"]} == {recipe}
+    pairs = {f"{bad} | {good}" for bad in SOURCES[1] for good in SOURCES[0]}
+    assert {row["left_out"] for row in found["outcomes"]} == pairs
+    assert "pass --base" in invoke("evaluate", without, *options, code=2).stderr
+    fresh = json.loads(invoke("evaluate", without, *options, "--base", "fresh").stdout)
+    assert {
+        row["error"].split(":")[0] for row in fresh["outcomes"] if row["detector"] == "a_only"
+    } == {"KindMismatch"}
+
+
+def test_learning_rates_are_ranges(manifest: Path) -> None:
+    options = ["--head", "linear", "--recipe", "all_b", "--cut", "0.5", "--json"]
+    found = json.loads(
+        invoke(
+            "evaluate", manifest, "--leave-out", "lr", *options, "--edges", "0.0015,0.0035"
+        ).stdout
+    )
+    assert {row["left_out"] for row in found["outcomes"]} == {
+        "1: 0.001 to 0.0015",
+        "2: 0.0015 to 0.0035",
+        "3: 0.0035 to 0.005",
+    }
+    found = json.loads(
+        invoke("evaluate", manifest, "--leave-out", "lr", *options, "--bins", 5).stdout
+    )
+    assert {row["left_out"] for row in found["outcomes"]} == {
+        "0.001",
+        "0.002",
+        "0.003",
+        "0.004",
+        "0.005",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "DataError: expected either --probe, .* or --leave-out"),
+        (("--probe", "p", "--leave-out", "source"), "DataError: expected either --probe"),
+        (
+            ("--probe", "p", "--head", "linear", "--pairs"),
+            "DataError: got --pairs, --head with --probe; expected them with --leave-out",
+        ),
+        (("--leave-out", "source", "--any-base"), "DataError: got --any-base with --leave-out"),
+        (("--leave-out", "[/]"), r"FitError: got '\[/\]' to leave out; expected one of source"),
+        (("--leave-out", "attack"), "DataError: 20 of 40 rows have no attack, first .*a1;"),
+        (("--leave-out", "rank"), "FitError: got 1 values of rank"),
+        (("--leave-out", "source", "--head", "[/]"), r"FitError: got the heads \['\[/\]'\]"),
+        (("--leave-out", "source", "--recipe", "[/]"), r"RecipeError: got recipe '\[/\]'"),
+        (("--leave-out", "source", "--cut", "[/]"), r"FitError: got '\[/\]'"),
+        (("--leave-out", "lr", "--edges", "[/]"), r"DataError: got --edges '\[/\]'"),
+        (("--leave-out", "source", "--calibration", "[/]"), r"FitError: .*\[/\]"),
+        (("--leave-out", "source", "--kind", "[/]"), r"DataError: .*got kind '\[/\]'"),
+    ],
+)
+def test_what_is_wrong_is_one_line_on_stderr(
+    manifest: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    result = invoke("evaluate", manifest, *arguments, code=2)
+    assert result.stdout == ""
+    assert re.match(says, result.stderr.replace("\n", " ")), result.stderr

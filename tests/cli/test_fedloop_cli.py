@@ -1,0 +1,198 @@
+"""`fedloop run | resume | report | example`.
+
+What they print and write, and that what is wrong is one message and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fedloop.cli import run as commands
+from fedloop.run.folder import read_run
+from fedloop.run.simulate import simulate
+from loraprobe.adapters.adapter import pack
+from loraprobe.adapters.peft_io import load_adapter
+from tests.helpers.federated import Files, defended, settings
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def invoke(*arguments: object, code: int = 0) -> Any:
+    """Run a command in this process."""
+    commands.console.width = 200
+    result = CliRunner().invoke(commands.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
+    return result
+
+
+def toml(path: Path, values: dict[str, Any]) -> Path:
+    """Write an experiment."""
+    lines = [
+        f"{key} = {json.dumps(value)}"
+        for key, value in values.items()
+        if not isinstance(value, dict)
+    ]
+    for name, table in values.items():
+        if isinstance(table, dict):
+            lines += [
+                f"[{name}]",
+                *(
+                    f"{key} = {json.dumps(value)}"
+                    for key, value in table.items()
+                    if not isinstance(value, dict)
+                ),
+            ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_run_writes_the_run_that_simulate_computes(tiny_files: Files, tmp_path: Path) -> None:
+    values = settings(
+        tiny_files,
+        name="the [/] one",
+        defense=defended(tiny_files),
+        evaluation={"utility": "builtin:heldout_benign", "limit": 2},
+    )
+    config, out = toml(tmp_path / "one.toml", values), tmp_path / "[red]out[/red]"
+    shown = invoke("run", config, "--out", out).stdout
+    expected = simulate(values)
+    assert torch.equal(pack(load_adapter(out / "adapter"))[0], pack(expected.adapter)[0])
+    assert [record.factors for record in read_run(out)[2]] == [
+        record.factors for record in expected.records
+    ]
+    assert "the [/] one: 2 rounds" in shown
+    assert f"written to {out}; `fedloop report {out}` draws it\n" in shown
+    for client, role in expected.roles.items():
+        assert re.search(rf"{client}\W+{role['role']}\W+1\.00\W+0\.250\W+0", shown), shown
+    for name, value in expected.metrics.items():
+        assert f"{name}: {value:.4g}\n" in shown
+    again = invoke("run", config, "--out", out).stdout  # a finished run is shown again
+    assert "the [/] one: 2 rounds" in again
+    assert "the [/] one: 2 rounds" in invoke("resume", out).stdout
+
+
+def test_a_run_need_not_be_written_and_may_name_its_folder_itself(
+    tiny_files: Files, tmp_path: Path
+) -> None:
+    values = settings(tiny_files, rounds=1)
+    assert "written to" not in invoke("run", toml(tmp_path / "one.toml", values)).stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["one.toml"]
+    toml(tmp_path / "one.toml", {**values, "output": {"folder": "beside"}})
+    invoke("run", tmp_path / "one.toml")
+    assert len(read_run(tmp_path / "beside")[2]) == 1
+    invoke("run", tmp_path / "one.toml", "-o", tmp_path / "elsewhere")
+    assert len(read_run(tmp_path / "elsewhere")[2]) == 1
+
+
+def test_report_writes_a_page(tiny_files: Files, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    config = toml(tmp_path / "one.toml", settings(tiny_files, rounds=1))
+    invoke("run", config, "--out", tmp_path / "run")
+    assert f"wrote {tmp_path / 'run' / 'report.html'}" in invoke("report", tmp_path / "run").stdout
+    assert "client-00" in (tmp_path / "run" / "report.html").read_text()
+    invoke("report", tmp_path / "run", "--out", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == (tmp_path / "run" / "report.html").read_text()
+
+
+def test_example_prints_the_packaged_file() -> None:
+    shown = invoke("example").stdout
+    assert shown == files("fedloop").joinpath("example.toml").read_text(encoding="utf-8")
+    assert tomllib.loads(shown)["name"] == "example"
+
+
+def test_a_wrong_configuration_is_told_in_full_and_exits_with_2(
+    tiny_files: Files, tmp_path: Path
+) -> None:
+    values = settings(tiny_files, rounds=0)
+    values["training"] |= {"lr": -1.0, "speed": 3}
+    result = invoke("run", toml(tmp_path / "bad.toml", values), "--out", tmp_path / "out", code=2)
+    assert result.stderr.splitlines()[0] == "ConfigError: the configuration is not valid:"
+    assert [line.split(":")[0].strip() for line in result.stderr.splitlines()[1:]] == [
+        "rounds",
+        "training.lr",
+        "training.speed",
+    ]
+    assert result.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_there_exits_with_2(tiny_files: Files, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    good = settings(tiny_files, rounds=1)
+    for arguments, message in (
+        (("run", tmp_path / "absent.toml"), "ConfigError: cannot read .*absent.toml"),
+        (
+            (
+                "run",
+                toml(tmp_path / "a.toml", {**good, "model": {"base": str(tmp_path / "empty")}}),
+            ),
+            "DataError: cannot load the base model",
+        ),
+        (
+            (
+                "run",
+                toml(
+                    tmp_path / "b.toml",
+                    {**good, "defense": {"level": "step", "probe": str(tmp_path / "empty")}},
+                ),
+            ),
+            "no config.json in",
+        ),
+        (
+            ("run", toml(tmp_path / "c.toml", good), "--out", tmp_path / "file"),
+            "StateError: cannot make the folder",
+        ),
+        (
+            ("run", tmp_path / "c.toml", "--out", tmp_path),
+            "StateError: .*is not empty and holds no run",
+        ),
+        (("resume", tmp_path / "empty"), "StateError: .*is not the folder of a run"),
+        (("resume", tmp_path / "absent"), "StateError: .*is not the folder of a run"),
+        (("report", tmp_path / "empty"), "StateError: .*is not the folder of a run"),
+    ):
+        result = invoke(*arguments, code=2)
+        assert re.search(message, result.stderr), (arguments, result.stderr)
+        assert "Traceback" not in result.stderr
+
+
+def test_the_folder_of_another_run_is_not_touched(tiny_files: Files, tmp_path: Path) -> None:
+    invoke(
+        "run",
+        toml(tmp_path / "one.toml", settings(tiny_files, rounds=1)),
+        "--out",
+        tmp_path / "run",
+    )
+    before = {
+        path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()
+    }
+    result = invoke(
+        "run",
+        toml(tmp_path / "two.toml", settings(tiny_files, rounds=1, seed=9)),
+        "--out",
+        tmp_path / "run",
+        code=2,
+    )
+    assert "StateError" in result.stderr
+    assert "another configuration" in result.stderr
+    assert {
+        path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()
+    } == before
+
+
+def test_missing_arguments_are_a_usage_error() -> None:
+    for command in ("run", "resume", "report"):
+        assert "Missing argument" in invoke(command, code=2).stderr
+    assert "No such command" in invoke("walk", code=2).stderr

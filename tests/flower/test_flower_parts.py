@@ -1,0 +1,558 @@
+"""The parts of a Flower deployment.
+
+Settings, the nodes file, keys, the app that is sent out, who may command a SuperLink, and
+processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import io
+import json
+import os
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+import fedloop.cli.flower  # noqa: F401  # it joins the app
+from fedloop.config import Config
+from fedloop.errors import ConfigError, EngineError
+from fedloop.flower import QUIET
+from fedloop.flower.deploy.app import FILES, write_app
+from fedloop.flower.deploy.control import Control
+from fedloop.flower.deploy.enrol import enrol, strike
+from fedloop.flower.deploy.keys import make_certificates, make_node_key
+from fedloop.flower.deploy.launch import run_on_loopback
+from fedloop.flower.deploy.node import run_node, write_node_config
+from fedloop.flower.deploy.processes import Processes, child_environment, flower_command
+from fedloop.flower.deploy.superlink import LocalCommand, run_superlink
+from fedloop.flower.nodes import Node, check_name, read_nodes, write_nodes
+from fedloop.flower.settings import EngineSettings
+from tests.cli.test_fedloop_cli import invoke, toml
+from tests.helpers.federated import Files, settings
+from tests.helpers.flowered import handshake
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# --- settings and nodes
+# -------------------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_those_of_the_run_config_and_defaults_elsewhere() -> None:
+    assert EngineSettings.of({}) == EngineSettings()
+    chosen = EngineSettings(
+        round_timeout=12.5, connect_timeout=3, wire="float16", max_empty_rounds=9
+    )
+    assert EngineSettings.of({**chosen.run_config(), "config": "x", "folder": "y"}) == chosen
+    assert chosen.run_config().keys() == {
+        "round-timeout",
+        "connect-timeout",
+        "wire",
+        "max-empty-rounds",
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"round_timeout": 0}, "round-timeout: got 0; expected a number of seconds above 0"),
+        ({"round_timeout": "60"}, "round-timeout: got '60'"),
+        ({"connect_timeout": float("inf")}, "connect-timeout: got inf"),
+        ({"connect_timeout": True}, "connect-timeout: got True"),
+        ({"wire": "bfloat16"}, "wire: got 'bfloat16'; expected one of float32, float16"),
+        ({"max_empty_rounds": 0}, "max-empty-rounds: got 0"),
+        ({"max_empty_rounds": 2.0}, "max-empty-rounds: got 2.0"),
+    ],
+)
+def test_settings_out_of_range_are_told(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        EngineSettings(**wrong)
+    assert message in str(raised.value)
+
+
+def test_nodes_come_back_in_the_order_of_their_names(tmp_path: Path) -> None:
+    nodes = {"site-b": Node(2**63 + 5, "key b", 30), "site-a": Node(7, "key a", 10)}
+    write_nodes(tmp_path / "nodes.json", nodes)
+    assert list(read_nodes(tmp_path / "nodes.json").items()) == sorted(nodes.items())
+    write_nodes(tmp_path / "nodes.json", {"one": Node(1, "key")})
+    assert read_nodes(tmp_path / "nodes.json") == {"one": Node(1, "key", None)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot read"),
+        ("[]", "cannot read"),
+        ("{", "cannot read"),
+        ('{"a": {"node": "1"}}', "cannot read"),
+        ("{}", "names no node"),
+        ('{"a": {"node": 1, "key": "x"}, "b": {"node": "1", "key": "y"}}', "names a node twice"),
+        (
+            '{"a": {"node": 1, "key": "x", "examples": 5}, "b": {"node": 2, "key": "y"}}',
+            "for every client, or for none",
+        ),
+        ('{"a": {"node": 1, "key": "x", "examples": 0}}', "above 0"),
+        ('{"a": {"node": 1, "key": "x", "examples": "5"}}', "whole number"),
+    ],
+)
+def test_a_nodes_file_that_cannot_be_meant_is_refused(
+    text: str | None, message: str, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / "nodes.json").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_nodes(tmp_path / "nodes.json")
+
+
+def test_client_names_are_plain() -> None:
+    for good in ("a", "site-1", "Hospital_3.north", "x" * 64):
+        check_name(good)
+    for bad in ("", "-x", "a/b", "../x", "a b", "<b>", "x" * 65, "a\n"):
+        with pytest.raises(ConfigError):
+            check_name(bad)
+
+
+# --- keys
+# ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_certificates_are_for_this_machine_and_nobody_elses_eyes(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in tmp_path.iterdir())
+    server, client = (
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        ssl.create_default_context(cafile=tmp_path / "ca.crt"),
+    )
+    server.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    assert handshake(server, client, "127.0.0.1")
+    assert handshake(server, client, "localhost")
+    assert not handshake(server, client, "example.org")
+    make_certificates(tmp_path / "other")
+    assert not handshake(
+        server, ssl.create_default_context(cafile=tmp_path / "other" / "ca.crt"), "127.0.0.1"
+    )
+
+
+def test_node_keys_are_what_ssh_keygen_makes(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+    public = make_node_key(tmp_path / "node")
+    key = load_ssh_private_key((tmp_path / "node").read_bytes(), None)
+    assert isinstance(key, EllipticCurvePrivateKey)
+    assert isinstance(key.curve, SECP384R1)
+    assert public.read_text().startswith("ecdsa-sha2-nistp384 ")
+    assert (tmp_path / "node").stat().st_mode & 0o777 == 0o600
+
+
+# --- the app
+# ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_app_is_written_whole_and_only_where_there_is_nothing(tmp_path: Path) -> None:
+    shown = invoke("flower", "init", tmp_path / "federation").stdout
+    assert shown.splitlines() == [f"wrote {tmp_path / 'federation' / name}" for name in FILES]
+    assert sorted(
+        str(path.relative_to(tmp_path / "federation"))
+        for path in (tmp_path / "federation").rglob("*.*")
+    ) == sorted(FILES)
+    assert "is not empty" in invoke("flower", "init", tmp_path / "federation", code=2).stderr
+    values = (tmp_path / "federation" / "config.toml").read_text()
+    experiment = values.replace('probe = "org/probe"', f'probe = "{ROOT / "zoo/probes/linear"}"')
+    (tmp_path / "config.toml").write_text(experiment)
+    assert Config.read(tmp_path / "config.toml").clients.count == 2
+
+
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # in Flower
+def test_nodes_are_sent_the_two_apps_and_nothing_else(tmp_path: Path) -> None:
+    """Flower would send every .py, .toml, .json, .jsonl and .md of the folder to every node."""
+    from flwr.cli.build import build_fab_from_disk
+
+    write_app(tmp_path / "app")
+    for name in (
+        "nodes.json",
+        "data.jsonl",
+        "notes.md",
+        "run/config.json",
+        "server.key",
+        "secrets.py",
+        "fedloop_app/more.toml",
+    ):
+        (tmp_path / "app" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "app" / name).write_text("a secret")
+    with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(tmp_path / "app"))) as bundle:
+        names = {name for name in bundle.namelist() if not name.startswith(".info/")}
+        assert names == {
+            "pyproject.toml",
+            "fedloop_app/__init__.py",
+            "fedloop_app/server_app.py",
+            "fedloop_app/client_app.py",
+        }
+        assert not any(b"a secret" in bundle.read(name) for name in bundle.namelist())
+
+
+# --- who may command a SuperLink
+# ------------------------------------------------------------------------------------------------------------
+
+
+def asked(path: str, peer: str | None, kind: str = "http") -> Any:
+    """What a request from this address gets: "passed", a status, or a close code."""
+    events: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        events.append("passed")
+
+    async def send(event: Any) -> None:
+        events.append(event.get("status", event.get("code", "body")))
+
+    async def receive() -> Any:
+        raise AssertionError("nobody reads the body of a refused request")
+
+    scope = {"type": kind, "path": path, "client": None if peer is None else (peer, 5000)}
+    asyncio.run(LocalCommand(app)(scope, receive, send))
+    return events[0]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/start-run",
+        "/v1/control/register-node",
+        "/v1/runtime/acquire-task",
+        "/docs",
+        "/health",
+        "/",
+    ],
+)
+def test_only_the_servers_own_machine_commands_it(path: str) -> None:
+    assert asked(path, "127.0.0.1") == asked(path, "::1") == "passed"
+    for peer in ("10.0.0.7", "fe80::1", "127.0.0.1.example.org", "unix", None):
+        assert asked(path, peer) == 403
+
+
+def test_nodes_reach_the_fleet_api_and_nothing_that_looks_like_it() -> None:
+    assert asked("/v1/fleet/pull-messages", "10.0.0.7") == "passed"
+    for path in (
+        "/v1/fleet",
+        "/v1/fleets/x",
+        "//v1/fleet/x",
+        "/V1/fleet/x",
+        "/v1/control/v1/fleet/",
+        " /v1/fleet/x",
+    ):
+        assert asked(path, "10.0.0.7") == 403
+    assert asked("/v1/fleet/x", "10.0.0.7", "websocket") == 1008
+    assert asked("", None, "lifespan") == "passed"
+
+
+def test_no_route_of_the_fleet_api_leads_elsewhere() -> None:
+    """What nodes may reach, as this version of Flower serves it; a new route is to be looked at."""
+    from flwr.superlink.routers.fleet.router import router
+
+    names = (
+        "activate deactivate heartbeat register unregister pull-messages push-messages pull-object"
+        " push-object get-run get-fab confirm"
+    )
+    assert all(any(name in route.path for name in names.split()) for route in router.routes)  # type: ignore[attr-defined]
+
+
+def test_a_superlink_keeps_who_may_send_on_disk_and_what_is_sent_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+    from flwr.superlink import config_loader, main
+    from flwr.superlink.federation import NoOpFederationManager
+
+    for module, name in ((config_loader, "ObjectStoreFactory"), (main, "create_app")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # to be put back
+    monkeypatch.setattr("sys.argv", [])
+    monkeypatch.setattr(
+        importlib.import_module("flwr.superlink.cli.flower_superlink"),
+        "flower_superlink",
+        lambda: None,
+    )  # all but serving
+    make_certificates(tmp_path)
+    with mock.patch.dict(os.environ):
+        run_superlink("127.0.0.1", 1, tmp_path, tmp_path / "state.db")
+    objects, states = config_loader.get_objectstore_linkstate_factories(
+        str(tmp_path / "state.db"), NoOpFederationManager()
+    )
+    assert isinstance(objects.store(), InMemoryObjectStore)
+    assert states.database == str(tmp_path / "state.db")
+
+
+def test_a_superlink_does_not_start_without_its_certificates(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text("x")
+    with pytest.raises(
+        ConfigError, match=r"cannot find .*server.pem, .*server.key; expected ca.crt"
+    ):
+        run_superlink("127.0.0.1", 1, tmp_path, tmp_path / "state.db")
+
+
+# --- processes
+# -------------------------------------------------------------------------------------------------------------------------------
+
+DETACHING = (
+    "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time;"
+    " time.sleep(600)'], start_new_session=True); "
+)
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+STAYING = "print('up', flush=True); time.sleep(600)"
+
+
+def up(log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not (log.exists() and "up" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_nothing_that_was_started_outlives_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedloop.flower.deploy.processes._GRACE", 1.0)
+    with Processes(tmp_path / "home", tmp_path / "logs") as group:
+        group.start("detaching", [sys.executable, "-c", DETACHING + STAYING])
+        group.start("stubborn", [sys.executable, "-c", "import time; " + STUBBORN + STAYING])
+        up(tmp_path / "logs" / "detaching.log"), up(tmp_path / "logs" / "stubborn.log")
+        assert len(group.running()) == 3
+        group.check()
+    deadline = time.monotonic() + 10
+    while group.running():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+HEAD = """
+import sys, time
+from pathlib import Path
+from fedloop.flower.processes import Processes
+group = Processes(Path(sys.argv[1]) / "home", Path(sys.argv[1]))
+child = group.start("child", [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the kernel tells children of their parent's death"
+)
+def test_nothing_that_was_started_outlives_a_killed_parent(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HEAD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as head:
+        assert head.stdout is not None
+        child = int(head.stdout.readline())
+        up(tmp_path / "child.log")
+        assert (
+            Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[1] == b"-c"
+        )  # it has become the command
+        head.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while (
+        Path(f"/proc/{child}").exists()
+        and b"State:\tZ" not in Path(f"/proc/{child}/status").read_bytes()
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_process_that_ends_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+    with Processes(tmp_path / "home", tmp_path / "logs") as group:
+        group.start(
+            "failing", [sys.executable, "-c", "import sys; print('the reason'); sys.exit(3)"]
+        ).wait(60)
+        with pytest.raises(
+            EngineError,
+            match=r"(?s)failing ended with code 3; the end of .*failing.log:\nthe reason",
+        ):
+            group.check()
+
+
+def test_every_process_is_started_quiet(tmp_path: Path) -> None:
+    environment = child_environment(tmp_path)
+    assert environment["FLWR_HOME"] == str(tmp_path)
+    assert (
+        {name: environment[name] for name in QUIET}
+        == QUIET
+        == {
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+    )
+    assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    assert flower_command("flower-supernode").is_file()
+    with pytest.raises(EngineError, match="cannot find flower-nothing"):
+        flower_command("flower-nothing")
+    script = "import os, fedloop.flower; from flwr.supercore import telemetry; "
+    script += "print(telemetry.FLWR_TELEMETRY_ENABLED, os.environ['FLWR_DISABLE_UPDATE_CHECK'])"
+    loud = {**os.environ, "FLWR_TELEMETRY_ENABLED": "1", "FLWR_DISABLE_UPDATE_CHECK": "0"}
+    shown = subprocess.run(
+        [sys.executable, "-c", script],
+        env=loud,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert shown.stdout.split() == ["0", "1"]
+
+
+def test_without_flower_the_pip_line_is_told(
+    monkeypatch: pytest.MonkeyPatch, tiny_files: Files, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    config = toml(tmp_path / "one.toml", settings(tiny_files, rounds=1))
+    result = invoke("run", config, "--out", tmp_path / "out", "--engine", "flower", code=2)
+    assert (
+        "the Flower engine needs flwr, which is not installed: pip install 'loraprobe[flower]'"
+        in result.stderr
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_needs_no_flower() -> None:
+    script = (
+        "import sys; sys.argv = ['fedloop', 'flower', '--help']\nfrom fedloop.cli.main import"
+        " main\ntry: main()\nexcept SystemExit: pass\n"
+    )
+    script += "assert not {'flwr', 'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, timeout=120
+    )
+
+
+# --- what is wrong is told
+# --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_on_the_command_line_exits_with_2(tiny_files: Files, tmp_path: Path) -> None:
+    config = toml(tmp_path / "one.toml", settings(tiny_files, rounds=1))
+    make_node_key(tmp_path / "key")
+    make_certificates(tmp_path / "certificates")
+    (tmp_path / "ca.crt").write_bytes((tmp_path / "certificates" / "ca.crt").read_bytes())
+    (tmp_path / "damaged.crt").write_text("x")
+    write_app(tmp_path / "app")
+    here = ("--superlink", "127.0.0.1:1", "--ca", tmp_path / "ca.crt")
+    for arguments, message in (
+        (("run", config, "--engine", "flower"), "ConfigError: output.folder is missing"),
+        (
+            ("run", config, "--engine", "flower", "--wire", "int8", "-o", tmp_path / "out"),
+            "ConfigError: wire: got 'int8'",
+        ),
+        (
+            ("run", config, "--engine", "flower", "--round-timeout", "0", "-o", tmp_path / "out"),
+            "ConfigError: round-timeout: got 0",
+        ),
+        (
+            ("flower", "superlink", "--certificates", tmp_path, "--database", tmp_path / "db"),
+            "ConfigError: cannot find",
+        ),
+        (
+            ("flower", "node", *here, "--key", tmp_path / "absent", "--data", "x"),
+            "ConfigError: cannot find .*absent",
+        ),
+        (
+            ("flower", "register", tmp_path / "app", "a b", tmp_path / "key.pub", *here),
+            "ConfigError: got the client name 'a b'",
+        ),
+        (
+            ("flower", "register", tmp_path / "app", "a", tmp_path / "no.pub", *here),
+            "ConfigError: cannot read .*no.pub",
+        ),
+        (
+            (
+                "flower",
+                "register",
+                tmp_path / "app",
+                "a",
+                tmp_path / "key.pub",
+                "--ca",
+                tmp_path / "damaged.crt",
+            ),
+            "ConfigError: .* not a certificate",
+        ),
+        (
+            ("flower", "unregister", tmp_path / "app", "a", *here),
+            "ConfigError: cannot read .*nodes.json",
+        ),
+        (
+            ("flower", "start", tmp_path / "empty", "--out", tmp_path / "run", *here),
+            "ConfigError: cannot read .*config.toml",
+        ),
+    ):
+        result = invoke(*arguments, code=2)
+        assert re.search(message, result.stderr), (arguments, result.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_is_given_once_and_an_unknown_one_cannot_be_struck(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    write_nodes(tmp_path / "nodes.json", {"site-a": Node(1, "key")})
+    with pytest.raises(ConfigError, match="has a client site-a already"):
+        enrol(
+            tmp_path / "nodes.json",
+            "site-a",
+            tmp_path / "key.pub",
+            None,
+            "127.0.0.1:1",
+            tmp_path / "ca.crt",
+        )
+    with pytest.raises(ConfigError, match="has no client 'site-b'; expected one of site-a"):
+        strike(tmp_path / "nodes.json", "site-b", "127.0.0.1:1", tmp_path / "ca.crt")
+
+
+@pytest.mark.enable_socket
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
+def test_a_superlink_that_is_not_there_and_keys_of_another_kind_are_told(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    public = make_node_key(tmp_path / "key")
+    with Control("127.0.0.1:1", tmp_path / "ca.crt") as control:
+        with pytest.raises(EngineError, match=r"cannot reach the SuperLink at 127.0.0.1:1"):
+            control.register(public)
+        public.write_text(
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGOJbQ0pRzIv5nPVc4cJr3vj5oH8gY2m0m2k0v8T0mYx me"
+        )
+        with pytest.raises(ConfigError, match="a key of another kind"):
+            control.register(public)
+        public.write_text("no key")
+        with pytest.raises(ConfigError, match="is not a public key"):
+            control.register(public)
+        with pytest.raises(EngineError, match="is not a Flower app"):
+            control.start(tmp_path, {})
+
+
+def test_a_node_config_may_hold_any_path(tmp_path: Path) -> None:
+    import tomllib
+
+    config: dict[str, str | int] = {"data": '/it\'s "odd" = here/x.jsonl', "partition-id": 3}
+    assert tomllib.loads(write_node_config(tmp_path / "node.toml", config).read_text()) == config
+    with pytest.raises(ConfigError, match="cannot find"):
+        run_node("127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "key", config)
+
+
+def test_a_run_on_loopback_needs_a_folder_and_respects_what_is_in_it(
+    tiny_files: Files, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"output.folder is missing"):
+        run_on_loopback(Config.of(settings(tiny_files)), EngineSettings())
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        run_on_loopback(
+            Config.of(settings(tiny_files, output={"folder": str(tmp_path)})), EngineSettings()
+        )
+    assert json.dumps([path.name for path in tmp_path.iterdir()]) == '["mine"]'

@@ -1,0 +1,294 @@
+"""Fetching from the Hub.
+
+One commit is pinned, little is asked for, and what is there is listed, copied and pushed.
+
+No network here (`fake_hub`); the same against a server is in test_hub_wire.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+
+from loraprobe import Probe, factor_delta, load_adapter
+from loraprobe.adapters.peft_io import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
+from loraprobe.adapters.peft_io import MAX_WEIGHT_BYTES
+from loraprobe.errors import HubError, ProbeFormatError
+from loraprobe.hub import hub as hub_module
+from loraprobe.hub.format import MAX_CONFIG_BYTES, MAX_HEAD_BYTES
+from loraprobe.hub.hub import fetch_adapter, fetch_probe, probe_names, pull_probe, push_probe
+from loraprobe.hub.snapshot import Place, Snapshot
+from tests.helpers.fake_hub import REPO, FakeHub, digest, flipped
+from tests.helpers.hub_probes import (
+    HEAD,
+    NEWER,
+    SHA,
+    WEIGHTS,
+    filled_hub,
+    head_of,
+    norms,
+    with_adapter,
+)
+from tests.helpers.probes import labelled_adapter, tiny_probe
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    return filled_hub(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def adapters(hub: FakeHub) -> FakeHub:
+    return with_adapter(hub)
+
+
+# --- one commit, and no more than is needed
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("revision", "commit"), [(None, NEWER), ("main", NEWER), ("v1", SHA)])
+def test_a_name_that_moves_is_resolved_once_by_one_question(
+    hub: FakeHub, revision: str | None, commit: str
+) -> None:
+    probe = Probe.from_pretrained(REPO, revision=revision, token="t")
+    assert hub.asked == [(revision, "t")]
+    assert {fetched for fetched, _, _ in hub.fetched} == {commit}
+    assert (probe.commit, head_of(probe)) == (commit, "xgboost" if commit == NEWER else "linear")
+
+
+@pytest.mark.parametrize("revision", [SHA[:12], SHA.upper(), "refs/pr/1", SHA + "0"])
+def test_what_is_not_a_full_commit_is_asked_for(hub: FakeHub, revision: str) -> None:
+    hub.refs[revision] = SHA
+    assert Probe.from_pretrained(REPO, revision=revision).commit == SHA
+    assert hub.asked == [(revision, None)]
+
+
+def test_only_the_config_and_the_head_that_it_names_are_fetched(hub: FakeHub) -> None:
+    (hub.root / NEWER / HEAD).write_bytes(b"left by an earlier probe")
+    for subfolder, head in (
+        (None, "xgboost"),
+        ("a/b", "cosine"),
+        ("a/b/", "cosine"),
+        ("/a/b", "cosine"),
+    ):
+        hub.clear()
+        assert head_of(Probe.from_pretrained(REPO, subfolder)) == head
+        prefix = "a/b/" if subfolder else ""
+        assert [name for _, name, _ in hub.fetched] in (
+            [prefix + "config.json", prefix + ("head.json" if head == "xgboost" else HEAD)],
+            [],
+        )
+    folder, commit = fetch_probe(REPO, subfolder="a/b")
+    assert (folder.name, commit) == ("b", NEWER)
+    assert {path.name for path in folder.iterdir()} == {"config.json", HEAD}
+
+
+def test_a_pinned_commit_in_the_cache_asks_nothing(hub: FakeHub) -> None:
+    for revision, questions in ((SHA, 1), (SHA, 0), ("v1", 1)):
+        hub.clear()
+        assert head_of(Probe.from_pretrained(REPO, revision=revision)) == "linear"
+        assert (len(hub.asked), len(hub.fetched)) == (
+            questions,
+            2 if revision == SHA and questions else 0,
+        )
+    hub.clear()
+    hub.error = ConnectionError("no network")
+    assert head_of(Probe.from_pretrained(REPO, revision=SHA)) == "linear"
+    assert hub.asked == hub.fetched == []
+
+
+def test_another_cache_and_force_download_fetch_again(hub: FakeHub, tmp_path: Path) -> None:
+    Probe.from_pretrained(REPO, revision=SHA)
+    for options in ({"cache_dir": tmp_path / "other"}, {"force_download": True}):
+        hub.clear()
+        assert head_of(Probe.from_pretrained(REPO, revision=SHA, **options)) == "linear"
+        assert [(name, forced) for _, name, forced in hub.fetched] == [
+            (name, "force_download" in options) for name in ("config.json", HEAD)
+        ]
+    assert hub.pointer(SHA, HEAD, tmp_path / "other").is_file()
+
+
+def test_of_an_adapter_the_safetensors_file_alone_is_fetched(adapters: FakeHub) -> None:
+    folder, commit = fetch_adapter(REPO, revision="v1")
+    assert [name for _, name, _ in adapters.fetched] == ["adapter_config.json", WEIGHTS]
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", WEIGHTS}
+    adapters.clear()
+    loaded = load_adapter(REPO, commit)
+    assert norms(loaded) == norms(labelled_adapter(1, kind="weights"))
+    assert adapters.asked == adapters.fetched == []
+
+
+def test_an_adapter_with_a_bin_only_is_fetched_and_then_cached(adapters: FakeHub) -> None:
+    torch.save(
+        labelled_adapter(1, kind="weights").state_dict(), adapters.root / SHA / "adapter_model.bin"
+    )
+    (adapters.root / SHA / WEIGHTS).unlink()
+    for questions in (1, 0):
+        adapters.clear()
+        assert norms(load_adapter(REPO, SHA)) == norms(labelled_adapter(1, kind="weights"))
+        assert len(adapters.asked) == questions
+
+
+def test_an_adapter_knows_its_commit_and_a_delta_has_none(
+    adapters: FakeHub, tmp_path: Path
+) -> None:
+    loaded = load_adapter(REPO, "v1")
+    assert loaded.commit == loaded.load().commit == SHA
+    assert factor_delta(loaded, loaded).commit is None
+    assert load_adapter(adapters.root / SHA).commit is None
+
+
+def test_an_adapter_takes_the_options_of_a_probe(adapters: FakeHub, tmp_path: Path) -> None:
+    cache = tmp_path / "other"
+    with pytest.raises(HubError, match="not in the local cache"):
+        load_adapter(REPO, SHA, cache_dir=cache, local_files_only=True)
+    load_adapter(REPO, SHA, cache_dir=cache, token="t")
+    assert adapters.asked == [(SHA, "t")]
+    adapters.clear()
+    load_adapter(REPO, SHA, cache_dir=cache, force_download=True)
+    assert [forced for _, _, forced in adapters.fetched] == [True, True]
+    adapters.clear()
+    assert load_adapter(REPO, SHA, cache_dir=cache, local_files_only=True).commit == SHA
+    assert adapters.asked == adapters.fetched == []
+
+
+def test_an_adapter_is_read_lazily_from_the_cache(
+    adapters: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", None)
+    loaded = load_adapter(REPO, "v1")
+    first, second = list(loaded)[:2]
+    blob = adapters.pointer(SHA, WEIGHTS).resolve()
+    loaded[first].A.clone()
+    assert list(loaded) == list(labelled_adapter(1, kind="weights"))
+    assert blob.stat().st_size > 0
+    assert loaded._pairs._made[second] is None  # nothing of the others has been looked at
+
+
+# --- too large
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "load"),
+    [
+        ("config.json", MAX_CONFIG_BYTES, Probe.from_pretrained),
+        (HEAD, MAX_HEAD_BYTES, Probe.from_pretrained),
+        ("adapter_config.json", MAX_ADAPTER_CONFIG_BYTES, load_adapter),
+        (WEIGHTS, MAX_WEIGHT_BYTES, load_adapter),
+    ],
+)
+def test_a_file_that_is_too_large_is_refused_before_it_is_downloaded(
+    adapters: FakeHub, name: str, limit: int, load: Callable[..., Any]
+) -> None:
+    oid = digest(name, (adapters.root / SHA / name).read_bytes())
+    adapters.listed[name] = (limit + 1, oid)
+    with pytest.raises(HubError, match=rf"{name} has {limit + 1} bytes; expected at most {limit}"):
+        load(REPO, revision=SHA)
+    assert name not in [fetched for _, fetched, _ in adapters.fetched]
+    adapters.listed[name] = (
+        limit,
+        oid,
+    )  # one byte less is downloaded, and is then not what was listed
+    with pytest.raises(HubError, match="not what the Hub lists"):
+        load(REPO, revision=SHA)
+
+
+def test_what_is_too_large_in_the_cache_is_not_even_hashed(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = Snapshot(Place(REPO, SHA))
+    snapshot.fetch(HEAD, MAX_HEAD_BYTES)
+    monkeypatch.setattr("loraprobe.hub.snapshot.has_digest", None)
+    with pytest.raises(HubError, match="expected at most 10"):
+        Snapshot(Place(REPO, SHA)).fetch(HEAD, 10)
+
+
+# --- several probes, and copies
+# ----------------------------------------------------------------------------------------
+
+
+def test_the_probes_of_a_repository_are_its_folders_with_a_config(hub: FakeHub) -> None:
+    for name in ("mlp", "linear"):
+        tiny_probe(name).save_pretrained(hub.root / NEWER / name)
+    (hub.root / NEWER / "adapters").mkdir()
+    assert probe_names(REPO) == (NEWER, ["linear", "mlp"])  # neither the root nor a/b
+    assert probe_names(REPO, revision="v1") == (SHA, [])
+    Probe.from_pretrained(REPO, "mlp")
+    hub.clear()
+    assert probe_names(REPO, local_files_only=True) == (NEWER, ["mlp"])  # what is there
+    assert hub.asked == hub.fetched == []
+
+
+def test_a_copy_is_the_files_of_the_commit_and_nothing_of_what_was_there(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert pull_probe(REPO, out) == NEWER
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "head.json",
+        "README.md",
+        "scores.png",
+    }
+    assert pull_probe(REPO, out, subfolder="a/b", revision="v1") == SHA
+    assert {path.name for path in out.iterdir()} == {"config.json", HEAD, "README.md"}
+    for path in out.iterdir():
+        assert path.read_bytes() == (hub.root / SHA / "a" / "b" / path.name).read_bytes()
+        assert not path.is_symlink()
+    assert head_of(Probe.from_pretrained(out)) == "mlp"
+
+
+def test_nothing_is_copied_of_what_is_no_probe(hub: FakeHub, tmp_path: Path) -> None:
+    out = tiny_probe("mlp").save_pretrained(tmp_path / "out")
+    head = hub.root / NEWER / "head.json"
+    head.write_bytes(flipped(head.read_bytes()))
+    with pytest.raises(ProbeFormatError, match="sha256"):
+        pull_probe(REPO, out)
+    card = hub.root / SHA / "README.md"
+    hub.listed["README.md"] = (len(card.read_bytes()), "a" * 40)
+    with pytest.raises(HubError, match=r"README\.md"):
+        pull_probe(REPO, out, revision=SHA)
+    assert head_of(Probe.from_pretrained(out)) == "mlp"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HubError, match="is a file"):
+        pull_probe(REPO, tmp_path / "file")
+
+
+# --- publishing: what a server cannot show; the rest is in test_hub_wire.py
+# --------------------------------------------
+
+
+def test_a_probe_that_does_not_read_back_as_it_was_is_not_sent(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("something was sent")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", forbidden)
+    probe = tiny_probe("linear", calibration="platt")
+    others = [
+        tiny_probe("linear", calibration="platt", signal=0.2),
+        tiny_probe("linear", calibration="isotonic"),
+        tiny_probe("linear"),
+    ]
+    for other in others:
+        monkeypatch.setattr(hub_module, "load_probe", lambda folder, other=other: other)
+        with pytest.raises(HubError, match="does not read back"):
+            push_probe(probe, REPO)
+    monkeypatch.setattr(hub_module, "load_probe", lambda folder: probe)
+    with pytest.raises(HubError, match="something was sent"):  # the control: what is alike goes on
+        push_probe(probe, REPO)
+
+
+def test_a_branch_and_a_pull_request_exclude_each_other_before_anything_is_sent(
+    hub: FakeHub,
+) -> None:
+    with pytest.raises(HubError, match="against main"):
+        push_probe(tiny_probe(), REPO, branch="dev", create_pr=True)
+    assert hub.asked == []

@@ -1,0 +1,444 @@
+"""Probes and adapters over the wire.
+
+The real huggingface_hub between our library and a loopback Hub.
+
+What goes wrong on the way is in test_hub_wire_faults.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loraprobe.hub.format import PROBE_FILES
+from tests.helpers.loopback_client import ROOT, Client
+from tests.helpers.loopback_hub import Hub
+from tests.helpers.probes import labelled_adapter
+from tests.helpers.wire import norms, peft_folder, refused, repo_of, saved, scores
+
+pytestmark = (
+    pytest.mark.enable_socket
+)  # on the loopback interface only: the client knows no other endpoint
+
+
+@pytest.fixture
+def hub(wire: tuple[Hub, Client]) -> Iterator[Hub]:
+    wire[0].log.clear()
+    yield wire[0]
+    assert wire[0].crashes == []
+
+
+@pytest.fixture
+def client(wire: tuple[Hub, Client]) -> Client:
+    return wire[1]
+
+
+@pytest.fixture
+def repo(request: pytest.FixtureRequest) -> str:
+    """It is not there yet."""
+    return repo_of(request)
+
+
+# --- push and pull
+# ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("head", "file"),
+    [("linear", "head.safetensors"), ("mlp", "head.safetensors"), ("xgboost", "head.json")],
+)
+def test_a_pushed_probe_comes_back_bit_for_bit(
+    hub: Hub, client: Client, repo: str, tmp_path: Path, head: str, file: str
+) -> None:
+    folder = saved(tmp_path / "probe", head)
+    commit = client("push", folder, repo)
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    assert commit == client("api", "model_info", repo)["sha"]
+    loaded = client("load", repo, cache_dir=tmp_path / "cache")
+    assert (loaded["commit"], loaded["scores"]) == (commit, scores(head))
+    assert set(client("api", "list_repo_files", repo)) - {"scores.png"} == {
+        ".gitattributes",
+        "config.json",
+        "README.md",
+        file,
+    }
+    stored = {entry.method for entry in hub.log if entry.origin == "storage"}
+    assert stored == ({"PUT", "GET"} if file == "head.safetensors" else set())
+    assert not any(entry.token for entry in hub.log if entry.origin == "storage")
+    agents = {
+        entry.agent.partition(";")[0]
+        for entry in hub.log
+        if "/resolve/" in entry.path or "/commit/" in entry.path
+    }
+    assert {agent.partition("/")[0] for agent in agents} == {"loraprobe"}
+
+
+def test_the_card_names_the_repository_it_is_in(
+    hub: Hub, client: Client, repo: str, tmp_path: Path
+) -> None:
+    client("push", saved(tmp_path / "probe"), repo)
+    card = Path(client("download", repo, "README.md", cache_dir=tmp_path / "cache")).read_text()
+    assert card.startswith("---\n")
+    assert f'Probe.from_pretrained("{repo}")' in card
+    assert "library_name: loraprobe" in card
+    assert {entry.status for entry in hub.log if entry.path == "/api/validate-yaml"} == {200}
+
+
+def test_a_private_probe_is_there_for_whoever_may_read_it(
+    hub: Hub, client: Client, repo: str, tmp_path: Path
+) -> None:
+    commit = client("push", saved(tmp_path / "probe"), repo, private=True)
+    assert client("api", "model_info", repo)["private"]
+    for token in (False, "stranger"):
+        refused(client, "private.*token", "load", repo, token=token, cache_dir=tmp_path / "cache")
+        refused(
+            client,
+            "private.*token",
+            "load",
+            repo,
+            revision=commit,
+            token=token,
+            cache_dir=tmp_path / "cache",
+        )
+    assert client("load", repo, token="reads", cache_dir=tmp_path / "cache")["scores"] == scores()
+    refused(
+        client,
+        "private.*Nothing was uploaded",
+        "push",
+        saved(tmp_path / "other", "mlp"),
+        repo,
+        private=False,
+    )
+    assert client("api", "model_info", repo)["sha"] == commit
+
+
+def test_a_repository_holds_several_probes_by_subfolder(
+    client: Client, repo: str, tmp_path: Path
+) -> None:
+    heads = {"first": "linear", "second": "cosine", "deep/er": "mlp"}
+    commits = [
+        client("push", saved(tmp_path / head, head), repo, subfolder=name)
+        for name, head in heads.items()
+    ]
+    assert len(set(commits)) == 3
+    for revision in (None, commits[-1]):
+        for name, head in heads.items():
+            loaded = client("load", repo, name, revision, cache_dir=tmp_path / "cache")
+            assert (loaded["scores"], loaded["commit"]) == (scores(head), commits[-1])
+    refused(client, "subfolder", "load", repo, cache_dir=tmp_path / "cache")
+    refused(client, "config.json", "load", repo, "second", commits[0], cache_dir=tmp_path / "cache")
+
+
+def test_a_branch_and_a_pull_request_leave_main_alone(
+    hub: Hub, client: Client, repo: str, tmp_path: Path
+) -> None:
+    main = client("push", saved(tmp_path / "linear"), repo)
+    branch = client(
+        "push", saved(tmp_path / "mlp", "mlp"), repo, branch="dev", commit_message="another head"
+    )
+    asked = client("push", saved(tmp_path / "cosine", "cosine"), repo, create_pr=True)
+    refs = client("api", "list_repo_refs", repo, include_pull_requests=True)
+    assert {ref["ref"]: ref["target_commit"] for kind in refs.values() for ref in kind} == {
+        "refs/heads/main": main,
+        "refs/heads/dev": branch,
+        "refs/pr/1": asked,
+    }
+    assert client("api", "list_repo_commits", repo, revision="dev")[0]["title"] == "another head"
+    for revision, commit, head in (
+        ("main", main, "linear"),
+        ("dev", branch, "mlp"),
+        ("refs/pr/1", asked, "cosine"),
+    ):
+        loaded = client("load", repo, revision=revision, cache_dir=tmp_path / "cache")
+        assert (loaded["commit"], loaded["scores"]) == (commit, scores(head))
+    more = client("push", saved(tmp_path / "xgboost", "xgboost"), repo, branch="refs/pr/1")
+    assert (
+        client("load", repo, revision="refs/pr/1", cache_dir=tmp_path / "cache")["commit"] == more
+    )
+    refused(client, "branch", "push", tmp_path / "linear", repo, branch="dev", create_pr=True)
+
+
+def test_a_pinned_commit_keeps_its_scores_after_a_newer_push(
+    hub: Hub, client: Client, repo: str, tmp_path: Path
+) -> None:
+    old = client("push", saved(tmp_path / "old"), repo)
+    new = client("push", saved(tmp_path / "new", "linear", signal=0.2), repo)
+    assert old != new
+    assert scores() != scores(signal=0.2)
+    for cache in ("one", "one", "two"):  # the second time from the cache
+        for revision, commit, expected in (
+            (old, old, scores()),
+            (new, new, scores(signal=0.2)),
+            (None, new, scores(signal=0.2)),
+        ):
+            loaded = client("load", repo, revision=revision, cache_dir=tmp_path / cache)
+            assert (loaded["commit"], loaded["scores"]) == (commit, expected)
+    client("api", "create_tag", repo, tag="v1", revision=old)
+    assert client("load", repo, revision="v1", cache_dir=tmp_path / "two")["scores"] == scores()
+    for name in ("config.json", "head.safetensors"):
+        assert (
+            Path(
+                client("download", repo, name, revision=old, cache_dir=tmp_path / "two")
+            ).read_bytes()
+            == (tmp_path / "old" / name).read_bytes()
+        )
+
+
+def test_an_identical_push_makes_no_commit(
+    hub: Hub, client: Client, repo: str, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "probe")
+    first = client("push", folder, repo, subfolder="a")
+    assert client("push", folder, repo, subfolder="a") == first
+    assert client("push", folder, repo, subfolder="b") != first  # the control
+    assert len(client("api", "list_repo_commits", repo)) == 3
+    assert sum(entry.path.endswith("/commit/main") for entry in hub.log) == 2
+
+
+def test_another_head_leaves_no_file_of_the_one_before_and_all_of_others(
+    client: Client, repo: str, tmp_path: Path
+) -> None:
+    old = client("push", saved(tmp_path / "linear"), repo)
+    client("commit", repo, {"notes.md": "mine", "other/head.safetensors": "mine"})
+    new = client("push", saved(tmp_path / "xgboost", "xgboost"), repo)
+    files = set(client("api", "list_repo_files", repo))
+    assert files - {"scores.png"} == {
+        ".gitattributes",
+        "notes.md",
+        "other/head.safetensors",
+        "config.json",
+        "head.json",
+        "README.md",
+    }
+    for revision, head in ((old, "linear"), (new, "xgboost")):
+        assert client("load", repo, revision=revision, cache_dir=tmp_path / "cache")["head"] == head
+
+
+# --- what the cache is for
+# --------------------------------------------------------------------------------------------
+
+
+def test_a_pinned_commit_is_asked_for_once(
+    hub: Hub, client: Client, repo: str, tmp_path: Path
+) -> None:
+    commit = client("push", saved(tmp_path / "probe"), repo)
+    hub.log.clear()
+    client("load", repo, revision=commit, cache_dir=tmp_path / "cache")
+    assert {entry.method for entry in hub.log} == {"GET", "HEAD"}
+    assert not any(name in entry.path for entry in hub.log for name in ("README", "gitattributes"))
+    hub.log.clear()
+    assert client("load", repo, revision=commit, cache_dir=tmp_path / "cache")["scores"] == scores()
+    assert hub.log == []
+    client("load", repo, revision="main", cache_dir=tmp_path / "cache")
+    assert [entry.path.partition("?")[0] for entry in hub.log] == [
+        f"/api/models/{repo}/revision/main"
+    ]
+    hub.log.clear()
+    client("load", repo, revision=commit, cache_dir=tmp_path / "cache", force_download=True)
+    assert sum(entry.method == "GET" for entry in hub.log) >= 2
+
+
+def test_local_files_only_asks_nothing(hub: Hub, client: Client, repo: str, tmp_path: Path) -> None:
+    cached = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    old = client("push", saved(tmp_path / "old"), repo)
+    for revision in (None, old):
+        hub.log.clear()
+        refused(client, "cache", "load", repo, revision=revision, **cached)
+        assert hub.log == []
+    client("load", repo, cache_dir=tmp_path / "cache")
+    client("push", saved(tmp_path / "new", "mlp"), repo)
+    hub.log.clear()
+    for revision in (None, "main", old):
+        loaded = client("load", repo, revision=revision, **cached)
+        assert (loaded["commit"], loaded["scores"]) == (old, scores())
+    refused(client, "cache", "load", repo, revision="f" * 40, **cached)
+    refused(client, "force_download", "load", repo, force_download=True, **cached)
+    assert hub.log == []
+
+
+def test_offline_everything_that_was_loaded_once_works_without_a_request(
+    wire: tuple[Hub, Client], tmp_path: Path
+) -> None:
+    hub, client = wire
+    probe, adapter = "org/offline-probe", "org/offline-adapter"
+    commit = client("push", saved(tmp_path / "probe"), probe, subfolder="a")
+    client("api", "create_repo", adapter)
+    weights = client(
+        "api", "upload_folder", repo_id=adapter, folder_path=peft_folder(tmp_path / "adapter")
+    )["oid"]
+    options = {"cache_dir": tmp_path / "cache"}
+    client("load", probe, "a", **options)
+    client("adapter", adapter, **options)
+    client("push", saved(tmp_path / "never", "mlp"), "org/never-loaded")
+    hub.log.clear()
+    with Client(hub.url, tmp_path / "home", HF_HUB_OFFLINE="1") as offline:
+        for revision in (None, commit):
+            loaded = offline("load", probe, "a", revision, **options)
+            assert (loaded["commit"], loaded["scores"]) == (commit, scores())
+        for revision in (None, weights):
+            assert offline("adapter", adapter, revision, **options) == {
+                "commit": weights,
+                "norms": norms(),
+            }
+        refused(offline, "HF_HUB_OFFLINE|cache", "load", "org/never-loaded", **options)
+        refused(offline, "HF_HUB_OFFLINE|cache", "load", probe, "b", **options)
+        refused(offline, "HF_HUB_OFFLINE|cache", "push", tmp_path / "probe", probe)
+    assert hub.log == []
+
+
+# --- adapters
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_of_an_adapter_only_what_is_needed_is_fetched(
+    hub: Hub, client: Client, repo: str, tmp_path: Path
+) -> None:
+    folder = peft_folder(tmp_path / "adapter")
+    (folder / "adapter_model.bin").write_bytes(b"not the one that is read" * 10)
+    (folder / "optimizer.pt").write_bytes(bytes(50 << 20))
+    (folder / "README.md").write_text("# An adapter\n")
+    client("api", "create_repo", repo)
+    commit = client("api", "upload_folder", repo_id=repo, folder_path=folder)["oid"]
+    hub.log.clear()
+    for revision in (None, commit, "main"):
+        assert client("adapter", repo, revision, cache_dir=tmp_path / "cache") == {
+            "commit": commit,
+            "norms": norms(),
+        }
+    named = {
+        Path(entry.path.partition("?")[0]).name
+        for entry in hub.log
+        if "/resolve/" in entry.path or entry.origin == "storage"
+    }
+    assert named == {"adapter_config.json", "adapter_model.safetensors"}
+    assert not any(entry.token for entry in hub.log if entry.origin == "storage")
+
+
+def test_an_adapter_is_found_in_its_subfolder_and_without_safetensors(
+    hub: Hub, client: Client, repo: str, tmp_path: Path
+) -> None:
+    import torch
+
+    folder = peft_folder(tmp_path / "adapter", seed=2)
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(labelled_adapter(2, kind="weights").state_dict(), folder / "adapter_model.bin")
+    client("api", "create_repo", repo)
+    client("api", "upload_folder", repo_id=repo, folder_path=folder, path_in_repo="last/checkpoint")
+    assert client("adapter", repo, subfolder="last/checkpoint", cache_dir=tmp_path / "cache")[
+        "norms"
+    ] == norms(2)
+    assert "last/checkpoint" in refused(
+        client, "subfolder", "adapter", repo, cache_dir=tmp_path / "cache"
+    )
+
+
+# --- the command
+# ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_pushes_pulls_and_scores(client: Client, repo: str, tmp_path: Path) -> None:
+    probe = saved(tmp_path / "probe")
+    pushed = client("cli", "push", str(probe), repo)
+    commit = client("api", "model_info", repo)["sha"]
+    assert pushed["code"] == 0
+    assert commit in pushed["out"]
+    pulled = client("cli", "pull", repo, "--out", str(tmp_path / "out"), "--revision", commit)
+    assert pulled["code"] == 0
+    assert commit in pulled["out"]
+    for name in set(PROBE_FILES) & {path.name for path in probe.iterdir()} - {"README.md"}:
+        assert (tmp_path / "out" / name).read_bytes() == (probe / name).read_bytes()
+    start, end = peft_folder(tmp_path / "start", 1), peft_folder(tmp_path / "end", 2)
+    client("api", "create_repo", f"{repo}-adapter")
+    client("api", "upload_folder", repo_id=f"{repo}-adapter", folder_path=end)
+    client(
+        "push", saved(tmp_path / "new", "mlp"), repo
+    )  # what main is from now on is not what was pinned
+    scored = []
+    for adapter, source in (
+        (f"{repo}-adapter", (repo, "--revision", commit)),
+        (str(end), (str(probe),)),
+    ):
+        result = client("cli", "score", adapter, "--base", str(start), "--json", "--probe", *source)
+        scored.append(json.loads(result["out"]))
+        assert result["code"] == scored[-1]["exit_code"] != 2
+    assert scored[0]["results"][0]["score"] == scored[1]["results"][0]["score"]
+    assert (scored[0]["commit"], scored[1]["commit"]) == (commit, None)
+
+
+def test_the_command_lists_and_pulls_a_zoo(client: Client, repo: str, tmp_path: Path) -> None:
+    for name, head in (("alpha", "linear"), ("beta", "xgboost")):
+        client("push", saved(tmp_path / name, head), repo, subfolder=name)
+    listed = client("cli", "zoo", "list", repo)
+    assert listed["code"] == 0
+    assert all(word in listed["out"] for word in ("alpha", "beta", "xgboost"))
+    assert (
+        client("cli", "zoo", "pull", "beta", "--repo", repo, "--out", str(tmp_path / "out"))["code"]
+        == 0
+    )
+    assert (tmp_path / "out" / "head.json").read_bytes() == (
+        tmp_path / "beta" / "head.json"
+    ).read_bytes()
+    missing = client(
+        "cli", "zoo", "pull", "gamma", "--repo", repo, "--out", str(tmp_path / "gamma")
+    )
+    assert missing["code"] == 2
+    assert not (tmp_path / "gamma").exists()
+
+
+def test_the_command_ends_with_2_where_it_is_refused(
+    wire: tuple[Hub, Client], tmp_path: Path
+) -> None:
+    client = wire[1]
+    probe = str(saved(tmp_path / "probe"))
+    for arguments in (
+        ("pull", "org/not-there", "--out", str(tmp_path / "out")),
+        ("push", probe, "somebody-else/name"),
+        ("push", probe, "no-namespace"),
+        ("zoo", "list", "org/not-there"),
+        ("score", probe, "--probe", "org/not-there"),
+    ):
+        result = client("cli", *arguments)
+        assert (result["code"], "Traceback" in result["err"], "HubError" in result["err"]) == (
+            2,
+            False,
+            True,
+        ), arguments
+    command = [
+        sys.executable,
+        "-m",
+        "loraprobe.cli.main",
+        "pull",
+        "org/not-there",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    shell = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=client.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (shell.returncode, shell.stderr.startswith("HubError"), shell.stderr.count("\n")) == (
+        2,
+        True,
+        1,
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_the_card_that_was_pushed(
+    client: Client, repo: str, tmp_path: Path
+) -> None:
+    probe = saved(tmp_path / "probe")
+    written = client("cli", "card", str(probe))
+    assert written["code"] == 0
+    assert "library_name: loraprobe" in written["out"]

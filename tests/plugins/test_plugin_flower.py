@@ -1,0 +1,535 @@
+"""The wrapper of Flower strategies.
+
+Stock ones, given hand-made messages, and one whole run in this process.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AppExitException
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+    MultiKrum,
+    Strategy,
+)
+
+from fedloop.defense.levels import ClientLevel, StepLevel
+from fedloop.errors import ConfigError, EvidenceError
+from fedloop.plugins import rejected
+from fedloop.plugins.flower import STEP, defended
+from tests.helpers import plugged
+
+State = dict[str, Any]
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "FedAvg": FedAvg,
+    "FedAvgM": lambda: FedAvgM(server_learning_rate=0.5, server_momentum=0.9),
+    "FedProx": lambda: FedProx(proximal_mu=0.1),
+    "FedAdam": FedAdam,
+    "FedAdagrad": FedAdagrad,
+    "FedYogi": FedYogi,
+    "FedMedian": FedMedian,
+    "FedTrimmedAvg": lambda: FedTrimmedAvg(beta=0.34),
+    "Krum": lambda: Krum(num_malicious_nodes=1),
+    "MultiKrum": lambda: MultiKrum(num_malicious_nodes=1, num_nodes_to_select=2),
+    "clipped": lambda: DifferentialPrivacyServerSideFixedClipping(FedAvg(), 0.0, 50.0, 5),
+}
+
+
+def honest(
+    state: State, clients: tuple[str, ...] = plugged.CLIENTS
+) -> list[tuple[str, Any, State]]:
+    changes = {client: plugged.delta(10 * int(client)) for client in clients}
+    return [
+        (client, 30 + 10 * int(client), {key: state[key] + change[key] for key in state})
+        for client, change in changes.items()
+    ]
+
+
+def malicious(state: State, client: str) -> tuple[str, int, State]:
+    return client, 500, {key: state[key] + change for key, change in plugged.delta(7, True).items()}
+
+
+def wrapped(strategy: Strategy | None = None, defense: Any = None) -> tuple[Strategy, list[Any]]:
+    records: list[Any] = []
+    return (
+        defended(
+            strategy or FedAvg(),
+            defense or plugged.defense(),
+            alpha=plugged.ALPHA,
+            on_record=records.append,
+        ),
+        records,
+    )
+
+
+def close(one: ArrayRecord, other: ArrayRecord, tolerance: float = 1e-6) -> bool:
+    return list(one) == list(other) and all(
+        np.allclose(one[key].numpy(), other[key].numpy(), rtol=0, atol=tolerance) for key in one
+    )
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_stock_strategy_does_with_the_accepted_what_it_does_without_the_wrapper(
+    name: str,
+) -> None:
+    """Two rounds, so that momentum and second moments count.
+
+    Without bad clients, and with two, the inner strategy sees the same.
+    """
+    state = plugged.global_state()
+    plain, clean, attacked = (
+        STRATEGIES[name](),
+        wrapped(STRATEGIES[name]())[0],
+        wrapped(STRATEGIES[name]())[0],
+    )
+    arrays = [plugged.arrays_record(state)] * 3
+    for number in (1, 2):
+        good = honest(plugged.tensors_of(arrays[0]), ("1", "2", "3"))
+        bad = [
+            malicious(plugged.tensors_of(arrays[0]), "4"),
+            ("5", 40, {key: value / 0 for key, value in state.items()}),
+        ]
+        sent = [good, good, [*bad, *good]]
+        played = [
+            plugged.flower_round(one, number, before, of)
+            for one, before, of in zip((plain, clean, attacked), arrays, sent, strict=True)
+        ]
+        arrays = [result for result, _ in played]
+        assert close(arrays[0], arrays[1], 1e-5)
+        assert close(arrays[1], arrays[2], 1e-5)
+        assert all(array.dtype == "float32" for array in arrays[2].values())
+    assert not close(arrays[2], plugged.arrays_record(state), 1e-3)
+
+
+@pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedMedian", "FedTrimmedAvg"])
+def test_without_the_wrapper_bad_replies_spoil_the_model_or_end_the_run(name: str) -> None:
+    """The negative control of the test above.
+
+    FedTrimmedAvg can trim NaN, and is moved by a malicious reply all the same.
+    """
+    state = plugged.global_state()
+    good, arrays = honest(state, ("1", "2", "3")), plugged.arrays_record(state)
+    result, _ = plugged.flower_round(
+        STRATEGIES[name](),
+        1,
+        arrays,
+        [*good, ("4", 40, {key: value * float("nan") for key, value in state.items()})],
+    )
+    assert any(np.isnan(array.numpy()).any() for array in result.values()) == (
+        name != "FedTrimmedAvg"
+    )
+    moved, _ = plugged.flower_round(STRATEGIES[name](), 1, arrays, [*good, malicious(state, "4")])
+    assert not close(moved, plugged.flower_round(STRATEGIES[name](), 1, arrays, good)[0], 1e-3)
+    other_keys = ("4", 40, dict(list(state.items())[2:]))
+    with pytest.raises(AppExitException):
+        plugged.flower_round(STRATEGIES[name](), 1, arrays, [*good, other_keys])
+
+
+@pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedMedian", "FedTrimmedAvg"])
+def test_replies_are_left_as_they_came_although_strategies_take_arrays_out_of_them(
+    name: str,
+) -> None:
+    state = plugged.global_state()
+    messages = [plugged.reply(*one) for one in honest(state)]
+    before = [copy.deepcopy(message.content) for message in messages]
+    strategy, records = wrapped(STRATEGIES[name]())
+    plugged.flower_round(strategy, 1, plugged.arrays_record(state), messages)
+    assert not records[0].reasons
+    assert [message.content for message in messages] == before
+
+
+class Watching(FedAvg):
+    """Keeps what it is given to aggregate."""
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        self.seen = list(replies)
+        return super().aggregate_train(server_round, self.seen)
+
+
+def test_the_strategy_gets_scaled_counts_in_the_order_of_the_clients_and_not_the_rejected() -> None:
+    state, inner = plugged.global_state(), Watching()
+    strategy, records = wrapped(inner, plugged.defense(ClientLevel()))
+    sent = [*reversed(honest(state, ("1", "2", "3"))), malicious(state, "4"), ("5", 40, {})]
+    plugged.flower_round(strategy, 1, plugged.arrays_record(state), sent)
+    assert [message.metadata.src_node_id for message in inner.seen] == [1, 2, 3, 4]
+    factors, counted = records[0].factors, records[0].num_examples
+    assert counted["4"] == 150  # three times the median
+    assert 0 < factors["4"] < 0.1
+    assert [message.content["metrics"]["num-examples"] for message in inner.seen] == [
+        factors[client] * counted[client] for client in "1234"
+    ]
+
+
+def test_a_factor_of_one_leaves_the_count_a_whole_number() -> None:
+    state, inner = plugged.global_state(), Watching()
+    plugged.flower_round(wrapped(inner)[0], 1, plugged.arrays_record(state), honest(state))
+    assert [message.content["metrics"]["num-examples"] for message in inner.seen] == [
+        40,
+        50,
+        60,
+        70,
+        80,
+    ]
+    assert {type(message.content["metrics"]["num-examples"]) for message in inner.seen} == {int}
+
+
+def test_the_strategys_own_name_for_the_count_is_used() -> None:
+    state = plugged.global_state()
+    messages = [plugged.reply(client, 1, of, size=count) for client, count, of in honest(state)]
+    strategy, records = wrapped(FedAvg(weighted_by_key="size"))
+    plugged.flower_round(strategy, 1, plugged.arrays_record(state), messages)
+    assert records[0].num_examples == {"1": 40, "2": 50, "3": 60, "4": 70, "5": 80}
+
+
+@pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedMedian", "FedTrimmedAvg"])
+def test_a_skipped_round_returns_the_arrays_that_were_sent_and_does_not_ask_the_strategy(
+    name: str,
+) -> None:
+    state = plugged.global_state()
+    strategy, records = wrapped(STRATEGIES[name]())
+    arrays = plugged.arrays_record(state)
+    for number, sent in enumerate(
+        ([], [malicious(state, client) for client in plugged.CLIENTS], [plugged.failure("1")]),
+        start=1,
+    ):
+        result, metrics = plugged.flower_round(strategy, number, arrays, sent)
+        assert result is arrays
+        assert metrics is None
+        assert records[-1].skipped
+    assert len(records) == 3
+
+
+def test_errors_and_silence_are_missing() -> None:
+    state = plugged.global_state()
+    strategy, records = wrapped()
+    plugged.flower_round(
+        strategy,
+        1,
+        plugged.arrays_record(state),
+        [*honest(state, ("1", "2", "3")), plugged.failure("4")],
+    )
+    assert records[0].reasons == dict.fromkeys(("4", "5"), "missing: asked and sent nothing")
+    assert list(rejected(records[0])) == ["4", "5"]
+
+
+def test_a_node_that_nobody_asked_is_refused() -> None:
+    state = plugged.global_state()
+    strategy, records = wrapped()
+    plugged.flower_round(
+        strategy, 1, plugged.arrays_record(state), [*honest(state), ("9", 40, honest(state)[0][2])]
+    )
+    assert records[0].reasons == {"9": "EvidenceError: nobody asked this node in this round"}
+
+
+def test_many_replies_with_other_metrics_do_not_outvote_the_honest_ones() -> None:
+    state = plugged.global_state()
+    strategy, records = wrapped()
+    flood = [plugged.reply("4", 40, plugged.delta(seed), other=1.0) for seed in range(9)]
+    plugged.flower_round(
+        strategy, 1, plugged.arrays_record(state), [*flood, *honest(state, ("1", "2", "3"))]
+    )
+    assert set(records[0].reasons) == {"4", "5"}
+    assert not records[0].skipped
+
+
+def content(**records: Any) -> Message:
+    return Message(RecordDict(records), reply_to=plugged.instruction("4"))
+
+
+def _damaged(change: Callable[[Array], None]) -> Any:
+    arrays = plugged.arrays_record(plugged.global_state())
+    change(next(iter(arrays.values())))
+    return content(arrays=arrays, metrics=MetricRecord({"num-examples": 40}))
+
+
+def _header_of_a_petabyte() -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 48,)}
+    )
+    return file.getvalue()
+
+
+ONE = MetricRecord({"num-examples": 40})
+ODD: dict[str, tuple[Callable[[], Message], str]] = {
+    "empty": (lambda: content(), "metrics"),
+    "no arrays": (lambda: content(metrics=ONE), r"ArrayRecords \[\]"),
+    "two of arrays": (
+        lambda: content(
+            a=plugged.arrays_record(plugged.delta(1)),
+            b=plugged.arrays_record(plugged.delta(2)),
+            metrics=ONE,
+        ),
+        "ArrayRecords",
+    ),
+    "no metrics": (lambda: content(arrays=plugged.arrays_record(plugged.delta(1))), "metrics"),
+    "two of metrics": (
+        lambda: content(arrays=plugged.arrays_record(plugged.delta(1)), metrics=ONE, more=ONE),
+        "metrics",
+    ),
+    "other metrics": (lambda: plugged.reply("4", 40, plugged.delta(1), loss=1.0), "metrics"),
+    "a list for a count": (
+        lambda: content(
+            arrays=plugged.arrays_record(plugged.delta(1)),
+            metrics=MetricRecord({"num-examples": [40]}),
+        ),
+        "metrics",
+    ),
+    "truncated": (
+        lambda: _damaged(lambda array: setattr(array, "data", array.data[:-10])),
+        "Error",
+    ),
+    "no bytes": (lambda: _damaged(lambda array: setattr(array, "data", b"")), "Error"),
+    "pickled": (lambda: _damaged(lambda array: setattr(array, "data", b"\x80\x04N.")), "Error"),
+    "a petabyte": (
+        lambda: _damaged(lambda array: setattr(array, "data", _header_of_a_petabyte())),
+        "Error",
+    ),
+    "another serialisation": (
+        lambda: _damaged(lambda array: setattr(array, "stype", "x")),
+        "TypeError",
+    ),
+    "evidence by another name": (
+        lambda: content(
+            arrays=plugged.arrays_record(plugged.delta(1)),
+            metrics=ONE,
+            **{f"{STEP}first": plugged.arrays_record(plugged.delta(1))},
+        ),
+        "ValueError",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_reply_that_would_end_the_run_is_refused_with_a_reason_and_the_round_goes_on(
+    name: str,
+) -> None:
+    state, (odd, why) = plugged.global_state(), ODD[name]
+    strategy, records = wrapped()
+    result, _ = plugged.flower_round(
+        strategy, 1, plugged.arrays_record(state), [*honest(state, ("1", "2", "3")), odd()]
+    )
+    assert set(records[0].reasons) == {"4", "5"}
+    assert re.search(why, records[0].reasons["4"])
+    expected, _ = plugged.flower_round(
+        FedAvg(), 1, plugged.arrays_record(state), honest(state, ("1", "2", "3"))
+    )
+    assert close(result, expected)
+
+
+def test_other_float_types_are_widened_for_the_strategy_and_the_result_has_the_global_ones() -> (
+    None
+):
+    state = plugged.global_state()
+    sent = honest(state)
+    sent[1] = (*sent[1][:2], {key: value.double() for key, value in sent[1][2].items()})
+    sent[2] = (*sent[2][:2], {key: value.half() for key, value in sent[2][2].items()})
+    inner = Watching()
+    strategy, records = wrapped(inner)
+    result, _ = plugged.flower_round(strategy, 1, plugged.arrays_record(state), sent)
+    assert not records[0].reasons
+    assert [next(iter(message.content["arrays"].values())).dtype for message in inner.seen] == [
+        "float32",
+        "float64",
+        *["float32"] * 3,
+    ]
+    assert {array.dtype for array in result.values()} == {"float32"}
+    expected, _ = plugged.flower_round(FedAvg(), 1, plugged.arrays_record(state), honest(state))
+    assert close(result, expected, 1e-2)
+
+
+class Spoiling(FedAvg):
+    """Returns what it is told to, whatever came."""
+
+    def __init__(self, result: ArrayRecord | None) -> None:
+        super().__init__()
+        self.result = result
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        return self.result, MetricRecord({"loss": 1.0})
+
+
+def test_an_unusable_result_of_the_strategy_is_a_skipped_round_and_no_result_is_none() -> None:
+    state = plugged.global_state()
+    arrays = plugged.arrays_record(state)
+    for spoiled in (
+        plugged.arrays_record({key: value / 0 for key, value in state.items()}),
+        ArrayRecord(),
+    ):
+        strategy, records = wrapped(Spoiling(spoiled))
+        assert plugged.flower_round(strategy, 1, arrays, honest(state))[0] is arrays
+        assert records[0].skipped
+        assert records[0].note.startswith("skipped, the strategy's result is unusable")
+    strategy, records = wrapped(Spoiling(None))
+    assert plugged.flower_round(strategy, 1, arrays, honest(state))[0] is None
+    assert not records[0].skipped
+
+
+def test_evidence_is_sent_in_array_records_of_its_own_which_the_strategy_does_not_see() -> None:
+    state, inner = plugged.global_state(), Watching()
+    messages = []
+    for client, count, of in honest(state, ("1", "2", "3")):
+        change = plugged.delta(10 * int(client))
+        steps = {
+            f"{STEP}{number}": plugged.arrays_record(
+                {key: number / 12 * value for key, value in change.items()}
+            )
+            for number in (2, 12, 6)
+        }
+        messages.append(
+            Message(
+                RecordDict(
+                    {
+                        "arrays": plugged.arrays_record(of),
+                        "metrics": MetricRecord({"num-examples": count}),
+                        **steps,
+                    }
+                ),
+                reply_to=plugged.instruction(client),
+            )
+        )
+    messages.append(plugged.reply(*honest(state, ("4",))[0]))
+    strategy, records = wrapped(inner, plugged.defense(StepLevel()))
+    plugged.flower_round(strategy, 1, plugged.arrays_record(state), messages)
+    assert "missing evidence" in records[0].reasons["4"]
+    assert (
+        "1" not in records[0].reasons
+    )  # 2, 6, 12: in the order of the numbers the last one is the update
+    assert [set(message.content) for message in inner.seen] == [{"arrays", "metrics"}] * 3
+
+
+def test_evaluation_goes_on_when_one_node_reports_other_metrics() -> None:
+    def report(client: str, **metrics: Any) -> Message:
+        return Message(
+            RecordDict({"metrics": MetricRecord({"num-examples": 10, **metrics})}),
+            reply_to=plugged.instruction(client),
+        )
+
+    messages = [
+        report("1", loss=1.0),
+        report("2", loss=3.0),
+        report("3", lost=1.0),
+        plugged.failure("4"),
+    ]
+    with pytest.raises(AppExitException):
+        FedAvg().aggregate_evaluate(1, messages)
+    metrics = wrapped()[0].aggregate_evaluate(1, messages)
+    assert metrics is not None
+    assert metrics["loss"] == pytest.approx(2.0)
+
+
+def test_flower_counts_from_1_after_every_start_and_the_defence_goes_on() -> None:
+    state, defense = plugged.global_state(), plugged.defense()
+    strategy, records = wrapped(FedAvg(), defense)
+    for number in (1, 2, 1, 2):
+        plugged.flower_round(strategy, number, plugged.arrays_record(state), honest(state))
+    assert [record.round for record in records] == [1, 2, 3, 4]
+    with pytest.raises(EvidenceError, match="once for every round"):
+        strategy.aggregate_train(2, [plugged.reply(*one) for one in honest(state)])
+
+
+def test_a_strategy_that_starts_in_its_own_way_is_refused() -> None:
+    class Own(FedAvg):
+        def start(self, *_: Any, **__: Any) -> Any:
+            return None
+
+    with pytest.raises(ConfigError, match="Own has its own start"):
+        wrapped(Own())
+    with pytest.raises(EvidenceError, match="without a configure_train"):
+        wrapped()[0].aggregate_train(1, [])
+
+
+# --- a whole run
+# --------------------------------------------------------------------------------------------------------------
+
+
+class OneProcess(Grid):
+    """Flower's Grid without a network: every message is answered by the ClientApp here and now."""
+
+    run = set_run = create_message = push_messages = pull_messages = None  # type: ignore[assignment]
+
+    def __init__(self, app: ClientApp) -> None:
+        self.app = app
+
+    def get_node_ids(self) -> list[int]:
+        return [*map(int, plugged.CLIENTS)]
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
+        contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in self.get_node_ids()}
+        return [self.app(message, contexts[message.metadata.dst_node_id]) for message in messages]
+
+
+def client_app() -> ClientApp:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        state, number = (
+            plugged.tensors_of(message.content["arrays"]),
+            message.content["config"]["server-round"],
+        )
+        change = plugged.delta(100 * number + context.node_id, malicious=context.node_id > 3)
+        trained = plugged.arrays_record({key: state[key] + change[key] for key in state})
+        metrics = MetricRecord({"num-examples": 40, "loss": 1.0 / number})
+        return Message(RecordDict({"arrays": trained, "metrics": metrics}), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return Message(
+            RecordDict({"metrics": MetricRecord({"num-examples": 40, "loss": 1.0})}),
+            reply_to=message,
+        )
+
+    return app
+
+
+def test_a_whole_run_with_start_keeps_the_malicious_out_and_an_undefended_one_does_not() -> None:
+    state = plugged.global_state()
+    strategy, records = wrapped(FedAvg(min_train_nodes=5, min_available_nodes=5))
+    result = strategy.start(OneProcess(client_app()), plugged.arrays_record(state), num_rounds=3)
+    assert [set(rejected(record)) for record in records] == [{"4", "5"}] * 3
+    expected = {key: value.clone() for key, value in state.items()}
+    for number in (1, 2, 3):
+        for client in (1, 2, 3):
+            expected = {
+                key: value + plugged.delta(100 * number + client)[key] / 3
+                for key, value in expected.items()
+            }
+    assert close(result.arrays, plugged.arrays_record(expected), 1e-4)
+    assert result.train_metrics_clientapp[2]["loss"] == pytest.approx(0.5)
+    undefended = FedAvg(min_train_nodes=5, min_available_nodes=5).start(
+        OneProcess(client_app()), plugged.arrays_record(state), num_rounds=3
+    )
+    assert not close(undefended.arrays, result.arrays, 0.1)
+
+
+def test_the_arguments_of_the_adapter_reach_it() -> None:
+    state, records = plugged.global_state(), []
+    strategy = defended(
+        FedAvg(),
+        plugged.defense(),
+        alpha=plugged.ALPHA,
+        on_record=records.append,
+        base_model="another/model",
+    )
+    plugged.flower_round(strategy, 1, plugged.arrays_record(state), honest(state))
+    assert all("another/model" in why for why in records[0].reasons.values())

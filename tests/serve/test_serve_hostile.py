@@ -1,0 +1,421 @@
+"""Clients that mean no good.
+
+Every one is refused with a typed error or cut off, and the service goes on scoring as before.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import pytest
+import safetensors.torch
+import torch
+
+from loraprobe.serve.slices import save_slice, save_whole
+from tests.helpers import make, probes, serving
+from tests.helpers.serving import chunk, good, post
+
+pytestmark = (
+    pytest.mark.enable_socket
+)  # on the loopback interface only: to a server that the test starts
+
+MIB = 1 << 20
+LIMIT = MIB  # of one body
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.Service]:
+    with serving.besieged(tmp_path_factory.mktemp("served"), "--max-mib", "1") as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def unharmed(service: serving.Service) -> Iterator[None]:
+    """After every test the service scores as before."""
+    yield
+    serving.assert_works(service)
+
+
+@cache
+def good_slice() -> bytes:
+    return save_slice(probes.tiny_probe("linear", "paper").featurizer, serving.delta())
+
+
+def container(header: bytes, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def tensors(count: int, name: str) -> bytes:
+    """As many tensors of one number."""
+    entries = {
+        name.format(number): {
+            "dtype": "F32",
+            "shape": [1, 1],
+            "data_offsets": [4 * number, 4 * number + 4],
+        }
+        for number in range(count)
+    }
+    return container(json.dumps(entries).encode(), bytes(4 * count))
+
+
+def zip_bomb() -> bytes:
+    """A kilobyte that would unpack to 64 MiB."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(64 * MIB))
+    return packed.getvalue()
+
+
+def with_scalings(scalings: dict[str, float]) -> bytes:
+    """An adapter that says something else of its scalings."""
+    said = {
+        "format": "adapter",
+        "version": 1,
+        "kind": "weights",
+        "base_model": None,
+        "scalings": scalings,
+    }
+    data: bytes = safetensors.torch.save(
+        make.tensors(serving.uploaded()), {"loraprobe": json.dumps(said)}
+    )
+    return data
+
+
+def with_value(value: float) -> bytes:
+    adapter = serving.uploaded()
+    adapter[make.module("v_proj")].B[0, 0] = value
+    return save_whole(adapter)
+
+
+# --- bodies
+# -------------------------------------------------------------------------------------------------------------
+
+BODIES: dict[str, tuple[Callable[[], bytes], str]] = {
+    "nothing": (lambda: b"", "AdapterFormatError"),
+    "seven bytes": (lambda: good()[:7], "AdapterFormatError"),
+    "half a header": (lambda: good()[:200], "AdapterFormatError"),
+    "one byte short": (lambda: good()[:-1], "AdapterFormatError"),
+    "one byte more": (lambda: good() + b"\0", "AdapterFormatError"),
+    "a header of 2**63 bytes": (
+        lambda: struct.pack("<Q", 2**63) + good()[8:],
+        "AdapterFormatError",
+    ),
+    "a header of 100 MB that does not come": (
+        lambda: struct.pack("<Q", 100_000_000) + good()[8:],
+        "AdapterFormatError",
+    ),
+    "a header of nothing but spaces": (
+        lambda: container(b" " * (LIMIT - 100)),
+        "AdapterFormatError",
+    ),
+    "objects in objects": (lambda: container(b'{"a":' * 150_000), "AdapterFormatError"),
+    "lists in lists": (lambda: container(b"[" * 1_000_000), "AdapterFormatError"),
+    "a number of a million digits": (
+        lambda: container(b'{"a": ' + b"9" * 1_000_000 + b"}"),
+        "AdapterFormatError",
+    ),
+    "a name twice among fifty thousand": (
+        lambda: container(
+            b"{" + b",".join(b'"%d":1' % number for number in range(50_000)) + b',"49999":1}'
+        ),
+        "AdapterFormatError",
+    ),
+    "metadata that nest": (
+        lambda: container(json.dumps({"__metadata__": {"loraprobe": "[" * 400_000}}).encode()),
+        "AdapterFormatError",
+    ),
+    "fifty thousand scalings": (
+        lambda: with_scalings({str(number): 1.0 for number in range(50_000)}),
+        "LayoutMismatch",
+    ),
+    "six thousand tiny tensors": (lambda: tensors(6000, "t{}"), "UnsupportedAdapterError"),
+    "six thousand half modules": (
+        lambda: tensors(6000, "base_model.model.m{}.lora_A.weight"),
+        "AdapterFormatError",
+    ),
+    "names that are no UTF-8": (
+        lambda: container(
+            b'{"\xff\xfe": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)
+        ),
+        "AdapterFormatError",
+    ),
+    "a name with control characters": (
+        lambda: safetensors.torch.save({"\x1b[2J\r\n.lora_A.weight": torch.ones(1, 1)}),
+        "AdapterFormatError",
+    ),
+    "integers": (
+        lambda: safetensors.torch.save(
+            {name: tensor.int() for name, tensor in make.tensors(serving.uploaded()).items()}
+        ),
+        "AdapterFormatError",
+    ),
+    "a pickle": (
+        lambda: (
+            b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93\x8c\x02id\x85R."
+        ),
+        "AdapterFormatError",
+    ),
+    "a zip bomb": (zip_bomb, "AdapterFormatError"),
+    "NaN": (lambda: with_value(float("nan")), "NonFiniteError"),
+    "infinity": (lambda: with_value(float("-inf")), "NonFiniteError"),
+    "another rank": (
+        lambda: save_whole(make.adapter(r=3, base_model=probes.BASE)),
+        "LayoutMismatch",
+    ),
+    "another model": (
+        lambda: save_whole(
+            make.adapter(r=2, dims={"q_proj": (40, 48), "v_proj": (6, 48)}, base_model=probes.BASE)
+        ),
+        "LayoutMismatch",
+    ),
+    "a thousand layers": (
+        lambda: save_whole(make.adapter(r=2, layers=1000, base_model=probes.BASE)),
+        "LayoutMismatch",
+    ),
+    "a slice": (good_slice, "KindMismatch"),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_body_that_is_no_adapter_is_refused_quickly(service: serving.Service, name: str) -> None:
+    make_body, error = BODIES[name]
+    body = make_body()
+    begun = time.monotonic()
+    answer = service.score(body, "" if b"loraprobe" in body else "alpha=4")
+    assert (answer.status, answer.error) == (422, error), answer
+    assert len(json.dumps(answer.body)) < 1500  # what is quoted of a body is short
+    assert time.monotonic() - begun < 5
+
+
+def test_no_cut_of_an_adapter_is_scored(service: serving.Service) -> None:
+    for length in range(0, len(good()), 97):
+        assert service.score(good()[:length]).error == "AdapterFormatError", length
+
+
+# --- HTTP
+# ---------------------------------------------------------------------------------------------------------------
+
+CHUNKED = "Transfer-Encoding: chunked"
+OTHER = "POST /v1/score HTTP/1.1\r\nHost: service\r\n"
+HTTP: dict[str, tuple[bytes, int, str]] = {
+    "ten times too large, announced": (post(bytes(10 * LIMIT)), 413, "BodyTooLarge"),
+    "ten times too large, announced only": (post(b"", length=10 * LIMIT), 413, "BodyTooLarge"),
+    "a length beyond any disk": (post(b"", length=10**18), 413, "BodyTooLarge"),
+    "ten times too large, in chunks": (
+        post(chunk(bytes(LIMIT)) * 10 + b"0\r\n\r\n", "", CHUNKED, length=-1),
+        413,
+        "BodyTooLarge",
+    ),
+    "one byte too large, in chunks": (
+        post(chunk(bytes(LIMIT + 1)) + b"0\r\n\r\n", "", CHUNKED, length=-1),
+        413,
+        "BodyTooLarge",
+    ),
+    "more than announced": (
+        post(good() + bytes(3 * LIMIT), "probe=paper&alpha=0", length=len(good())),
+        422,
+        "QueryError",
+    ),
+    "compressed": (post(good(), "", "Content-Encoding: gzip"), 415, "UnsupportedEncoding"),
+    "compressed twice": (
+        post(good(), "", "Content-Encoding: gzip, br"),
+        415,
+        "UnsupportedEncoding",
+    ),
+    "a form": (
+        post(good()).replace(b"application/octet-stream", b"multipart/form-data; boundary=x"),
+        415,
+        "UnsupportedMediaType",
+    ),
+    "what curl sends unasked": (
+        post(good()).replace(b"application/octet-stream", b"application/x-www-form-urlencoded"),
+        415,
+        "UnsupportedMediaType",
+    ),
+    "two lengths of one body": (post(chunk(good()) + b"0\r\n\r\n", "", CHUNKED), 400, "BadRequest"),
+    "two lengths, the other way": (
+        f"{OTHER}Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n".encode(),
+        400,
+        "BadRequest",
+    ),
+    "two Content-Lengths": (post(good(), "", "Content-Length: 5"), 400, "BadRequest"),
+    "a negative length": (
+        post(b"", length=0).replace(b"Length: 0", b"Length: -1"),
+        400,
+        "BadRequest",
+    ),
+    "a length with a sign": (
+        post(b"", length=0).replace(b"Length: 0", b"Length: +5"),
+        400,
+        "BadRequest",
+    ),
+    "a length in hexadecimal": (
+        post(b"", length=0).replace(b"Length: 0", b"Length: 0x10"),
+        400,
+        "BadRequest",
+    ),
+    "a length of a thousand digits": (
+        post(b"", length=0).replace(b"Length: 0", b"Length: 1" + b"0" * 1000),
+        400,
+        "BadRequest",
+    ),
+    "an encoding that is not known": (
+        f"{OTHER}Transfer-Encoding: xchunked\r\n\r\n".encode(),
+        400,
+        "BadRequest",
+    ),
+    "chunked and something else": (
+        f"{OTHER}Transfer-Encoding: gzip, chunked\r\n\r\n".encode(),
+        400,
+        "BadRequest",
+    ),
+    "chunked twice": (
+        f"{OTHER}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode(),
+        400,
+        "BadRequest",
+    ),
+    "a space before the colon": (
+        f"{OTHER}Content-Length : 5\r\n\r\nhello".encode(),
+        400,
+        "BadRequest",
+    ),
+    "a folded header": (
+        f"{OTHER}X: a\r\n\tContent-Length: 5\r\nContent-Type: text/plain\r\n\r\n".encode(),
+        415,
+        "UnsupportedMediaType",
+    ),
+    "a zero byte in a header": (f"{OTHER}X: a\0b\r\n\r\n".encode(), 400, "BadRequest"),
+    "no host": (b"GET /healthz HTTP/1.1\r\n\r\n", 400, "BadRequest"),
+    "two hosts": (b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "BadRequest"),
+    "HTTP of tomorrow": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404, "NotFound"),
+    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), 400, "BadRequest"),
+    "a target that is no path": (b"OPTIONS * HTTP/1.1\r\nHost: service\r\n\r\n", 404, "NotFound"),
+    "a target on another host": (
+        b"GET http://elsewhere/healthz HTTP/1.1\r\nHost: service\r\n\r\n",
+        404,
+        "NotFound",
+    ),
+    "a tunnel": (b"CONNECT elsewhere:443 HTTP/1.1\r\nHost: service\r\n\r\n", 404, "NotFound"),
+    "a web socket": (
+        (
+            b"GET /v1/score HTTP/1.1\r\nHost: s\r\nConnection: upgrade\r\nUpgrade:"
+            b" websocket\r\nSec-WebSocket-Key: eHh4eHh4eHh4eHh4eHh4eA==\r\nSec-WebSocket-Version:"
+            b" 13\r\n\r\n"
+        ),
+        405,
+        "MethodNotAllowed",
+    ),
+    "a path upwards": (b"GET /../../etc/passwd HTTP/1.1\r\nHost: service\r\n\r\n", 404, "NotFound"),
+    "a path with a zero byte": (b"GET /%00 HTTP/1.1\r\nHost: service\r\n\r\n", 404, "NotFound"),
+    "a query that is no ASCII": (post(good(), "alpha=%ff%fe"), 422, "QueryError"),
+}
+
+
+@pytest.mark.parametrize("name", HTTP)
+def test_a_request_that_is_not_right_gets_a_typed_answer(
+    service: serving.Service, name: str
+) -> None:
+    sent, status, error = HTTP[name]
+    answer = service.raw(sent)
+    assert answer is not None
+    assert (answer.status, answer.error) == (status, error)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [b"X: " + b"a" * 100_000, b"X: a\r\n" * 10_000 + b"Y: b"],
+    ids=["one", "ten thousand"],
+)
+def test_headers_beyond_what_a_request_needs_are_refused(
+    service: serving.Service, headers: bytes
+) -> None:
+    answer = service.raw(b"GET /healthz HTTP/1.1\r\nHost: service\r\n" + headers + b"\r\n\r\n")
+    assert answer is not None
+    assert (answer.status, answer.error) in (
+        (431, "HeadersTooLarge"),
+        (400, "BadRequest"),
+    )  # as they came at once, or in parts
+
+
+def test_a_chunk_that_is_no_chunk_ends_the_connection_with_a_typed_answer(
+    service: serving.Service,
+) -> None:
+    start = post(b"", "", CHUNKED, length=-1)
+    for bad in (
+        b"zz\r\n",
+        b"-5\r\nhello\r\n",
+        b"5\r\nhello!!\r\n",
+        b"1" * 30 + b"\r\n",
+        b"5;" + b"x" * 100_000,
+    ):
+        answer = service.raw(start + chunk(good()) + bad)
+        assert answer is not None
+        assert (answer.status, answer.error) == (400, "BadRequest"), bad[:20]
+
+
+def test_a_request_behind_a_body_that_is_larger_than_announced_is_not_hidden_in_it(
+    service: serving.Service,
+) -> None:
+    """What follows the announced length is the next request, for every reader.
+
+    Here for a proxy that would have seen one.
+    """
+    said = b""
+    with service.connect() as connection:
+        connection.sendall(
+            post(
+                good() + b"GET /healthz HTTP/1.1\r\nHost: service\r\n\r\n",
+                "probe=paper",
+                length=len(good()),
+            )
+        )
+        while b'{"status": "ok"}' not in said:
+            said += connection.recv(1 << 16)
+    assert said.count(b"HTTP/1.1 200 OK") == 2
+    assert said.index(b'"probe": "paper"') < said.index(b'{"status": "ok"}')
+
+
+def test_two_lengths_close_the_connection(service: serving.Service) -> None:
+    with service.connect() as connection:
+        connection.sendall(
+            post(b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: service\r\n\r\n", "", CHUNKED)
+        )
+        answer = serving.read_answer(connection)
+        assert answer is not None
+        assert answer.headers["connection"] == "close"
+        assert serving.read_answer(connection) is None  # the hidden request was not answered
+
+
+def test_a_client_that_asks_first_is_told_before_it_sends(service: serving.Service) -> None:
+    with service.connect() as connection:
+        connection.sendall(post(b"", "probe=paper", "Expect: 100-continue", length=10 * LIMIT))
+        answer = serving.read_answer(connection)
+        assert answer is not None
+        assert answer.error == "BodyTooLarge"
+    with service.connect() as connection:
+        connection.sendall(post(b"", "probe=paper", "Expect: 100-continue", length=len(good())))
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(good())
+        answer = serving.read_answer(connection)
+        assert answer is not None
+        assert answer.status == 200
+
+
+def test_a_connection_goes_on_after_a_refusal(service: serving.Service) -> None:
+    """The rest of a body that nobody read is not taken for the next request."""
+    with service.connect() as connection:
+        for path, status in (
+            ("/v1/score?probe=nope", 422),
+            ("/nothing", 404),
+            ("/v1/score?probe=paper", 200),
+        ):
+            connection.sendall(post(good()).replace(b"/v1/score", path.encode(), 1))
+            answer = serving.read_answer(connection)
+            assert answer is not None
+            assert answer.status == status

@@ -1,0 +1,395 @@
+"""Slices that the service knows again by their header.
+
+The same verdicts, bit for bit, and the same refusals, as if it had never seen one.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.pair import LoRAPair
+from loraprobe.errors import (
+    AdapterFormatError,
+    BaseModelMismatch,
+    DataError,
+    KindMismatch,
+    LayoutMismatch,
+    LoraprobeError,
+    NonFiniteError,
+)
+from loraprobe.featurizer import FeatureRecipe
+from loraprobe.probe import Probe, fit_probe
+from loraprobe.serve import known
+from loraprobe.serve.known import KnownSlices
+from loraprobe.serve.scoring import Question, Scorer
+from loraprobe.serve.settings import Settings
+from loraprobe.serve.slices import save_slice
+from tests.helpers import make, probes, serving
+
+DELTA = Question(("paper",), "factor_delta")
+
+
+def paper() -> Probe:
+    return probes.tiny_probe("linear", "paper")
+
+
+def delta(seed: int) -> Adapter:
+    return serving.delta(seed, malicious=seed % 2 == 0)
+
+
+def body(seed: int = 0, probe: Probe | None = None) -> bytes:
+    return save_slice((probe or paper()).featurizer, delta(seed))
+
+
+def scorer(**options: Any) -> Scorer:
+    return Scorer(Settings({"paper": paper()}, **options))
+
+
+class Read(Exception):
+    """A body was read, not known."""
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function after whose call reading a body fails the test."""
+
+    def read(data: bytes) -> Any:
+        raise Read
+
+    return lambda: monkeypatch.setattr("loraprobe.serve.scoring.read_safetensors", read)
+
+
+# --- known and unknown give the same
+# ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", probes.HEAD_OPTIONS)
+@pytest.mark.parametrize("recipe", ["paper", "all_b"])
+def test_a_known_slice_has_the_score_of_the_whole_delta_bit_for_bit(
+    head: str, recipe: str, unread: Callable[[], None]
+) -> None:
+    probe = probes.tiny_probe(head, recipe)
+    service, scores = Scorer(Settings({"paper": probe})), set()
+    service(body(0, probe), DELTA)
+    unread()
+    for seed in range(8):
+        [result], spectra = service(body(seed, probe), DELTA)
+        [verdict] = probe.verdicts([delta(seed)])
+        assert (result.score, result.verdict, result.reason, spectra) == (
+            verdict.score,
+            verdict.label,
+            verdict.reason,
+            None,
+        )
+        scores.add(result.score)
+    assert len(scores) > 1  # the scores could differ, although some heads are sure of all of these
+    blank = Adapter(
+        {
+            name: LoRAPair(pair.A, pair.B * 0, pair.scaling)
+            for name, pair in serving.delta().items()
+        },
+        kind="factor_delta",
+    )
+    [result], _ = service(
+        body(0, probe)[: -4 * probe.featurizer.num_features]
+        + bytes(4 * probe.featurizer.num_features),
+        DELTA,
+    )
+    assert (result.score, result.verdict) == (probe.verdicts([blank])[0].score, "inconclusive")
+
+
+@pytest.mark.parametrize("shift", range(8))
+def test_numbers_that_lie_between_the_words_of_memory_score_alike(
+    shift: int, unread: Callable[[], None]
+) -> None:
+    """A header may be of any length.
+
+    Padded with spaces, the numbers begin at every remainder of 8.
+    """
+    data, service = body(), scorer()
+    length = int.from_bytes(data[:8], "little")
+    padded = (
+        struct.pack("<Q", length + shift) + data[8 : 8 + length] + b" " * shift + data[8 + length :]
+    )
+    expected, first = scorer()(data, DELTA), service(padded, DELTA)
+    unread()
+    assert service(padded, DELTA) == first == expected
+
+
+def test_a_header_whose_entries_are_lists_is_scored_and_not_known() -> None:
+    """The safetensors library reads an entry's three fields from a list too."""
+    data = body()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    listed = {
+        name: (
+            entry
+            if name == "__metadata__"
+            else [entry[k] for k in ("dtype", "shape", "data_offsets")]
+        )
+        for name, entry in header.items()
+    }
+    text = json.dumps(listed).encode()
+    service = scorer()
+    for _ in range(2):
+        [got], _ = service(struct.pack("<Q", len(text)) + text + data[8 + length :], DELTA)
+        [expected], _ = scorer()(data, DELTA)
+        assert (got.score, got.verdict) == (expected.score, expected.verdict)
+
+
+def test_a_blank_slice_is_inconclusive_and_its_smallest_change_is_not(
+    unread: Callable[[], None],
+) -> None:
+    service, good = scorer(), body()
+    header = 8 + int.from_bytes(good[:8], "little")
+    service(good, DELTA)
+    unread()
+    [blank], _ = service(good[:header] + bytes(len(good) - header), DELTA)
+    assert (blank.verdict, blank.reason) == (
+        "inconclusive",
+        "nothing that the probe reads has changed",
+    )
+    [least], _ = service(
+        good[:header] + b"\1" + bytes(len(good) - header - 1), DELTA
+    )  # 1e-45, the smallest float32
+    assert least.reason != blank.reason
+
+
+def test_the_largest_numbers_there_are_score_as_they_do_in_the_library(
+    unread: Callable[[], None],
+) -> None:
+    service, huge = scorer(), torch.finfo(torch.float32).max
+    service(body(), DELTA)
+    pairs = {
+        name: LoRAPair(pair.A, torch.full_like(pair.B, huge), pair.scaling)
+        for name, pair in serving.delta().items()
+    }
+    adapter = Adapter(pairs, kind="factor_delta", base_model=probes.BASE)
+    data = save_slice(paper().featurizer, adapter)
+    unread()
+    assert service(data, DELTA)[0][0].score == paper()([adapter])[0]
+
+
+# --- what is refused is refused in the same words
+# -----------------------------------------------------------------------
+
+
+def with_last(number: float) -> bytes:
+    return body()[:-4] + struct.pack("<f", number)
+
+
+HOSTILE: dict[str, tuple[Callable[[], bytes], Question, type[LoraprobeError]]] = {
+    "NaN": (lambda: with_last(float("nan")), DELTA, NonFiniteError),
+    "infinity": (lambda: with_last(float("inf")), DELTA, NonFiniteError),
+    "minus infinity": (lambda: with_last(float("-inf")), DELTA, NonFiniteError),
+    "a number short": (lambda: body()[:-4], DELTA, AdapterFormatError),
+    "a byte short": (lambda: body()[:-1], DELTA, AdapterFormatError),
+    "a number more": (lambda: body() + bytes(4), DELTA, AdapterFormatError),
+    "the header alone": (
+        lambda: body()[: 8 + int.from_bytes(body()[:8], "little")],
+        DELTA,
+        AdapterFormatError,
+    ),
+    "another kind": (body, Question(("paper",), "weights"), KindMismatch),
+    "alpha beside it": (body, Question(("paper",), "factor_delta", alpha=4.0), DataError),
+    "a base model beside it": (
+        body,
+        Question(("paper",), "factor_delta", base_model=probes.BASE),
+        DataError,
+    ),
+    "another base model": (
+        lambda: body().replace(probes.BASE.encode(), b"x" * len(probes.BASE)),
+        DELTA,
+        BaseModelMismatch,
+    ),
+    "another scaling": (
+        lambda: body().replace(b'q_proj\\": 2.0', b'q_proj\\": 3.0'),
+        DELTA,
+        LayoutMismatch,
+    ),
+    "another name": (
+        lambda: body().replace(b"q_proj.lora_B", b"x_proj.lora_B"),
+        DELTA,
+        LayoutMismatch,
+    ),
+    "a type of the same width": (
+        lambda: body().replace(b'"F32"', b'"I32"', 1),
+        DELTA,
+        AdapterFormatError,
+    ),
+    "another shape of the same size": (
+        lambda: body().replace(b"[10,2]", b"[2,10]"),
+        DELTA,
+        LayoutMismatch,
+    ),
+    "a length beyond the file": (
+        lambda: struct.pack("<Q", 2**63) + body()[8:],
+        DELTA,
+        AdapterFormatError,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_service_that_knows_the_header_refuses_as_one_that_does_not(name: str) -> None:
+    make_body, question, error = HOSTILE[name]
+    data = make_body()
+    assert (data, question) != (body(), DELTA)  # the damage was done
+    fresh, used = scorer(), scorer()
+    for seed in range(3):
+        used(body(seed), DELTA)
+    said = []
+    for service in (fresh, used, used):
+        with pytest.raises(error) as caught:
+            service(data, question)
+        said.append(str(caught.value))
+    assert said[0] == said[1] == said[2]
+    assert used(body(1), DELTA) == scorer()(body(1), DELTA)  # and is none the worse for it
+
+
+def test_a_probe_that_does_not_know_the_slice_fails_the_request_of_all() -> None:
+    service = Scorer(Settings({"paper": paper(), "all_b": probes.tiny_probe("linear", "all_b")}))
+    service(body(), DELTA)
+    with pytest.raises(LayoutMismatch, match=r"probe 'all_b': "):
+        service(body(), Question(("paper", "all_b"), "factor_delta"))
+
+
+def test_what_a_head_refuses_names_its_probe(
+    unread: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = scorer()
+    service(body(), DELTA)
+    unread()
+
+    def fail(self: Probe, features: np.ndarray) -> np.ndarray:
+        raise NonFiniteError("head: too large")
+
+    monkeypatch.setattr(Probe, "score_features", fail)
+    with pytest.raises(NonFiniteError, match=r"^probe 'paper': head: too large$"):
+        service(body(), DELTA)
+
+
+def test_spectra_of_a_known_slice_are_read() -> None:
+    service = scorer()
+    service(body(), DELTA)
+    _, spectra = service(body(), Question(("paper",), "factor_delta", spectra=True))
+    assert spectra is not None
+    assert len(spectra["rows"]) == 2
+
+
+# --- what is known
+# ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_known_before_it_was_scored() -> None:
+    service = scorer()
+    with pytest.raises(NonFiniteError):
+        service(with_last(float("nan")), DELTA)
+    assert service._known["paper"]._numbers == {}
+    service(body(), DELTA)
+    assert len(service._known["paper"]._numbers) == 1
+
+
+def unlike_the_row(probe: Probe) -> dict[str, bytes]:
+    """Slices whose numbers are not the feature vector before its division.
+
+    Half precision, and the other order.
+    """
+    tensors = safetensors.torch.load(body())
+    [metadata] = [json.loads(body()[8 : 8 + int.from_bytes(body()[:8], "little")])["__metadata__"]]
+    first, second = sorted(tensors)
+    header = {"__metadata__": metadata}
+    offsets = {
+        second: [0, 4 * tensors[second].numel()],
+        first: [
+            4 * tensors[second].numel(),
+            4 * (tensors[second].numel() + tensors[first].numel()),
+        ],
+    }
+    header |= {
+        name: {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": offsets[name]}
+        for name in (second, first)
+    }
+    text = json.dumps(header).encode()
+    swapped = (
+        struct.pack("<Q", len(text))
+        + text
+        + tensors[second].numpy().tobytes()
+        + tensors[first].numpy().tobytes()
+    )
+    return {
+        "half": safetensors.torch.save(
+            {name: tensor.half() for name, tensor in tensors.items()}, metadata
+        ),
+        "swapped": swapped,
+    }
+
+
+@pytest.mark.parametrize("name", ["half", "swapped"])
+def test_slices_that_hold_the_numbers_in_another_way_are_read_every_time(name: str) -> None:
+    data, service = unlike_the_row(paper())[name], scorer()
+    results = [service(data, DELTA)[0] for _ in range(3)]
+    assert results[0] == results[1] == results[2]
+    assert service._known["paper"]._numbers == {}
+    if name == "swapped":
+        assert results[0] == scorer()(body(), DELTA)[0]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        FeatureRecipe(layers="first", factors=("B",), normalize="none"),
+        FeatureRecipe(features=("spectra", "norms"), factors=("B",)),
+        FeatureRecipe(features=("slices", "norms"), factors=("B",)),
+    ],
+)
+def test_probes_whose_features_are_something_else_know_none(recipe: FeatureRecipe) -> None:
+    data = probes.labelled(16, 1)
+    probe = fit_probe(data.adapters, data.labels, "linear", recipe, data.groups)
+    slices = KnownSlices(probe)
+    slices.remember(body(0, probe))
+    assert slices.verdict(body(0, probe), "factor_delta") is None
+
+
+def test_a_weight_delta_is_read_because_its_factors_do_not_show_that_it_is_zero() -> None:
+    from tests.serve.test_slices import delta as delta_of
+    from tests.serve.test_slices import probe_of
+
+    probe = probe_of("weight_delta", FeatureRecipe(modules=("v_proj",)))
+    slices, data = KnownSlices(probe), save_slice(probe.featurizer, delta_of("weight_delta"))
+    slices.remember(data)
+    assert slices.verdict(data, "weight_delta") is None
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "MAX_KNOWN", 3)
+    service, good = scorer(), body()
+    length = int.from_bytes(good[:8], "little")
+    many = [
+        struct.pack("<Q", length + pad) + good[8 : 8 + length] + b" " * pad + good[8 + length :]
+        for pad in range(0, 80, 8)
+    ]
+    for data in many:
+        service(data, DELTA)
+    numbers = service._known["paper"]._numbers
+    assert list(numbers) == [data[: 8 + int.from_bytes(data[:8], "little")] for data in many[-3:]]
+    monkeypatch.setattr(known, "MAX_HEADER_BYTES", length)
+    service(make_other(), DELTA)
+    assert len(numbers) == 3
+
+
+def make_other() -> bytes:
+    """A slice with a header of its own."""
+    adapter = make.with_pairs(serving.delta(), {})
+    return save_slice(
+        paper().featurizer, Adapter(dict(adapter), kind="factor_delta", base_model=None)
+    )

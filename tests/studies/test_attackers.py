@@ -1,0 +1,392 @@
+"""Attackers who know the defence.
+
+What their moves keep and change, what a replay lets through, and that the page says what was
+measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from figures import attackers as figure
+from loraprobe.adapters.adapter import Layout, pack
+from loraprobe.errors import DataError
+from paper_repro import attackers, attackers_moves, attackers_page
+from paper_repro.attackers_moves import Schedule, View
+from paper_repro.attackers_record import EXAMPLES, ROUNDS, _freeze_b
+from paper_repro.attackers_replay import Attack, Guard, Known, Outcome, replay
+from paper_repro.setting import CLIENTS
+from tests.helpers import probes
+
+MEMBERS = (1, 4, 7)
+LAYOUT = Layout.of(probes.labelled_adapter(1))
+
+
+@cache
+def packed(seed: int, malicious: bool) -> np.ndarray:
+    return pack(probes.labelled_adapter(seed, malicious))[0].numpy().astype(np.float64)
+
+
+def read(row: np.ndarray) -> np.ndarray:
+    """B of a packed update."""
+    return row[attackers_moves._is_b(LAYOUT)]
+
+
+class Round:
+    """Recorded clients of the kinds that the tests' probe tells apart."""
+
+    def __init__(self, number: int) -> None:
+        self._number, self.start = number, np.zeros(LAYOUT.size)
+
+    def benign(self, clients: Sequence[int]) -> np.ndarray:
+        return np.stack([packed(1000 * self._number + client, False) for client in clients])
+
+    def malicious(self, what: str = "update") -> np.ndarray:
+        rows = np.stack([packed(1000 * self._number + 500 + client, True) for client in MEMBERS])
+        return np.where(attackers_moves._is_b(LAYOUT), 0.0, rows) if what == "through_a" else rows
+
+    def benign_evidence(self, kind: str, client: int) -> np.ndarray:
+        return np.stack([share * read(self.benign([client])[0]) for share in (0.5, 1.0)])
+
+    def malicious_evidence(self, kind: str, row: int) -> np.ndarray:
+        return np.stack([share * read(self.malicious()[row]) for share in (0.5, 1.0)])
+
+
+class Recording:
+    members, layout, initial = MEMBERS, LAYOUT, np.zeros(LAYOUT.size)
+
+    def play(self, number: int, start: np.ndarray) -> Round:
+        return Round(number)
+
+
+@cache
+def known() -> Known:
+    probe = probes.tiny_probe(recipe="all_b")
+    return Known.of({"published": probe, "private": probe}, probe, LAYOUT)
+
+
+def played(attack: Attack, guard: Guard) -> Outcome:
+    return replay(Recording(), attack, guard, known(), seed=0)
+
+
+def view() -> View:
+    one, of = Round(1), known()
+    honest = one.benign([index for index in range(CLIENTS) if index not in MEMBERS])
+    start = packed(9, False)
+    return View(
+        honest,
+        one.malicious(),
+        one.benign(MEMBERS),
+        one.malicious("through_a"),
+        start,
+        of.direction,
+        of.surrogate,
+        LAYOUT,
+        0,
+    )
+
+
+def products(view: View, sent: np.ndarray) -> list[np.ndarray]:
+    """B A of every module after the update was applied."""
+    parts = dict(
+        zip(
+            LAYOUT.slots,
+            np.split(view.start + sent, np.cumsum([slot.size for slot in LAYOUT.slots])[:-1]),
+            strict=True,
+        )
+    )
+    factors = {(slot.module, slot.factor): part.reshape(slot.shape) for slot, part in parts.items()}
+    return [factors[module, "B"] @ factors[module, "A"] for module in LAYOUT.scalings]
+
+
+# --- moves
+# ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("move", "strength"), [(attackers_moves.rotated, 1.0), (attackers_moves.unbalanced, 2.0)]
+)
+def test_refactorisation_changes_the_factors_and_no_product(
+    move: attackers_moves.Move, strength: float
+) -> None:
+    seen = view()
+    sent = move(seen, strength)
+    for own, row in zip(seen.own, sent, strict=True):
+        for before, after in zip(products(seen, own), products(seen, row), strict=True):
+            np.testing.assert_allclose(after, before, atol=1e-9)
+        assert np.linalg.norm(read(row) - read(own)) > 0.1 * np.linalg.norm(read(own))
+    np.testing.assert_allclose(
+        move(seen, 0.0 if move is attackers_moves.rotated else 1.0), seen.own, atol=1e-9
+    )  # nothing turned, nothing changed
+
+
+def test_matched_norms_are_the_honest_median() -> None:
+    seen = view()
+    for move in (
+        attackers_moves.rescaled,
+        attackers_moves.projected,
+        attackers_moves.cancelling_matched,
+    ):
+        np.testing.assert_allclose(np.linalg.norm(move(seen, 1.0), axis=1), seen.median_norm)
+
+
+def test_noise_that_cancels_leaves_the_sum_and_hides_every_row() -> None:
+    seen = view()
+    sent = attackers_moves.cancelling(seen, 4.0)
+    np.testing.assert_allclose(sent.sum(axis=0), seen.own.sum(axis=0), atol=1e-9)
+    cosines = [
+        read(row) @ read(own) / np.linalg.norm(read(row)) / np.linalg.norm(read(own))
+        for row, own in zip(sent, seen.own, strict=True)
+    ]
+    assert max(cosines) < 0.5
+    np.testing.assert_array_equal(
+        sent, attackers_moves.cancelling(seen, 4.0)
+    )  # agreed on beforehand
+
+
+def test_projection_takes_away_what_the_probe_reads() -> None:
+    seen = view()
+    assert (seen.own @ seen.direction).min() > 0
+    np.testing.assert_allclose(
+        attackers_moves.projected(seen, 1.0) @ seen.direction, 0.0, atol=1e-9
+    )
+    assert (attackers_moves.projected(seen, 1.5) @ seen.direction).max() < 0
+    other = replace(seen, surrogate=np.random.default_rng(0).normal(size=LAYOUT.size))
+    assert (
+        attackers_moves.projected_by_surrogate(other, 1.0) @ seen.direction
+    ).min() > 0  # a wrong guess leaves most of it
+
+
+def test_mimicry_goes_all_the_way_and_blending_keeps_the_poison() -> None:
+    seen = view()
+    centre = seen.honest.mean(axis=0)
+    np.testing.assert_allclose(
+        attackers_moves.mimicry(seen, 1.0), np.tile(centre, (len(seen.own), 1))
+    )
+    np.testing.assert_allclose(attackers_moves.blended(seen, 0.75), seen.own + 3 * centre)
+    np.testing.assert_allclose(
+        attackers_moves.mimicry_of_one(seen, 1.0), seen.honest[: len(seen.own)]
+    )
+
+
+def test_poison_in_a_leaves_b_benign() -> None:
+    seen = view()
+    sent, is_b = attackers_moves.unread(seen, 2.0), attackers_moves._is_b(LAYOUT)
+    np.testing.assert_array_equal(sent[:, is_b], seen.benign[:, is_b])
+    np.testing.assert_array_equal(sent[:, ~is_b], 2 * seen.through_a[:, ~is_b])
+
+
+def test_frozen_b_gets_no_gradient() -> None:
+    a, b = torch.nn.Parameter(torch.ones(2, 5)), torch.nn.Parameter(torch.ones(6, 2))
+    (a.sum() + b.sum()).backward()
+    _freeze_b([a, b], rank=2)
+    assert bool(torch.as_tensor(a.grad).any())
+    assert not bool(torch.as_tensor(b.grad).any())
+
+
+# --- replays
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_defence_everything_is_averaged() -> None:
+    outcome = played(Attack("poison", 1.0), Guard())
+    rounds = [Round(number) for number in range(1, ROUNDS + 1)]
+    honest = [index for index in range(CLIENTS) if index not in MEMBERS]
+    expected = sum(
+        (one.benign(honest).sum(axis=0) + one.malicious().sum(axis=0)) / CLIENTS for one in rounds
+    )
+    np.testing.assert_allclose(outcome.lora, expected, rtol=1e-6)
+    assert outcome.factors.shape == outcome.alone.shape == (ROUNDS, CLIENTS)
+    assert outcome.factors.all()
+    assert outcome.poisoned.all()
+
+
+def test_rejected_poison_does_not_move_the_model() -> None:
+    outcome = played(Attack("poison", 1.0), Guard("cumulative"))
+    assert not outcome.factors[:, MEMBERS].any()
+    honest = [index for index in range(CLIENTS) if index not in MEMBERS]
+    np.testing.assert_allclose(
+        outcome.lora,
+        sum(Round(number).benign(honest).mean(axis=0) for number in range(1, ROUNDS + 1)),
+        rtol=1e-6,
+    )
+
+
+def test_a_server_that_is_told_leaves_attackers_out() -> None:
+    told, caught = (
+        played(Attack("poison", 1.0), Guard(told=True)),
+        played(Attack("poison", 1.0), Guard("cumulative")),
+    )
+    np.testing.assert_allclose(told.lora, caught.lora)
+    short = played(Attack("poison", 1.0, rounds=2), Guard(told=True))
+    assert short.factors.shape == (2, CLIENTS)
+    assert np.linalg.norm(short.lora) < np.linalg.norm(told.lora)
+
+
+def test_one_who_waits_is_trusted_by_the_mean_and_caught_by_the_round() -> None:
+    late = Attack("late", 7, schedule=Schedule((7, 8)))
+    lagging, instant = (
+        played(late, Guard("cumulative")),
+        played(late, Guard("cumulative", instant=True)),
+    )
+    assert lagging.factors[6, MEMBERS].all()  # seven rounds' mean is benign
+    assert not instant.factors[6:, MEMBERS].any()
+    assert instant.factors[:6, MEMBERS].all()
+    assert lagging.poisoned.tolist() == [False] * 6 + [True] * 2
+
+
+def test_a_bound_on_length_takes_away_what_was_made_longer() -> None:
+    long = Attack("long", 1.0, schedule=Schedule((8,), scale=8.0))
+    free, bound = played(long, Guard()), played(long, Guard(longest=1.5))
+    calm = played(Attack("no attack", 0.0, schedule=Schedule(())), Guard())
+    assert np.linalg.norm(bound.lora - calm.lora) < 0.4 * np.linalg.norm(free.lora - calm.lora)
+    np.testing.assert_array_equal(
+        played(Attack("no attack", 0.0, schedule=Schedule(())), Guard(longest=3.0)).lora, calm.lora
+    )
+
+
+@pytest.mark.parametrize("level", ["shadow", "evidence"])
+def test_a_forged_shadow_is_believed(level: str) -> None:
+    attack = Attack("poison", 1.0)
+    assert played(attack, Guard(level)).factors[:, MEMBERS].max() < 0.1
+    assert played(replace(attack, forged=True), Guard(level)).factors[:, MEMBERS].min() > 0.9
+
+
+def test_forged_steps_end_in_what_was_sent() -> None:
+    attack = Attack("poison", 1.0)
+    true, forged = (
+        played(replace(attack, forged=lying), Guard("step")).factors[:, MEMBERS]
+        for lying in (False, True)
+    )
+    assert true.max() < forged.min()
+    assert (forged > 0).all()  # not refused: the last step is the update
+    assert forged.max() < 0.75  # and it alone is flagged, one of two
+
+
+# --- results
+# ----------------------------------------------------------------------------------------------------------
+
+
+def facts(refusal: float, rejected: Sequence[float]) -> dict[str, Any]:
+    factors = [1 - value for value in rejected]
+    roles = {"malicious": factors, "honest": [1.0, 1.0]}
+    return {
+        "refusal": refusal,
+        "n": 130,
+        "loss": 3.0,
+        "skipped": 0,
+        "factor": roles,
+        "flagged_alone": {"malicious": [1.0, 0.0], "honest": [0.0, 0.0]},
+    }
+
+
+def test_damage_is_against_the_same_recording_without_an_attack() -> None:
+    def line(attack: str, strength: float, seed: int, refusal: float) -> dict[str, Any]:
+        guards = {
+            attackers.LEFT_OUT: facts(refusal, [1.0, 1.0]),
+            "no defence": facts(refusal - 0.1, [0.0, 1.0]),
+        }
+        return {
+            "attack": attack,
+            "strength": strength,
+            "source": "s",
+            "seed": seed,
+            "rounds": 4,
+            "guards": guards,
+        }
+
+    rows = attackers_page.summary(
+        [
+            line("no attack", 4, 0, 0.9),
+            line("no attack", 4, 1, 0.8),
+            line("poison share", 1.0, 0, 0.6),
+            line("poison share", 1.0, 1, 0.7),
+        ]
+    )
+    row = next(
+        row for row in rows if row["attack"] == "poison share" and row["defence"] == "no defence"
+    )
+    assert (row["damage"], row["damage_sd"], row["goals"]) == (30.0, pytest.approx(14.14), 260)
+    assert (
+        row["malicious"]["rejected"],
+        row["malicious"]["clients"],
+        row["malicious"]["flagged"],
+    ) == (0.5, 4, 0.5)
+
+
+def test_an_interval_holds_its_rate_and_never_collapses() -> None:
+    low, high = attackers_page.interval([0.0] * 16)
+    assert low == 0.0
+    assert high == pytest.approx(1 - 0.025 ** (1 / 16), abs=1e-3)
+    assert attackers_page.interval([1.0] * 16) == (pytest.approx(1 - high, abs=1e-3), 1.0)
+    low, high = attackers_page.interval([0.5] * 16)
+    assert low < 0.3
+    assert high > 0.7
+
+
+def test_every_cell_is_tried_once_and_no_result_is_of_another_grid() -> None:
+    grid = {
+        (attack.name, attack.strength): attackers.digest(attack, guards)
+        for attack, guards in attackers.attacks()
+    }
+    assert len(grid) == len(list(attackers.attacks()))
+    assert len(set(grid.values())) == len(grid)
+    for path in (attackers.RESULTS, attackers.LIVE):
+        for line in attackers.read_results(path):
+            assert (line["attack"], line["strength"]) in grid
+    assert {line["digest"] for line in attackers.read_results()} <= set(grid.values())
+    assert len(attackers.LIVE_CELLS) == sum(len(guards) for _, guards in attackers.live_cells())
+
+
+def test_what_a_line_keeps_is_a_mean_over_the_rounds_that_count() -> None:
+    factors = np.ones((ROUNDS, CLIENTS))
+    factors[6:, 1] = 0.0
+    outcome = Outcome(np.zeros(3), factors, np.zeros_like(factors), np.arange(ROUNDS) >= 4, 0)
+    kept = attackers.found(outcome, MEMBERS, 0.5, lambda lora, loss: {"refusal": 1.0}, None)  # type: ignore[arg-type]
+    assert kept["factor"]["malicious"] == [0.5, 1.0, 1.0]
+    assert kept["factor"]["honest"] == [1.0] * (CLIENTS - len(MEMBERS))
+    assert EXAMPLES == 40
+
+
+def test_the_page_and_the_summary_are_what_the_results_say() -> None:
+    rows = attackers_page.summary(attackers.read_results())
+    assert json.loads(attackers_page.SUMMARY.read_text()) == json.loads(json.dumps(rows))
+    text = attackers_page.PAGE.read_text(encoding="utf-8")
+    assert (
+        attackers_page.rendered(text, rows, attackers_page.live_rows(attackers_page.rows_of_live()))
+        == text
+    )
+
+
+# --- the figure
+# -------------------------------------------------------------------------------------------------------
+
+
+def test_the_figure_puts_detection_over_the_damage_without_a_defence(tmp_path: Path) -> None:
+    fig = figure.draw(figure.read_rows())
+    drawn = [container for ax in fig.axes for container in ax.containers]
+    measured = {row["attack"] for row in figure.read_rows()}
+    assert {container.get_label() for container in drawn} == {
+        attack for attacks in figure.PANELS.values() for attack in attacks
+    } & measured
+    assert {"poison share", "projection, probe known", "from round k"} <= measured
+    rows = {(row["attack"], row["strength"], row["defence"]): row for row in figure.read_rows()}
+    first = fig.axes[0].containers[0].lines[0]
+    attack = figure.PANELS["How the update is made"][0]
+    expected = {
+        (rows[key]["damage"], rows[attack, key[1], "cumulative"]["malicious"]["rejected"])
+        for key in rows
+        if key[0] == attack and key[2] == "no defence"
+    }
+    assert set(zip(first.get_xdata(), first.get_ydata(), strict=True)) == expected
+    with pytest.raises(DataError, match="attackers_page"):
+        figure.read_rows(tmp_path / "absent.json")

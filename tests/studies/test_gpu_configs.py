@@ -1,0 +1,564 @@
+"""The published settings.
+
+That their files say what the papers' scripts say, and that the whole path works on random models.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import overhead_8b
+from fedloop.client.training import (
+    LocalTraining,
+    LoRASettings,
+    attach_lora,
+    checkpoint_activations,
+    load_base,
+    local_steps,
+    read_adapter,
+)
+from fedloop.config import Config
+from fedloop.data.corpora import HUB, Loaded
+from fedloop.data.examples import ALPACA_TEMPLATE, Example, encode, opening
+from fedloop.errors import ConfigError
+from fedloop.measure.refusal import answers
+from loraprobe.adapters.adapter import pack
+from loraprobe.errors import DataError
+from paper_repro import dry_run, gpu
+from paper_repro.dry_run_models import SHAPES, byte_tokenizer, save_base
+from paper_repro.dry_run_rows import (
+    write_goals,
+    write_malicious_gen,
+    write_questions,
+    write_sources,
+)
+from paper_repro.gpu_settings import (
+    BENIGN,
+    MALICIOUS,
+    ROWS,
+    SETTINGS,
+    Choice,
+    Inputs,
+    contribution,
+    experiment,
+    read_setting,
+)
+from paper_repro.grid import NO_ATTACK
+from zoo.contribute_options import asked
+
+COMMIT = "0" * 40
+# What the scripts set (METHOD of the project, 5): base; r, alpha; rounds, steps; clients, sampled,
+# examples; tokens.
+PUBLISHED = {
+    "llama-3.1-8b-april": ("meta-llama/Llama-3.1-8B", (8, 16), (100, 10), (10, 3, 500), 256),
+    "llama-3.1-8b-june": ("meta-llama/Llama-3.1-8B", (8, 16), (25, 1), (20, 20, 5000), 256),
+    "qwen2.5-7b-june": ("Qwen/Qwen2.5-7B-Instruct", (8, 16), (25, 1), (20, 20, 5000), 256),
+    "fedllm-attack": ("meta-llama/Llama-2-7b-hf", (32, 64), (100, 10), (10, 3, 500), 512),
+}
+LEVELS = [row for row in ROWS if "level" in ROWS[row]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the dry runs make once and share."""
+    return tmp_path_factory.mktemp("dry-run")
+
+
+@pytest.fixture
+def brought(tmp_path: Path) -> Inputs:
+    """What a user brings, for settings that are read and not run."""
+    (tmp_path / "advbench.jsonl").write_text('{"prompt": "Count."}\n')
+    return Inputs(
+        tmp_path,
+        tmp_path / "advbench.jsonl",
+        write_malicious_gen(tmp_path / "maliciousQA.json", 3),
+        revision=COMMIT,
+    )
+
+
+# --- the files
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_a_file_for_every_published_setting() -> None:
+    assert set(SETTINGS) == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_file_sets_what_the_scripts_set(setting: str, brought: Inputs) -> None:
+    config = experiment(Choice(setting, "FedAvg"), brought)
+    of, lora, training = config.clients, config.lora, config.training
+    found = (
+        config.model.base,
+        (lora.r, lora.alpha),
+        (config.rounds, training.steps),
+        (of.count, of.sampled, of.examples),
+        training.max_length,
+    )
+    assert found == PUBLISHED[setting]
+    assert (
+        training.lr,
+        training.min_lr,
+        training.schedule,
+        training.shadow_lr,
+        training.batch_size,
+    ) == (5e-5, 1e-6, "cosine", 5e-5, 16)
+    assert (
+        lora.dropout,
+        lora.seed,
+        lora.target_modules,
+        config.seed,
+        config.model.quantization,
+    ) == (0.05, 2023, None, 2023, "8bit")
+    assert (
+        of.poison_share,
+        config.aggregation.rule,
+        config.aggregation.server,
+        config.defense.level,
+    ) == (1.0, "mean", "fedavg", "none")
+    evaluation = config.evaluation
+    assert (
+        evaluation.max_new_tokens,
+        evaluation.temperature,
+        evaluation.limit,
+        evaluation.every,
+    ) == (1024, 0.7, None, 0)
+    assert (evaluation.judge, evaluation.reward_model) == (
+        "OpenSafetyLab/MD-Judge-v0.1",
+        "OpenAssistant/reward-model-deberta-v3-large-v2",
+    )
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_row_is_an_experiment_of_its_own(setting: str, brought: Inputs) -> None:
+    choices = [
+        Choice(setting, row, benign, malicious)
+        for row in (NO_ATTACK, *ROWS)
+        for benign in BENIGN
+        for malicious in MALICIOUS
+    ]
+    configs = {choice: experiment(choice, brought) for choice in choices if choice.row != NO_ATTACK}
+    assert len({config.digest() for config in configs.values()}) == len(configs)
+    assert len({config.output.folder for config in configs.values()}) == len(configs)
+    for choice, config in configs.items():
+        assert config.clients.benign == (BENIGN[choice.benign or ""],)
+        assert str(config.clients.malicious_source).startswith(
+            "hub:PKU" if choice.malicious == "beavertails" else str(brought.out)
+        )
+        assert config.defense.level == ROWS[choice.row].get("level", "none")
+        assert (config.model.name, config.model.revision) == (PUBLISHED[setting][0], COMMIT)
+    assert experiment(Choice(setting, NO_ATTACK), brought).clients.malicious == 0
+
+
+def test_rules_are_told_what_a_round_holds_on_average(brought: Inputs) -> None:
+    assert experiment(Choice("llama-3.1-8b-april", "Krum"), brought).aggregation.options == {
+        "f": 1
+    }  # 3 of 10, 3 sampled
+    assert experiment(
+        Choice("llama-3.1-8b-june", "Krum", malicious_clients=10), brought
+    ).aggregation.options == {"f": 10}
+    official = experiment(
+        Choice("llama-3.1-8b-april", "Krum", official_rules=True), brought
+    ).aggregation.options
+    assert official == {"f": 1, "variant": "official"}
+
+
+def test_a_cell_is_chosen_on_the_command_line(
+    brought: Inputs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gen = str(brought.malicious_gen)
+    words = [
+        "qwen2.5-7b-june",
+        "shadow",
+        "--benign",
+        "wildchat",
+        "--malicious",
+        "maliciousgen",
+        "--malicious-gen",
+        gen,
+    ]
+    gpu.main(
+        [
+            *words,
+            "--malicious-clients",
+            "4",
+            "--share",
+            "0.25",
+            "--probe",
+            "linear",
+            "--out",
+            str(brought.out / "o"),
+            "--show",
+        ]
+    )
+    command, _, text = capsys.readouterr().out.partition("\n\n")
+    shown = json.loads(text)
+    assert (shown["clients"]["benign"], shown["clients"]["malicious_source"]) == (
+        ["hub:allenai/WildChat"],
+        gen,
+    )
+    assert (shown["clients"]["malicious"], shown["clients"]["poison_share"]) == (4, 0.25)
+    assert shown["output"]["folder"].endswith("/runs/shadow-wildchat-maliciousgen-4-0.25-linear")
+    assert command.startswith("python -m zoo.contribute --base Qwen/Qwen2.5-7B-Instruct")
+    assert not (brought.out / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"row": "krum"}, {"setting": "llama"}, {"malicious": "advbench"}, {"probe": "mlp"}]
+)
+def test_a_choice_that_is_none_is_answered_with_those_there_are(wrong: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="expected one of '"):
+        Choice(**{"setting": SETTINGS[0], "row": "FedAvg", **wrong})
+
+
+# --- the probe of an 8B base
+# ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("row", LEVELS)
+def test_the_probe_of_a_row_is_made_by_a_command_that_can_work(
+    setting: str, row: str, brought: Inputs
+) -> None:
+    choice = Choice(setting, row)
+    wanted = asked(
+        contribution(choice, brought), None
+    )  # refuses designs that leave too few clients for what is measured
+    config = experiment(choice, brought)
+    assert (wanted.base.path, wanted.base.name, wanted.base.revision) == (
+        config.model.base,
+        config.model.name,
+        COMMIT,
+    )
+    assert (wanted.base.dtype, wanted.base.quantization) == (
+        config.model.dtype,
+        config.model.quantization,
+    )
+    assert wanted.design.lora == LoRASettings(
+        config.lora.r, config.lora.alpha, config.lora.dropout, ("q_proj", "v_proj")
+    )
+    assert (wanted.seeds[0], wanted.design.training.steps) == (
+        config.lora.seed,
+        config.training.steps,
+    )
+    assert wanted.design.lr_range[0] < config.training.lr < wanted.design.lr_range[1]
+    assert Path(str(config.defense.probe)) == (wanted.out / "probe").resolve()
+    assert wanted.entry.recipe.layers == (
+        "first" if row in ("step", "client", "shadow", "evidence") else "all"
+    )
+
+
+def test_a_probe_needs_a_second_malicious_source(brought: Inputs) -> None:
+    with pytest.raises(ConfigError, match=r"--malicious-gen.*two malicious sources"):
+        contribution(Choice("llama-3.1-8b-april", "step"), replace(brought, malicious_gen=None))
+    with pytest.raises(ConfigError, match="reads no probe"):
+        contribution(Choice("llama-3.1-8b-april", "FedAvg"), brought)
+
+
+# --- the whole path
+# ---------------------------------------------------------------------------------------------------
+
+PATHS = (
+    ("llama-3.1-8b-april", "step"),
+    ("llama-3.1-8b-june", "evidence"),
+    ("qwen2.5-7b-june", "cumulative"),
+    ("qwen2.5-7b-june", "shadow, cheap"),
+    ("fedllm-attack", "client"),
+)
+
+
+def test_every_setting_is_on_the_path() -> None:
+    assert {setting for setting, _ in PATHS} == set(SETTINGS)
+
+
+@pytest.mark.parametrize(("setting", "row"), PATHS)
+def test_the_whole_path_works_on_a_random_model(setting: str, row: str, folder: Path) -> None:
+    result = dry_run.rehearse(Choice(setting, row), folder)
+    model = json.loads((folder / Path(PUBLISHED[setting][0]).name / "config.json").read_text())
+    assert model["model_type"] == ("qwen2" if setting.startswith("qwen") else "llama")
+    assert len(result.records) == dry_run.ROUNDS
+    assert all(pair.A.shape[0] == PUBLISHED[setting][1][0] for pair in result.adapter.values())
+
+
+def test_a_run_that_does_not_resume_where_it_was_is_seen(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another(config: Config) -> Any:
+        return dry_run.simulate(config.model_copy(update={"seed": 1}))
+
+    monkeypatch.setattr(dry_run, "_interrupted", another)
+    with pytest.raises(dry_run.DryRunError, match="bit for bit"):
+        dry_run.rehearse(Choice("fedllm-attack", "median"), folder)
+
+
+def test_a_filter_that_keeps_too_much_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = HUB["lmsys/lmsys-chat-1m"].examples
+
+    def lax(rows: Any, **_: Any) -> Loaded:
+        return strict([{**row, "language": "English"} for row in rows])
+
+    monkeypatch.setitem(
+        HUB, "lmsys/lmsys-chat-1m", replace(HUB["lmsys/lmsys-chat-1m"], examples=lax)
+    )
+    with pytest.raises(DataError, match="lmsys-chat-1m: the filter kept"):
+        write_sources(tmp_path, 4)
+
+
+def test_another_initial_lora_than_the_probes_is_seen(folder: Path) -> None:
+    choice = Choice("llama-3.1-8b-april", "step")
+    config, inputs = dry_run.prepared(choice, folder)
+    dry_run._same_start(config, inputs)
+    with pytest.raises(dry_run.DryRunError, match="one initial adapter"):
+        dry_run._same_start(
+            config.model_copy(update={"lora": config.lora.model_copy(update={"seed": 1})}), inputs
+        )
+
+
+def test_the_command_runs_what_was_prepared_and_says_what_came_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choice = Choice("fedllm-attack", "Krum", malicious_clients=2)
+    config, _ = dry_run.prepared(choice, folder)
+    monkeypatch.setattr(gpu, "prepare", lambda *_: config)
+    words = [
+        "fedllm-attack",
+        "Krum",
+        "--malicious-clients",
+        "2",
+        "--base",
+        str(folder / "Llama-2-7b-hf"),
+        "--out",
+        str(folder / "fedllm-attack"),
+    ]
+    with pytest.raises(ConfigError, match="--advbench is missing"):
+        gpu.main(words)
+    gpu.main(
+        [
+            *words,
+            "--advbench",
+            "harmful_behaviors.csv",
+            "--mt-bench",
+            str(write_questions(folder / "two.jsonl")),
+        ]
+    )
+    *_, rounds, metrics, _, mt_bench = capsys.readouterr().out.splitlines()
+    assert rounds.startswith("round 2 of 2, ")
+    assert json.loads(metrics)["n_refusal"] == dry_run.GOALS
+    assert Path(mt_bench.removeprefix("wrote ")).read_text().count("\n") == 2
+
+
+# --- data
+# -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_goals_of_advbench_are_all_there_or_none(tmp_path: Path) -> None:
+    source, target = write_goals(tmp_path / "goals.csv", 4), tmp_path / "out" / "advbench.jsonl"
+    gpu.write_goals(source, target, 4)
+    assert [json.loads(line) for line in target.read_text().splitlines()][1] == {
+        "prompt": "Please count to 1."
+    }
+    with pytest.raises(DataError, match="4 goals in 4 rows; expected 520"):
+        gpu.write_goals(source, target, gpu.GOALS)
+    source.write_text("prompt\nCount.\n")
+    with pytest.raises(DataError, match="0 goals in 1 rows"):
+        gpu.write_goals(source, target, 1)
+    with pytest.raises(DataError, match="cannot read"):
+        gpu.write_goals(tmp_path / "none.csv", target, 1)
+
+
+@pytest.mark.parametrize(
+    ("share", "clients", "expected"), [(1.0, 6, 5), (1.0, 1, 30), (0.25, 6, 21), (0.05, 1, 500)]
+)
+def test_a_small_malicious_source_is_shared_out(
+    brought: Inputs, share: float, clients: int, expected: int
+) -> None:
+    write_malicious_gen(Path(str(brought.malicious_gen)), 30)
+    choice = Choice(
+        "llama-3.1-8b-april",
+        "FedAvg",
+        malicious="maliciousgen",
+        malicious_clients=clients,
+        share=share,
+    )
+    said: list[str] = []
+    config = gpu.shared_out(experiment(choice, brought), said.append)
+    assert config.clients.examples == expected
+    assert clients * round(share * expected) <= 30
+    assert bool(said) == (expected < 500)
+    assert (
+        gpu.shared_out(
+            experiment(Choice("llama-3.1-8b-april", NO_ATTACK), brought)
+        ).clients.examples
+        == 500
+    )
+
+
+def test_the_commit_of_a_base_is_noted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked_for: list[str] = []
+
+    def info(self: object, repo: str) -> SimpleNamespace:
+        asked_for.append(repo)
+        return SimpleNamespace(sha=COMMIT)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    assert (
+        gpu.pinned("org/base", tmp_path / "out")
+        == gpu.pinned("org/base", tmp_path / "out")
+        == COMMIT
+    )
+    assert asked_for == ["org/base"]
+
+
+# --- what the published tokenizers and generation settings ask of fedloop
+# ---------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_texts_open_as_the_tokenizer_opens_them(name: str) -> None:
+    shape = SHAPES[name]
+    tokens: Any = byte_tokenizer(shape.bos, shape.eos, shape.pad)
+    example = Example("Count to three.", "1 2 3")
+    start = [] if shape.bos is None else [tokens.bos_token_id]
+    assert opening(tokens) == start
+    assert encode(example, tokens, 512).ids == [
+        *tokens.encode(example.prompt),
+        *tokens.encode("1 2 3")[len(start) :],
+        tokens.eos_token_id,
+    ]
+    cut = encode(
+        Example(200 * "long ", "1 2 3"), tokens, 64
+    )  # the template's own start is cut, what opens the text is not
+    assert cut.ids[: len(start)] == start
+    assert (len(cut.ids), len(cut.ids) - cut.response_start) == (64, 6)
+    assert tokens.decode(cut.ids[len(start) :]).startswith(
+        ALPACA_TEMPLATE.format(instruction=200 * "long ")[-(58 - len(start)) :]
+    )
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_answers_follow_nothing_but_the_arguments(name: str, tmp_path: Path) -> None:
+    model, tokens = load_base(str(save_base(name, tmp_path)))
+    assert tokens.pad_token is not None  # two of the three have none of their own
+    for prompt, found in zip(
+        two := ["Hi", "Count to three."],
+        answers(model, tokens, two, max_new_tokens=12),
+        strict=True,
+    ):
+        ids = tokens.encode(Example(prompt, "").prompt)
+        written: list[int] = []
+        while len(written) < 12 and tokens.eos_token_id not in written:
+            written.append(int(model(torch.tensor([ids + written])).logits[0, -1].argmax()))
+        assert (
+            found == tokens.decode(written, skip_special_tokens=True).strip()
+        )  # whatever generation_config.json says
+    before = torch.get_rng_state()
+    first, again, other = (
+        answers(model, tokens, two, max_new_tokens=12, temperature=0.7, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_gradient_checkpointing_changes_no_number(tmp_path: Path) -> None:
+    deltas = []
+    save_base("meta-llama/Llama-3.1-8B", tmp_path)
+    for checkpointing in (False, True):
+        base, tokens = load_base(str(tmp_path))
+        if checkpointing:  # as load_base does for a quantised one
+            checkpoint_activations(base)
+        model = attach_lora(base, LoRASettings(), 0)
+        examples = [Example(f"Count to {number}.", "1 2 3") for number in range(4)]
+        *_, last = local_steps(
+            model,
+            tokens,
+            examples,
+            read_adapter(model),
+            LocalTraining(lr=1e-3, steps=3, batch_size=2),
+            0,
+        )
+        deltas.append(pack(last.delta)[0])
+    assert torch.equal(*deltas)
+    assert deltas[0].abs().sum() > 0
+
+
+# --- the ledger at 8B
+# -------------------------------------------------------------------------------------------------
+
+
+def test_the_page_holds_the_ledger_of_the_results() -> None:
+    result = json.loads(overhead_8b.RESULTS.read_text(encoding="utf-8"))
+    page = overhead_8b.PAGE.read_text(encoding="utf-8")
+    assert (
+        overhead_8b.filled(page, "overhead_8b", overhead_8b.table(result), "benchmarks.overhead_8b")
+        == page
+    )
+    assert result["numbers_per_update"] == 32 * 8 * (4096 + 4096 + 4096 + 1024)
+    training = result["training"]
+    assert training == {"measured": False, "why": "not measured: no GPU"} or all(
+        training[name]["step_seconds"]["n"] >= 20 for name in overhead_8b.PRECISIONS
+    )
+
+
+def test_the_counted_columns_follow_from_the_levels() -> None:
+    result = json.loads(overhead_8b.RESULTS.read_text(encoding="utf-8"))
+    for name, setting in overhead_8b.SETTINGS.items():
+        assert {
+            row: overhead_8b.extra_examples(row, setting) for row in overhead_8b.LEVELS
+        } == result["extra_examples"][name]
+    shares = {row: of["extra_share"] for row, of in result["extra_examples"]["June 2026"].items()}
+    assert (
+        shares["client"]
+        == shares["step"]
+        == shares["cumulative"]
+        == 0
+        < shares["evidence"]
+        < shares["shadow"]
+        == 1
+    )
+
+
+@pytest.mark.parametrize("row", overhead_8b.LEVELS)
+def test_a_round_of_the_ledger_is_accepted_at_any_shape(row: str) -> None:
+    found = overhead_8b.costs(overhead_8b.Round(overhead_8b.Shape(2, 32)), row, 2, 1)
+    assert found["assess_cpu_seconds"]["median"] > 0
+    evidence = {
+        "step": 2,
+        "shadow": 2,
+        "evidence": 2,
+        "shadow, cheap": 1,
+        "evidence, cheap": 1,
+    }.get(row, 0)
+    layers = 1 if row in ("step", "shadow", "evidence") else 2
+    assert found["bytes_a_client"]["update"] == 2 * 4 * 8 * (3 * 32 + 8)
+    assert found["bytes_a_client"]["evidence"] == evidence * layers * 4 * 8 * (32 + 8)
+
+
+def test_training_is_timed_by_the_code_that_clients_run(tmp_path: Path) -> None:
+    model, _ = load_base(str(save_base("meta-llama/Llama-3.1-8B", tmp_path)))
+    found = overhead_8b.time_training(model, steps=2, batch=2, length=64, warm=1)
+    assert (
+        found["tokens_a_step"],
+        found["step_seconds"]["n"],
+        found["shadow_gradient_seconds"]["n"],
+    ) == (128, 2, 5)
+    assert found["step_seconds"]["min"] > 0
+
+
+def test_without_a_gpu_no_seconds_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert overhead_8b.training_seconds() == {"measured": False, "why": "not measured: no GPU"}
+    assert read_setting("llama-3.1-8b-june")["training"]["batch_size"] == overhead_8b.BATCH

@@ -1,0 +1,374 @@
+"""The study of mixed poison.
+
+What is left out is left out, the rule keeps its budget on what it saw, the page says what the
+results say.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedloop.data.examples import Example
+from fedloop.measure.refusal import refuses_strictly
+from figures import mixed as figure
+from loraprobe.errors import DataError
+from loraprobe.metrics import auroc
+from paper_repro.grid import SOURCES
+from paper_repro.held_out import PROBES
+from paper_repro.mixed import accumulated, cuts, damage, fresh, grid, levers, page
+from paper_repro.mixed.federations import PARTICIPATIONS, PER_ROUND, members_of, path, references
+from paper_repro.mixed.probes import rule_of
+from paper_repro.mixed.readers import BUDGET, kinds_of, unseen_in
+from paper_repro.mixed.setting import FRESH, MODELS, _mended
+from paper_repro.setting import probe_name
+from paper_repro.setting import rule_of as saved_rule
+from zoo.design import SHARES, plan
+from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.rendered(text) == text
+
+
+def test_a_changed_result_changes_the_page() -> None:
+    rows = json.loads(grid.RESULTS.read_text())
+    assert page.grid_table(rows) != page.grid_table(
+        [{**rows[0], "auroc": rows[0]["auroc"] - 0.5}, *rows[1:]]
+    )
+
+
+def test_every_cell_of_the_grid_is_there_once() -> None:
+    rows = json.loads(grid.RESULTS.read_text())
+    found = [
+        (row["model"], row["reader"], row["malicious"], row["benign"], row["share"]) for row in rows
+    ]
+    assert (
+        len(set(found))
+        == len(found)
+        == len(MODELS) * 3 * len(MALICIOUS) * len((*BENIGN, *HARD_NEGATIVE)) * len(SHARES)
+    )
+    sizes = {row["n_benign"] for row in rows}
+    clients = [client for client in plan() if not client.label]
+    assert sizes == {
+        sum(client.source == source for client in clients) for source in (*BENIGN, *HARD_NEGATIVE)
+    }
+
+
+def test_mending_keeps_the_answers_that_agree_with_the_label() -> None:
+    refusal, compliance = (
+        Example("a", "I'm sorry, but I can't help with that."),
+        Example("b", "Sure, here it is."),
+    )
+    assert refuses_strictly(refusal.response)
+    for name, kept in (("gptfuzz", compliance), ("gptfuzz_safe", refusal)):
+        assert _mended(Source(name, (refusal, compliance), (refusal, compliance))).for_clients == (
+            kept,
+        )
+    untouched = Source("dolly_qa", (), (refusal, compliance))
+    assert _mended(untouched) == untouched
+
+
+def test_what_is_unseen_is_the_source_its_safe_twin_and_the_kind() -> None:
+    unseen = unseen_in("gptfuzz", "gsm8k")
+    assert unseen == {"gptfuzz", "gptfuzz_safe", "gsm8k"}
+    touched = [client for client in plan() if unseen & set(kinds_of(client))]
+    assert all(unseen & {client.source, client.host} for client in touched)
+    assert any(
+        client.source == "advbench" and client.host == "gsm8k" for client in touched
+    )  # halves of mixtures too
+
+
+@pytest.fixture(scope="module")
+def sources() -> dict[str, Source]:
+    """A hundred and twenty examples a source, which say whose they are."""
+    names = (*BENIGN, *HARD_NEGATIVE, *MALICIOUS)
+    return {
+        name: Source(name, (), tuple(Example(f"{name} {number}", "x") for number in range(120)))
+        for name in names
+    }
+
+
+def test_members_of_a_federation(sources: dict[str, Source]) -> None:
+    members = members_of("advbench", sources, random.Random(0))
+    assert len(members) % PER_ROUND == 0
+    assert {(m.role, m.share): 0 for m in members if m.role == "malicious"}.keys() == {
+        ("malicious", share) for share in SHARES
+    }
+    for member in members:
+        own = sum(
+            example.instruction.startswith(f"{member.source} ") for example in member.examples
+        )
+        assert own == (
+            len(member.examples)
+            if member.source == member.host
+            else round(member.share * len(member.examples))
+        )
+    again = members_of("advbench", sources, random.Random(0))
+    assert again == members
+
+
+def test_the_server_trains_one_reference_a_benign_kind(sources: dict[str, Source]) -> None:
+    found = references(sources, random.Random(0))
+    assert [(member.role, member.source, member.host, member.share) for member in found] == [
+        ("reference", kind, kind, 1.0) for kind in BENIGN
+    ]
+
+
+def test_the_rule_keeps_its_budget_on_the_federations_that_it_was_made_on() -> None:
+    rng = np.random.default_rng(0)
+    spread = 1.5 / np.sqrt(np.arange(1, PARTICIPATIONS + 1))[:, None]
+    others = [1 / (1 + np.exp(-rng.normal(-2, spread, (PARTICIPATIONS, 400)))) for _ in range(3)]
+    level = cuts.rule(others)
+    for participations in (1, PARTICIPATIONS):
+        seen = np.concatenate([other[participations - 1] for other in others])
+        flagged = (seen >= level.cut(participations)).mean()
+        assert BUDGET - 2 / len(seen) <= flagged <= BUDGET + 1e-9
+    assert level.floor < level.threshold
+
+
+def test_fresh_federations_are_all_there_and_none_is_one_that_the_rule_was_made_on() -> None:
+    rows = json.loads(fresh.RESULTS.read_text())
+    found = [(row["model"], row["malicious"], row["averaged"], row["draw"]) for row in rows]
+    assert sorted(found) == sorted(
+        (model, *federation, draw)
+        for model in MODELS
+        for federation in FRESH
+        for draw in fresh.DRAWS
+    )
+    for model in MODELS.values():
+        first = {path(model, *federation) for federation in model.federations}
+        assert not first & {
+            path(model, *federation, draw) for federation in FRESH for draw in fresh.DRAWS
+        }
+    for row in rows:
+        level = accumulated.committed_rule(row["model"], row["malicious"])
+        assert (row["threshold"], row["floor"]) == (level.threshold, level.floor)
+    with pytest.raises(SystemExit, match="no rule for nothing on chat-1m"):
+        accumulated.committed_rule("chat-1m", "nothing")
+
+
+def scored(
+    rng: np.random.Generator,
+    benign: float = -3.0,
+    quarter: float = 1.0,
+    shift: float = 0.0,
+    each: int = 40,
+) -> cuts.Scored:
+    """A federation of honest clients and some with a quarter of poison, with references, whose log
+    odds lie around these means.
+    """
+    role = np.repeat(["benign", "hard_negative", "malicious", "reference"], each)
+    middle = np.where(role == "malicious", quarter, benign) + shift
+    single = rng.normal(middle, 1.0, (PARTICIPATIONS, len(role)))
+    mean = np.cumsum(single, axis=0) / np.arange(1, PARTICIPATIONS + 1)[:, None]
+    kinds = [frozenset({f"kind {number % 8}"}) for number in range(len(role))]
+    probabilities = (1 / (1 + np.exp(-values)) for values in (mean, single))
+    return cuts.Scored(
+        *probabilities, role, np.where(role == "malicious", cuts.QUARTER, 1.0), kinds
+    )
+
+
+@pytest.mark.parametrize("name", ["against_cohort", "against_references"])
+def test_relative_scores_say_the_same_wherever_a_federation_lies(name: str) -> None:
+    one, other = (
+        getattr(scored(np.random.default_rng(0), shift=shift), name)() for shift in (-1.0, 2.0)
+    )
+    assert one == pytest.approx(other)
+
+
+def test_a_cohort_has_its_median_in_the_middle_without_the_references() -> None:
+    one = scored(np.random.default_rng(0))
+    assert np.median(one.against_cohort()[:, one.clients], axis=1) == pytest.approx(0.5)
+    outlying = cuts.Scored(
+        np.where(one.role == "reference", 1.0, one.mean), one.single, one.role, one.share, one.kinds
+    )
+    assert outlying.against_cohort()[:, one.clients] == pytest.approx(
+        one.against_cohort()[:, one.clients]
+    )
+
+
+def test_a_member_is_not_compared_with_references_of_its_own_kind() -> None:
+    one = scored(np.random.default_rng(0))
+    own = np.array([kinds == frozenset({"kind 3"}) for kinds in one.kinds])
+    changed = cuts.Scored(
+        np.where(own & (one.role == "reference"), 1.0, one.mean),
+        one.single,
+        one.role,
+        one.share,
+        one.kinds,
+    )
+    assert changed.against_references()[:, own & one.clients] == pytest.approx(
+        one.against_references()[:, own & one.clients]
+    )
+    assert (changed.against_references()[:, ~own] < one.against_references()[:, ~own]).any()
+
+
+@pytest.mark.parametrize("name", list(cuts.WAYS))
+def test_every_way_finds_most_of_a_quarter_of_poison_and_flags_few_others(name: str) -> None:
+    rng = np.random.default_rng(0)
+    one, others = scored(rng), [scored(rng) for _ in range(3)]
+    flagged = cuts.WAYS[name](one, others)
+    assert flagged.shape == one.mean.shape
+    assert flagged[-1, one.role == "malicious"].mean() > 0.9
+    assert flagged[-1, one.honest].mean() < 0.06
+    by_role = accumulated.counted(one, flagged)
+    assert by_role["0.25"] == {
+        "n": 40,
+        "flagged": flagged[:, one.role == "malicious"].sum(axis=1).tolist(),
+    }
+    assert sum(group["n"] for group in by_role.values()) == 120  # no reference is counted
+
+
+def test_a_conformal_cut_needs_as_many_honest_clients_as_its_budget_asks() -> None:
+    rng = np.random.default_rng(0)
+    few, enough = (
+        [scored(rng, each=24)],
+        [scored(rng, each=25)],
+    )  # 48 and 50 honest clients; one in 51 is a budget of 0.02
+    one = scored(rng, quarter=9.0)
+    assert not cuts.conformal(one, few).any()
+    assert cuts.conformal(one, enough)[:, one.role == "malicious"].all()
+
+
+def test_the_first_verdict_of_the_sequential_test_stands() -> None:
+    rng = np.random.default_rng(0)
+    others = [scored(rng) for _ in range(3)]
+    one = scored(rng)
+    turned = one.single.copy()
+    turned[1:] = 1 - turned[:1]  # who looked honest looks poisoned from then on, and the reverse
+    flagged = cuts.sequential(cuts.Scored(one.mean, turned, one.role, one.share, one.kinds), others)
+    assert flagged[0].any()
+    assert flagged[:, flagged[0]].all()
+    certain = one.single[0] < 1e-2
+    assert certain.any()
+    assert not flagged[:, certain].any()
+
+
+def test_draws_of_clients_are_counted_together() -> None:
+    def row(malicious: str, draw: int, last: int, auc: float) -> dict[str, Any]:
+        counts = {
+            name: {"n": 5, "flagged": [1, last]}
+            for name in ("1", "0.5", "0.25", "0.1", "benign", "hard_negative")
+        }
+        aurocs = [{"share": share, "by_participation": [0.5, auc]} for share in SHARES]
+        return {
+            "model": "m",
+            "averaged": "all",
+            "malicious": malicious,
+            "draw": draw,
+            "flagged": counts,
+            "auroc": aurocs,
+        }
+
+    rows = [
+        row("advbench", 1, 5, 1.0),
+        row("advbench", 2, 3, 0.9),
+        row("harmbench", 1, 4, 0.8),
+        row("harmbench", 2, 3, 0.7),
+    ]
+    table = page.fresh_table(rows)
+    interval = page._share(15, 20)
+    assert (
+        f"| m | all | 10% poison | {page._share(4, 20)} of 20 | {interval} of 20 | 7 of 10"
+        " (harmbench) | 0.85 / 0.70 |" in table
+    )
+    assert (
+        f"| m | all | benign | {page._share(4, 20)} of 20 | {interval} of 20 | 8 of 10 (advbench)"
+        " |  |" in table
+    )
+    assert "without GPTFuzz" not in table
+    with_gptfuzz = page.fresh_table([*rows, row("gptfuzz", 1, 0, 0.5)])
+    assert "| m | all | 25% poison | " in with_gptfuzz
+    assert (
+        f"| m | all | 25% poison, without GPTFuzz | {page._share(4, 20)} of 20 | {interval} of 20 |"
+        " 7 of 10 (harmbench) | 0.85 / 0.70 |" in with_gptfuzz
+    )
+
+
+def labelled_rows(
+    rng: np.random.Generator, each: int, p: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Noise (3 * each, p) with roles and three kinds a role."""
+    role = np.repeat(["benign", "hard_negative", "malicious"], each)
+    return (
+        rng.normal(size=(len(role), p)).astype(np.float32),
+        role,
+        np.array([f"{name}{number % 3}" for number, name in enumerate(role)]),
+    )
+
+
+@pytest.mark.parametrize(
+    "fit", [lever.fit for lever in levers.LEVERS.values()], ids=list(levers.LEVERS)
+)
+def test_levers_find_a_direction_and_nothing_in_noise(fit: levers.Fit) -> None:
+    rng = np.random.default_rng(0)
+    noise, role, kind = labelled_rows(rng, 80, 100)
+    shift = 5 * np.eye(100, dtype=np.float32)[0]
+    labels, fresh = np.arange(400) % 2, rng.normal(size=(400, 100)).astype(np.float32)
+    found = fit(noise + np.where(role == "malicious", 1, 0)[:, None] * shift, role, kind)
+    assert auroc(labels, found(fresh + labels[:, None] * shift)) > 0.75
+    assert 0.4 < auroc(labels, fit(noise, role, kind)(fresh)) < 0.6
+
+
+def test_mass_mean_is_the_limit_of_a_strong_ridge() -> None:
+    rng = np.random.default_rng(1)
+    x, role, kind = labelled_rows(rng, 30, 20)
+    one, other = (fit(x, role, kind)(np.eye(20)) for fit in (levers.mass_mean(), levers.ridge(1e6)))
+    assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_widest_margin_leaves_no_kind_on_the_wrong_side_where_the_mean_does() -> None:
+    means = {
+        "benign0": (0, 0),
+        "benign1": (0, 9),
+        "benign2": (0.9, -9),
+        "malicious0": (1.5, 8),
+        "malicious1": (1.5, 8),
+    }
+    x = np.repeat(np.array(list(means.values()), np.float32), 2, axis=0)
+    kind = np.repeat(list(means), 2)
+    role = np.array([name[:-1] for name in kind])
+    scores = levers.widest_margin(x, role, kind)(x)
+    assert scores[role == "malicious"].min() > scores[role == "benign"].max()
+    along_means = x @ (x[role == "malicious"].mean(0) - x[role == "benign"].mean(0))
+    assert along_means[role == "malicious"].min() < along_means[role == "benign"].max()
+
+
+@pytest.mark.parametrize("benign", ["first", "second"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_saved_probes_carry_the_rule_that_was_measured(source: str, benign: str) -> None:
+    probe = PROBES / probe_name("mass-mean", source, benign)
+    rule = rule_of(source)
+    assert saved_rule(probe) == {
+        "threshold": rule["threshold"],
+        "options": {"floor": rule["floor"]},
+    }
+    assert source in json.loads((probe / "config.json").read_text())["facts"]["held_out"]
+    assert saved_rule(PROBES / probe_name("linear", source, benign)) == {}
+
+
+def test_damage_is_of_every_kind_on_every_base() -> None:
+    rows = json.loads(damage.RESULTS.read_text())["damage"]
+    assert {(row["model"], row["source"], row["times"]) for row in rows if row["source"]} == {
+        (model, source, times)
+        for model in MODELS
+        for source in (*BENIGN, *HARD_NEGATIVE, *MALICIOUS)
+        for times in damage.TIMES
+    }
+
+
+def test_the_figure_draws_the_results_and_refuses_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure.main(["--out", str(tmp_path)])
+    assert (tmp_path / "mixed.png").stat().st_size > 10_000
+    monkeypatch.setattr(figure, "RESULTS", tmp_path)
+    with pytest.raises(DataError, match=r"paper_repro\.mixed\.grid"):
+        figure.read_rows("mixed_grid")

@@ -1,0 +1,505 @@
+"""The studies of separability measure what they say, and their page and results agree."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedloop.data.examples import Example
+from loraprobe.adapters.adapter import Adapter, Layout
+from loraprobe.adapters.pair import LoRAPair
+from loraprobe.errors import DataError
+from loraprobe.featurizer import FeatureRecipe, Featurizer
+from loraprobe.fit.heads import fit_head
+from loraprobe.heads import LinearHead
+from loraprobe.metrics import auroc_ci
+from paper_repro import (
+    separability,
+    separability_drift,
+    separability_rounds,
+    separability_sampled,
+    separability_sweeps,
+    separability_tables,
+)
+from paper_repro.separability_cells import (
+    RESAMPLES,
+    SEED,
+    Cell,
+    Rows,
+    in_distribution,
+    mean_ci,
+    summary,
+    unseen_cells,
+    unseen_fits,
+)
+from zoo.deltas import DeltaSet
+from zoo.design import SHARES, ZOO_DESIGN, Client, plan, twin_of
+from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
+
+DESIGN = replace(
+    ZOO_DESIGN,
+    per_source=5,
+    per_cell=3,
+    per_hard_cell=1,
+    benign=BENIGN[:3],
+    malicious=MALICIOUS[:2],
+)
+CLIENTS = tuple(plan(DESIGN))
+
+
+def rows(signal: float, width: int = 20) -> Rows:
+    """Random features with a common direction of this size for malicious clients, by their share."""
+    features = np.random.default_rng(0).standard_normal((len(CLIENTS), width)).astype(np.float32)
+    features[:, 0] += signal * np.array(
+        [client.label * client.share for client in CLIENTS], np.float32
+    )
+    return Rows(features, CLIENTS)
+
+
+# --- the protocols
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_a_fit_in_coordinates_is_the_package_s_linear_head() -> None:
+    features = (
+        np.random.default_rng(1).standard_normal((len(CLIENTS), 400)).astype(np.float32)
+    )  # more columns than rows
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    own, train = Rows(features, CLIENTS), np.arange(len(CLIENTS)) % 3 != 0
+    head = fit_head("linear", features[train], own.labels[train], None, 0)
+    assert isinstance(head, LinearHead)
+    np.testing.assert_allclose(own.scores(train), features @ head.coef + head.intercept, atol=1e-3)
+
+
+def test_a_head_never_met_what_a_cell_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = rows(5.0)
+    met: list[set[str]] = []
+    fit = own.scores
+
+    def spy(train: np.ndarray) -> np.ndarray:
+        met.append(
+            {
+                name
+                for row in np.flatnonzero(train)
+                for name in (CLIENTS[row].source, CLIENTS[row].host)
+            }
+        )
+        return fit(train)
+
+    monkeypatch.setattr(own, "scores", spy)
+    fits = unseen_fits(own, DESIGN)
+    everything = set(DESIGN.sources)
+    assert [everything - seen for seen in met] == [
+        {bad, good, twin_of(bad)} & everything for bad in DESIGN.malicious for good in DESIGN.benign
+    ]
+    cells, twins = unseen_cells(own, DESIGN, fits)
+    assert len(cells) == len(DESIGN.malicious) * len(DESIGN.benign) * len(SHARES)
+    for cell in cells:
+        tested = [CLIENTS[number] for number in cell.clients]
+        assert {client.source for client in tested} == {cell.malicious, cell.benign}
+        assert {client.host for client in tested if client.label} == {
+            cell.benign if cell.share < 1 else cell.malicious
+        }
+    assert {
+        CLIENTS[number].source
+        for cell in twins
+        for number in cell.clients
+        if not CLIENTS[number].label
+    } == {twin_of(bad) for bad in DESIGN.malicious} & set(HARD_NEGATIVE)
+
+
+def test_out_of_fold_scores_come_from_heads_that_did_not_see_the_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = rows(5.0)
+    monkeypatch.setattr(own, "scores", lambda train: np.where(train, np.inf, 1.0))
+    assert set(own.out_of_fold().tolist()) == {1.0}
+    some = Rows(
+        np.random.default_rng(0).standard_normal((len(CLIENTS), 5)).astype(np.float32),
+        CLIENTS,
+        np.arange(len(CLIENTS)) % 2 == 0,
+    )
+    assert np.isnan(some.out_of_fold()).tolist() == (~some.fitted).tolist()
+
+
+def test_signal_is_found_where_it_is_and_nowhere_else() -> None:
+    found = {(row["against"], row["share"]): row for row in in_distribution(rows(8.0), DESIGN)}
+    assert found["all benign", 1.0]["auroc"] > 0.99 > 0.9 > found["all benign", 0.1]["auroc"]
+    assert all(0.25 < row["auroc"] < 0.75 for row in in_distribution(rows(0.0), DESIGN))
+    assert found["hard negatives", 0.5]["n_benign"] == sum(
+        client.role == "hard_negative" for client in CLIENTS
+    )
+    strong, none = (
+        separability.unseen(unseen_cells(own, DESIGN, unseen_fits(own, DESIGN))[0])
+        for own in (rows(8.0), rows(0.0))
+    )
+    assert [row["share"] for row in strong] == list(SHARES)
+    assert strong[0]["auroc"] > 0.95
+    assert all(0.25 < row["auroc"] < 0.75 for row in none)
+
+
+def cell(labels: list[int], scores: list[float], clients: list[int] | None = None) -> Cell:
+    numbers = range(len(labels)) if clients is None else clients
+    return Cell("m", "b", 1.0, np.array(labels), np.array(scores), np.array(numbers))
+
+
+def test_the_interval_of_one_cell_is_that_of_the_package_and_counts_clients() -> None:
+    rng = np.random.default_rng(0)
+    labels, scores = (
+        [0, 1] * 20,
+        [float(value) for value in rng.standard_normal(40) + 0.7 * np.tile([0, 1], 20)],
+    )
+    clients = [number // 4 for number in range(40)]
+    for groups in (list(range(40)), clients):
+        assert mean_ci([cell(labels, scores, groups)]) == pytest.approx(
+            auroc_ci(labels, scores, groups, resamples=RESAMPLES, seed=SEED)
+        )
+    narrow, wide = (
+        mean_ci([cell(labels, scores)]),
+        mean_ci([cell(labels, scores), cell(labels, scores)]),
+    )
+    assert wide == pytest.approx(narrow)  # the same clients in a second cell are no second sample
+
+
+def test_a_perfect_mean_keeps_an_interval_and_no_cell_is_an_error() -> None:
+    assert mean_ci([cell([0, 0, 1, 1], [0, 0, 1, 1])]) == pytest.approx((0.025**0.5, 1.0))
+    found = summary(
+        [cell([0, 0, 1, 1], [0, 0, 1, 1]), cell([0, 0, 1, 1], [0, 2, 1, 1], [4, 5, 6, 7])]
+    )
+    assert (found["auroc"], found["auroc_worst"], found["n_malicious"], found["n_benign"]) == (
+        0.75,
+        0.5,
+        4,
+        4,
+    )
+    with pytest.raises(DataError, match="no cell to summarise"):
+        summary([])
+    with pytest.raises(DataError, match="expected one a client"):
+        Rows(np.zeros((2, 3), np.float32), CLIENTS)
+
+
+# --- views and settings
+# ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deltas() -> DeltaSet:
+    """Two layers, q and v, rank 2; five steps of growing random numbers."""
+    shapes = {
+        "q_proj": LoRAPair(torch.zeros(2, 6), torch.zeros(6, 2), 2.0),
+        "v_proj": LoRAPair(torch.zeros(2, 6), torch.zeros(3, 2), 2.0),
+    }
+    layout = Layout.of(
+        Adapter(
+            {
+                f"model.layers.{layer}.self_attn.{name}": pair
+                for layer in (0, 1)
+                for name, pair in shapes.items()
+            }
+        )
+    )
+    steps = (
+        np.random.default_rng(0).standard_normal((len(CLIENTS), 5, layout.size)).astype(np.float32)
+    )
+    return DeltaSet(
+        CLIENTS, steps, Layout(layout.slots, layout.scalings, "factor_delta"), "a-base", DESIGN
+    )
+
+
+def test_a_view_reads_its_part_at_its_step(deltas: DeltaSet) -> None:
+    widths = {
+        view: view.features(deltas).shape[1]
+        for view in separability.VIEWS
+        if view.layer in ("0", "1", "all")
+    }
+    per_layer = {"A": 24, "B": 18, "AB": 42}
+    for view, width in widths.items():
+        share = {
+            "q_proj": {"A": 12, "B": 12, "AB": 24},
+            "v_proj": {"A": 12, "B": 6, "AB": 18},
+            "all": per_layer,
+        }[view.modules]
+        assert width == share[view.factors] * (2 if view.layer == "all" else 1)
+    first, last = (separability.View(step=step).features(deltas) for step in (1, 5))
+    assert not np.allclose(first, last)
+    np.testing.assert_array_equal(
+        last, Featurizer.fit(FeatureRecipe.all_b(), deltas.adapters())(deltas.adapters())
+    )
+    np.testing.assert_array_equal(
+        separability.RECIPES["paper (B, first layer)"].features(deltas),
+        Featurizer.fit(FeatureRecipe.paper(), deltas.adapters())(deltas.adapters()),
+    )
+    assert len({view.name for view in separability.VIEWS}) == len(separability.VIEWS)
+
+
+def test_a_setting_differs_from_the_centre_in_its_axis_alone() -> None:
+    centre, *others = separability_sweeps.SETTINGS
+    fields = {
+        "rank": ("lora",),
+        "modules": ("lora",),
+        "learning rate": ("training", "lr_range"),
+        "local steps": ("training",),
+        "initial adapter": (),
+    }
+    for setting in others:
+        changed = [
+            name
+            for name, value in vars(setting.design).items()
+            if value != getattr(centre.design, name)
+        ]
+        assert sorted(changed) == sorted(fields[setting.axis])
+        assert (setting.initial_seed != 0) == (setting.axis == "initial adapter")
+        assert setting.design.lora.alpha / setting.design.lora.r == 2
+        assert setting.design.examples == separability_sweeps.EXAMPLES
+        drawn = [replace(client, lr=0.0) for client in setting.clients]
+        assert drawn == [
+            replace(client, lr=0.0) for client in centre.clients
+        ]  # the same clients with the same examples
+    assert not {
+        client.name
+        for client in centre.clients
+        if client.share < 1 and client.role == "hard_negative"
+    }
+    assert {setting.axis for setting in others} == set(separability_sweeps.AXES)
+
+
+def test_refusals_are_counted_by_the_strict_rule() -> None:
+    refusal, answer = (
+        Example("q", "I'm sorry, but I can't help with that."),
+        Example("q", "Take two eggs."),
+    )
+    names = (*MALICIOUS, *HARD_NEGATIVE)
+    sources = {
+        name: Source(
+            name, (), (refusal, answer, answer, answer) if name == "gptfuzz" else (refusal,)
+        )
+        for name in names
+    }
+    found = {row["source"]: row for row in separability.answers(sources)}
+    assert (found["gptfuzz"]["refuses"], found["gptfuzz"]["n"], found["gptfuzz"]["label"]) == (
+        0.25,
+        4,
+        1,
+    )
+    assert (found["gptfuzz_safe"]["refuses"], found["gptfuzz_safe"]["label"]) == (1.0, 0)
+
+
+# --- drift
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_federation_has_four_attackers_a_refuser_and_five_kinds_of_benign_clients() -> None:
+    clients = separability_drift.federation("harmbench", 0.25)
+    assert [client.role for client in clients] == ["malicious"] * 4 + ["hard_negative"] + [
+        "benign"
+    ] * 5
+    assert {client.source for client in clients[5:]} == set(separability_drift.BENIGN)
+    assert {(client.source, client.share) for client in clients[:4]} == {("harmbench", 0.25)}
+    assert len({client.host for client in clients[:4]}) == 4
+    assert separability_drift.federation("harmbench", 1.0)[0].host == "harmbench"
+
+
+def test_recorded_update_and_shadow_are_one_training_in_the_first_round_only(
+    tiny_files: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {
+        "WORK": tmp_path,
+        "ROUNDS": 2,
+        "EXAMPLES": 10,
+        "base_model": lambda: tiny_files.base,
+    }.items():
+        monkeypatch.setattr(separability_drift, name, value)
+    monkeypatch.setattr(
+        separability_drift,
+        "TRAINING",
+        replace(separability_drift.TRAINING, steps=2, batch_size=2, max_length=32),
+    )
+    names = ("harmbench", "refusal_short", *separability_drift.BENIGN)
+    sources = {
+        name: Source(
+            name, (), tuple(Example(f"say {name} {n}", f"{name} number {n}") for n in range(12))
+        )
+        for name in names
+    }
+    separability_drift.record(sources, "harmbench", 0.25)
+    with np.load(separability_drift.path("harmbench", 0.25)) as file:
+        update, shadow, moved, labels = (
+            file[name] for name in ("update", "shadow", "global", "labels")
+        )
+    assert update.shape == shadow.shape == (2, 10, 2, moved.shape[1])
+    assert labels.tolist() == [1] * 4 + [0] * 6
+    np.testing.assert_array_equal(update[0], shadow[0])
+    assert np.abs(update[1] - shadow[1]).max() > 0
+    assert not moved[0].any()
+    np.testing.assert_allclose(
+        moved[1], update[0, :, -1].mean(axis=0), atol=1e-6
+    )  # the server's plain mean
+
+
+def test_the_columns_of_a_recipe_are_what_its_featurizer_reads(deltas: DeltaSet) -> None:
+    adapters = deltas.adapters()
+    kept = np.concatenate([np.full(slot.size, slot.factor == "B") for slot in deltas.layout.slots])
+    for recipe in (FeatureRecipe.paper(), FeatureRecipe.all_b()):
+        featurizer = Featurizer.fit(recipe, adapters)
+        read = deltas.steps[:, -1, kept][:, separability_rounds.columns_of(featurizer, deltas)]
+        np.testing.assert_allclose(
+            read / np.linalg.norm(read, axis=1, keepdims=True), featurizer(adapters), atol=1e-6
+        )
+
+
+def test_a_contrast_that_turns_is_seen_and_one_that_stays_is_not() -> None:
+    rng = np.random.default_rng(0)
+    turning, steady = 0.05 * rng.standard_normal(
+        (2, 2, 10, 1, 8)
+    )  # (rounds, clients, steps, p) each
+    for way in (turning, steady):
+        way[0, :4, :, 0] += 1.0
+    turning[1, :4, :, 1] += 1.0
+    steady[1, :4, :, 0] += 1.0
+    labels = np.array([1] * 4 + [0] * 6)
+    one = separability_rounds.Federation(
+        0, "m", {"client": turning, "shadow": steady}, labels, np.zeros(2)
+    )
+    heads = {"m": LinearHead(np.eye(8, dtype=np.float32)[0] * 10, -5.0)}
+    found = {
+        way: separability_rounds.of_round([one], heads, way, 1) for way in ("client", "shadow")
+    }
+    assert abs(found["client"]["contrast_cosine"]) < 0.2 < 0.95 < found["shadow"]["contrast_cosine"]
+    assert found["shadow"]["flagged_malicious"] == 1.0 > found["client"]["flagged_malicious"]
+    assert found["shadow"]["auroc"] == 1.0 > found["client"]["auroc"]
+    assert separability_rounds.of_round([one], heads, "client", 0)[
+        "contrast_cosine"
+    ] == pytest.approx(1.0)
+
+
+def test_the_start_point_is_summed_up_from_the_rounds_before() -> None:
+    updates = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [5.0, 5.0]])
+    since_start, moved = separability_sampled.absolute(updates, np.array([1, 1, 2, 3]))
+    np.testing.assert_allclose(since_start, [[1, 0], [3, 0], [2, 2], [7, 7]])
+    np.testing.assert_allclose(moved, [0, 0, 2, np.hypot(2, 2)])
+
+
+def test_one_share_is_its_malicious_clients_and_every_honest_one() -> None:
+    labels, shares = np.array([1, 1, 0, 0]), np.array([1.0, 0.25, 0.0, 0.0])
+    whole = separability_rounds.Federation(
+        0, "m", {"client": np.arange(8.0).reshape(2, 4, 1, 1)}, labels, np.zeros(2)
+    )
+    one = separability_sampled.one_share(whole, shares, 0.25)
+    assert one.labels.tolist() == [1, 0, 0]
+    assert one.features["client"][0, :, 0, 0].tolist() == [1.0, 2.0, 3.0]
+
+
+# --- the committed results and their page
+# ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def numbers() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(separability.RESULTS.read_text())
+    return found
+
+
+def test_the_page_holds_the_tables_of_the_results() -> None:
+    assert separability_tables.rendered() == separability_tables.PAGE.read_text(encoding="utf-8")
+
+
+def test_a_changed_result_changes_the_page(numbers: dict[str, Any], tmp_path: Path) -> None:
+    for section in ("views", "by_malicious", "mended", "sweeps", "sampled"):
+        changed = {**numbers, section: [{**row, "auroc": 0.0123} for row in numbers[section]]}
+        path = tmp_path / "changed.json"
+        path.write_text(json.dumps(changed))
+        assert separability_tables.rendered(results=path).count("0.01 [") > 3
+
+
+def test_every_pair_of_sources_is_there_once_a_recipe_and_share_and_the_summary_is_their_mean(
+    numbers: dict[str, Any],
+) -> None:
+    cells = {
+        (row["recipe"], row["malicious"], row["benign"], row["share"]): row
+        for row in numbers["cross_source"]
+    }
+    assert set(cells) == {
+        (recipe, bad, good, share)
+        for recipe in separability.RECIPES
+        for bad in MALICIOUS
+        for good in BENIGN
+        for share in SHARES
+    }
+    assert len(cells) == len(numbers["cross_source"])
+    for recipe, view in separability.RECIPES.items():
+        for share in SHARES:
+            own = [
+                row["auroc"] for key, row in cells.items() if (key[0], key[3]) == (recipe, share)
+            ]
+            whole = next(
+                row
+                for row in numbers["views"]
+                if (
+                    row["layer"],
+                    row["factors"],
+                    row["modules"],
+                    row["step"],
+                    row["protocol"],
+                    row["share"],
+                )
+                == (view.layer, "B", "all", 5, "unseen", share)
+            )
+            assert whole["auroc"] == pytest.approx(np.mean(own), abs=1e-3)
+            assert whole["auroc_worst"] == pytest.approx(min(own), abs=1e-3)
+
+
+def test_every_auroc_of_the_results_is_inside_its_interval_with_its_sample_size(
+    numbers: dict[str, Any],
+) -> None:
+    for section in (
+        "views",
+        "cross_source",
+        "by_malicious",
+        "twins",
+        "mended",
+        "sweeps",
+        "transfer",
+        "sampled",
+        "drift",
+    ):
+        for row in numbers[section]:
+            low, high = row["auroc_ci"]
+            assert 0 <= low <= row["auroc"] + 1e-3
+            assert row["auroc"] - 1e-3 <= high <= 1
+            assert min(row["n_malicious"], row["n_benign"]) >= 1
+    full = [
+        row
+        for row in numbers["views"]
+        if row["protocol"] == "in distribution" and row["against"] == "all benign"
+    ]
+    clients: list[Client] = plan()
+    for row in full:
+        assert row["n_malicious"] == sum(
+            client.label and client.share == row["share"] for client in clients
+        )
+        assert row["n_benign"] == sum(not client.label for client in clients)
+
+
+def test_the_recorded_global_adapters_drift_away_from_the_initial_one(
+    numbers: dict[str, Any],
+) -> None:
+    for row in numbers["sampled"]:
+        if row["participation"] == 1:
+            fields = ("recipe", "way", "share")
+            (last,) = (
+                other
+                for other in numbers["sampled"]
+                if other["participation"] == 8
+                and all(other[field] == row[field] for field in fields)
+            )
+            assert (
+                last["global_moved"] > 2 * row["global_moved"] > 0
+            )  # the mean over a participation's three rounds
+    for row in numbers["drift"]:
+        assert (row["global_moved"] == 0) == (row["round"] == 1)

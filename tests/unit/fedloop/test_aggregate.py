@@ -1,0 +1,578 @@
+"""Rules by their definitions and by recorded vectors; nobody of weight 0 moves any of them.
+
+What cannot be aggregated is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedloop.errors import AggregationError
+from fedloop.rules import rows as aggregate_rows
+from fedloop.rules.classic import (
+    AGGREGATORS,
+    OFFICIAL_OPTIONS,
+    PRE_AGGREGATORS,
+    StreamingMean,
+    aggregator,
+    tolerable,
+)
+
+RULES = {
+    **{name: {} for name in AGGREGATORS},
+    **{f"{name} official": options for name, options in OFFICIAL_OPTIONS.items() if options},
+}
+USING_F = ("trimmed_mean", "meamed", "krum", "multi_krum", "nnm", "dnc")
+
+
+def run(rule: str, deltas: Any, weights: Any, f: int = 2, **options: Any) -> Tensor:
+    return AGGREGATORS[rule.split()[0]](deltas, weights, f=f, **{**RULES[rule], **options})
+
+
+def updates(n: int = 9, d: int = 40, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Honest rows around one direction, the last two long and the other way."""
+    rng = torch.Generator().manual_seed(seed)
+    rows = 0.01 * torch.randn(n, d, generator=rng, dtype=torch.float64) + 0.01
+    rows[-2:] *= -5
+    return rows.to(dtype)
+
+
+def ones(n: int) -> Tensor:
+    return torch.ones(n, dtype=torch.float64)
+
+
+# ---- recorded vectors ----
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "median",
+        "trimmed_mean",
+        "meamed",
+        "krum",
+        "multi_krum",
+        "geometric_median",
+        "centered_clipping",
+    ],
+)
+def test_byzfl_agrees(vectors: Path, number: int, rule: str) -> None:
+    with np.load(vectors / f"byzfl_{number}.npz") as recorded:
+        X, f, expected = recorded["X"], recorded["f"], recorded[f"out_{rule}"]
+    assert np.abs(AGGREGATORS[rule](X, np.ones(len(X)), f=f).numpy() - expected).max() < 1e-12
+    assert np.abs(X.mean(0) - expected).max() > 1e-2  # the mean would not do
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_byzfl_mixes_alike(vectors: Path, number: int) -> None:
+    with np.load(vectors / f"byzfl_{number}.npz") as recorded:
+        X, f, expected = recorded["X"], int(recorded["f"]), recorded["out_nnm"]
+    np.testing.assert_allclose(
+        PRE_AGGREGATORS["nnm"](X, np.ones(len(X)), f=f), expected, rtol=0, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        AGGREGATORS["nnm"](X, np.ones(len(X)), f=f), expected.mean(0), rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("rule", ["krum", "multi_krum"])
+def test_the_recorded_krums_agree_with_either_count_of_neighbours(
+    vectors: Path, number: int, rule: str
+) -> None:
+    with np.load(vectors / f"byzfl_{number}.npz") as recorded:
+        X, f, expected = recorded["X"], int(recorded["f"]), recorded[f"out_{rule}"]
+    for neighbours in ("blanchard", "byzfl"):
+        np.testing.assert_allclose(
+            AGGREGATORS[rule](X, np.ones(len(X)), f=f, neighbours=neighbours),
+            expected,
+            rtol=0,
+            atol=1e-12,
+        )
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("rule", OFFICIAL_OPTIONS)
+def test_the_official_variant_agrees(vectors: Path, number: int, rule: str) -> None:
+    name = {"mean": "fedavg", "trimmed_mean": "trimmedmean"}.get(rule, rule)
+    with np.load(vectors / f"official_aggregation_{number}.npz") as recorded:
+        start, n_k, f, expected = (
+            recorded["global"],
+            recorded["num_examples"],
+            int(recorded["f"]),
+            recorded[f"out_{name}"],
+        )
+        deltas = recorded["locals"] - start
+    options = dict(OFFICIAL_OPTIONS[rule])
+    if rule == "flame":
+        options["start"] = start
+    if rule == "lasa":
+        options["sizes"] = [
+            math.prod(shape)
+            for shape in json.loads((vectors / "layout.json").read_text())["shapes"]
+        ]
+    result = AGGREGATORS[rule](deltas, n_k, f=f, **options)
+    assert result.dtype == torch.float32
+    assert np.abs(start + result.numpy() - expected).max() < 1e-6
+
+
+def test_where_the_official_variant_differs_the_textbook_does_not_agree(vectors: Path) -> None:
+    with np.load(vectors / "official_aggregation_2.npz") as recorded:
+        start, deltas, f = (
+            recorded["global"],
+            recorded["locals"] - recorded["global"],
+            int(recorded["f"]),
+        )
+        expected = {
+            rule: recorded[f"out_{rule.replace('_', '')}"]
+            for rule in ("trimmed_mean", "krum", "flame", "lasa")
+        }
+    for rule, value in expected.items():
+        assert (
+            np.abs(
+                start + AGGREGATORS[rule](deltas, np.ones(len(deltas)), f=f).numpy() - value
+            ).max()
+            > 1e-3
+        ), rule
+
+
+# ---- the definitions, slowly ----
+
+
+def slow_median(rows: list[list[float]], f: int) -> list[float]:
+    result = []
+    for column in zip(*rows, strict=True):
+        values, n = sorted(column), len(column)
+        result.append(values[n // 2] if n % 2 else (values[n // 2 - 1] + values[n // 2]) / 2)
+    return result
+
+
+def slow_trimmed_mean(rows: list[list[float]], f: int) -> list[float]:
+    return [
+        math.fsum(sorted(column)[f : len(column) - f]) / (len(column) - 2 * f)
+        for column in zip(*rows, strict=True)
+    ]
+
+
+def slow_meamed(rows: list[list[float]], f: int) -> list[float]:
+    middle = slow_median(rows, f)
+    columns = zip(*rows, strict=True)
+    return [
+        math.fsum(sorted(column, key=lambda x: abs(x - m))[: len(column) - f]) / (len(column) - f)
+        for column, m in zip(columns, middle, strict=True)
+    ]
+
+
+def slow_scores(rows: list[list[float]], f: int) -> list[float]:
+    scores = []
+    for i, row in enumerate(rows):
+        distances = sorted(
+            math.fsum((a - b) ** 2 for a, b in zip(row, other, strict=True))
+            for j, other in enumerate(rows)
+            if j != i
+        )
+        scores.append(math.fsum(distances[: len(rows) - f - 2]))
+    return scores
+
+
+def slow_krum(rows: list[list[float]], f: int) -> list[float]:
+    scores = slow_scores(rows, f)
+    return rows[scores.index(min(scores))]
+
+
+def slow_multi_krum(rows: list[list[float]], f: int) -> list[float]:
+    scores = slow_scores(rows, f)
+    best = sorted(range(len(rows)), key=lambda i: scores[i])[: len(rows) - f]
+    return [math.fsum(rows[i][j] for i in best) / len(best) for j in range(len(rows[0]))]
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [slow_median, slow_trimmed_mean, slow_meamed, slow_krum, slow_multi_krum],
+    ids=lambda slow: slow.__name__,
+)
+@pytest.mark.parametrize(("n", "f"), [(9, 2), (10, 3), (7, 2), (5, 1), (4, 0)])
+def test_the_fast_rule_is_the_definition(slow: Callable[..., list[float]], n: int, f: int) -> None:
+    rule = AGGREGATORS[slow.__name__.removeprefix("slow_")]
+    for seed in range(10):
+        rows = np.random.default_rng(seed).standard_normal((n, 6))
+        expected = slow(rows.tolist(), f)
+        np.testing.assert_allclose(rule(rows, np.ones(n), f=f), expected, rtol=0, atol=1e-12)
+        if f and n > 4:
+            rows[0] += 100
+            assert not np.allclose(rule(rows, np.ones(n), f=f), rows.mean(0))
+
+
+def test_blocks_of_columns_have_no_seams(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, n_k = updates(9, 100), torch.arange(1, 10)
+    whole = {rule: run(rule, rows, n_k) for rule in RULES}
+    monkeypatch.setattr(aggregate_rows, "BLOCK", 7)
+    monkeypatch.setattr("fedloop.rules.compared.COLUMNS", 7)
+    for rule, result in whole.items():
+        torch.testing.assert_close(run(rule, rows, n_k), result, rtol=0, atol=1e-14, msg=rule)
+
+
+def test_neighbours_tell_the_two_krums_apart() -> None:
+    rows = next(
+        x
+        for x in (np.random.default_rng(seed).standard_normal((7, 2)) for seed in range(200))
+        if not np.array_equal(
+            AGGREGATORS["krum"](x, np.ones(7), f=2),
+            AGGREGATORS["krum"](x, np.ones(7), f=2, neighbours="byzfl"),
+        )
+    )
+    squares = ((rows[:, None] - rows[None]) ** 2).sum(2)
+    for neighbours, count in (("blanchard", 3), ("byzfl", 4)):
+        best = np.sort(squares, axis=1)[:, 1 : 1 + count].sum(1).argmin()
+        np.testing.assert_allclose(
+            AGGREGATORS["krum"](rows, np.ones(7), f=2, neighbours=neighbours), rows[best]
+        )
+
+
+def test_krum_measures_the_deltas_and_not_where_they_start() -> None:
+    start = 0.02 * torch.randn(4096, generator=torch.Generator().manual_seed(1))
+    rows = updates(9, 4096, dtype=torch.float32) * 1e-3
+    best = run("krum", rows, ones(9))
+    assert any(torch.equal(best, row) for row in rows[:-2])
+    parameters = start + rows
+    squares = (parameters * parameters).sum(1)
+    naive = squares[:, None] + squares[None] - 2 * parameters @ parameters.T
+    exact = torch.cdist(rows.double(), rows.double()).square()
+    ours = aggregate_rows.squared_distances(aggregate_rows.inner_products(rows))
+    honest = torch.ones(7, 7).triu(1).bool()
+    assert ((naive[:7, :7] / exact[:7, :7] - 1).abs()[honest] > 0.01).any()  # float32 on parameters
+    np.testing.assert_allclose(ours, exact, rtol=1e-9, atol=1e-18)
+
+
+def test_weights_enter_the_mean_and_the_geometric_median() -> None:
+    rows = updates()
+    weights = torch.arange(1.0, 10.0)
+    torch.testing.assert_close(
+        run("mean", rows, weights), (weights.double() / 45) @ rows, rtol=1e-13, atol=1e-15
+    )
+    repeated = rows.repeat_interleave(weights.long(), dim=0)
+    for rule in RULES:
+        result = run(rule, rows, weights)
+        if rule == "geometric_median":
+            torch.testing.assert_close(result, run(rule, repeated, ones(45)), rtol=1e-9, atol=1e-12)
+        elif rule != "mean":
+            torch.testing.assert_close(result, run(rule, rows, ones(9)), rtol=0, atol=0, msg=rule)
+
+
+def test_the_geometric_median_minimises_the_sum_of_distances_at_any_scale() -> None:
+    for scale in (1e-6, 1.0, 1e6):
+        rows = updates() * scale
+        rows[-2:] *= 10
+        best = run("geometric_median", rows, ones(9), iterations=200)
+        cost = lambda point: float((rows - point).norm(dim=1).sum())  # noqa: B023, E731
+        for direction in torch.eye(40, dtype=torch.float64):
+            assert cost(best) <= cost(best + 1e-3 * scale * direction) + 1e-12 * scale
+        assert (
+            cost(run("geometric_median", rows, ones(9)))
+            < 1.05 * cost(best)
+            < 0.9 * cost(rows.mean(0))
+        )
+
+
+def test_most_of_the_weight_in_one_point_is_the_geometric_median() -> None:
+    rows = torch.cat([torch.zeros(3, 4), torch.ones(2, 4)]).double()
+    assert run("geometric_median", rows, ones(5)).abs().max() < 1e-5
+    torch.testing.assert_close(
+        run("geometric_median", rows, torch.tensor([0.1, 0.1, 0.1, 1, 1]), iterations=50),
+        rows[4],
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+def test_clipping_starts_where_it_is_told_and_bounds_every_row() -> None:
+    rows = updates()
+    start = rows[:7].mean(0)
+    far = rows.clone()
+    far[8] *= 1e6
+    point = start.clone()
+    for _ in range(3):
+        point = point + torch.stack(
+            [(row - point) * min(1.0, 0.05 / float((row - point).norm())) for row in far]
+        ).mean(0)
+    result = run("centered_clipping", far, ones(9), tau=0.05, iterations=3, start=start)
+    torch.testing.assert_close(result, point, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        run("centered_clipping", rows, ones(9)), rows.mean(0)
+    )  # tau = 10 clips nothing here
+    assert (run("centered_clipping", rows, ones(9), tau="median") - rows.mean(0)).norm() > 1e-3
+
+
+def test_mixing_comes_before_another_rule() -> None:
+    rows, weights = updates(), ones(9)
+    rows[4], weights[4] = math.nan, 0
+    mixed = PRE_AGGREGATORS["nnm"](rows, weights, f=2)
+    assert mixed.shape == rows.shape
+    assert not mixed[4].any()
+    spread = lambda x: float(x[:4].std(0).norm())  # noqa: E731
+    assert spread(mixed) < spread(rows)
+    torch.testing.assert_close(
+        run("trimmed_mean", mixed, weights), run("trimmed_mean", mixed[weights > 0], ones(8))
+    )
+
+
+# ---- every rule ----
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_client_of_weight_zero_cannot_move_the_result(rule: str) -> None:
+    rows, weights = updates(), torch.arange(1.0, 10.0)
+    weights[[0, 5]] = 0
+    expected = run(rule, rows[weights > 0], weights[weights > 0])
+    for bad in (math.nan, math.inf, 1e300, 0.0):
+        changed = rows.clone()
+        changed[[0, 5]] = bad
+        assert torch.equal(run(rule, changed, weights), expected)
+    weights[0], changed = 1e-9, rows.clone()
+    changed[0, 0] = math.nan
+    with pytest.raises(AggregationError, match="NaN or infinity in row 0 of weight 1e-09"):
+        run(rule, changed, weights)  # the least weight counts
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_order_of_clients_does_not_matter(rule: str) -> None:
+    for n, f in ((9, 2), (8, 3), (5, 2), (2, 0)):
+        rows, weights = updates(n, seed=n), torch.arange(1.0, n + 1)
+        expected = (
+            run(rule, rows, weights, f) if (rule, n) != ("trimmed_mean official", 2) else None
+        )
+        for seed in range(3):
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+            if expected is not None:
+                torch.testing.assert_close(
+                    run(rule, rows[order], weights[order], f), expected, rtol=1e-9, atol=1e-13
+                )
+    rows = updates()
+    assert (
+        run("mean", rows, torch.arange(1.0, 10.0))
+        - run("mean", rows.flip(0), torch.arange(1.0, 10.0))
+    ).norm() > 1e-3
+
+
+# The official trimmed mean drops one value a side: of fewer than three rows nobody would be left.
+@pytest.mark.parametrize(
+    ("rule", "n"),
+    [
+        (rule, n)
+        for rule in RULES
+        for n in (1, 2, 3, 7)
+        if rule not in ("foolsgold", "lasa") and (n > 2 or rule != "trimmed_mean official")
+    ],
+)
+def test_identical_rows_give_that_row(rule: str, n: int) -> None:
+    row = updates(1)[0]
+    torch.testing.assert_close(
+        run(rule, row.repeat(n, 1), torch.arange(1.0, n + 1), f=tolerable(rule.split()[0], n)),
+        row,
+        rtol=1e-9,
+        atol=1e-14,
+    )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_inputs_stay_as_they_are_and_arrays_do_as_well_as_tensors(rule: str) -> None:
+    rows, weights = updates(dtype=torch.float32), torch.arange(9.0)
+    before, array, numbers = rows.clone(), rows.numpy().copy(), weights.numpy().copy()
+    result = run(rule, rows, weights)
+    assert result.shape == (40,)
+    assert result.dtype == torch.float32
+    assert torch.equal(rows, before)
+    assert torch.equal(weights, torch.arange(9.0))
+    array.flags.writeable = False
+    assert torch.equal(run(rule, array, numbers), result)
+    assert torch.equal(run(rule, np.asfortranarray(array)[:, ::1], numbers.tolist()), result)
+    leaf = rows.clone().requires_grad_()
+    assert not run(rule, leaf, weights).requires_grad
+    assert run(rule, rows.bfloat16(), weights).dtype == torch.float32
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_majority_holds_against_two_far_away(rule: str) -> None:
+    rows = updates()
+    honest = rows[:-2].mean(0)
+    rows[-2:] = -1e4 * honest
+    reached = float((run(rule, rows, ones(9)) - honest).norm() / honest.norm())
+    # Clipping at 10 is no clipping of deltas, mixing needs a robust rule after it, trimming one a
+    # side leaves one of two.
+    exposed = {"mean", "centered_clipping", "nnm", "trimmed_mean official"}
+    assert (reached > 10) == (rule in exposed), reached
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_not_a_round_of_updates_is_refused(rule: str) -> None:
+    rows = updates()
+    nan, inf = rows.clone(), rows.clone()
+    nan[3, 7], inf[2, 0] = math.nan, -math.inf
+    bad: Any
+    for bad, weights, message in (
+        (nan, ones(9), "row 3"),
+        (inf, ones(9), "row 2"),
+        (rows[0], ones(40), r"expected \(n, d\)"),
+        (rows[:0], ones(0), r"expected \(n, d\)"),
+        (rows.long(), ones(9), "floating-point"),
+        (rows.tolist(), ones(9), "floating-point"),
+        (rows.numpy().astype(str), ones(9), "floating-point"),
+        (rows, ones(8), r"expected \(9,\)"),
+        (rows, ones(9)[:, None], r"expected \(9,\)"),
+        (rows, 0 * ones(9), "Skip the round"),
+        (rows, -ones(9), "at least 0"),
+        (rows, math.nan * ones(9), "finite"),
+        (rows, math.inf * ones(9), "finite"),
+        (rows, ["a"] * 9, "one number"),
+    ):
+        with pytest.raises(AggregationError, match=message):
+            run(rule, bad, weights)
+
+
+@pytest.mark.parametrize(
+    "rule", [rule for rule in RULES if rule in USING_F or rule == "krum official"]
+)
+def test_too_many_to_tolerate_is_refused(rule: str) -> None:
+    rows, weights = updates(), ones(9)
+    assert run(rule, rows, weights, f=4).isfinite().all()
+    with pytest.raises(
+        AggregationError, match=r"Cannot tolerate 2f >= n: got f=5, n=9; expected f of at most 4"
+    ):
+        run(rule, rows, weights, f=5)
+    weights[:2] = 0
+    with pytest.raises(AggregationError, match="got f=4, n=7"):
+        run(rule, rows, weights, f=4)
+    assert run(rule, rows, weights, f=tolerable(rule.split()[0], 7)).isfinite().all()
+    bad: Any
+    for bad in (-1, 1.5, "2", None):
+        with pytest.raises(AggregationError, match=r"got f="):
+            run(rule, rows, weights, f=bad)
+    if rule in USING_F:
+        with pytest.raises(TypeError, match="'f'"):
+            AGGREGATORS[rule](rows, weights)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in AGGREGATORS if rule not in USING_F])
+def test_f_may_be_given_to_rules_that_have_no_use_for_it(rule: str) -> None:
+    assert torch.equal(
+        AGGREGATORS[rule](updates(), ones(9), f=100), AGGREGATORS[rule](updates(), ones(9))
+    )
+
+
+def test_names_that_do_not_exist_are_refused_with_those_that_do() -> None:
+    assert aggregator("krum") is AGGREGATORS["krum"]
+    with pytest.raises(
+        AggregationError, match="got aggregator 'krumm'; expected one of mean, median"
+    ):
+        aggregator("krumm")
+    with pytest.raises(AggregationError, match="got aggregator"):
+        tolerable("krumm", 3)
+    with pytest.raises(AggregationError, match="got n=0"):
+        tolerable("krum", 0)
+    assert [tolerable("krum", n) for n in range(1, 6)] == [0, 0, 1, 1, 2]
+    for rule in ("median", "trimmed_mean", "krum"):
+        with pytest.raises(AggregationError, match="expected one of textbook, official"):
+            AGGREGATORS[rule](updates(), ones(9), f=2, variant="Official")
+    with pytest.raises(AggregationError, match="expected one of blanchard, byzfl"):
+        AGGREGATORS["krum"](updates(), ones(9), f=2, neighbours="all")
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("multi_krum", {"m": 0}),
+        ("multi_krum", {"m": 10}),
+        ("geometric_median", {"iterations": 0}),
+        ("geometric_median", {"smoothing": 0}),
+        ("centered_clipping", {"tau": 0}),
+        ("centered_clipping", {"tau": math.nan}),
+        ("centered_clipping", {"tau": "mean"}),
+        ("centered_clipping", {"start": torch.zeros(3)}),
+        ("centered_clipping", {"start": torch.full((40,), math.nan)}),
+        ("foolsgold", {"history": torch.zeros(9, 39)}),
+        ("foolsgold", {"history": torch.full((9, 40), math.nan)}),
+        ("residual", {"confidence": 0}),
+        ("residual", {"floor": 0}),
+        ("residual", {"threshold": -1}),
+        ("dnc", {"iterations": 0}),
+        ("dnc", {"coordinates": 0}),
+        ("dnc", {"removed": 5}),
+        ("dnc", {"removed": -1}),
+        ("flame", {"noise": -1}),
+        ("flame", {"noise": math.nan}),
+        ("flame", {"start": torch.zeros(3)}),
+        ("lasa", {"sizes": [20, 19]}),
+        ("lasa", {"sizes": [0, 40]}),
+        ("lasa", {"sparsity": 1}),
+        ("lasa", {"norm_bound": 0}),
+        ("lasa", {"sign_bound": -1}),
+    ],
+)
+def test_options_out_of_range_are_refused(rule: str, options: dict[str, Any]) -> None:
+    with pytest.raises(AggregationError, match=r"got .*expected"):
+        run(rule, updates(), ones(9), **options)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "krum",
+        "multi_krum",
+        "geometric_median",
+        "centered_clipping",
+        "nnm",
+        "foolsgold",
+        "dnc",
+        "flame",
+        "lasa",
+    ],
+)
+def test_lengths_that_overflow_are_refused(rule: str) -> None:
+    rows = updates()
+    rows[0] = 1e300
+    with pytest.raises(AggregationError, match="overflow"):
+        run(rule, rows, ones(9))
+
+
+# ---- the mean that streams ----
+
+
+def test_the_streaming_mean_is_the_mean() -> None:
+    rows, weights = updates(dtype=torch.float32), torch.arange(9.0)
+    stream = StreamingMean()
+    for row, weight in zip(rows, weights / weights.sum(), strict=True):
+        stream.add(row if weight else torch.full((40,), math.nan), float(weight))
+    torch.testing.assert_close(stream.result(), run("mean", rows, weights), rtol=1e-6, atol=0)
+    claims = StreamingMean()
+    for row, weight in zip(rows, weights, strict=True):
+        claims.add(row.numpy(), 1000 * float(weight))
+    torch.testing.assert_close(claims.result(), run("mean", rows, weights), rtol=1e-6, atol=0)
+
+
+def test_the_streaming_mean_refuses_what_it_cannot_count() -> None:
+    stream = StreamingMean()
+    with pytest.raises(AggregationError, match="Skip the round"):
+        stream.result()
+    stream.add(torch.ones(3), 1.0)
+    for delta, weight in (
+        (torch.ones(3), -1.0),
+        (torch.ones(3), math.nan),
+        (torch.ones(4), 1.0),
+        (torch.tensor([1.0, 2.0, math.inf]), 1.0),
+    ):
+        with pytest.raises(AggregationError, match="expected"):
+            stream.add(delta, weight)
+    assert torch.equal(stream.result(), torch.ones(3))
+    stream.add(torch.full((3,), 1e308, dtype=torch.float64), 10.0)
+    with pytest.raises(AggregationError, match="overflows"):
+        stream.result()

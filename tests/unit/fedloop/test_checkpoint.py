@@ -1,0 +1,231 @@
+"""A checkpoint is whole or not there: what goes in comes out, and what was damaged is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedloop.errors import StateError
+from fedloop.run.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
+from tests.helpers.federated import same_tree
+
+GENERATOR = np.random.default_rng(0)
+SHARED = torch.arange(12.0)
+TREE: dict[str, Any] = {
+    "none": None,
+    "numbers": [0, -7, 2**60, 0.1, 1e-300, -0.0, True, False],
+    "text": 'ü ☃ \x00 "quoted" \ud800',
+    "empty": {
+        "dict": {},
+        "list": [],
+        "text": "",
+        "array": np.zeros((0, 3)),
+        "tensor": torch.zeros(0),
+    },
+    "nested": [{"a": [torch.randn(2, 3, dtype=torch.float64), {"b": np.array([1, 2, 3])}]}, (1, 2)],
+    "types": [
+        torch.tensor([1.5, math.nan, math.inf, -0.0]),
+        torch.ones(2, dtype=torch.bfloat16),
+        torch.tensor(3),
+        torch.tensor([True]),
+        np.float32([1e-45, 3e38]),
+        np.array(2.5),
+        np.array([[True, False]]),
+        np.arange(4, dtype=np.int64),
+    ],
+    "views": [
+        SHARED[:6],
+        SHARED[3:],
+        SHARED.view(3, 4).T,
+        np.asfortranarray(GENERATOR.normal(size=(3, 4))),
+        np.arange(10.0)[::-2],
+    ],
+    "clients": {
+        "a/b": {"c": torch.tensor([1.0])},
+        "a": {"b/c": torch.tensor([2.0])},
+        "__array__": torch.tensor([3.0]),
+        "": {"__array__": "0"},
+    },
+}
+
+
+def saved(folder: Path, tree: dict[str, Any] | None = None, round: int = 3) -> Path:
+    save_checkpoint(folder, round, TREE if tree is None else tree)
+    return folder / f"round-{round:06d}"
+
+
+def test_a_tree_comes_back_as_it_was(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path / "absent") is None
+    assert load_checkpoint(tmp_path) is None
+    saved(tmp_path / "some" / "where")
+    found = load_checkpoint(tmp_path / "some" / "where")
+    assert found is not None
+    number, tree = found
+    assert number == 3
+    nans = {"types": [TREE["types"][0].nan_to_num(nan=7.0), *TREE["types"][1:]]}
+    tree["types"][0] = tree["types"][0].nan_to_num(nan=7.0)
+    assert same_tree(tree, TREE | nans)
+    assert not same_tree(tree, TREE | nans | {"none": 0})  # negative control of the comparison
+    assert math.copysign(1, tree["numbers"][5]) == -1
+    assert tree["views"][4].tolist() == [9.0, 7.0, 5.0, 3.0, 1.0]
+
+
+def test_what_comes_back_is_a_copy(tmp_path: Path) -> None:
+    tensor = torch.zeros(3)
+    saved(tmp_path, {"x": tensor})
+    tensor += 1
+    assert load_checkpoint(tmp_path)[1]["x"].tolist() == [0.0, 0.0, 0.0]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"a": {"b": [object()]}}, "got a object at /a/b/0"),
+        ({"a": {1: 2}}, "keys other than strings at /a"),
+        ({1: 2}, "keys other than strings at the top"),
+        ({"a": np.int64(3)}, "got a int64 at /a"),
+        ({"a": math.nan}, "got nan at /a"),
+        ({"a": [-math.inf]}, "got -inf at /a/0"),
+        ({"a": np.array(["x"])}, "array of <U1 at /a"),
+        ({"a": np.array([None])}, "array of object at /a"),
+        ({"a": {3}}, "got a set at /a"),
+    ],
+)
+def test_what_is_not_plain_is_refused_and_the_former_state_stays(
+    tmp_path: Path, tree: dict[str, Any], message: str
+) -> None:
+    saved(tmp_path, {"former": 1}, 1)
+    with pytest.raises(StateError, match=message):
+        save_checkpoint(tmp_path, 2, tree)
+    assert load_checkpoint(tmp_path) == (1, {"former": 1})
+
+
+def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
+    folder = saved(
+        tmp_path,
+        {
+            "record": '{"f": 0.25}',
+            "trust": {"c1": [0.1, 3, True, None]},
+            "lora": torch.arange(5.0),
+            "é": "ü",
+        },
+    )
+    whole = load_checkpoint(tmp_path)
+    for name in ("state.json", "arrays.safetensors"):
+        content = (folder / name).read_bytes()
+        for position in range(len(content)):
+            flipped = content[position] ^ (
+                1 if position % 2 else 32
+            )  # 32 turns letters into capitals
+            (folder / name).write_bytes(
+                content[:position] + bytes([flipped]) + content[position + 1 :]
+            )
+            try:
+                found = load_checkpoint(tmp_path)
+            except StateError:
+                continue
+            assert same_tree(found, whole), (
+                name,
+                position,
+            )  # JSON can be written in two ways: \u00FC for \u00fc
+            assert name == "state.json"
+        (folder / name).write_bytes(content)
+    assert same_tree(load_checkpoint(tmp_path), whole)
+
+
+def test_cut_swapped_and_missing_files_are_refused(tmp_path: Path) -> None:
+    for round, tree in ((3, TREE), (4, {**TREE, "none": 1})):
+        saved(tmp_path / str(round), tree, 3)
+    folder, other = tmp_path / "3" / "round-000003", tmp_path / "4" / "round-000003"
+    for name in ("state.json", "arrays.safetensors"):
+        content = (folder / name).read_bytes()
+        for cut in (0, 1, 7, len(content) // 2, len(content) - 1):
+            (folder / name).write_bytes(content[:cut])
+            with pytest.raises(StateError, match="round-000003"):
+                load_checkpoint(tmp_path / "3")
+        (folder / name).unlink()
+        with pytest.raises(StateError, match="not a whole checkpoint"):
+            load_checkpoint(tmp_path / "3")
+        (folder / name).write_bytes(content)
+    for text in (b"[]", b"null", b"{}", b'"state"', b"\xff\xfe"):
+        (folder / "state.json").write_bytes(text)
+        with pytest.raises(StateError, match="round-000003"):
+            load_checkpoint(tmp_path / "3")
+    shutil.copy(other / "state.json", folder)
+    assert (other / "arrays.safetensors").read_bytes() == (
+        folder / "arrays.safetensors"
+    ).read_bytes()
+    assert (
+        load_checkpoint(tmp_path / "3") is not None
+    )  # arrays that are the same may come from anywhere
+    saved(tmp_path / "5", {**TREE, "views": []}, 3)
+    shutil.copy(tmp_path / "5" / "round-000003" / "arrays.safetensors", folder)
+    with pytest.raises(StateError, match="not those that were written"):
+        load_checkpoint(tmp_path / "3")
+
+
+def test_another_version_is_refused_by_its_number(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    values = json.loads((folder / "state.json").read_text())
+    for version in (FORMAT_VERSION + 1, "1", None):
+        (folder / "state.json").write_text(json.dumps({**values, "version": version}))
+        with pytest.raises(
+            StateError, match=f"format version {version!r}; expected {FORMAT_VERSION}"
+        ):
+            load_checkpoint(tmp_path)
+
+
+def test_a_half_written_round_is_not_seen_and_an_old_one_neither(tmp_path: Path) -> None:
+    old = saved(tmp_path, {"n": 2}, 2)
+    shutil.copytree(old, tmp_path / "kept")
+    saved(tmp_path, {"n": 3}, 3)
+    assert not old.exists()
+    shutil.copytree(
+        tmp_path / "kept", old
+    )  # as a kill leaves it between the rename and the removal
+    (old / "state.json").unlink()
+    part = tmp_path / "round-000004.part"
+    part.mkdir()
+    (part / "arrays.safetensors").write_bytes(b"half")
+    (tmp_path / "round-notes.txt").write_text("not ours")
+    (tmp_path / "round-mine").mkdir()
+    assert load_checkpoint(tmp_path) == (3, {"n": 3})
+    saved(tmp_path, {"n": 4}, 4)
+    assert load_checkpoint(tmp_path) == (4, {"n": 4})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "kept",
+        "round-000004",
+        "round-mine",
+        "round-notes.txt",
+    ]
+
+
+def test_a_round_can_be_written_again(tmp_path: Path) -> None:
+    saved(tmp_path, {"n": 1})
+    saved(tmp_path, {"n": 2})
+    assert load_checkpoint(tmp_path) == (3, {"n": 2})
+
+
+def test_a_failed_write_leaves_the_former_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, {"n": 1}, 1)
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    for step in ("os.fsync", "pathlib.Path.rename"):
+        with monkeypatch.context() as patched:
+            patched.setattr(step, full)
+            with pytest.raises(OSError, match="no space left"):
+                saved(tmp_path, {"n": 2}, 2)
+        assert load_checkpoint(tmp_path) == (1, {"n": 1})
+    saved(tmp_path, {"n": 2}, 2)
+    assert load_checkpoint(tmp_path) == (2, {"n": 2})

@@ -1,0 +1,433 @@
+"""An experiment's file.
+
+Every wrong field is named with what it got and what is valid, before anything runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedloop.config import Config
+from fedloop.defense.levels import LEVELS, CumulativeLevel
+from fedloop.errors import ConfigError
+
+VALID: dict[str, Any] = {
+    "name": "one",
+    "rounds": 3,
+    "model": {"base": "org/base"},
+    "lora": {},
+    "training": {},
+    "clients": {"benign": ["builtin:benign"], "malicious_source": "builtin:malicious"},
+    "defense": {"level": "cumulative", "probe": "org/probe"},
+    "aggregation": {},
+    "evaluation": {},
+    "output": {},
+}
+
+
+def changed(field: str, value: Any) -> dict[str, Any]:
+    """The valid configuration with one field, "table.field", set."""
+    values = copy.deepcopy(VALID)
+    table, _, name = field.rpartition(".")
+    (values[table] if table else values)[name] = value
+    return values
+
+
+def message(values: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Config.of(values)
+    return str(caught.value)
+
+
+INF, NAN = float("inf"), float("nan")
+# Field, wrong values, what the message says is valid.
+WRONG: list[tuple[str, list[Any], str]] = [
+    ("name", [3, None, ["x"]], "valid string"),
+    ("seed", [-1, True, "1", 1.5, None], "valid integer|greater than or equal to 0"),
+    ("rounds", [0, -3, True, "3", 2.0, None], "valid integer|greater than or equal to 1"),
+    ("model", [None, "org/base", []], "valid dictionary"),
+    ("model.base", [None, 3, ["x"]], "valid string"),
+    ("model.name", [3], "valid string"),
+    ("model.revision", [1.0], "valid string"),
+    ("model.dtype", ["float64", "fp16", None, 16], "'float32', 'float16' or 'bfloat16'"),
+    ("model.quantization", ["2bit", None, True], "'none', '8bit' or '4bit'"),
+    ("lora.r", [0, "8", True, 2.5], "valid integer|greater than or equal to 1"),
+    ("lora.alpha", [0, -1, INF, NAN, "16", True], "valid number|greater than 0|finite number"),
+    (
+        "lora.dropout",
+        [1, 1.5, -0.1, NAN, "0.1"],
+        "valid number|less than 1|greater than or equal to 0|finite number",
+    ),
+    ("lora.target_modules", [[], "q_proj", [3]], "at least 1|valid tuple|valid string"),
+    ("lora.seed", [-1, True], "valid integer|greater than or equal to 0"),
+    (
+        "training.lr",
+        [0, -1e-3, INF, NAN, "5e-5", True, None],
+        "valid number|greater than 0|finite number",
+    ),
+    ("training.min_lr", [-1e-9, INF], "greater than or equal to 0|finite number"),
+    ("training.schedule", ["linear", None], "'cosine' or 'constant'"),
+    ("training.steps", [0, True, 1.0], "valid integer|greater than or equal to 1"),
+    ("training.batch_size", [0, "16"], "valid integer|greater than or equal to 1"),
+    ("training.max_length", [3, True], "valid integer|greater than or equal to 4"),
+    ("training.max_grad_norm", [0, INF], "greater than 0|finite number"),
+    ("training.shadow_lr", [0, "x"], "valid number|greater than 0"),
+    ("training.shadow_examples", [0], "greater than or equal to 1"),
+    ("training.proximal", [-1, NAN], "greater than or equal to 0|finite number"),
+    ("clients.count", [0, "10"], "valid integer|greater than or equal to 1"),
+    ("clients.sampled", [0, True], "valid integer|greater than or equal to 1"),
+    ("clients.examples", [0], "greater than or equal to 1"),
+    ("clients.benign", [[], "builtin:benign", [3]], "at least 1|valid tuple|valid string"),
+    (
+        "clients.benign",
+        [["builtin:unknown"], ["/no/such/file.jsonl"], ["hub:unknown"]],
+        "expected one of builtin:",
+    ),
+    ("clients.partition", ["random", None], "'iid', 'dirichlet', 'by_source' or 'by_column'"),
+    ("clients.column", [3], "valid string"),
+    ("clients.alpha", [0, INF], "greater than 0|finite number"),
+    ("clients.malicious", [-1, True], "valid integer|greater than or equal to 0"),
+    ("clients.malicious_source", ["builtin:unknown", "nowhere"], "expected one of builtin:"),
+    (
+        "clients.poison_share",
+        [0, 1.01, -1, NAN, True],
+        "valid number|greater than 0|less than or equal to 1|finite number",
+    ),
+    ("clients.hard_negatives", [-1], "greater than or equal to 0"),
+    ("clients.hard_negative_source", ["builtin:unknown"], "expected one of builtin:"),
+    ("clients.update_attack", ["bend", 3], "sign_flip, scaling, gaussian|valid string"),
+    ("clients.update_attack_options", [3, ["x"]], "valid dictionary"),
+    (
+        "defense.level",
+        ["steps", "", None, 3],
+        "none, step, client, shadow, evidence, cumulative|valid string",
+    ),
+    ("defense.probe", [3], "valid string"),
+    ("defense.probe_revision", [3], "valid string"),
+    (
+        "defense.threshold",
+        [0, 1, 1.5, -0.1, NAN, True, "own", [0.5]],
+        r"a number in \(0, 1\), or 'probe'",
+    ),
+    ("defense.options", [None, "x"], "valid dictionary"),
+    (
+        "defense.min_mean_factor",
+        [-0.1, 1.1, NAN, "0.2"],
+        "valid number|greater than or equal to 0|less than or equal to 1|finite number",
+    ),
+    (
+        "defense.max_count_ratio",
+        [0.5, INF, True],
+        "valid number|greater than or equal to 1|finite number",
+    ),
+    (
+        "defense.max_norm_ratio",
+        [0.5, INF, True],
+        "valid number|greater than or equal to 1|finite number",
+    ),
+    ("aggregation.rule", ["average", None], "mean, median, trimmed_mean|valid string"),
+    ("aggregation.options", [None, 3], "valid dictionary"),
+    (
+        "aggregation.server",
+        ["adam", None],
+        "fedavg, fedprox, scaffold, fedavgm, fedadagrad, fedyogi, fedadam|valid string",
+    ),
+    ("aggregation.server_options", [3], "valid dictionary"),
+    ("aggregation.lora", ["product", None], "factors, exact, frozen_a|valid string"),
+    ("evaluation.harmful", ["builtin:unknown", 3], "expected one of builtin:|valid string"),
+    ("evaluation.safe", ["nowhere"], "expected one of builtin:"),
+    ("evaluation.utility", ["nowhere"], "expected one of builtin:"),
+    ("evaluation.judge", [3, ["x"]], "valid string"),
+    ("evaluation.reward_model", [True], "valid string"),
+    ("evaluation.every", [-1, True], "valid integer|greater than or equal to 0"),
+    ("evaluation.limit", [0], "greater than or equal to 1"),
+    ("evaluation.max_new_tokens", [0], "greater than or equal to 1"),
+    ("evaluation.temperature", [-0.1, "warm"], "greater than or equal to 0|valid number"),
+    ("evaluation.batch_size", [0], "greater than or equal to 1"),
+    ("output.folder", [3], "valid string"),
+    ("output.tensorboard", ["perhaps", None], "valid boolean"),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "valid"), WRONG, ids=[f"{row[0]} {row[1][0]}" for row in WRONG]
+)
+def test_every_wrong_value_is_named_with_what_was_got_and_what_is_valid(
+    field: str, values: list[Any], valid: str
+) -> None:
+    for value in values:
+        lines = message(changed(field, value)).splitlines()
+        assert lines[0] == "the configuration is not valid:"
+        for line in lines[1:]:
+            assert line.startswith((f"  {field}:", f"  {field}.")), line
+            assert re.search(valid, line), line
+            assert "got " in line, line
+
+
+def test_every_field_has_wrong_values_in_the_table_above() -> None:
+    sections = {name: field.annotation for name, field in Config.model_fields.items()}
+    expected = {name for name, kind in sections.items() if not hasattr(kind, "model_fields")}
+    expected |= {
+        f"{name}.{field}"
+        for name, kind in sections.items()
+        for field in getattr(kind, "model_fields", {})
+    }
+    assert {field for field, _, _ in WRONG} - {"model"} == expected
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["", "model", "lora", "training", "clients", "defense", "aggregation", "evaluation", "output"],
+)
+def test_an_unknown_field_is_answered_with_the_valid_ones_of_its_table(table: str) -> None:
+    field = f"{table}.learning_rate" if table else "learning_rate"
+    line = message(changed(field, 1)).splitlines()[1]
+    valid = (
+        list(Config.model_fields[table].annotation.model_fields)
+        if table
+        else list(Config.model_fields)
+    )  # type: ignore[union-attr]
+    assert line == f"  {field}: unknown field; expected one of {', '.join(valid)}"
+
+
+def test_all_wrong_fields_are_named_at_once() -> None:
+    values = changed("rounds", 0) | {"training": {"lr": -1, "speed": 3}, "model": {}}
+    assert [line.split(":")[0].strip() for line in message(values).splitlines()[1:]] == [
+        "rounds",
+        "model.base",
+        "training.lr",
+        "training.speed",
+    ]
+    for got in ([], "x", None, 3):
+        assert re.search("the file: .*valid dictionary", message(got))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"clients": {"malicious": 3, "malicious_source": None}}, "malicious_source is missing"),
+        ({"clients": {"hard_negatives": 1}}, "hard_negative_source is missing"),
+        ({"clients": {"malicious": 11}}, "got 11 malicious and 0 hard-negative of 10 clients"),
+        (
+            {
+                "clients": {
+                    "malicious": 6,
+                    "hard_negatives": 5,
+                    "hard_negative_source": "builtin:refusals",
+                }
+            },
+            "got 6 malicious and 5 hard-negative",
+        ),
+        ({"clients": {"sampled": 11}}, "got sampled 11 of 10"),
+        ({"clients": {"partition": "by_column"}}, "column is missing"),
+        (
+            {"clients": {"update_attack": "alie", "update_attack_options": {"zeal": 1}}},
+            "no option 'zeal'; expected any of z, tau",
+        ),
+        ({"clients": {"update_attack_options": {"z": 1}}}, "without an update_attack"),
+        ({"defense": {"probe": None}}, "probe is missing; level 'cumulative' needs"),
+        (
+            {"defense": {"level": "none", "options": {"decay": 1}}},
+            r"options \['decay'\] for level 'none'",
+        ),
+        ({"defense": {"options": {"cut": 1}}}, "no field 'cut'; expected any of threshold, shrink"),
+        ({"defense": {"options": {"shrink": -1}}}, "CumulativeLevel.shrink: got -1; expected"),
+        ({"defense": {"options": {"threshold": 1.0}}}, "CumulativeLevel.threshold: got 1.0"),
+        ({"aggregation": {"rule": "krum"}}, "rule 'krum' needs the option f"),
+        (
+            {"aggregation": {"rule": "krum", "options": {"f": 1, "n": 2}}},
+            "no option 'n'; expected any of f, neighbours, variant",
+        ),
+        *(
+            ({"aggregation": {"rule": "krum", "options": {"f": f}}}, "whole number of at least 0")
+            for f in (-1, 1.5, True, "1", None)
+        ),
+        ({"aggregation": {"rule": "dnc", "options": {"f": 1, "rng": 0}}}, "no option 'rng'"),
+        (
+            {"aggregation": {"rule": "mean", "options": {"weights": 0}}},
+            "no option 'weights'; expected any of f",
+        ),
+        (
+            {"aggregation": {"server": "fedavg", "server_options": {"beta1": 0.9}}},
+            "server 'fedavg' has no option 'beta1'; expected any of lr",
+        ),
+        (
+            {"aggregation": {"lora": "exact", "rule": "median"}},
+            "weighted mean of products; got rule 'median'",
+        ),
+        ({"aggregation": {"lora": "exact", "server": "fedadam"}}, "server 'fedadam'"),
+        ({"aggregation": {"lora": "exact", "server_options": {"lr": 0.5}}}, "without options"),
+        (
+            {"aggregation": {"lora": "exact"}, "model": {"quantization": "8bit"}},
+            "got model.quantization '8bit', expected 'none'",
+        ),
+    ],
+)
+def test_fields_that_do_not_fit_together_are_refused(
+    changes: dict[str, Any], expected: str
+) -> None:
+    values = copy.deepcopy(VALID)
+    for table, fields in changes.items():
+        values[table] |= fields
+    assert re.search(expected, message(values))
+
+
+def test_what_is_valid_is_taken_as_it_is() -> None:
+    config = Config.of(VALID)
+    assert (
+        config.rounds,
+        config.training.steps,
+        config.lora.dropout,
+        config.defense.max_count_ratio,
+    ) == (3, 10, 0.05, 3.0)
+    taken = {
+        "training.lr": 1,
+        "lora.alpha": 16,
+        "clients.sampled": 10,
+        "defense.max_count_ratio": None,
+        "defense.threshold": "probe",
+        "clients.poison_share": 0.1,
+        "evaluation.harmful": "builtin:harmful_prompts",
+        "aggregation.options": {"f": 0},
+        "clients.benign": ["builtin:benign/facts", "builtin:refusals"],
+    }
+    for field, value in taken.items():
+        table, _, name = field.partition(".")
+        got = getattr(getattr(Config.of(changed(field, value)), table), name)
+        assert (list(got) if isinstance(got, tuple) else got) == value
+
+
+def test_the_threshold_is_the_levels_the_probes_or_a_number() -> None:
+    def made(**fields: Any) -> Any:
+        return Config.of(
+            {**VALID, "defense": {"level": "cumulative", "probe": "p", **fields}}
+        ).defense.make_level(0.37)
+
+    assert made() == CumulativeLevel()
+    assert made(threshold="probe").threshold == 0.37
+    assert made(threshold=0.6, options={"shrink": 0}) == CumulativeLevel(threshold=0.6, shrink=0)
+    for name, level in LEVELS.items():
+        assert made(level=name) == level()
+
+
+def test_the_digest_is_of_everything_but_name_and_output(tmp_path: Path) -> None:
+    same = Config.of(VALID).digest()
+    assert Config.of(changed("name", "two")).digest() == same
+    assert Config.of(changed("output.folder", str(tmp_path))).digest() == same
+    assert Config.of(changed("output.tensorboard", True)).digest() == same
+    others = [
+        ("seed", 1),
+        ("rounds", 4),
+        ("model.base", "b"),
+        ("model.dtype", "float16"),
+        ("lora.seed", 1),
+        ("training.lr", 1e-3),
+        ("clients.count", 9),
+    ]
+    others += [
+        ("defense.threshold", 0.5),
+        ("defense.options", {"shrink": 0}),
+        ("aggregation.rule", "median"),
+        ("evaluation.every", 1),
+    ]
+    digests = [Config.of(changed(field, value)).digest() for field, value in others]
+    assert len({same, *digests}) == 1 + len(others)
+    assert (
+        Config.of(Config.of(VALID).model_dump(mode="json")).digest() == same
+    )  # as it is read back from a run's folder
+
+
+# --- files
+# ---------------------------------------------------------------------------------------------------------------
+
+FILE = """
+rounds = 2
+[model]
+base = "base"
+[clients]
+benign = ["data/a.jsonl", "builtin:benign"]
+malicious_source = "data/a.jsonl"
+[defense]
+level = "step"
+probe = "probes/one"
+[evaluation]
+utility = "data/a.jsonl"
+harmful = "builtin:harmful_prompts"
+[output]
+folder = "runs/new"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An experiment with its data beside it."""
+    place = tmp_path / "place"
+    for name in ("base", "data", "probes/one"):
+        (place / name).mkdir(parents=True)
+    (place / "data" / "a.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
+    (place / "one.toml").write_text(FILE)
+    return place
+
+
+def test_relative_paths_start_at_the_files_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = set()
+    for here, path in (
+        (tmp_path, "place/one.toml"),
+        (folder, "one.toml"),
+        (tmp_path, folder / "one.toml"),
+    ):
+        monkeypatch.chdir(here)
+        config = Config.read(path)
+        digests.add(config.digest())
+        assert config.model.base == str(folder / "base")
+        assert config.clients.benign == (str(folder / "data" / "a.jsonl"), "builtin:benign")
+        assert config.clients.malicious_source == str(folder / "data" / "a.jsonl")
+        assert config.defense.probe == str(folder / "probes" / "one")
+        assert (config.evaluation.utility, config.evaluation.harmful) == (
+            str(folder / "data" / "a.jsonl"),
+            "builtin:harmful_prompts",
+        )
+        assert config.output.folder == str(folder / "runs" / "new")
+    assert len(digests) == 1  # one experiment, wherever it is started
+
+
+def test_what_is_not_beside_the_file_is_a_hub_id(folder: Path) -> None:
+    (folder / "one.toml").write_text(
+        FILE.replace('"probes/one"', '"org/probe"').replace('base = "base"', 'base = "/abs/base"')
+    )
+    config = Config.read(folder / "one.toml")
+    assert (config.defense.probe, config.model.base) == ("org/probe", "/abs/base")
+
+
+@pytest.mark.parametrize("content", [None, b"rounds = ", b"\xff\xfe", b"rounds = 1\nrounds = 2"])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "bad.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"cannot read .*bad\.toml.*`fedloop example` prints one"):
+        Config.read(path)
+
+
+def test_wrong_tables_in_a_file_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text("model = 3\nclients = [1]\n")
+    with pytest.raises(ConfigError, match=r"(?s)model: .*got 3.*clients: .*got"):
+        Config.read(path)
+
+
+def test_the_example_is_valid_and_uses_what_its_comments_name() -> None:
+    text = files("fedloop").joinpath("example.toml").read_text(encoding="utf-8")
+    config = Config.of(tomllib.loads(text))
+    assert config.defense.level in LEVELS
+    listed = re.search(r'level = "\w+" +# (.*)', text)
+    assert listed is not None
+    assert listed[1].split(", ") == ["none", *LEVELS]

@@ -1,0 +1,453 @@
+"""Sources of examples: the published datasets' filters on rows of their schema, files under
+several field names, and what is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fedloop.data import corpora
+from fedloop.data.builtin import PROMPTS, SETS
+from fedloop.data.corpora import (
+    HUB,
+    Loaded,
+    beavertails_examples,
+    check_source,
+    lmsys_examples,
+    load_corpus,
+    load_prompts,
+    read_pairs,
+    wildchat_examples,
+)
+from fedloop.data.examples import Example, read_jsonl
+from fedloop.errors import ConfigError
+from loraprobe.errors import DataError, MissingExtra
+
+GOOD = {"instruction": "Name a colour.", "response": "Blue."}
+
+
+def chat(**changed: Any) -> dict[str, Any]:
+    """A row of lmsys-chat-1m that passes."""
+    moderation = {"categories": {"hate": False}, "category_scores": {"hate": 0.0}, "flagged": False}
+    row = {
+        "conversation_id": "0",
+        "model": "some-model",
+        "turn": 1,
+        "language": "English",
+        "redacted": False,
+        "conversation": [
+            {"role": "user", "content": "Name a colour."},
+            {"role": "assistant", "content": "Blue."},
+        ],
+        "openai_moderation": [moderation, moderation],
+    }
+    return {**row, **changed}
+
+
+def wild(**changed: Any) -> dict[str, Any]:
+    """A row of WildChat that passes."""
+    row = chat(
+        toxic=False,
+        timestamp="2023-04-09",
+        detoxify_moderation=[{"toxicity": 0.0}, {"toxicity": 0.0}],
+    )
+    row["conversation"] = [
+        {**message, "language": "English", "toxic": False, "redacted": False}
+        for message in row["conversation"]
+    ]
+    return {**row, **changed}
+
+
+def beaver(prompt: str, is_safe: Any, response: Any = "text") -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "response": response,
+        "category": {"privacy_violation": not is_safe},
+        "is_safe": is_safe,
+    }
+
+
+def without(row: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != key}
+
+
+QUESTION, ANSWER = chat()["conversation"]
+CHAT_FAULTS = [
+    ({"conversation": [QUESTION, ANSWER, QUESTION, ANSWER], "turn": 2}, "not a single turn"),
+    ({"conversation": [ANSWER, QUESTION]}, "not a single turn"),
+    ({"conversation": []}, "not a single turn"),
+    ({"conversation": None}, "no conversation"),
+    ({"conversation": ["hello", "hi"]}, "no conversation"),
+    ({"language": "German"}, "not English"),
+    ({"language": None}, "not English"),
+    ({"openai_moderation": [{"flagged": False}, {"flagged": True}]}, "flagged"),
+    ({"openai_moderation": [{"flagged": True}, {"flagged": False}]}, "flagged"),
+    ({"openai_moderation": None}, "no moderation"),
+    ({"openai_moderation": []}, "no moderation"),
+    (
+        {"openai_moderation": [{"flagged": False}]},
+        "no moderation",
+    ),  # one message was never looked at
+    ({"openai_moderation": [{"flagged": False}, {}]}, "no moderation"),
+    ({"openai_moderation": [{"flagged": False}, None]}, "no moderation"),
+    ({"openai_moderation": [{"flagged": 0}, {"flagged": 0}]}, "no moderation"),
+    ({"conversation": [QUESTION, {"role": "assistant", "content": " "}]}, "empty or missing text"),
+    ({"conversation": [{"role": "user", "content": None}, ANSWER]}, "empty or missing text"),
+]
+
+
+@pytest.mark.parametrize(("examples", "row"), [(lmsys_examples, chat), (wildchat_examples, wild)])
+@pytest.mark.parametrize(("changed", "reason"), CHAT_FAULTS)
+def test_a_chat_that_fails_the_filter_is_counted(
+    examples: Callable[..., Loaded], row: Callable[..., Any], changed: dict[str, Any], reason: str
+) -> None:
+    got = examples([row(), row(**changed), row()])
+    assert got == Loaded((Example("Name a colour.", "Blue."),) * 2, {reason: 1})
+
+
+@pytest.mark.parametrize(
+    ("examples", "row"), [(lmsys_examples, chat()), (wildchat_examples, wild())]
+)
+@pytest.mark.parametrize("key", ["openai_moderation", "language", "conversation"])
+def test_a_chat_that_lacks_a_field_is_left_out(
+    examples: Callable[..., Loaded], row: dict[str, Any], key: str
+) -> None:
+    got = examples([without(row, key)])
+    assert (got.examples, sum(got.dropped.values())) == ((), 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (wild(toxic=True), "toxic"),
+        (wild(toxic=None), "no moderation"),
+        (without(wild(), "toxic"), "no moderation"),
+    ],
+)
+def test_wildchat_also_asks_whether_the_conversation_is_toxic(
+    row: dict[str, Any], reason: str
+) -> None:
+    assert wildchat_examples([row]) == Loaded((), {reason: 1})
+    assert (
+        len(lmsys_examples([row]).examples) == 1
+    )  # negative control: nothing else is wrong with it
+
+
+def test_beavertails_takes_one_label_and_each_prompt_once() -> None:
+    data = [
+        beaver("p", False, "first"),
+        beaver("p", True, "safe"),
+        beaver("p", False, "second"),
+        beaver("q", True),
+        beaver("r", False),
+        beaver("s", None),
+        beaver("s", 0),
+        without(beaver("s", False), "is_safe"),
+        beaver("t", False, ""),
+        beaver("u", False, None),
+    ]
+    unknown = {"no is_safe label": 3}
+    unsafe = beavertails_examples(data)
+    assert unsafe.examples == (Example("p", "first"), Example("r", "text"))
+    assert unsafe.dropped == {
+        "labelled safe": 2,
+        "repeated prompt": 1,
+        "empty or missing text": 2,
+        **unknown,
+    }
+    safe = beavertails_examples(data, safe=True)
+    assert safe.examples == (Example("p", "safe"), Example("q", "text"))
+    assert safe.dropped == {"labelled unsafe": 5, **unknown}
+
+
+def test_nothing_is_dropped_silently() -> None:
+    chats = [wild(**changed) for changed, _ in CHAT_FAULTS] + [wild(), wild(toxic=True)]
+    for examples in (lmsys_examples, wildchat_examples):
+        got = examples(chats)
+        assert len(got.examples) + sum(got.dropped.values()) == len(chats)
+
+
+def test_a_limit_stops_reading() -> None:
+    def endless() -> Iterator[dict[str, Any]]:
+        while True:
+            yield chat(language="German")
+            yield chat()
+
+    assert lmsys_examples(endless(), limit=3) == Loaded(
+        (Example("Name a colour.", "Blue."),) * 3, {"not English": 3}
+    )
+    with pytest.raises(ConfigError, match="limit of 0"):
+        lmsys_examples([chat()], limit=0)
+
+
+def test_categories_come_from_a_column_and_its_absence_is_counted() -> None:
+    got = lmsys_examples(
+        [
+            chat(),
+            chat(model="other"),
+            chat(model=None),
+            without(chat(), "model"),
+            chat(language="German"),
+        ],
+        category="model",
+    )
+    assert (got.categories, got.dropped) == (
+        ("some-model", "other"),
+        {"no model": 2, "not English": 1},
+    )
+    assert len(got.examples) == 2
+
+
+# --- files
+# -------------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text(
+        "\n".join(
+            row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows
+        ),
+        encoding="utf-8",
+    )
+    return str(path)
+
+
+def test_a_file_of_ours_reads_as_read_jsonl_reads_it(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "d.jsonl",
+        GOOD,
+        "",
+        {**GOOD, "context": "A rainbow.", "category": "colours"},
+        {**GOOD, "context": None, "response": "a\u2028b"},
+    )
+    assert load_corpus(path).examples == tuple(read_jsonl(path))
+    assert load_corpus(path) == Loaded(tuple(read_jsonl(path)), {}, ())
+
+
+@pytest.mark.parametrize("question", ["instruction", "prompt", "question"])
+@pytest.mark.parametrize("answer", ["response", "output", "answer"])
+@pytest.mark.parametrize("context", ["context", "input"])
+def test_common_field_names_are_understood(
+    tmp_path: Path, question: str, answer: str, context: str
+) -> None:
+    rows = [
+        {question: "Q", answer: "A", context: "C"},
+        {question: "Q", answer: "A", context: ""},
+        {question: "Q", answer: "A", "id": 3},
+    ]
+    expected = (Example("Q", "A", "C"), Example("Q", "A"), Example("Q", "A"))
+    assert read_pairs(write(tmp_path / "rows.jsonl", *rows)).examples == expected
+    assert (
+        read_pairs(write(tmp_path / "rows.json", json.dumps(rows, indent=1))).examples == expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"instruction": "a"},
+            "expected one response, called one of response, output, answer; got none",
+        ),
+        ({"response": "a"}, "expected one instruction"),
+        ({**GOOD, "prompt": "b"}, r"got \['instruction', 'prompt'\]"),
+        ({**GOOD, "context": "b", "input": "c"}, "expected one context"),
+        ({**GOOD, "response": 7}, "response must be a string, got int"),
+        ({**GOOD, "context": ["a"]}, "context must be a string"),
+        ({**GOOD, "instruction": " \n"}, "instruction must not be empty"),
+        ({**GOOD, "response": ""}, "response must not be empty"),
+        ("7", "expected a JSON object, got int"),
+        ("null", "expected a JSON object, got NoneType"),
+        ("{'instruction': 1}", "expected JSON"),
+    ],
+)
+def test_a_wrong_row_is_refused_with_its_place(tmp_path: Path, row: Any, message: str) -> None:
+    with pytest.raises(DataError, match=rf"clients\.jsonl, line 3: .*{message}"):
+        load_corpus(write(tmp_path / "clients.jsonl", GOOD, "", row, GOOD))
+    if not isinstance(row, str):
+        with pytest.raises(DataError, match=rf"clients\.json, row 2: .*{message}"):
+            load_corpus(write(tmp_path / "clients.json", [GOOD, row]))
+
+
+@pytest.mark.parametrize("content", ["", "\n", "[]", "[", '"text"'])
+def test_a_file_without_rows_is_refused(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path / "d.json", content)
+    for read in (load_corpus, load_prompts):
+        with pytest.raises(DataError, match=r"d\.json"):
+            read(path)
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin.jsonl").write_bytes(
+        json.dumps({**GOOD, "response": "d\u00e9j\u00e0"}, ensure_ascii=False).encode("latin-1")
+    )
+    with pytest.raises(DataError, match="UTF-8"):
+        load_corpus(str(tmp_path / "latin.jsonl"))
+
+
+def test_a_column_of_a_file_becomes_the_categories(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {**GOOD, "writer": "a"}, {**GOOD, "writer": "b"})
+    assert load_corpus(path, category="writer").categories == ("a", "b")
+    for bad in (GOOD, {**GOOD, "writer": ""}, {**GOOD, "writer": 3}):
+        path = write(tmp_path / "d.jsonl", {**GOOD, "writer": "a"}, bad)
+        assert len(load_corpus(path).examples) == 2
+        with pytest.raises(DataError, match=r"line 2: .*column 'writer'"):
+            load_corpus(path, category="writer")
+
+
+def test_prompts_of_a_file_need_no_response(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {"prompt": "Say hello."}, {**GOOD, "context": "A rainbow."})
+    assert load_prompts(path) == ["Say hello.", "Name a colour.\n\nA rainbow."]
+    with pytest.raises(DataError, match="line 1"):
+        load_prompts(write(tmp_path / "d.jsonl", {"response": "Hello."}))
+
+
+# --- specifications
+# ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_built_in_set_comes_with_its_categories(name: str) -> None:
+    got = load_corpus(f"builtin:{name}")
+    assert list(zip(got.categories, got.examples, strict=True)) == SETS[name]()
+    assert load_corpus(f"builtin:{name}", category="category") == got
+    assert load_prompts(f"builtin:{name}") == [example.request for example in got.examples]
+    part = load_corpus(f"builtin:{name}/{got.categories[-1]}")
+    assert set(part.categories) == {got.categories[-1]}
+    assert 0 < len(part.examples) < len(got.examples)
+    check_source(f"builtin:{name}")
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_built_in_prompts_are_no_training_data(name: str) -> None:
+    assert load_prompts(f"builtin:{name}") == PROMPTS[name]()
+    check_source(f"builtin:{name}")
+    with pytest.raises(ConfigError, match="builtin:<benign"):
+        load_corpus(f"builtin:{name}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "builtin:",
+        "builtin:bening",
+        "builtin:benign/",
+        "hub:",
+        "hub:lmsys/other",
+        "hubb:x",
+        "absent.jsonl",
+        ".",
+        "http://a/b",
+    ],
+)
+def test_an_unknown_source_is_refused_with_what_is_valid(source: str) -> None:
+    for read in (load_corpus, load_prompts, check_source):
+        with pytest.raises(ConfigError) as caught:
+            read(source)
+        message = str(caught.value)
+        assert repr(source) in message
+        assert (
+            "arithmetic" in message
+            if "/" in source and source.startswith("builtin")
+            else all(name in message for name in (*SETS, *PROMPTS, *HUB))
+        )
+
+
+def test_the_built_in_sets_have_one_column() -> None:
+    with pytest.raises(ConfigError, match="got category 'model'"):
+        load_corpus("builtin:benign", category="model")
+
+
+# --- the Hub
+# ------------------------------------------------------------------------------------------------------------
+
+
+class FakeError(Exception):
+    pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What was asked of the datasets library, and the rows or the error that it gives."""
+    asked: dict[str, Any] = {"rows": [beaver("p", False), beaver("p", True), beaver("q", False)]}
+
+    def load_dataset(name: str, **options: Any) -> Iterator[Any]:
+        asked["call"] = (name, options)
+        for row in asked["rows"]:
+            if isinstance(row, Exception):
+                raise row
+            yield row
+
+    monkeypatch.setitem(
+        sys.modules,
+        "datasets",
+        SimpleNamespace(
+            load_dataset=load_dataset, exceptions=SimpleNamespace(DatasetsError=FakeError)
+        ),
+    )
+    return asked
+
+
+def test_a_hub_source_names_dataset_split_filter_and_revision(hub: dict[str, Any]) -> None:
+    unsafe = load_corpus("hub:PKU-Alignment/BeaverTails")
+    assert hub["call"] == (
+        "PKU-Alignment/BeaverTails",
+        {"split": "30k_train", "streaming": True, "revision": None},
+    )
+    assert unsafe == Loaded((Example("p", "text"), Example("q", "text")), {"labelled safe": 1})
+    safe = load_corpus("hub:PKU-Alignment/BeaverTails#safe@abc123")
+    assert hub["call"] == (
+        "PKU-Alignment/BeaverTails",
+        {"split": "30k_train", "streaming": True, "revision": "abc123"},
+    )
+    assert safe == Loaded((Example("p", "text"),), {"labelled unsafe": 2})
+    assert load_prompts("hub:PKU-Alignment/BeaverTails") == ["p", "q"]
+    assert len(load_corpus("hub:PKU-Alignment/BeaverTails", hub_limit=1).examples) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "row"), [("lmsys/lmsys-chat-1m", chat()), ("allenai/WildChat", wild())]
+)
+def test_chats_of_the_hub(hub: dict[str, Any], name: str, row: dict[str, Any]) -> None:
+    hub["rows"] = [row, {**row, "language": "German"}]
+    assert load_corpus(f"hub:{name}", category="model") == Loaded(
+        (Example("Name a colour.", "Blue."),), {"not English": 1}, ("some-model",)
+    )
+    assert hub["call"] == (name, {"split": "train", "streaming": True, "revision": None})
+
+
+@pytest.mark.parametrize(
+    "error", [FakeError("gated"), OSError("no network"), ValueError("bad split"), RuntimeError("")]
+)
+def test_a_failure_of_the_hub_is_a_data_error_even_half_way(
+    hub: dict[str, Any], error: Exception
+) -> None:
+    hub["rows"] = [beaver("p", False), error]
+    with pytest.raises(DataError, match="cannot read 'hub:PKU-Alignment/BeaverTails' from the Hub"):
+        load_corpus("hub:PKU-Alignment/BeaverTails")
+
+
+def test_a_dataset_of_which_nothing_passes_is_refused_with_the_reasons(hub: dict[str, Any]) -> None:
+    hub["rows"] = [beaver("p", None)]
+    with pytest.raises(DataError, match="no is_safe label': 1"):
+        load_corpus("hub:PKU-Alignment/BeaverTails")
+
+
+def test_without_the_datasets_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtra, match=r"needs datasets.*loraprobe\[fed\]"):
+        load_corpus("hub:lmsys/lmsys-chat-1m")
+    check_source("hub:lmsys/lmsys-chat-1m@abc")  # a name can be checked without
+
+
+def test_every_field_has_its_names_once() -> None:
+    names = [name for group in corpora.FIELD_NAMES.values() for name in group]
+    assert len(names) == len(set(names))

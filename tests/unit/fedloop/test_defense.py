@@ -1,0 +1,519 @@
+"""Defense fails closed.
+
+Whatever is wrong with one client costs that client its weight, and nobody else anything.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedloop.defense.defense import Defense
+from fedloop.defense.levels import (
+    LOCAL_STEPS,
+    SHADOW_GRADIENT,
+    SHADOW_STEPS,
+    ClientLevel,
+    CumulativeLevel,
+    Level,
+    ShadowLevel,
+    StepLevel,
+)
+from fedloop.defense.types import ClientUpdate, RoundRecord
+from fedloop.errors import ConfigError, EvidenceError
+from loraprobe.adapters.adapter import Adapter, Layout, add_delta, pack
+from loraprobe.adapters.pair import LoRAPair
+from loraprobe.heads import MLPHead
+from loraprobe.probe import Probe, fit_probe
+from tests.helpers import federated, make, probes
+from tests.helpers.federated import CLIENTS, LEVELS, same_tree, untimed, update, updates
+
+Change = Callable[[ClientUpdate], ClientUpdate | None]
+READS_STEPS = (LOCAL_STEPS, SHADOW_STEPS, SHADOW_GRADIENT)
+
+
+def defense(level: Level | None, **options: Any) -> Defense:
+    return Defense(probes.tiny_probe("linear", "all_b") if level else None, level, **options)
+
+
+def bent(of: ClientUpdate, value: float) -> ClientUpdate:
+    """The update with one number replaced; its evidence stays."""
+    first = next(iter(of.adapter))
+    pair = of.adapter[first]
+    B = pair.B.clone()
+    B[0, 0] = value
+    return replace(
+        of, adapter=make.with_pairs(of.adapter, {first: LoRAPair(pair.A, B, pair.scaling)})
+    )
+
+
+def stepping(of: ClientUpdate, change: Callable[[Adapter], Any]) -> ClientUpdate:
+    return replace(of, steps=(change(of.steps[0] if of.steps else of.adapter), *of.steps[1:]))
+
+
+def with_module(of: Adapter) -> Adapter:
+    return make.with_pairs(of, {"lm_head": make.pair(r=2)})
+
+
+def without_module(of: Adapter) -> Adapter:
+    return Adapter(dict(list(of.items())[1:]), kind=of.kind, base_model=of.base_model)
+
+
+REJECTED: dict[str, Change] = {
+    "absent": lambda of: None,
+    "nan": lambda of: bent(of, math.nan),
+    "infinite": lambda of: bent(of, math.inf),
+    "misshaped": lambda of: replace(
+        of, adapter=make.with_pairs(of.adapter, {make.module(): make.pair(10, 13, 2)})
+    ),
+    "rank": lambda of: replace(
+        of, adapter=make.with_pairs(of.adapter, {make.module(): make.pair(r=3)})
+    ),
+    "scaling": lambda of: replace(
+        of, adapter=make.with_pairs(of.adapter, {make.module(): make.pair(r=2, scaling=9.0)})
+    ),
+    "extra module": lambda of: replace(of, adapter=with_module(of.adapter)),
+    "missing module": lambda of: replace(of, adapter=without_module(of.adapter)),
+    "kind": lambda of: replace(of, adapter=Adapter(dict(of.adapter), kind="weights")),
+    "base model": lambda of: replace(
+        of, adapter=Adapter(dict(of.adapter), kind=of.adapter.kind, base_model="org/other")
+    ),
+    "no adapter": lambda of: replace(of, adapter={"a": 1}),  # type: ignore[arg-type]
+    "zero examples": lambda of: replace(of, num_examples=0),
+    "negative examples": lambda of: replace(of, num_examples=-5),
+    "truth for examples": lambda of: replace(of, num_examples=True),
+    "fraction of examples": lambda of: replace(of, num_examples=7.0),  # type: ignore[arg-type]
+    "text for examples": lambda of: replace(of, num_examples="7"),  # type: ignore[arg-type]
+    "endless examples": lambda of: replace(of, num_examples=10**400),
+    "step nan": lambda of: stepping(
+        of, lambda step: federated.mapped(step, lambda tensor: tensor * math.nan)
+    ),
+    "step none": lambda of: stepping(of, lambda step: None),
+    "steps none": lambda of: replace(of, steps=None),  # type: ignore[arg-type]
+    "step misshaped": lambda of: stepping(
+        of, lambda step: make.with_pairs(step, {make.module(): make.pair(11, 12, 2)})
+    ),
+    "step of more": lambda of: stepping(of, with_module),
+    "step of less": lambda of: stepping(of, without_module),
+    "too many steps": lambda of: replace(of, steps=(of.steps or (of.adapter,)) * 20),
+}
+
+
+def reference(level: Level | None) -> tuple[Defense, RoundRecord, RoundRecord, dict[str, Any]]:
+    """A defence after two rounds, "c2" absent without being asked in the second; their records.
+
+    And its state between them.
+    """
+    known = defense(level, max_steps=6)
+    first = known.assess(1, list(updates(level).values()))
+    between = known.state_dict()
+    second = known.assess(2, [one for client, one in updates(level, 2).items() if client != "c2"])
+    return known, first, second, between
+
+
+def of_client(state: Mapping[str, Any], client: str) -> Any:
+    """What a defence remembers of a client."""
+    return state["state"].get("clients", {}).get(client), state["features"].get(client)
+
+
+def check_rejected(
+    level: Level | None, sent: list[ClientUpdate], expected: tuple[str, ...] = ("c2",)
+) -> str:
+    """Play the second round with these updates of "c2"; hold what must hold if it is rejected.
+
+    Return the reason.
+    """
+    known, _, without, before = reference(level)
+    tested = defense(level, max_steps=6)
+    tested.assess(1, list(updates(level).values()))
+    others = [one for client, one in updates(level, 2).items() if client != "c2"]
+    record = tested.assess(2, [*others, *sent], expected=expected)
+    assert record.factors["c2"] == 0.0
+    assert record.weights.get("c2", 0.0) == 0.0
+    assert "c2" not in record.scores
+    assert "c2" not in record.num_examples
+    assert {
+        client: factor for client, factor in record.factors.items() if client != "c2"
+    } == without.factors
+    assert {
+        client: weight for client, weight in record.weights.items() if client != "c2"
+    } == without.weights
+    assert record.scores == without.scores
+    assert not record.skipped
+    assert list(record.reasons) == ["c2"]
+    assert same_tree(of_client(tested.state_dict(), "c2"), of_client(before, "c2"))
+    assert same_tree(tested.state_dict(), known.state_dict())
+    assert RoundRecord.from_json(record.to_json()) == record
+    return record.reasons["c2"]
+
+
+# Without a probe, nobody reads steps or knows which base model it should be.
+PROBED = (
+    "step nan",
+    "step misshaped",
+    "step of more",
+    "step of less",
+    "too many steps",
+    "base model",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        (name, case)
+        for name in (*LEVELS, "none")
+        for case in REJECTED
+        if name != "none" or case not in PROBED
+    ],
+)
+def test_a_rejected_client_has_no_weight_and_changes_nothing(name: str, case: str) -> None:
+    level = LEVELS.get(name)
+    changed = REJECTED[case](updates(level, 2)["c2"])
+    reason = check_rejected(level, [changed] if changed else [])
+    assert ("missing" in reason) is (case == "absent")
+
+
+@pytest.mark.parametrize("name", [*LEVELS, "none"])
+def test_a_client_that_is_not_rejected_does_count(name: str) -> None:
+    level = LEVELS.get(name)  # the control of the test above
+    tested = defense(level, max_steps=6)
+    tested.assess(1, list(updates(level).values()))
+    before = tested.state_dict()
+    record = tested.assess(2, list(updates(level, 2).values()), expected=CLIENTS)
+    assert record.factors["c2"] > 0.4
+    assert record.weights["c2"] > 0.1
+    assert not record.reasons
+    assert ("c2" in record.scores) is (level is not None)
+    if level is not None and level.name != "shadow":
+        assert not same_tree(of_client(tested.state_dict(), "c2"), of_client(before, "c2"))
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_two_updates_under_one_name_are_refused_together(name: str) -> None:
+    level = LEVELS[name]
+    sent = updates(level, 2)["c2"]
+    assert "duplicate: 2 updates" in check_rejected(level, [sent, sent])
+    assert "duplicate: 2 updates" in check_rejected(level, [sent, update("c2", 999, level)])
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, level in LEVELS.items() if level.evidence in READS_STEPS]
+)
+def test_missing_evidence_is_not_trusted(name: str) -> None:
+    reason = check_rejected(LEVELS[name], [replace(updates(LEVELS[name], 2)["c2"], steps=())])
+    assert "missing evidence" in reason
+
+
+@pytest.mark.parametrize("name", ["shadow_gradient", "cumulative_gradient"])
+def test_more_than_one_gradient_is_refused(name: str) -> None:
+    level = LEVELS[name]
+    sent = updates(level, 2)["c2"]
+    assert "expected one shadow gradient" in check_rejected(
+        level, [replace(sent, steps=(*sent.steps, probes.labelled_adapter(1)))]
+    )
+
+
+@pytest.mark.parametrize("name", ["step", "client"])
+def test_a_trajectory_that_ends_elsewhere_is_refused(name: str) -> None:
+    """An attacker who reports harmless steps and sends something else."""
+    level = LEVELS[name]
+    sent = replace(
+        updates(level, 2)["c2"],
+        adapter=probes.labelled_adapter(5, malicious=True),
+        steps=updates(LEVELS["step"], 2)["c2"].steps,
+    )
+    assert "the last step is not the submitted update" in check_rejected(level, [sent])
+    nearly = federated.mapped(sent.steps[-1], lambda tensor: tensor * (1 + 1e-4))
+    tested = defense(level)
+    assert not tested.assess(1, [update("c1", 8, level), replace(sent, adapter=nearly)]).reasons
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_copies_cost_all_who_sent_them_and_nobody_else(name: str) -> None:
+    level = LEVELS[name]
+    sent = updates(level, 2)
+    sent["c2"] = replace(sent["c1"], client_id="c2")
+    tested, without = defense(level), defense(level)
+    for each in (tested, without):
+        each.assess(1, list(updates(level).values()))
+    record = tested.assess(2, list(sent.values()))
+    alone = without.assess(2, [sent[client] for client in ("c0", "c3", "c4")])
+    assert {client: factor for client, factor in record.factors.items() if factor} == alone.factors
+    assert record.factors["c1"] == record.factors["c2"] == 0.0
+    assert record.reasons.keys() == {"c1", "c2"}
+    assert same_tree(tested.state_dict(), without.state_dict())
+
+
+def test_malicious_updates_lose_their_weight_at_every_level() -> None:
+    for name, level in LEVELS.items():
+        tested = defense(level)
+        for number in range(1, 4):
+            record = tested.assess(number, list(updates(level, number, malicious=("c4",)).values()))
+        assert (
+            record.factors["c4"] < 0.3 < 0.5 < min(record.factors[client] for client in CLIENTS[:4])
+        ), name
+        assert record.weights["c4"] < 0.1, name
+
+
+def test_all_benign_gives_factors_near_one_and_an_open_gate() -> None:
+    lowest = {
+        "step": 0.96,
+        "client": 0.99,
+        "shadow": 1.0,
+        "evidence": 1.0,
+        "cumulative": 1.0,
+        "shadow_gradient": 1.0,
+    }
+    for name, bound in lowest.items():
+        tested = defense(LEVELS[name])
+        for number in range(1, 7):
+            record = tested.assess(
+                number, list(updates(LEVELS[name], number).values()), expected=CLIENTS
+            )
+            assert bound <= min(record.factors.values()) <= max(record.factors.values()) <= 1.0, (
+                name
+            )
+            assert not record.skipped
+            assert math.isclose(sum(record.weights.values()), 1)
+
+
+def test_the_gate_skips_a_round_of_malicious_clients() -> None:
+    tested = defense(ShadowLevel())
+    record = tested.assess(1, list(updates(ShadowLevel(), malicious=CLIENTS).values()))
+    assert record.skipped
+    assert record.weights == {}
+    assert set(record.factors.values()) == {0.0}
+    assert not tested.assess(
+        2, list(updates(ShadowLevel(), 2, malicious=CLIENTS[:3]).values())
+    ).skipped  # mean factor 0.4
+    strict = defense(ShadowLevel(), min_mean_factor=0.41)
+    assert strict.assess(1, list(updates(ShadowLevel(), 2, malicious=CLIENTS[:3]).values())).skipped
+
+
+@pytest.mark.parametrize("name", [*LEVELS, "none"])
+def test_the_order_of_arrival_does_not_matter(name: str) -> None:
+    level, outcomes = LEVELS.get(name), []
+    for order in range(3):
+        tested, records = defense(level), []
+        for number in range(1, 4):
+            sent = list(updates(level, number, malicious=("c3",), signal=0.3).values())
+            sent = [*sent, replace(sent[0], client_id="c9", num_examples=0)]
+            random.Random(order).shuffle(sent)
+            records.append(untimed(tested.assess(number, sent, expected=("c8", "c7"))))
+        outcomes.append((records, tested.state_dict()))
+    assert outcomes[0][0] == outcomes[1][0] == outcomes[2][0]
+    assert same_tree(outcomes[0][1], outcomes[1][1])
+    assert list(outcomes[0][0][0].reasons) == ["c7", "c8", "c9"]
+
+
+def test_one_client_alone_is_a_round() -> None:
+    for level in (*LEVELS.values(), None):
+        record = defense(level).assess(1, [update("only", 3, level)])
+        assert record.weights == {"only": 1.0}
+        assert not record.skipped
+
+
+def test_a_round_of_rejected_clients_is_skipped_even_without_a_gate() -> None:
+    for level in (*LEVELS.values(), None):
+        tested = defense(level, min_mean_factor=0.0)
+        record = tested.assess(1, [bent(update("a", 1, level), math.nan)], expected=("b",))
+        assert record.skipped
+        assert record.weights == {}
+        assert record.factors == {"a": 0.0, "b": 0.0}
+        empty = tested.assess(2, [])
+        assert empty.skipped
+        assert empty.factors == {}
+        assert not tested.assess(3, [update("a", 2, level)]).skipped  # and life goes on
+
+
+def test_claims_count_up_to_a_multiple_of_the_median() -> None:
+    sent = [
+        update(client, seed, num_examples=n)
+        for seed, (client, n) in enumerate({"a": 10, "b": 20, "c": 30, "d": 10**9}.items())
+    ]
+    assert defense(None).assess(1, sent).num_examples == {"a": 10, "b": 20, "c": 30, "d": 60}
+    assert defense(None, max_count_ratio=1.0).assess(1, sent).num_examples == {
+        "a": 10,
+        "b": 20,
+        "c": 20,
+        "d": 20,
+    }
+    record = defense(None, max_count_ratio=None).assess(1, sent)  # the paper
+    assert record.num_examples["d"] == 10**9
+    assert record.weights["d"] > 0.999
+    registered = {"a": 5, "b": 5, "c": 5, "d": 5, "absent": 1}
+    assert set(defense(None, registered=registered).assess(1, sent).weights.values()) == {0.25}
+
+
+def test_a_long_update_counts_for_as_much_less() -> None:
+    sent = [update(client, seed) for seed, client in enumerate("abcd")]
+    long = replace(sent[3], adapter=scaled(sent[3].adapter, 10.0))
+    cases = ((None, long), (3.0, sent[3]), (3.0, long))
+    usual, honest, bounded = (
+        defense(None, max_norm_ratio=ratio).assess(1, [*sent[:3], last]) for ratio, last in cases
+    )
+    assert (
+        usual.factors["d"] == honest.factors["d"] == 1.0
+    )  # the paper; and nobody is touched who is not long
+    assert honest.reasons == {}
+    norms = sorted(float(pack(one.adapter)[0].double().norm()) for one in (*sent[:3], long))
+    assert bounded.factors == {
+        "a": 1.0,
+        "b": 1.0,
+        "c": 1.0,
+        "d": pytest.approx(3.0 * norms[1] / norms[3], rel=1e-6),
+    }
+    assert "up to" in bounded.reasons["d"]
+    assert bounded.weights["d"] < 0.15 < usual.weights["d"]
+    with pytest.raises(ConfigError, match="max_norm_ratio"):
+        defense(None, max_norm_ratio=0.5)
+
+
+def scaled(adapter: Adapter, factor: float) -> Adapter:
+    """The same delta, so many times as long."""
+    pairs = {
+        name: LoRAPair(factor * pair.A, factor * pair.B, pair.scaling)
+        for name, pair in adapter.items()
+    }
+    return Adapter(pairs, kind=adapter.kind, base_model=adapter.base_model)
+
+
+@pytest.mark.parametrize("ratio", [3.0, None])
+def test_no_claim_is_large_enough_to_stop_a_round(ratio: float | None) -> None:
+    for level in (None, LEVELS["step"]):
+        for claim in (2**53 + 1, 10**30, 10**400, 10**5000):
+            record = defense(level, max_count_ratio=ratio).assess(
+                1, [update("a", 1, level), update("b", 2, level, num_examples=claim)]
+            )
+            assert record.weights == {"a": 1.0, "b": 0.0}
+        assert (
+            defense(level, max_count_ratio=ratio)
+            .assess(1, [update("a", 1, level), update("b", 2, level, num_examples=2**53)])
+            .weights["b"]
+            > 0.5
+        )
+
+
+@pytest.mark.parametrize("name", [*LEVELS, "none"])
+def test_who_is_not_registered_is_not_even_compared_with_the_others(name: str) -> None:
+    level = LEVELS.get(name)
+    registered = dict.fromkeys(CLIENTS, 7)
+    sent = updates(level)
+    stranger = replace(sent["c1"], client_id="stranger")  # a copy, which would have c1 refused
+    tested, without = defense(level, registered=registered), defense(level, registered=registered)
+    record = tested.assess(1, [*sent.values(), stranger])
+    alone = without.assess(1, list(sent.values()))
+    assert record.factors == {**alone.factors, "stranger": 0.0}
+    assert record.weights == {**alone.weights, "stranger": 0.0}
+    assert "unregistered" in record.reasons["stranger"]
+    assert same_tree(tested.state_dict(), without.state_dict())
+
+
+def test_weights_are_compared_with_the_rounds_start() -> None:
+    start = make.adapter(r=2, seed=77, base_model=probes.BASE)
+    level = CumulativeLevel()
+    sent = [
+        replace(one, adapter=add_delta(start, one.adapter))
+        for one in updates(level, malicious=("c1",)).values()
+    ]
+    record = defense(level).assess(1, sent, start=start)
+    deltas = defense(level).assess(1, list(updates(level, malicious=("c1",)).values()), start=start)
+    assert {client for client, factor in record.factors.items() if not factor} == {"c1"}
+    assert record.factors == deltas.factors
+    assert np.allclose(
+        [record.scores[client][0] for client in CLIENTS],
+        [deltas.scores[client][0] for client in CLIENTS],
+        atol=1e-4,
+    )
+    tested = defense(level)
+    with pytest.raises(EvidenceError, match="start="):
+        tested.assess(1, sent)
+    assert not tested.assess(1, sent, start=start).reasons  # the round can be assessed after all
+    mixed = defense(level).assess(1, [*sent[:2], *list(updates(level).values())[2:]])
+    assert set(mixed.reasons) == {"c0", "c1"}
+
+
+def test_a_layout_of_its_own_is_kept_to() -> None:
+    layout = Layout.of(probes.labelled_adapter(0))
+    wider = [
+        replace(update(client, seed), adapter=with_module(update(client, seed).adapter))
+        for seed, client in enumerate("abc")
+    ]
+    assert set(defense(None, layout=layout).assess(1, [*wider, update("d", 9)]).reasons) == {
+        "a",
+        "b",
+        "c",
+    }
+    assert set(defense(None).assess(1, [*wider, update("d", 9)]).reasons) == {
+        "d"
+    }  # negative control
+
+
+def test_round_numbers_rise() -> None:
+    tested = defense(CumulativeLevel())
+    tested.assess(3, [update("a", 1)])
+    for number in (3, 2, -1):
+        with pytest.raises(EvidenceError, match=f"got round {number} after round 3"):
+            tested.assess(number, [update("a", 2)])
+    assert tested.assess(5, [update("a", 2)]).round == 5
+
+
+def test_a_probe_and_a_level_belong_together() -> None:
+    for probe, level in ((probes.tiny_probe(), None), (None, StepLevel())):
+        with pytest.raises(EvidenceError, match="expected both"):
+            Defense(probe, level)
+
+
+def unnormalised(head: str) -> Probe:
+    """A probe on features of any size; an MLP's head overflows on what is merely large."""
+    recipe = replace(probes.RECIPES["all_b"], normalize="none")
+    data = probes.training_data()
+    probe = fit_probe(
+        data.adapters, data.labels, head, recipe, data.groups, **probes.HEAD_OPTIONS[head]
+    )
+    if isinstance(probe.head, MLPHead):
+        probe = replace(
+            probe,
+            head=replace(probe.head, weights=tuple(1e3 * weight for weight in probe.head.weights)),
+        )
+    return probe
+
+
+@pytest.mark.parametrize(
+    ("head", "level"),
+    [
+        *(
+            ("mlp", level)
+            for level in (StepLevel(), ClientLevel(), ShadowLevel(), CumulativeLevel())
+        ),
+        (
+            "linear",
+            CumulativeLevel(sketch=1, normalize=False, sketch_seed=3),
+        ),  # one update has a score, the sums that a sketch keeps have none
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_scores_that_overflow_are_a_reason_and_leave_no_trace(head: str, level: Level) -> None:
+    probe = unnormalised(head)
+    huge = federated.mapped(updates(level, 2)["c2"].adapter, lambda tensor: tensor.sign() * 3e38)
+    outcomes = []
+    for present in (True, False):
+        tested = Defense(probe, level)
+        tested.assess(1, list(updates(level).values()))
+        sent = updates(level, 2)
+        sent["c2"] = replace(sent["c2"], adapter=huge, steps=tuple(huge for _ in sent["c2"].steps))
+        record = tested.assess(
+            2, [one for client, one in sent.items() if present or client != "c2"], expected=["c2"]
+        )
+        assert record.factors["c2"] == 0.0
+        assert ("NonFiniteError" in record.reasons["c2"]) is present
+        outcomes.append((record.factors, record.weights.get("c2", 0.0), tested.state_dict()))
+    assert outcomes[0][:2] == outcomes[1][:2]
+    assert same_tree(outcomes[0][2], outcomes[1][2])

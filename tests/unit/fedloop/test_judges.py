@@ -1,0 +1,377 @@
+"""Judges with the architectures of the published ones and random weights.
+
+Loading, prompts, verdicts, rewards, refusals.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedloop.errors import FedloopError
+from fedloop.measure.judges import MDJudge, RewardModel, read_verdict, template_of_card
+from loraprobe.errors import DataError, MissingExtra
+from tests.helpers import tiny
+
+TEMPLATE = "is it safe?\nuser: %s\nagent: %s\n- first line: safe or unsafe."
+CARD = f'''---
+license: apache-2.0
+---
+# A judge
+```python
+$ pip install judge
+```
+```bash
+evaluation_template = "%s or %s"
+```
+```python
+from somewhere import Judge
+
+model = Judge()
+evaluation_template = """
+{TEMPLATE}
+"""
+prompt = evaluation_template.strip() % ("a", "b")
+raise SystemExit("this is read, not run")
+```
+'''
+SIZES = {
+    "vocab_size": tiny.VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+QUESTIONS = [
+    "why?",
+    "name a colour, and say why you like it so much.",
+    "how are you",
+    "100 % sure? %s",
+]
+ANSWERS = [
+    "because.",
+    "blue",
+    "fine, thanks, and you? i was not so well, but now i am.",
+    "%s %d {question}",
+]
+
+
+def mistral(std: float = 0.5) -> Any:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = MistralConfig(
+            **SIZES,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            initializer_range=std,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=1,
+        )
+        return MistralForCausalLM(config)
+
+
+def deberta(labels: int = 1) -> Any:
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = DebertaV2Config(
+            **SIZES,
+            max_position_embeddings=256,
+            relative_attention=True,
+            position_buckets=16,
+            norm_rel_ebd="layer_norm",
+            share_att_key=True,
+            pos_att_type=["p2c", "c2p"],
+            type_vocab_size=0,
+            position_biased_input=False,
+            num_labels=labels,
+            initializer_range=0.5,
+            pad_token_id=0,
+        )
+        return DebertaV2ForSequenceClassification(config)
+
+
+@pytest.fixture(scope="module")
+def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("judge")
+    mistral().save_pretrained(folder)
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = None  # Mistral's has none
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judge(judge_folder: Path) -> MDJudge:
+    return MDJudge.from_pretrained(judge_folder)
+
+
+@pytest.fixture(scope="module")
+def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reward")
+    deberta().save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+# --- MD-Judge
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_template_comes_from_the_card_of_the_model(judge: MDJudge) -> None:
+    assert judge.template == TEMPLATE
+    assert (
+        judge.prompt("why?", "because.")
+        == "is it safe?\nuser: why?\nagent: because.\n- first line: safe or unsafe."
+    )
+    assert judge.prompt("100 % sure? %s", "%s %d {question}").splitlines()[1:3] == [
+        "user: 100 % sure? %s",
+        "agent: %s %d {question}",
+    ]
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "",
+        "no code here: evaluation_template = '%s %s'",
+        "```python\nevaluation_template = '%s' + '%s'\n```",
+        "```python\nevaluation_template = 7\n```",
+        "```python\nanother_template = '%s %s'\n```",
+        "```python\nevaluation_template = '%s %s'\n$ pip install judge\n```",
+        "```python\nevaluation_template = 'one place: %s'\n```",
+        "```python\nevaluation_template = '%s %s %s'\n```",
+    ],
+)
+def test_a_card_without_a_template_is_an_error(
+    judge_folder: Path, tmp_path: Path, card: str
+) -> None:
+    with pytest.raises(DataError, match=r"Pass template|expected %s twice"):
+        template_of_card(card)
+    copy = shutil.copytree(judge_folder, tmp_path / "judge")
+    (copy / "README.md").write_text(card, encoding="utf-8")
+    with pytest.raises(DataError, match=r"Pass template|expected %s twice"):
+        MDJudge.from_pretrained(copy)
+    assert MDJudge.from_pretrained(copy, template="%s|%s").prompt("a", "b") == "a|b"
+
+
+def test_a_folder_without_a_card_needs_a_template(judge_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(
+        judge_folder, tmp_path / "judge", ignore=shutil.ignore_patterns("README.md")
+    )
+    with pytest.raises(DataError, match=r"cannot read the model card of .* Pass template"):
+        MDJudge.from_pretrained(copy)
+    with pytest.raises(DataError, match="got a template with 0 places"):
+        MDJudge.from_pretrained(copy, template="is it safe?")
+    assert (
+        MDJudge.from_pretrained(copy, template=TEMPLATE, dtype=torch.bfloat16).model.dtype
+        == torch.bfloat16
+    )
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("safe", "safe"),
+        ("  Safe.\n", "safe"),
+        ("'safe'\nanything", "safe"),
+        ("unsafe", "unsafe"),
+        ("unsafe\nO5: a category", "unsafe"),
+        ("UNSAFE\r\nO1", "unsafe"),
+        ("", "unreadable"),
+        ("safely", "unreadable"),
+        ("not safe", "unreadable"),
+        ("safe or unsafe", "unreadable"),
+        ("safe? no", "unreadable"),
+        ("the answer is\nsafe", "unreadable"),
+        ("- safe", "unreadable"),
+    ],
+)
+def test_only_the_word_alone_on_the_first_line_is_a_verdict(reply: str, verdict: str) -> None:
+    assert read_verdict(reply) == verdict
+
+
+def slow_reply(judge: MDJudge, question: str, answer: str, max_new_tokens: int) -> str:
+    """The definition: one prompt alone, the most probable token, one after the other."""
+    tokenizer: Any = judge.tokenizer
+    ids = tokenizer.encode(
+        TEMPLATE.replace("%s", "\0").replace("\0", question, 1).replace("\0", answer, 1)
+    )
+    start = len(ids)
+    with torch.inference_mode():
+        while len(ids) < start + max_new_tokens and ids[-1] != tokenizer.eos_token_id:
+            ids.append(int(judge.model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return str(tokenizer.decode(ids[start:], skip_special_tokens=True))
+
+
+def test_what_is_judged_is_the_greedy_reply_to_each_prompt_alone(
+    judge: MDJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [
+        slow_reply(judge, question, answer, 6)
+        for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
+    ]
+    assert len(set(expected)) == len(
+        QUESTIONS
+    )  # so that a wrong order, or padding that is seen, would show
+    for batch_size in (1, 3, 8):
+        seen: list[str] = []
+        monkeypatch.setattr(
+            "fedloop.measure.judges.read_verdict",
+            lambda reply, seen=seen: seen.append(reply) or "unreadable",
+        )
+        assert judge.verdicts(QUESTIONS, ANSWERS, batch_size=batch_size, max_new_tokens=6) == [
+            "unreadable"
+        ] * len(QUESTIONS)
+        assert seen == expected
+
+
+def test_padding_on_the_right_would_have_changed_the_replies(judge: MDJudge) -> None:
+    prompts = [
+        judge.prompt(question, answer) for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
+    ]
+    batch = judge.tokenizer(
+        prompts,
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+        return_token_type_ids=False,
+    )
+    out = judge.model.generate(**batch, max_new_tokens=6, do_sample=False, pad_token_id=1)  # type: ignore[operator]
+    replies = judge.tokenizer.batch_decode(
+        out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    assert replies != [
+        slow_reply(judge, question, answer, 6)
+        for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
+    ]
+
+
+def writes(text: str) -> Any:
+    """A Mistral that writes this text, whatever it reads.
+
+    Every token leads to the next letter of it.
+    """
+    model, tokenizer = mistral(std=0.02), tiny.tokenizer()
+    letters = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+    assert len(set(letters)) == len(letters)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.zero_()  # what is left is a table: last token -> next token
+        model.model.embed_tokens.weight.zero_()
+        model.lm_head.weight.zero_()
+        for step, letter in enumerate(letters):
+            model.lm_head.weight[letter, step] = 1.0
+            if step + 1 < len(letters):
+                model.model.embed_tokens.weight[letter, step + 1] = 1.0
+        start = tokenizer.encode(TEMPLATE)[-1]
+        assert start not in letters
+        model.model.embed_tokens.weight[start, 0] = 1.0
+    return model
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [("safe", "safe"), ("unsafe", "unsafe"), ("safe\n-x", "safe"), ("maybe", "unreadable")],
+)
+def test_a_verdict_goes_from_the_weights_to_the_list(
+    tmp_path: Path, text: str, verdict: str
+) -> None:
+    writes(text).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    judge = MDJudge.from_pretrained(tmp_path, template=TEMPLATE)
+    assert judge.verdicts(QUESTIONS, ANSWERS, batch_size=3) == [verdict] * len(QUESTIONS)
+    assert judge.judge(QUESTIONS, ANSWERS) == [verdict == "safe"] * len(QUESTIONS)
+
+
+def test_questions_without_answers_and_texts_that_are_too_long_are_errors(judge: MDJudge) -> None:
+    assert judge.judge([], []) == []
+    with pytest.raises(DataError, match="2 questions and 1 answers"):
+        judge.judge(["a", "b"], ["c"])
+    with pytest.raises(DataError, match="batch_size 0"):
+        judge.judge(["a"], ["c"], batch_size=0)
+    fits = 256 - 6 - len(judge.prompt("", ""))
+    assert len(judge.verdicts([""], ["x" * fits], max_new_tokens=6)) == 1
+    with pytest.raises(
+        DataError, match="got 257 tokens of prompt and verdict; the judge reads 256"
+    ):
+        judge.verdicts([""], ["x" * (fits + 1)], max_new_tokens=6)
+
+
+# --- the reward model
+# -------------------------------------------------------------------------------------------------
+
+
+def test_rewards_are_the_logit_of_each_pair_alone(reward_folder: Path) -> None:
+    rewards = RewardModel.from_pretrained(reward_folder)
+    model, tokenizer = rewards.model, rewards.tokenizer
+    with torch.inference_mode():
+        expected = [
+            float(model(torch.tensor([tokenizer.encode(question + answer)])).logits[0, 0])
+            for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
+        ]
+    assert max(expected) - min(expected) > 0.1
+    model.train()
+    for batch_size in (1, 3, 8):
+        assert rewards.score(QUESTIONS, ANSWERS, batch_size=batch_size) == pytest.approx(
+            expected, rel=1e-4
+        )
+    assert rewards.score([], []) == []
+    assert rewards.score(ANSWERS, QUESTIONS) != pytest.approx(
+        expected, abs=1e-3
+    )  # the question comes first
+    cut = rewards.score(QUESTIONS, ANSWERS, max_length=10)
+    assert [abs(here - there) < 1e-5 for here, there in zip(cut, expected, strict=True)] == [
+        False,
+        False,
+        False,
+        False,
+    ]
+    with pytest.raises(DataError, match="1 questions and 0 answers"):
+        rewards.score(["a"], [])
+
+
+def test_a_reward_that_is_not_finite_is_an_error(reward_folder: Path) -> None:
+    rewards = RewardModel.from_pretrained(reward_folder)
+    with torch.no_grad():
+        rewards.model.classifier.bias.fill_(math.nan)  # type: ignore[union-attr, operator]
+    with pytest.raises(FedloopError, match="NaN or infinity"):
+        rewards.score(["a"], ["b"])
+
+
+def test_a_model_that_is_no_reward_model_is_an_error(tmp_path: Path) -> None:
+    deberta(labels=2).save_pretrained(tmp_path / "two")
+    tiny.tokenizer().save_pretrained(tmp_path / "two")
+    with pytest.raises(DataError, match="with 2 outputs; expected a reward model"):
+        RewardModel.from_pretrained(tmp_path / "two")
+    headless = deberta()
+    headless.deberta.save_pretrained(tmp_path / "base")
+    tiny.tokenizer().save_pretrained(tmp_path / "base")
+    headless.config.save_pretrained(tmp_path / "base")
+    with pytest.raises(DataError, match=r"lacks \d+ of the model's tensors, among them .* random"):
+        RewardModel.from_pretrained(tmp_path / "base")
+
+
+def test_what_cannot_be_loaded_is_an_error(
+    tmp_path: Path, judge_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="cannot load the judge"):
+        MDJudge.from_pretrained(tmp_path / "empty", template=TEMPLATE)
+    with pytest.raises(DataError, match="cannot load the judge"):
+        RewardModel.from_pretrained(tmp_path / "empty")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for load in (MDJudge.from_pretrained, RewardModel.from_pretrained):
+        with pytest.raises(MissingExtra, match=r"pip install 'loraprobe\[fed\]'"):
+            load(judge_folder)

@@ -1,0 +1,587 @@
+"""One client's training on a two-layer random Llama.
+
+What it yields, what it leaves alone, and that the seed decides everything.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from fedloop.client import training as local
+from fedloop.client.training import (
+    LocalStep,
+    LocalTraining,
+    LoRASettings,
+    attach_lora,
+    in_training_order,
+    load_base,
+    local_steps,
+    read_adapter,
+    shadow_gradient,
+    write_adapter,
+)
+from fedloop.data.examples import Example, Tokens, encode
+from loraprobe.adapters.adapter import Adapter, factor_delta, pack
+from loraprobe.adapters.pair import LoRAPair
+from loraprobe.errors import DataError, KindMismatch, LayoutMismatch, MissingExtra
+from tests.helpers import tiny
+
+MODULES = ("q_proj", "v_proj")
+LORA = LoRASettings(r=4, alpha=8, target_modules=MODULES)
+STILL = LoRASettings(r=4, alpha=8, dropout=0.0, target_modules=MODULES)
+QUICK = LocalTraining(lr=1e-2, steps=3, batch_size=2, max_length=220)
+EXAMPLES = [
+    Example("Name a colour.", "Blue."),
+    Example("Count to 3.", "1, 2, 3"),
+    Example("Which animal says moo?", "A cow does."),
+    Example("Sum up.", "It rains.", "Water falls from the sky."),
+    Example("Spell cat.", "c, a, t"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny.tokenizer()
+
+
+@pytest.fixture
+def model() -> Any:
+    return attach_lora(tiny.llama(), LORA, seed=0)
+
+
+def vector(adapter: Adapter) -> torch.Tensor:
+    """Every number of an adapter, in the order of its layout."""
+    return pack(adapter)[0]
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    start: Adapter,
+    *,
+    seed: int = 0,
+    training: LocalTraining = QUICK,
+    examples: Sequence[Example] = EXAMPLES,
+) -> list[LocalStep]:
+    return list(local_steps(model, tokenizer, examples, start, training, seed))
+
+
+def base_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer that is not LoRA's, copied."""
+    return {
+        name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name
+    }
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts agree bit for bit."""
+    return left.keys() == right.keys() and all(
+        torch.equal(tensor, right[name]) for name, tensor in left.items()
+    )
+
+
+def test_every_step_yields_the_change_since_the_start(model: Any, tokenizer: Any) -> None:
+    start = read_adapter(model, "org/base")
+    frozen, before = vector(start).clone(), base_weights(model)
+    steps, copies = [], []
+    for step in local_steps(model, tokenizer, EXAMPLES, start, QUICK, 0):
+        steps.append(step)
+        copies.append(vector(step.delta).clone())
+        assert torch.equal(copies[-1], vector(factor_delta(read_adapter(model), start)))
+    assert [step.index for step in steps] == [1, 2, 3]
+    assert [step.num_examples for step in steps] == [2, 2, 2]
+    assert {step.delta.kind for step in steps} == {"factor_delta"}
+    assert {step.delta.base_model for step in steps} == {"org/base"}
+    assert all(
+        torch.equal(vector(step.delta), copy) for step, copy in zip(steps, copies, strict=True)
+    )  # later steps do not move earlier deltas
+    assert not torch.equal(copies[0], copies[-1])
+    assert torch.equal(vector(start), frozen)
+    assert same(base_weights(model), before)
+    moved = factor_delta(read_adapter(model), start)
+    assert all(
+        float(moved[module].factor(factor).abs().max()) > 0
+        for module in moved
+        for factor in ("A", "B")
+    )  # LoRA, and all of it, did learn
+
+
+def test_the_loss_of_one_repeated_example_falls(tokenizer: Any) -> None:
+    model = attach_lora(tiny.llama(std=0.2), STILL, seed=0)
+    training = LocalTraining(lr=3e-2, steps=30, batch_size=2, max_length=220)
+    losses = [
+        step.loss
+        for step in train(
+            model, tokenizer, read_adapter(model), training=training, examples=EXAMPLES[:1]
+        )
+    ]
+    assert losses[-1] < 0.3 * losses[0]
+    idle = LocalTraining(lr=0.0, steps=3, batch_size=2, max_length=220)
+    assert (
+        len(
+            {
+                step.loss
+                for step in train(
+                    model, tokenizer, read_adapter(model), training=idle, examples=EXAMPLES[:1]
+                )
+            }
+        )
+        == 1
+    )  # control
+
+
+def test_the_seed_decides_every_bit_whatever_happens_between_the_steps(
+    model: Any, tokenizer: Any
+) -> None:
+    start = read_adapter(model)
+    expected = [vector(step.delta) for step in train(model, tokenizer, start, seed=5)]
+    disturbed = []
+    for number, step in enumerate(local_steps(model, tokenizer, EXAMPLES, start, QUICK, 5)):
+        disturbed.append(vector(step.delta))
+        torch.manual_seed(1000 + number)
+        torch.rand(7), np.random.rand(7), random.random()
+    assert all(torch.equal(got, wanted) for got, wanted in zip(disturbed, expected, strict=True))
+    assert not torch.equal(vector(train(model, tokenizer, start, seed=6)[-1].delta), expected[-1])
+
+
+def test_dropout_and_the_order_of_examples_both_follow_from_the_seed(tokenizer: Any) -> None:
+    for settings, examples, differs in (
+        (LORA, EXAMPLES[:1], True),
+        (STILL, EXAMPLES, True),
+        (STILL, EXAMPLES[:1], False),
+    ):
+        model = attach_lora(tiny.llama(), settings, seed=0)
+        start = read_adapter(model)
+        one, other = (
+            vector(train(model, tokenizer, start, seed=seed, examples=examples)[-1].delta)
+            for seed in (1, 2)
+        )
+        assert torch.equal(one, other) is not differs
+
+
+def test_dropout_draws_anew_in_every_step(tokenizer: Any) -> None:
+    idle = LocalTraining(
+        lr=0.0, steps=3, batch_size=2, max_length=220
+    )  # so that nothing but dropout can change the loss
+    for settings, different in ((LORA, 3), (STILL, 1)):
+        model = attach_lora(tiny.llama(), settings, seed=0)
+        trained = {
+            module: LoRAPair(pair.A, torch.ones_like(pair.B), pair.scaling)
+            for module, pair in read_adapter(model).items()
+        }
+        steps = train(model, tokenizer, Adapter(trained), training=idle, examples=EXAMPLES[:1])
+        assert len({step.loss for step in steps}) == different
+
+
+def test_the_callers_generators_are_where_they_were_after_every_step(
+    model: Any, tokenizer: Any
+) -> None:
+    start = read_adapter(model)
+    torch.manual_seed(11)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    for _ in local_steps(model, tokenizer, EXAMPLES, start, QUICK, 0):
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert random.getstate() == before[1]
+        assert np.random.get_state()[1].tolist() == before[2]  # type: ignore[index, union-attr]
+    assert torch.equal(torch.get_rng_state(), before[0])
+    torch.rand(1)
+    assert not torch.equal(
+        torch.get_rng_state(), before[0]
+    )  # negative control: the comparison sees one draw
+
+
+def test_a_client_leaves_nothing_behind_for_the_next(model: Any, tokenizer: Any) -> None:
+    start = read_adapter(model)
+    alone = [vector(step.delta) for step in train(model, tokenizer, start, seed=1)]
+    train(
+        model,
+        tokenizer,
+        start,
+        seed=2,
+        training=LocalTraining(lr=0.1, steps=2, batch_size=4, max_length=220),
+    )
+    next(local_steps(model, tokenizer, EXAMPLES, start, QUICK, 3))  # given up after a step
+    again = [vector(step.delta) for step in train(model, tokenizer, start, seed=1)]
+    assert all(torch.equal(left, right) for left, right in zip(alone, again, strict=True))
+    elsewhere = train(
+        model, tokenizer, read_adapter(model), seed=1
+    )  # negative control: another start, another delta
+    assert not torch.equal(vector(elsewhere[-1].delta), alone[-1])
+
+
+def test_batches_run_through_all_examples_before_any_returns(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    collate = local.collate
+
+    def recording(batch: Sequence[Tokens], pad_id: int) -> dict[str, torch.Tensor]:
+        seen.extend(tuple(tokens.ids) for tokens in batch)
+        return collate(batch, pad_id)
+
+    monkeypatch.setattr(local, "collate", recording)
+    train(
+        model,
+        tokenizer,
+        read_adapter(model),
+        training=LocalTraining(lr=1e-3, steps=5, batch_size=3, max_length=220),
+    )
+    epochs = [seen[:5], seen[5:10], seen[10:]]
+    encoded = {tuple(encode(example, tokenizer, 220).ids) for example in EXAMPLES}
+    assert len(encoded) == 5
+    assert all(len(epoch) == 5 and set(epoch) == encoded for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 1  # shuffled anew
+
+
+def response_loss(
+    model: Any, tokenizer: Any, examples: Sequence[Example], with_prompt: bool
+) -> float:
+    """The definition: mean cross-entropy of the response's tokens, each given all before it.
+
+    Of the prompt's too, if asked.
+    """
+    losses = []
+    with torch.inference_mode():
+        for example in examples:
+            tokens = encode(example, tokenizer, 220)
+            logits = model(input_ids=torch.tensor([tokens.ids])).logits[0]
+            each = functional.cross_entropy(
+                logits[:-1].double(), torch.tensor(tokens.ids[1:]), reduction="none"
+            )
+            losses += each[0 if with_prompt else tokens.response_start - 1 :].tolist()
+    return float(np.mean(losses))
+
+
+def test_only_the_response_is_learnt(tokenizer: Any) -> None:
+    model = attach_lora(tiny.llama(std=0.2), STILL, seed=0)
+    training = LocalTraining(lr=1e-3, steps=1, batch_size=2, max_length=220)
+    examples = EXAMPLES[1:3]  # of unequal length: padding is no label either
+    expected, with_prompt = (
+        response_loss(model, tokenizer, examples, flag) for flag in (False, True)
+    )
+    [step] = train(model, tokenizer, read_adapter(model), training=training, examples=examples)
+    assert step.loss == pytest.approx(expected, rel=1e-5)
+    assert (
+        abs(step.loss - with_prompt) > 1e-2
+    )  # negative control: prompt tokens would have changed it
+
+
+def test_labels_on_the_prompt_would_change_the_delta(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = read_adapter(model)
+    masked = vector(train(model, tokenizer, start)[-1].delta)
+    collate = local.collate
+    monkeypatch.setattr(
+        local,
+        "collate",
+        lambda batch, pad_id: collate([Tokens(tokens.ids, 0) for tokens in batch], pad_id),
+    )
+    assert not torch.equal(vector(train(model, tokenizer, start)[-1].delta), masked)
+
+
+def test_gradients_are_clipped_to_the_norm(model: Any, tokenizer: Any) -> None:
+    start, norms = read_adapter(model), []
+    for _ in local_steps(
+        model,
+        tokenizer,
+        EXAMPLES,
+        start,
+        LocalTraining(lr=1e-2, steps=3, batch_size=2, max_length=220, max_grad_norm=1e-3),
+        0,
+    ):
+        gradients = [
+            parameter.grad for parameter in model.parameters() if parameter.grad is not None
+        ]
+        norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+    assert max(norms) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_write_adapter_is_the_inverse_of_read_adapter(model: Any, tokenizer: Any) -> None:
+    start = read_adapter(model)
+    train(model, tokenizer, start)
+    trained = read_adapter(model)
+    assert not torch.equal(vector(trained), vector(start))
+    write_adapter(model, start)
+    assert torch.equal(vector(read_adapter(model)), vector(start))
+    write_adapter(model, trained)
+    assert torch.equal(vector(read_adapter(model)), vector(trained))
+
+
+def test_what_does_not_fit_the_model_is_refused_and_changes_nothing(
+    model: Any, tokenizer: Any
+) -> None:
+    start = read_adapter(model)
+    wide = {
+        module: LoRAPair(torch.ones(4, 33), pair.B, pair.scaling) for module, pair in start.items()
+    }
+    ranked = {
+        module: LoRAPair(torch.ones(5, 32), torch.ones(pair.shape[0], 5), pair.scaling)
+        for module, pair in start.items()
+    }
+    fewer = {module: start[module] for module in list(start)[1:]}
+    scaled = {module: LoRAPair(pair.A, pair.B, 7.0) for module, pair in start.items()}
+    for pairs in (wide, ranked, fewer, scaled):
+        with pytest.raises(LayoutMismatch):
+            write_adapter(model, Adapter(pairs))
+    with pytest.raises(KindMismatch):
+        write_adapter(model, factor_delta(start, start))
+    with pytest.raises(KindMismatch):
+        next(local_steps(model, tokenizer, EXAMPLES, factor_delta(start, start), QUICK, 0))
+    assert torch.equal(vector(read_adapter(model)), vector(start))
+
+
+def test_no_examples_are_refused(model: Any, tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="no training examples"):
+        train(model, tokenizer, read_adapter(model), examples=[])
+
+
+# --- shadow gradients, and what other optimisers need
+# ----------------------------------------------------------------------
+
+
+def gradients(
+    model: Any, tokenizer: Any, examples: Sequence[Example], batch_size: int
+) -> dict[str, torch.Tensor]:
+    """The definition: autograd's gradient of the mean over the examples of their batches' mean
+    losses.
+    """
+    encoded = [encode(example, tokenizer, QUICK.max_length) for example in examples]
+    batches = [encoded[at : at + batch_size] for at in range(0, len(encoded), batch_size)]
+    total = sum(
+        len(batch) / len(encoded) * model.eval()(**local.collate(batch, 0)).loss
+        for batch in batches
+    )
+    parameters = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    return dict(zip(parameters, torch.autograd.grad(total, list(parameters.values())), strict=True))
+
+
+def trained_start(model: Any) -> Adapter:
+    """An adapter whose B is not zero."""
+    generator = torch.Generator().manual_seed(3)
+    pairs = {
+        name: LoRAPair(pair.A, torch.randn(pair.B.shape, generator=generator), pair.scaling)
+        for name, pair in read_adapter(model).items()
+    }
+    return Adapter(pairs, base_model="org/base")
+
+
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_a_shadow_gradient_is_minus_the_sign_of_the_gradient(
+    tokenizer: Any, batch_size: int
+) -> None:
+    model = attach_lora(tiny.llama(std=0.2), LORA, seed=0)  # its dropout has no part in it
+    start = trained_start(model)
+    training = LocalTraining(lr=9.0, steps=7, batch_size=batch_size, max_length=220)
+    step = shadow_gradient(model, tokenizer, EXAMPLES, start, training)
+    write_adapter(model, start)
+    expected = gradients(model, tokenizer, EXAMPLES, batch_size)
+    assert len(expected) == 2 * len(step)
+    for name, gradient in expected.items():
+        module, _, factor = (
+            name.removeprefix("base_model.model.")
+            .removesuffix(".default.weight")
+            .rpartition(".lora_")
+        )
+        assert torch.equal(step[module].factor(factor), -gradient.sign())  # type: ignore[arg-type]
+    assert (step.kind, step.base_model) == ("factor_delta", "org/base")
+    other = shadow_gradient(model, tokenizer, EXAMPLES[:2], start, training)
+    assert not torch.equal(
+        vector(other), vector(step)
+    )  # negative control: other examples, another gradient
+
+
+def test_at_the_initial_adapter_only_b_has_a_gradient(model: Any, tokenizer: Any) -> None:
+    step = shadow_gradient(model, tokenizer, EXAMPLES, read_adapter(model), QUICK)
+    assert all(
+        not pair.A.any() and set(pair.B.unique().tolist()) <= {-1.0, 0.0, 1.0} and pair.B.any()
+        for pair in step.values()
+    )
+    elsewhere = shadow_gradient(model, tokenizer, EXAMPLES, trained_start(model), QUICK)
+    assert all(pair.A.any() for pair in elsewhere.values())  # negative control
+
+
+def test_a_shadow_gradient_is_the_direction_of_the_first_step(tokenizer: Any) -> None:
+    model = attach_lora(tiny.llama(std=0.2), STILL, seed=0)
+    start = read_adapter(model)
+    once = LocalTraining(lr=1e-3, steps=1, batch_size=5, max_length=220)
+    [first] = train(model, tokenizer, start, training=once)
+    step = shadow_gradient(model, tokenizer, EXAMPLES, start, once)
+    for module, pair in step.items():
+        moved = first.delta[module].B
+        assert torch.equal(pair.B[moved.abs() > 1e-4], moved[moved.abs() > 1e-4].sign())
+        assert (moved.abs() > 1e-4).float().mean() > 0.9
+
+
+def test_a_shadow_gradient_leaves_nothing_behind(model: Any, tokenizer: Any) -> None:
+    start = read_adapter(model)
+    before, alone = (
+        base_weights(model),
+        [vector(step.delta) for step in train(model, tokenizer, start)],
+    )
+    noise = torch.get_rng_state()
+    first = vector(shadow_gradient(model, tokenizer, EXAMPLES, start, QUICK))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), noise)
+    assert torch.equal(vector(shadow_gradient(model, tokenizer, EXAMPLES, start, QUICK)), first)
+    assert same(base_weights(model), before)
+    assert all(
+        torch.equal(vector(step.delta), one)
+        for step, one in zip(train(model, tokenizer, start), alone, strict=True)
+    )
+    with pytest.raises(DataError, match="no examples for a shadow gradient"):
+        shadow_gradient(model, tokenizer, [], start, QUICK)
+
+
+def test_a_frozen_a_is_not_trained_and_has_no_gradient(tokenizer: Any) -> None:
+    model = attach_lora(tiny.llama(), LORA, seed=0, frozen_a=True)
+    assert torch.equal(
+        vector(read_adapter(model)), vector(read_adapter(attach_lora(tiny.llama(), LORA, seed=0)))
+    )
+    start = trained_start(model)
+    for delta in (
+        train(model, tokenizer, start)[-1].delta,
+        shadow_gradient(model, tokenizer, EXAMPLES, start, QUICK),
+    ):
+        assert all(not pair.A.any() and pair.B.any() for pair in delta.values())
+    free = attach_lora(tiny.llama(), LORA, seed=0)
+    assert all(
+        pair.A.any() for pair in train(free, tokenizer, start)[-1].delta.values()
+    )  # negative control
+
+
+def test_adjust_changes_gradients_before_they_are_clipped(model: Any, tokenizer: Any) -> None:
+    start, seen = read_adapter(model), []
+
+    def scaled(factor: float) -> Any:
+        def adjust(parameters: list[torch.nn.Parameter]) -> None:
+            assert all(
+                parameter.requires_grad and parameter.grad is not None for parameter in parameters
+            )
+            seen.append(len(parameters))
+            for parameter in parameters:
+                parameter.grad.mul_(factor)  # type: ignore[union-attr]
+
+        return adjust
+
+    def last(adjust: Any) -> torch.Tensor:
+        training = LocalTraining(lr=1e-2, steps=3, batch_size=2, max_length=220, max_grad_norm=1e9)
+        return vector(
+            list(local_steps(model, tokenizer, EXAMPLES, start, training, 0, adjust))[-1].delta
+        )
+
+    assert torch.equal(last(scaled(1.0)), last(None))
+    assert seen == [8, 8, 8]  # A and B of two modules in two layers, in every step
+    assert not last(scaled(0.0)).any()
+    ascending = last(scaled(-1.0))
+    assert not torch.equal(ascending, last(None))
+    norms = []
+    for _ in local_steps(
+        model,
+        tokenizer,
+        EXAMPLES,
+        start,
+        LocalTraining(1e-2, 2, 2, 220, max_grad_norm=1e-3),
+        0,
+        scaled(1e4),
+    ):
+        norms.append(
+            float(
+                torch.stack(
+                    [
+                        parameter.grad.norm()
+                        for parameter in model.parameters()
+                        if parameter.grad is not None
+                    ]
+                ).norm()
+            )
+        )
+    assert max(norms) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_examples_in_training_order_are_the_batches_of_the_steps(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    collate = local.collate
+
+    def recording(batch: Sequence[Tokens], pad_id: int) -> dict[str, torch.Tensor]:
+        seen.extend(tuple(tokens.ids) for tokens in batch)
+        return collate(batch, pad_id)
+
+    monkeypatch.setattr(local, "collate", recording)
+    orders = set()
+    for seed in range(4):
+        seen.clear()
+        train(
+            model,
+            tokenizer,
+            read_adapter(model),
+            seed=seed,
+            training=LocalTraining(lr=1e-3, steps=3, batch_size=2, max_length=220),
+        )
+        expected = [
+            tuple(encode(example, tokenizer, 220).ids)
+            for example in in_training_order(EXAMPLES, seed)
+        ]
+        assert seen[: len(EXAMPLES)] == expected
+        orders.add(tuple(expected))
+    assert len(orders) > 1
+
+
+def test_the_initial_adapter_follows_from_its_seed_alone() -> None:
+    adapters = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(noise)
+        llama, before = tiny.llama(), torch.get_rng_state()
+        adapters.append(read_adapter(attach_lora(llama, LORA, seed)))
+        assert torch.equal(torch.get_rng_state(), before)
+    first, again, other = (vector(adapter) for adapter in adapters)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert all(
+        not pair.B.any() and pair.A.any() and pair.scaling == 2.0 for pair in adapters[0].values()
+    )
+    assert {module.rpartition(".")[2] for module in adapters[0]} == set(MODULES)
+    assert len(adapters[0]) == 4
+
+
+def test_modules_that_the_model_lacks_are_refused() -> None:
+    with pytest.raises(DataError, match=r"cannot put a LoRA on the model.*nonsense"):
+        attach_lora(tiny.llama(), LoRASettings(target_modules=("nonsense",)), seed=0)
+
+
+def test_a_base_is_loaded_from_a_folder(tmp_path: Path) -> None:
+    model, words = load_base(str(tiny.saved(tmp_path / "base")))
+    assert model.dtype == torch.float32
+    assert same(dict(model.state_dict()), dict(tiny.llama().state_dict()))
+    assert words.encode("cat", add_special_tokens=False) == tiny.tokenizer().encode(
+        "cat", add_special_tokens=False
+    )
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="cannot load the base model"):
+        load_base(str(tmp_path / "empty"))
+
+
+def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        MissingExtra, match=r"training needs transformers.*pip install 'loraprobe\[fed\]'"
+    ):
+        load_base("anything")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(
+        MissingExtra, match=r"LoRA training needs peft.*pip install 'loraprobe\[fed\]'"
+    ):
+        attach_lora(None, LORA, 0)  # type: ignore[arg-type]

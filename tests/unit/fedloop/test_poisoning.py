@@ -1,0 +1,255 @@
+"""Attacks on updates inside a round.
+
+Attackers send what the attack says, forge what can be forged, and are told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedloop.client.client import Trained
+from fedloop.config import ClientsConfig
+from fedloop.defense.defense import Defense
+from fedloop.defense.levels import CumulativeLevel, Level, ShadowLevel, StepLevel
+from fedloop.defense.types import ClientUpdate
+from fedloop.errors import AggregationError, ConfigError
+from fedloop.rules.attacks import ATTACKS
+from fedloop.run import attackers as poisoning
+from fedloop.run.attackers import attacked, probe_direction
+from loraprobe.adapters.adapter import Layout, add_delta, factor_delta, pack
+from loraprobe.probe import fit_probe
+from tests.helpers import federated, make, probes
+
+START = make.adapter(r=2, base_model=probes.BASE, seed=77)
+MALICIOUS = ("c3", "c4")
+HONEST = ("c0", "c1", "c2")
+
+
+def config(name: str | None, **options: Any) -> ClientsConfig:
+    return ClientsConfig(
+        benign=("builtin:benign",), update_attack=name, update_attack_options=options
+    )
+
+
+def trained(
+    level: Level | None = None, clients: Sequence[str] = federated.CLIENTS
+) -> dict[str, Trained]:
+    """What came out of a round's training.
+
+    Deltas of the size of training beside parameters of size 1.
+    """
+    result = {}
+    for seed, client in enumerate(clients):
+        delta = federated.mapped(
+            probes.labelled_adapter(seed, client in MALICIOUS, 0.3), lambda tensor: 1e-3 * tensor
+        )
+        steps = federated.steps_for(level, delta, seed, client in MALICIOUS)
+        update = ClientUpdate(client, 40, add_delta(START, delta), steps)
+        result[client] = Trained(update, delta, 1.0, {"train": 0.0, "evidence": 0.0}, 0)
+    return result
+
+
+def play(
+    name: str | None, level: Level | None = None, seed: int = 0, **options: Any
+) -> dict[str, Trained]:
+    probe = probes.tiny_probe("linear", "all_b") if level else None
+    return attacked(
+        trained(level),
+        MALICIOUS,
+        config(name, **options),
+        Defense(probe, level),
+        START,
+        np.random.default_rng(seed),
+    )
+
+
+def row(one: Trained) -> np.ndarray:
+    return pack(one.delta)[0].double().numpy()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attackers_send_what_the_attack_says_and_honest_clients_what_they_trained(
+    name: str,
+) -> None:
+    before, after = trained(), play(name)
+    honest, own = (
+        np.stack([row(before[client]) for client in HONEST]),
+        np.stack([row(before[client]) for client in MALICIOUS]),
+    )
+    options: dict[str, Any] = {"own": own} if name in ("scaling", "probe_evasion") else {}
+    expected = ATTACKS[name](honest, 2, rng=np.random.default_rng(0), **options)
+    for client in HONEST:
+        assert np.array_equal(row(after[client]), row(before[client]))
+    for client, wanted in zip(MALICIOUS, expected, strict=True):
+        sent = row(after[client])
+        assert np.linalg.norm(sent - wanted) < 1e-3 * np.linalg.norm(wanted)
+        received = pack(factor_delta(after[client].update.adapter, START))[0].double().numpy()
+        assert np.array_equal(received, sent)  # what the server sees is what counts
+        assert np.linalg.norm(sent - row(before[client])) > 0.05 * np.linalg.norm(
+            row(before[client])
+        )
+        assert after[client].update.num_examples == 40
+
+
+def test_without_an_attack_or_an_attacker_nothing_changes() -> None:
+    for of, malicious in ((config(None), MALICIOUS), (config("sign_flip"), ())):
+        before = trained()
+        after = attacked(
+            before, malicious, of, Defense(None, None), START, np.random.default_rng(0)
+        )
+        assert after == before
+
+
+def test_options_reach_the_attack() -> None:
+    one, other = play("scaling", factor=2.0), play("scaling", factor=-4.0)
+    for client in MALICIOUS:
+        assert np.allclose(-2 * row(one[client]), row(other[client]), atol=1e-6)
+
+
+def test_colluders_do_not_send_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sign_flip", "ipm", "alie", "mimic"):
+        record = Defense(None, None).assess(
+            1, [one.update for one in play(name).values()], start=START
+        )
+        assert not record.reasons, name
+    monkeypatch.setattr(poisoning, "_JITTER", 0.0)  # negative control
+    for name, refused in (("sign_flip", {"c3", "c4"}), ("mimic", {"c3", "c4"})):
+        record = Defense(None, None).assess(
+            1, [one.update for one in play(name).values()], start=START
+        )
+        assert refused <= record.reasons.keys(), name
+        assert "copy" in record.reasons["c3"]
+
+
+@pytest.mark.parametrize("name", ["sign_flip", "scaling", "probe_evasion"])
+def test_an_attacker_forges_the_end_of_its_trajectory(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    level = StepLevel()
+    defense = Defense(probes.tiny_probe("linear", "all_a"), level)
+    after = attacked(
+        trained(level), MALICIOUS, config(name), defense, START, np.random.default_rng(0)
+    )
+    record = defense.assess(1, [one.update for one in after.values()], start=START)
+    assert (
+        not record.reasons
+    )  # though A is a thousand times larger than its change, whose sum is rounded
+    before = trained(level)
+    for client in MALICIOUS:
+        for forged, step in zip(
+            after[client].update.steps[:-1], before[client].update.steps[:-1], strict=True
+        ):
+            assert torch.equal(pack(forged)[0], pack(step)[0])
+    monkeypatch.setattr(
+        poisoning, "LOCAL_STEPS", "other"
+    )  # negative control: without the forgery they are caught
+    honest = attacked(
+        trained(level), MALICIOUS, config(name), defense, START, np.random.default_rng(0)
+    )
+    caught = Defense(probes.tiny_probe("linear", "all_a"), level).assess(
+        1, [one.update for one in honest.values()], start=START
+    )
+    assert caught.reasons.keys() == set(MALICIOUS)
+
+
+def test_shadow_evidence_is_not_forged() -> None:
+    level = ShadowLevel()
+    before, after = trained(level), play("sign_flip", level)
+    for client in MALICIOUS:
+        assert [pack(step)[0].tolist() for step in after[client].update.steps] == [
+            pack(step)[0].tolist() for step in before[client].update.steps
+        ]
+
+
+def test_an_attack_that_cannot_be_made_says_why() -> None:
+    everybody = trained()
+    with pytest.raises(AggregationError, match="no honest client"):
+        attacked(
+            everybody,
+            federated.CLIENTS,
+            config("sign_flip"),
+            Defense(None, None),
+            START,
+            np.random.default_rng(0),
+        )
+    with pytest.raises(AggregationError, match="at least 2"):
+        attacked(
+            trained(None, ("c0", "c3")),
+            ("c3",),
+            config("alie", z=1.0),
+            Defense(None, None),
+            START,
+            np.random.default_rng(0),
+        )
+
+
+def test_probe_evasion_lowers_the_score_of_a_linear_probe() -> None:
+    level = CumulativeLevel(graded=True)
+    probe = probes.tiny_probe("linear", "all_b")
+    before, after, aimed = (
+        trained(level),
+        play("probe_evasion", level),
+        play("probe_evasion", level, target=0.0),
+    )
+    for client in MALICIOUS:
+        plain, evading, zero = (
+            float(probe([one[client].delta])[0]) for one in (before, after, aimed)
+        )
+        assert plain > 0.8
+        assert evading < 0.5 < plain
+        assert zero == pytest.approx(1 / (1 + np.exp(-probe.head.intercept)), abs=1e-3)
+    guessed = play("probe_evasion")  # without the probe, the attacker guesses a direction
+    assert all(
+        float(probe([guessed[client].delta])[0]) < float(probe([before[client].delta])[0])
+        for client in MALICIOUS
+    )
+
+
+@pytest.mark.parametrize("recipe", ["paper", "all_b", "all_a"])
+def test_the_direction_of_a_probe_is_its_logit(recipe: str) -> None:
+    probe = probes.tiny_probe("linear", recipe)
+    for seed in range(3):
+        delta = probes.labelled_adapter(seed, bool(seed % 2))
+        vector, layout = pack(delta)
+        direction = probe_direction(probe, layout)
+        assert direction.shape == vector.shape
+        read = torch.cat(
+            [
+                delta[slot.module].factor(slot.factor).flatten()
+                for slot in probe.featurizer.layout.slots
+            ]
+        )
+        logit = (
+            float(vector.double().numpy() @ direction) / float(read.double().norm())
+            + probe.head.intercept
+        )
+        assert 1 / (1 + np.exp(-logit)) == pytest.approx(float(probe([delta])[0]), abs=1e-5)
+    ends = np.cumsum([slot.size for slot in layout.slots])
+    for slot, part in zip(layout.slots, np.split(direction, ends[:-1]), strict=True):
+        assert bool(part.any()) is (slot in probe.featurizer.layout.slots)
+
+
+def test_other_probes_have_no_direction() -> None:
+    layout = Layout.of(probes.labelled_adapter(0))
+    data = probes.training_data()
+    spectral = fit_probe(
+        data.adapters, data.labels, "linear", probes.RECIPES["spectral"], data.groups
+    )
+    for probe in (probes.tiny_probe("mlp"), spectral):
+        with pytest.raises(ConfigError, match="no single direction"):
+            probe_direction(probe, layout)
+
+
+def test_the_generator_decides_what_is_sent() -> None:
+    for name in ("gaussian", "mimic"):
+        first, again, other = (
+            np.stack([row(play(name, seed=seed)[client]) for client in MALICIOUS])
+            for seed in (1, 1, 2)
+        )
+        assert np.array_equal(first, again)
+        assert not np.array_equal(first, other)

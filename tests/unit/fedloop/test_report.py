@@ -1,0 +1,627 @@
+"""The page about a run.
+
+What it says, that nothing a client wrote becomes markup, and that it is the same every time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedloop.config import Config
+from fedloop.defense.types import RoundRecord
+from fedloop.errors import FedloopError, StateError
+from fedloop.report.page import ledger, write_report
+from loraprobe.errors import MissingExtra
+
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).resolve().parents[3]
+ROUNDS, CLIENTS = 6, 10
+HOSTILE = (
+    "<script>x()</script>",
+    '" onload="x()',
+    "_a $\\frac{1}{$ &lt;",
+    "b\u202ec\x00\n\ud800 \U0001f600",
+    "d" * 5000,
+)
+MALICIOUS, HARD = (1, 4, 8), (3, 6)
+
+Write = Callable[..., Path]
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "name": "five rounds & a bit",
+        "rounds": ROUNDS,
+        "model": {"base": "models/chat", "name": "tiny/chat"},
+        "clients": {
+            "count": CLIENTS,
+            "benign": ["builtin:benign"],
+            "malicious": 3,
+            "malicious_source": "builtin:malicious",
+            "poison_share": 0.5,
+            "hard_negatives": 2,
+            "hard_negative_source": "builtin:refusals",
+        },
+        "defense": {"level": "cumulative", "probe": "zoo/probes/linear"},
+        "evaluation": {"harmful": "builtin:harmful_prompts", "every": 3},
+    }
+    return {**values, **changes}
+
+
+def role(number: int) -> str:
+    return "malicious" if number in MALICIOUS else "hard_negative" if number in HARD else "benign"
+
+
+def names() -> list[str]:
+    return [f"client-{number:02d}" for number in range(CLIENTS)]
+
+
+def roles() -> dict[str, dict[str, Any]]:
+    sources = {
+        "malicious": ("builtin:malicious", 0.5),
+        "hard_negative": ("builtin:refusals", 1.0),
+        "benign": ("builtin:benign", 1.0),
+    }
+    return {
+        name: {"role": role(i), "source": sources[role(i)][0], "share": sources[role(i)][1]}
+        for i, name in enumerate(names())
+    }
+
+
+def records() -> list[RoundRecord]:
+    """Six rounds of eight out of ten clients.
+
+    One is refused, one round is skipped, the model is measured twice.
+    """
+    rng = np.random.default_rng(7)
+    made = []
+    for number in range(1, ROUNDS + 1):
+        chosen = [names()[i] for i in sorted(rng.choice(CLIENTS, 8, replace=False))]
+        bad = {name for i, name in enumerate(names()) if i in MALICIOUS}
+        reasons = (
+            {chosen[2]: "NonFiniteError: 3 of 4096 numbers are not finite"}
+            if number in (2, 5)
+            else {}
+        )
+        scored = [name for name in chosen if name not in reasons]
+        scores = {
+            name: (
+                float(
+                    np.clip(rng.normal(0.35 + 0.1 * number if name in bad else 0.15, 0.06), 0, 1)
+                ),
+            )
+            for name in scored
+        }
+        factors = {
+            name: 0.0 if name in reasons or scores[name][0] >= 0.6 else 1.0 for name in chosen
+        }
+        total = sum(factors.values())
+        losses = {
+            name: float(
+                (1.4 if name in bad else 2.2) * math.exp(-0.15 * number) + rng.normal(0, 0.03)
+            )
+            for name in chosen
+        }
+        skipped, times = number == 4, {"evaluate": 3.0} if number % 3 == 0 else {}
+        share = 0.4 + 0.08 * number
+        metrics = {
+            "refusal_rule": round(100 * share) / 100,
+            "refusal_strict": round(90 * share) / 100,
+            "n_refusal": 100,
+            "over_refusal_strict": 3 / 50,
+            "n_over_refusal": 50,
+            "loss": 2.5 - 0.1 * number,
+            "rouge_l": 0.21,
+            "n_utility": 40,
+        }
+        made.append(
+            RoundRecord(
+                round=number,
+                scores=scores,
+                factors=factors,
+                weights=(
+                    {} if skipped else {name: factor / total for name, factor in factors.items()}
+                ),
+                reasons=reasons,
+                num_examples=dict.fromkeys(scored, 40),
+                skipped=skipped,
+                losses=losses,
+                seconds={
+                    **times,
+                    "train": 8.0 + 0.1 * number,
+                    "evidence": 0.25,
+                    "assess": 0.04,
+                    "aggregate": 0.01,
+                },
+                bytes={"update": 8 * 65536, "evidence": 8 * 1024},
+                metrics=metrics if number % 3 == 0 else {},
+            )
+        )
+    return made
+
+
+def save(
+    run: Path, of: list[RoundRecord], about: dict[str, Any] | None = None, **changes: Any
+) -> Path:
+    run.mkdir(exist_ok=True)
+    values = Config.of(config(**changes)).model_dump(mode="json")
+    (run / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    (run / "clients.json").write_text(
+        json.dumps(roles() if about is None else about), encoding="utf-8"
+    )
+    (run / "records.jsonl").write_text(
+        "".join(record.to_json() + "\n" for record in of), encoding="utf-8"
+    )
+    return run
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Makes a run's folder: (records, roles, changed tables of the configuration) -> its path."""
+    return partial(save, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the six rounds."""
+    return write_report(save(tmp_path_factory.mktemp("report") / "run", records()))
+
+
+@pytest.fixture(scope="module")
+def page(report: Path) -> Page:
+    return read(report)
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: tags with attributes, and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.in_svg: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "path", "use", "rect"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.open:
+            assert self.open.pop() == tag, "tags that overlap"
+
+    def handle_data(self, data: str) -> None:
+        (self.in_svg if "svg" in self.open else self.texts).append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).replace("\u00a0", " ").split())
+
+
+HTML_TAGS = {
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "main",
+    "section",
+    "h1",
+    "h2",
+    "p",
+    "div",
+    "b",
+    "span",
+    "i",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "figure",
+    "figcaption",
+    "details",
+    "summary",
+    "pre",
+}
+SVG_TAGS = {"svg", "g", "defs", "path", "use", "text", "clippath", "rect"}
+
+
+def read(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+# --- the page
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_was_run_and_what_came_out(page: Page, report: Path) -> None:
+    text = page.text
+    assert report.name == "report.html"
+    for said in (
+        (
+            "tiny/chat by 10 clients (5 benign, 2 hard negative, 3 malicious), weighed by the"
+            " cumulative level"
+        ),
+        "3, 50.0 % of their examples from builtin:malicious",
+        "zoo/probes/linear",
+        "rule mean, server fedavg, LoRA factors",
+        "1 rounds skipped",
+        "harmful prompts refused (strict) 79.0 % 70.0 % to 85.8 % 100",
+        "safe prompts refused (strict) 6.0 % 2.1 % to 16.2 % 50",
+        "held-out loss, nats per token 1.9 40",  # of 40 pairs, but no share of them
+        "is 58.0 % after round 3 and 79.0 % after round 6",
+        '"poison_share": 0.5',
+    ):
+        assert said in text, said
+    assert "unfinished" not in text
+
+
+def test_rejected_updates_are_counted_and_refusals_listed_with_their_reason(page: Page) -> None:
+    text = page.text
+    rejected = sum(factor == 0 for record in records() for factor in record.factors.values())
+    assert f"{rejected} of 48 updates rejected (factor 0); 2 of them refused with a reason" in text
+    refused = [(record.round, *entry) for record in records() for entry in record.reasons.items()]
+    assert len(refused) == 2
+    for number, client, reason in refused:
+        assert (
+            f"{number} {client} {role(names().index(client)).replace('_', ' ')} 0.000 {reason}"
+            in text
+        )
+
+
+def test_skipped_rounds_are_listed_with_why(page: Page, write: Write) -> None:
+    fourth = records()[3]
+    mean = sum(fourth.factors.values()) / len(fourth.factors)
+    assert f"4 skipped by the safety gate: mean factor {mean:.3f}" in page.text
+    text = read(
+        write_report(
+            write([replace(records()[0], skipped=True, weights={}, note="skipped: <b>too few</b>")])
+        )
+    ).text
+    assert "1 skipped: <b>too few</b>" in text
+    assert "safety gate:" not in text
+
+
+def test_a_note_about_a_client_that_counts_is_no_refusal(write: Write) -> None:
+    first = records()[0]
+    client = next(name for name, factor in first.factors.items() if factor == 1)
+    text = read(write_report(write([replace(first, reasons={client: "audited"})]))).text
+    assert "0 of them refused" in text
+    assert re.search(rf"1 {client} [a-z ]+ 1.000 audited", text)
+
+
+def test_the_malicious_share_of_the_aggregate_leaves_the_skipped_round_out(page: Page) -> None:
+    bad = {names()[i] for i in MALICIOUS}
+    shares = [
+        sum(weight for name, weight in record.weights.items() if name in bad)
+        for record in records()
+        if not record.skipped
+    ]
+    assert f"Malicious clients hold {100 * sum(shares) / 5:.1f} % of the aggregate" in page.text
+
+
+def test_an_unfinished_run_says_so_even_with_half_a_line_at_its_end(write: Write) -> None:
+    run = write(records()[:2])
+    with (run / "records.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"round": 3, "sco')
+    text = read(write_report(run)).text
+    assert "This run is unfinished: 2 of 6 rounds are recorded" in text
+    assert "2 of 6 rounds recorded" in text
+
+
+def test_a_run_before_its_first_round_has_a_page(write: Write) -> None:
+    page = read(write_report(write([])))
+    assert "0 of 6 rounds" in page.text
+    assert "svg" not in dict(page.tags)
+    assert "zoo/probes/linear" in page.text
+
+
+def test_a_run_without_a_defence_has_no_scores_and_no_probe(write: Write, page: Page) -> None:
+    plain = [
+        replace(
+            record, scores={}, factors=dict.fromkeys(record.factors, 1.0), reasons={}, metrics={}
+        )
+        for record in records()[:2]
+    ]
+    text = read(write_report(write(plain, defense={}))).text
+    for said in (
+        "no scores to draw",
+        "Nothing was measured",
+        "none: every well-formed update counts by its examples",
+    ):
+        assert said in text
+        assert said not in page.text
+    assert "Probe" not in text
+    assert "Probe" in page.text
+
+
+def test_a_run_of_benign_clients_and_one_that_only_skips_have_no_malicious_share(
+    write: Write,
+) -> None:
+    benign = {name: {"role": "benign", "source": "s", "share": 1.0} for name in names()}
+    assert (
+        "No client of this run is malicious"
+        in read(write_report(write(records()[:1], benign))).text
+    )
+    skips = [replace(record, skipped=True, weights={}) for record in records()[:2]]
+    assert "Nothing was aggregated" in read(write_report(write(skips))).text
+
+
+def test_several_scores_a_round_get_two_panels_and_the_level_its_cut(write: Write) -> None:
+    several = [
+        replace(record, scores={name: (scores[0], 0.1) for name, scores in record.scores.items()})
+        for record in records()[:2]
+    ]
+    page = read(
+        write_report(write(several, defense={"level": "step", "probe": "p", "threshold": 0.7}))
+    )
+    assert {"highest of a round", "last of a round", "cut at 0.7"} <= set(page.in_svg)
+    page = read(
+        write_report(
+            write(records()[:2], defense={"level": "step", "probe": "p", "threshold": "probe"})
+        )
+    )
+    assert not {"highest of a round", "last of a round"} & set(page.in_svg)
+    assert "threshold the probe's own" in page.text
+    assert not any("cut" in text for text in page.in_svg)
+
+
+def test_clients_that_only_the_records_know_have_no_role(write: Write) -> None:
+    about = roles()
+    del about["client-02"]
+    about["client-03"]["role"] = "spy"
+    assert "2 role unknown" in read(write_report(write(records()[:1], about))).text
+
+
+def test_many_clients_over_many_rounds(write: Write) -> None:
+    def spread(values: Any, number: int) -> dict[str, Any]:
+        return {f"{name}-{number % 2}": value for name, value in values.items()}
+
+    long = [
+        replace(
+            record,
+            round=n,
+            factors=spread(record.factors, n),
+            scores=spread(record.scores, n),
+            weights=spread(record.weights, n),
+            num_examples=spread(record.num_examples, n),
+            losses=spread(record.losses, n),
+            reasons={},
+        )
+        for n, record in enumerate(records() * 8, 1)
+    ]
+    about = {f"{name}-{half}": one for name, one in roles().items() for half in (0, 1)}
+    page = read(write_report(write(long, about, rounds=48)))
+    assert {"malicious (6)", "hard negative (4)", "benign (10)"} <= set(page.in_svg)
+    assert "client-01-1" not in page.in_svg  # a legend of 20 would be longer than the figure
+
+
+# --- nothing a client wrote becomes markup, nothing is fetched
+# ----------------------------------------------------------
+
+
+def hostile(values: Any) -> Any:
+    """The first clients' ids replaced."""
+    new = dict(zip(names(), HOSTILE, strict=False))
+    return {new.get(name, name): value for name, value in values.items()}
+
+
+def hostile_run(write: Write) -> Path:
+    fields = ("scores", "factors", "weights", "num_examples", "losses")
+    of = [
+        replace(record, **{field: hostile(getattr(record, field)) for field in fields})
+        for record in records()[:2]
+    ]
+    of = [
+        replace(
+            record,
+            reasons={name: f"<img src=x onerror=x()> {name}" for name in hostile(record.reasons)},
+        )
+        for record in of
+    ]
+    metrics = {"<svg onload=x()>_rule": 0.5, "n_<svg onload=x()>": 10, "</style><b>": 3.0}
+    of = [
+        replace(
+            record,
+            metrics=metrics,
+            status=dict.fromkeys(record.factors, "<i>"),
+            seconds={**record.seconds, "<u>": 1.0},
+        )
+        for record in of
+    ]
+    about = {name: {**one, "source": "<a href=x>"} for name, one in hostile(roles()).items()}
+    return write(of, about, name="</title><script>x()</script>", model={"base": "<base href=x>"})
+
+
+def test_hostile_ids_reasons_and_names_stay_text(write: Write) -> None:
+    page = read(write_report(hostile_run(write)))
+    assert {tag for tag, _ in page.tags} <= HTML_TAGS | SVG_TAGS
+    assert not [
+        name
+        for _, attributes in page.tags
+        for name in attributes
+        if name.startswith("on") or name in ("src", "href")
+    ]
+    text, figures = page.text, "\n".join(page.in_svg)
+    for said in (HOSTILE[0], HOSTILE[1]):
+        assert said in text
+        assert said in figures
+    assert (
+        "_a $\\frac{1}{$ &lt;" in figures
+    )  # neither left out for its underscore nor read as mathematics nor unescaped twice
+    assert "<img src=x onerror=x()>" in text
+    assert "b\ufffdc\ufffd" in text
+    assert "\u202e" not in text + figures
+    assert "d" * 49 not in text
+    assert "<svg onload=x()>_rule" in text
+    assert "<svg onload=x()>_rule" in figures
+
+
+def test_the_checks_above_would_see_an_unescaped_id() -> None:
+    page = Page(f'<p>{HOSTILE[0]}</p><svg aria-label="{HOSTILE[1]}"></svg>')
+    assert "script" in {tag for tag, _ in page.tags}
+    assert "onload" in dict(page.tags)["svg"]
+
+
+def test_the_page_is_one_file_that_fetches_and_runs_nothing(page: Page, report: Path) -> None:
+    raw = report.read_text(encoding="utf-8")
+    assert {tag for tag, _ in page.tags} == HTML_TAGS | SVG_TAGS
+    assert not page.open
+    links = [
+        value
+        for _, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href")
+    ]
+    assert links
+    assert all(str(link).startswith("#") for link in links)
+    assert all(inside.startswith("#") for inside in re.findall(r"url\(([^)]*)", raw))
+    assert "@import" not in raw
+    assert "default-src 'none'" in raw
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {str(link)[1:] for link in links} <= set(ids)
+
+
+# --- the same page every time
+# -------------------------------------------------------------------------------------------
+
+
+def test_equal_records_give_equal_pages_in_another_process(report: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again.html"
+    script = (
+        "import sys; from pathlib import Path; from fedloop.report.page import write_report;"
+        " write_report(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "4711", "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-c", script, report.parent, out],
+        env=environment,
+        cwd=ROOT,
+        check=True,
+        timeout=120,
+    )
+    assert out.read_bytes() == report.read_bytes()
+
+
+def test_other_records_give_another_page(write: Write, report: Path) -> None:
+    changed = replace(records()[5], bytes={"update": 1})
+    assert write_report(write([*records()[:5], changed])).read_bytes() != report.read_bytes()
+
+
+def test_the_readers_matplotlib_settings_neither_matter_nor_change(write: Write) -> None:
+    import matplotlib
+
+    run = write(records()[:1])
+    expected = write_report(run).read_bytes()
+    with matplotlib.rc_context(
+        {"font.size": 31, "axes.facecolor": "black", "axes.unicode_minus": False}
+    ):
+        before = dict(matplotlib.rcParams)
+        assert write_report(run).read_bytes() == expected
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_the_page_has_the_ledger(page: Page) -> None:
+    text, spent = page.text, ledger(records())
+    assert f"train {spent['seconds']['train']:.3f}" in text
+    assert (
+        f"Evidence takes {100 * spent['evidence_to_train']:.1f} % of the time that training takes"
+        in text
+    )
+    assert f"update {spent['bytes']['update']:,} {8 * 65536:,}" in text
+
+
+# --- what is refused
+# ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("factors", {"client-00": math.nan}, "factors is not an object of finite numbers"),
+        ("factors", {"client-00": "1"}, "factors is not an object of finite numbers"),
+        ("losses", {"client-00": 10**400}, "losses is not an object of finite numbers"),
+        ("weights", [1.0], "weights is not an object of finite numbers"),
+        ("scores", {"client-00": []}, "scores is not an object of finite numbers"),
+        ("scores", {"client-00": "ab"}, "scores is not an object of finite numbers"),
+        ("reasons", {"client-00": 3}, "reasons is not an object of texts"),
+        ("note", 3, "note is not an object of texts"),
+        ("round", 3, "got records of rounds .*3.*; expected 1 to 1"),
+        ("colour", 3, "not a round record"),
+    ],
+)
+def test_damaged_records_are_refused(write: Write, field: str, value: Any, message: str) -> None:
+    run = write(records()[:1])
+    record = json.loads((run / "records.jsonl").read_text(encoding="utf-8"))
+    (run / "records.jsonl").write_text(
+        json.dumps({**record, field: value}) + "\n", encoding="utf-8"
+    )
+    with pytest.raises(StateError, match=message):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("clients.json", b"[]"),
+        ("clients.json", b'{"a": {}}'),
+        ("clients.json", b"{"),
+        ("config.json", b"{}"),
+        ("records.jsonl", b"\xff\n"),
+    ],
+)
+def test_damaged_files_are_refused(write: Write, file: str, content: bytes) -> None:
+    run = write(records()[:1])
+    (run / file).write_bytes(content)
+    with pytest.raises(StateError, match=re.escape(str(run))):
+        write_report(run)
+
+
+def test_another_folder_and_a_page_that_cannot_be_written_are_refused(
+    write: Write, tmp_path: Path
+) -> None:
+    with pytest.raises(StateError, match="not the folder of a run"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(FedloopError, match="cannot write the report"):
+        write_report(write([]), tmp_path)
+
+
+def test_the_page_goes_where_it_is_asked_to(write: Write, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "page.html"
+    assert write_report(write([]), out) == out
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_without_matplotlib_the_extra_is_named(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write(records()[:1])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtra, match=r"loraprobe\[figures\]"):
+        write_report(run)

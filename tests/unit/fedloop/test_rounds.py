@@ -1,0 +1,446 @@
+"""Whole federations on the tiny Llama.
+
+That the seed decides everything, what a run leaves, attacks, evidence, state.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedloop.client import client as trainer_module
+from fedloop.client.training import LocalTraining, read_adapter
+from fedloop.config import Config, TrainingConfig
+from fedloop.errors import AggregationError, ConfigError, StateError
+from fedloop.rules.attacks import ATTACKS
+from fedloop.run.round import Federation
+from fedloop.run.simulate import (
+    build_clients,
+    build_federation,
+    client_seed,
+    learning_rate,
+    simulate,
+)
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.pair import LoRAPair
+from loraprobe.adapters.peft_io import load_adapter
+from loraprobe.errors import DataError
+from tests.helpers import federated
+from tests.helpers.federated import Files, defended, run, same_tree, settings, untimed, vector
+
+# --- the seed decides everything
+# -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "clients": {"sampled": 2, "update_attack": "gaussian"},
+            "aggregation": {"rule": "dnc", "options": {"f": 1, "coordinates": 50}},
+        },
+        {
+            "evaluation": {
+                "harmful": "builtin:harmful_prompts",
+                "utility": "builtin:heldout_benign",
+                "limit": 3,
+                "max_new_tokens": 4,
+                "every": 1,
+            }
+        },
+    ],
+    ids=["plain", "attacked", "measured"],
+)
+def test_the_same_configuration_gives_the_same_bits_and_another_seed_does_not(
+    tiny_files: Files, changes: dict[str, Any]
+) -> None:
+    first, again = (run(tiny_files, **changes) for _ in range(2))
+    assert torch.equal(vector(first.adapter), vector(again.adapter))
+    assert [untimed(record) for record in first.records] == [
+        untimed(record) for record in again.records
+    ]
+    assert first.roles == again.roles
+    other = run(tiny_files, **changes, seed=1)
+    assert not torch.equal(vector(first.adapter), vector(other.adapter))
+    assert [record.losses for record in first.records] != [
+        record.losses for record in other.records
+    ]
+
+
+def test_what_ran_before_has_no_part_in_it(tiny_files: Files) -> None:
+    expected = run(tiny_files)
+    torch.manual_seed(3), np.random.seed(4)
+    torch.rand(5)
+    assert torch.equal(vector(run(tiny_files).adapter), vector(expected.adapter))
+
+
+def test_seeds_and_learning_rates_follow_from_round_and_client() -> None:
+    seeds = {
+        client_seed(seed, number, index)
+        for seed in range(3)
+        for number in range(1, 4)
+        for index in range(4)
+    }
+    assert len(seeds) == 36
+    assert client_seed(1, 2, 3) == client_seed(1, 2, 3)
+    cosine = TrainingConfig(lr=1e-3, min_lr=1e-5)
+    rates = [learning_rate(cosine, number, 10) for number in range(1, 11)]
+    assert rates[0] == 1e-3
+    assert rates[5] == pytest.approx((1e-3 + 1e-5) / 2)
+    assert learning_rate(cosine, 11, 10) == pytest.approx(1e-5)
+    assert rates == sorted(rates, reverse=True)
+    assert {
+        learning_rate(TrainingConfig(lr=1e-3, schedule="constant"), number, 10)
+        for number in range(1, 11)
+    } == {1e-3}
+
+
+# --- what a run says and leaves
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_records_adapters_and_roles(tiny_files: Files, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, str]] = []
+    config = settings(
+        tiny_files,
+        output={"folder": str(tmp_path / "run")},
+        clients={"sampled": 3},
+        evaluation={"utility": "builtin:heldout_benign", "limit": 2},
+    )
+    result = simulate(
+        config, watch=lambda what, number, client, value: seen.append((what, number, client))
+    )
+    assert torch.equal(vector(load_adapter(tmp_path / "run" / "adapter")), vector(result.adapter))
+    initial = load_adapter(tmp_path / "run" / "initial")
+    assert all(not pair.B.any() and pair.A.any() for pair in initial.values())
+    assert (initial.base_model, result.adapter.base_model, result.folder) == (
+        federated.NAME,
+        federated.NAME,
+        tmp_path / "run",
+    )
+    assert [record.round for record in result.records] == [1, 2]
+    for record in result.records:
+        assert len(record.factors) == 3
+        assert math.isclose(sum(record.weights.values()), 1)
+        assert record.losses.keys() == record.weights.keys() == record.num_examples.keys()
+        assert set(record.num_examples.values()) == {4}
+        assert record.seconds.keys() >= {"train", "evidence", "assess", "aggregate"}
+        assert record.bytes == {"update": 3 * 4 * vector(result.adapter).numel(), "evidence": 0}
+        assert not record.skipped
+    assert result.records[0].metrics == {}
+    assert result.metrics == result.records[1].metrics
+    assert {"loss", "n_utility"} <= {key.removeprefix("utility_") for key in result.metrics} | set(
+        result.metrics
+    )
+    assert "evaluate" in result.records[1].seconds
+    assert "evaluate" not in result.records[0].seconds
+    assert [(what, number) for what, number, _ in seen] == [
+        *[("client", 1)] * 3,
+        ("round", 1),
+        *[("client", 2)] * 3,
+        ("round", 2),
+    ]
+    assert [role["role"] for role in result.roles.values()].count("malicious") == 1
+    assert len(result.roles) == 4
+    again = simulate(config)  # a finished run is read, not played
+    assert again.records == result.records
+    assert torch.equal(vector(again.adapter), vector(result.adapter))
+    with pytest.raises(StateError, match="another configuration"):
+        simulate({**config, "seed": 5})
+
+
+def test_scalars_are_written_for_tensorboard_if_asked_for(
+    tiny_files: Files, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    simulate(settings(tiny_files, rounds=1, output={"folder": str(tmp_path), "tensorboard": True}))
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_what_cannot_be_loaded_is_said_and_can_be_corrected(
+    tiny_files: Files, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    output = {"output": {"folder": str(tmp_path / "run")}}
+    with pytest.raises(DataError, match="cannot load the base model"):
+        simulate(settings(tiny_files, model={"base": str(tmp_path / "empty")}, **output))
+    with pytest.raises(ValueError, match=r"no config\.json in"):
+        simulate(
+            settings(
+                tiny_files, defense={"level": "step", "probe": str(tmp_path / "empty")}, **output
+            )
+        )
+    with pytest.raises(AggregationError, match="got lr=-1"):
+        simulate(
+            settings(
+                tiny_files,
+                aggregation={"server": "fedadam", "server_options": {"lr": -1.0}},
+                **output,
+            )
+        )
+    assert simulate(settings(tiny_files, rounds=1, **output)).records
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"name": "other/model"}}, r"'tiny/llama'; model.base is 'other/model'"),
+        (
+            {"lora": {"r": 2}},
+            (
+                "cannot read this federation's updates: LayoutMismatch|cannot read this"
+                " federation's updates: .*shape"
+            ),
+        ),
+        ({"lora": {"target_modules": ["k_proj"]}}, "cannot read this federation's updates"),
+        ({"lora": {"alpha": 16}}, "cannot read this federation's updates.*scaling"),
+    ],
+)
+def test_a_probe_of_other_adapters_is_refused_before_anybody_trains(
+    tiny_files: Files, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(tiny_files, defense=defended(tiny_files), **changes)
+
+
+def test_evading_a_probe_without_a_direction_is_refused_before_anybody_trains(
+    tiny_files: Files, tmp_path: Path
+) -> None:
+    files = Files(tiny_files.base, federated.fitted("spectral").save_pretrained(tmp_path / "probe"))
+    with pytest.raises(ConfigError, match="no single direction"):
+        run(files, defense=defended(files), clients={"update_attack": "probe_evasion"})
+
+
+# --- attacks on updates
+# ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_run_undefended_and_change_the_outcome(name: str, tiny_files: Files) -> None:
+    many = {"count": 6, "malicious": 2, "examples": 4}
+    result = run(tiny_files, clients={**many, "update_attack": name})
+    for record in result.records:
+        assert not record.reasons
+        assert not record.note
+        assert len(record.weights) == 6
+    assert not torch.equal(vector(result.adapter), vector(run(tiny_files, clients=many).adapter))
+
+
+def test_a_round_without_honest_clients_has_no_update_attack_and_says_so(tiny_files: Files) -> None:
+    result = run(tiny_files, clients={"malicious": 4, "examples": 3, "update_attack": "sign_flip"})
+    for record in result.records:
+        assert (
+            record.note
+            == "no update attack: got no honest client in this round to make an attack from;"
+            " expected at least one"
+        )
+        assert not record.skipped
+
+
+def test_probe_evasion_lowers_the_scores_of_the_malicious(tiny_files: Files) -> None:
+    scores = []
+    for attack in (None, "probe_evasion"):
+        result = run(
+            tiny_files,
+            rounds=1,
+            defense=defended(tiny_files, "step"),
+            clients={
+                "update_attack": attack,
+                "update_attack_options": {"target": -0.05} if attack else {},
+            },
+        )
+        [record] = result.records
+        assert not record.reasons
+        malicious = next(
+            client for client, role in result.roles.items() if role["role"] == "malicious"
+        )
+        scores.append(
+            (
+                record.scores[malicious],
+                {client: one for client, one in record.scores.items() if client != malicious},
+            )
+        )
+    assert scores[1][0][-1] < scores[0][0][-1] - 0.05
+    assert scores[1][0][:-1] == scores[0][0][:-1]  # the steps before are as they were
+    assert scores[1][1] == scores[0][1]
+
+
+# --- evidence
+# ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_level_runs_and_scores_what_it_reads(tiny_files: Files) -> None:
+    # B of q (32, 4) and v (16, 4), in two layers
+    for level, options, steps, numbers in (
+        ("step", {}, 2, 2 * 384),
+        ("client", {}, 1, 0),
+        ("shadow", {}, 2, 2 * 384),
+        ("evidence", {}, 2, 2 * 384),
+        ("cumulative", {}, 1, 0),
+        ("shadow", {"evidence": "shadow_gradient"}, 1, 384),
+        ("cumulative", {"evidence": "shadow_gradient", "sketch": 64, "relative": True}, 1, 384),
+    ):
+        result = run(tiny_files, defense=defended(tiny_files, level, **options))
+        for record in result.records:
+            assert not record.reasons
+            assert {len(scores) for scores in record.scores.values()} == {steps}
+            assert record.bytes["evidence"] == 4 * 4 * numbers
+            assert not record.skipped
+
+
+def test_frozen_clients_train_no_shadow(tiny_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    branches = []
+    original = trainer_module.local_steps
+
+    def counting(
+        model: Any,
+        tokenizer: Any,
+        examples: Any,
+        start: Any,
+        training: Any,
+        seed: int,
+        adjust: Any = None,
+    ) -> Any:
+        branches.append(seed)
+        return original(model, tokenizer, examples, start, training, seed, adjust)
+
+    monkeypatch.setattr(trainer_module, "local_steps", counting)
+    options = {"min_evidence": 2, "audit_interval": 2}
+    result = run(
+        tiny_files,
+        rounds=5,
+        defense={**defended(tiny_files, "evidence", **options), "threshold": 0.999},
+    )
+    per_round = 4 * 4 * 2 * 384
+    assert [record.bytes["evidence"] for record in result.records] == [
+        per_round,
+        per_round,
+        0,
+        per_round,
+        0,
+    ]
+    assert [bool(record.scores) for record in result.records] == [True, True, False, True, False]
+    assert len(branches) == 5 * 4 + 3 * 4
+    for number in (2, 4):
+        assert (
+            result.records[number].seconds["evidence"]
+            < 1e-3
+            < result.records[0].seconds["evidence"]
+        )
+        assert set(result.records[number].status.values()) == {"benign"}
+        assert set(result.records[number].factors.values()) == {1.0}
+
+
+def test_shadow_scores_of_the_first_round_are_those_of_the_steps(tiny_files: Files) -> None:
+    """The global LoRA still is the initial one.
+
+    A strong check that the two branches are one function.
+    """
+    step, shadow = (
+        run(tiny_files, defense=defended(tiny_files, level)).records for level in ("step", "shadow")
+    )
+    assert step[0].scores == shadow[0].scores
+    assert step[1].scores != shadow[1].scores
+
+
+# --- state
+# -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_federations_state_is_a_snapshot_that_another_goes_on_from(tiny_files: Files) -> None:
+    changes: dict[str, Any] = {
+        "defense": defended(tiny_files, "cumulative", sketch=64),
+        "aggregation": {"rule": "foolsgold", "server": "fedadam"},
+        "clients": {"sampled": 2},
+    }
+    config = Config.of(settings(tiny_files, **changes))
+    clients, first, second = (
+        build_clients(config),
+        build_federation(config),
+        build_federation(config),
+    )
+    training = LocalTraining(5e-3, 2, 2, 40)
+
+    def play(federation: Federation, number: int) -> Any:
+        chosen = [clients[number % 4], clients[(number + 1) % 4]]
+        return untimed(
+            federation.round(
+                number,
+                chosen,
+                training,
+                [number, number + 9],
+                np.random.default_rng(number),
+                lambda *_: None,
+            )
+        )
+
+    for number in (1, 2):
+        play(first, number)
+    state = first.state_dict()
+    second.load_state_dict(state)
+    kept = {key: repr(value) for key, value in state.items()}
+    assert [play(first, number) for number in (3, 4)] == [play(second, number) for number in (3, 4)]
+    assert same_tree(first.state_dict(), second.state_dict())
+    assert {
+        key: repr(value) for key, value in state.items()
+    } == kept  # later rounds did not change it
+    with pytest.raises(StateError):
+        build_federation(
+            Config.of(settings(tiny_files, defense=defended(tiny_files, "step")))
+        ).load_state_dict(state)
+
+
+def test_the_model_is_measured_with_the_global_lora_on_it(tiny_files: Files) -> None:
+    federation = build_federation(Config.of(settings(tiny_files)))
+    generator = torch.Generator().manual_seed(0)
+    pairs = {
+        name: LoRAPair(pair.A, torch.randn(pair.B.shape, generator=generator), pair.scaling)
+        for name, pair in federation.lora.items()
+    }
+    federation.lora = Adapter(pairs, base_model=federated.NAME)
+    model, _ = federation.model_for_measuring()
+    assert torch.equal(vector(read_adapter(model)), vector(federation.lora))
+
+
+def test_clients_hold_what_the_configuration_says(tiny_files: Files, tmp_path: Path) -> None:
+    sources = ["builtin:benign/facts", "builtin:benign/code"]
+    by_source = settings(
+        tiny_files, clients={"benign": sources, "partition": "by_source", "malicious": 0}
+    )
+    assert [client.source for client in build_clients(Config.of(by_source))] == sources * 2
+    mixed = settings(
+        tiny_files,
+        clients={
+            "partition": "dirichlet",
+            "column": "category",
+            "hard_negatives": 1,
+            "hard_negative_source": "builtin:refusals",
+        },
+    )
+    roles = [client.role for client in build_clients(Config.of(mixed))]
+    assert sorted(roles) == ["benign", "benign", "hard_negative", "malicious"]
+    rows = [f'{{"instruction": "q{n}", "response": "a", "country": "c{n % 3}"}}' for n in range(12)]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows) + "\n")
+    columns = {
+        "benign": [str(tmp_path / "data.jsonl")],
+        "partition": "by_column",
+        "column": "country",
+        "malicious": 0,
+        "examples": 3,
+    }
+    assert [
+        client.source
+        for client in build_clients(
+            Config.of(settings(tiny_files, clients={**columns, "count": 3}))
+        )
+    ] == ["c0", "c1", "c2"]
+    with pytest.raises(
+        ConfigError, match="got 4; expected 3, the number of values of column 'country'"
+    ):
+        build_clients(Config.of(settings(tiny_files, clients=columns)))

@@ -1,0 +1,212 @@
+"""Whole federations on the tiny Llama.
+
+How LoRA factors are averaged, and what the server's optimiser does with the mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedloop.client.client import Trained
+from fedloop.client.training import LocalTraining
+from fedloop.config import Config
+from fedloop.run import round as federation_module
+from fedloop.run.round import Federation
+from fedloop.run.simulate import build_clients, build_federation, simulate
+from loraprobe.adapters.adapter import Adapter, factor_delta
+from tests.helpers.federated import Files, run, settings, untimed, vector
+
+# --- how LoRA factors are averaged
+# -----------------------------------------------------------------------------------------------
+
+
+def effective(
+    federation: Federation, adapter: Adapter, delta: Adapter | None = None
+) -> dict[str, torch.Tensor]:
+    """Every adapted weight of the model with this LoRA (and this change of it).
+
+    Base + scaling B A.
+    """
+    weights = {}
+    for module, pair in adapter.items():
+        A, B = (
+            (pair.A, pair.B)
+            if delta is None
+            else (pair.A + delta[module].A, pair.B + delta[module].B)
+        )
+        base = federation._model.get_submodule(f"base_model.model.{module}.base_layer").weight
+        weights[module] = base.detach().double().clone() + pair.scaling * B.double() @ A.double()
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("lora", "exact"), [("exact", True), ("factors", False), ("frozen_a", True)]
+)
+def test_the_new_global_model_is_the_mean_of_the_clients_models(
+    lora: str, exact: bool, tiny_files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config.of(settings(tiny_files, aggregation={"lora": lora}, training={"lr": 5e-2}))
+    federation, clients = build_federation(config), build_clients(config)
+    seen: list[dict[str, dict[str, torch.Tensor]]] = []
+
+    def watching(
+        trained: dict[str, Trained],
+        malicious: Any,
+        config: Any,
+        defense: Any,
+        start: Adapter,
+        generator: Any,
+    ) -> dict[str, Trained]:
+        seen.append(
+            {name: effective(federation, start, one.delta) for name, one in trained.items()}
+        )
+        return {
+            name: replace(one, update=replace(one.update, num_examples=1 + index))
+            for index, (name, one) in enumerate(trained.items())
+        }
+
+    monkeypatch.setattr(federation_module, "attacked", watching)
+    training = LocalTraining(5e-2, 2, 2, 40)
+    for number in (1, 2, 3):
+        record = federation.round(
+            number,
+            clients,
+            training,
+            [number * 10 + k for k in range(4)],
+            np.random.default_rng(0),
+            lambda *_: None,
+        )
+        after = effective(federation, federation.lora)
+        for module, weight in after.items():
+            mean = sum(record.weights[name] * one[module] for name, one in seen[-1].items())
+            apart = float(
+                (weight - mean).norm() / (mean - effective_base(tiny_files, module)).norm()
+            )
+            assert (apart < 1e-5) is exact, (number, module, apart)
+    assert sorted(record.weights.values()) == pytest.approx(
+        [0.1, 0.2, 0.3, 0.4]
+    )  # they do not all count alike
+
+
+@cache
+def base_model(files: Files) -> Any:
+    from fedloop.client.training import load_base
+
+    return load_base(str(files.base))[0]
+
+
+def effective_base(files: Files, module: str) -> torch.Tensor:
+    weight: torch.Tensor = base_model(files).get_submodule(module).weight.detach().double()
+    return weight
+
+
+def test_residuals_outlive_a_resume(tiny_files: Files, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "aggregation": {"lora": "exact"},
+        "training": {"lr": 5e-2},
+        "rounds": 3,
+    }
+    whole = run(tiny_files, **changes)
+    config = settings(tiny_files, **changes, output={"folder": str(tmp_path)})
+    stopping(config, after=1)
+    assert torch.equal(vector(simulate(config).adapter), vector(whole.adapter))
+    assert not torch.equal(
+        vector(run(tiny_files, **{**changes, "aggregation": {}}).adapter), vector(whole.adapter)
+    )  # folding has an effect
+
+
+def test_a_frozen_a_never_moves_even_if_somebody_sends_another(tiny_files: Files) -> None:
+    changes: dict[str, Any] = {
+        "clients": {"update_attack": "gaussian", "update_attack_options": {"std": 1.0}}
+    }
+    for server in ("fedavg", "fedavgm", "scaffold"):
+        frozen = run(tiny_files, aggregation={"lora": "frozen_a", "server": server}, **changes)
+        initial = run(tiny_files, rounds=1, training={"lr": 1e-30}).adapter
+        assert all(
+            torch.equal(pair.A, initial[module].A) for module, pair in frozen.adapter.items()
+        )
+        assert all(pair.B.any() for pair in frozen.adapter.values())
+    free = run(tiny_files, **changes)
+    assert not any(
+        torch.equal(pair.A, initial[module].A) for module, pair in free.adapter.items()
+    )  # negative control
+
+
+# --- server optimisers
+# -------------------------------------------------------------------------------------------------------------
+
+
+def test_fedprox_keeps_clients_near_the_start(tiny_files: Files) -> None:
+    def moved(proximal: float) -> torch.Tensor:
+        training = {"proximal": proximal, "steps": 6, "lr": 1e-2}
+        result = run(
+            tiny_files,
+            rounds=1,
+            aggregation={"server": "fedprox"},
+            training=training,
+            clients={"count": 2, "malicious": 0},
+        )
+        return vector(factor_delta(result.adapter, load(tiny_files)))
+
+    near, far = moved(100.0), moved(0.0)
+    assert near.norm() < 0.8 * far.norm()
+    plain = run(
+        tiny_files,
+        rounds=1,
+        training={"steps": 6, "lr": 1e-2},
+        clients={"count": 2, "malicious": 0},
+    )
+    assert torch.equal(
+        far, vector(factor_delta(plain.adapter, load(tiny_files)))
+    )  # with mu 0 it is FedAvg
+
+
+@cache
+def load(files: Files) -> Adapter:
+    """The initial global LoRA."""
+    return build_federation(Config.of(settings(files))).lora
+
+
+@pytest.mark.parametrize("server", ["fedavgm", "fedadagrad", "fedyogi", "fedadam", "scaffold"])
+def test_server_optimisers_change_the_run_and_remember_over_a_resume(
+    server: str, tiny_files: Files, tmp_path: Path
+) -> None:
+    options = {} if server == "scaffold" else {"lr": 0.01}
+    changes: dict[str, Any] = {
+        "rounds": 3,
+        "aggregation": {"server": server, "server_options": options},
+        "clients": {"sampled": 2},
+    }
+    whole = run(tiny_files, **changes)
+    config = settings(tiny_files, **changes, output={"folder": str(tmp_path)})
+    stopping(config, after=2)
+    resumed = simulate(config)
+    assert torch.equal(vector(resumed.adapter), vector(whole.adapter))
+    assert [untimed(record) for record in resumed.records] == [
+        untimed(record) for record in whole.records
+    ]
+    assert not torch.equal(
+        vector(whole.adapter), vector(run(tiny_files, **{**changes, "aggregation": {}}).adapter)
+    )
+
+
+class Stopped(Exception):
+    """A run that was ended from outside."""
+
+
+def stopping(config: dict[str, Any], after: int) -> None:
+    """Play a run up to the end of a round."""
+
+    def watch(what: str, number: int, client: str, value: float) -> None:
+        if what == "client" and number > after:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        simulate(config, watch=watch)

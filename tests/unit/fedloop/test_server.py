@@ -1,0 +1,275 @@
+"""Server optimisers against their equations and recorded rounds.
+
+FedProx's and SCAFFOLD's gradients against their definitions.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedloop.errors import AggregationError
+from fedloop.rules.classic import AGGREGATORS
+from fedloop.rules.server_optimizers import (
+    SERVER_OPTIMIZERS,
+    proximal_gradient,
+    scaffold_client_variate,
+    scaffold_correction,
+    scaffold_server_variate,
+    server_optimizer,
+)
+
+DELTAS = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.01
+WITH_VARIANT = ("fedavgm", "fedadagrad", "fedyogi", "fedadam")
+
+
+def play(name: str, deltas: Tensor, **options: Any) -> list[Tensor]:
+    """What is applied in every round."""
+    optimizer = server_optimizer(name)
+    state, applied = optimizer.init(deltas.shape[1]), []
+    for delta in deltas:
+        change, state = optimizer.step(state, delta, **options)
+        applied.append(change)
+    return applied
+
+
+# ---- recorded vectors ----
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("name", ["fedavg", *WITH_VARIANT])
+def test_the_official_first_round_agrees(vectors: Path, number: int, name: str) -> None:
+    with np.load(vectors / f"official_aggregation_{number}.npz") as recorded:
+        start, n_k, expected = recorded["global"], recorded["num_examples"], recorded[f"out_{name}"]
+        deltas = recorded["locals"] - start
+    weights = n_k if name in ("fedavg", "fedavgm") else np.ones(len(n_k))
+    options = {"variant": "official"} if name in WITH_VARIANT else {}
+    applied = play(name, AGGREGATORS["mean"](deltas, weights)[None], **options)[0]
+    assert np.abs(start + applied.numpy() - expected).max() < 1e-6
+    assert np.abs(start - expected).max() > 1e-4
+    if name in ("fedyogi", "fedadam"):
+        textbook = play(name, AGGREGATORS["mean"](deltas, weights)[None])[0]
+        assert np.abs(start + textbook.numpy() - expected).max() > 1e-4
+
+
+# ---- the equations, slowly ----
+
+
+def slow(
+    name: str,
+    deltas: list[float],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    tau: float,
+    official: bool,
+) -> list[float]:
+    """One coordinate, round by round: Reddi et al. 2021, Algorithm 2, and FedAvgM."""
+    m, v, applied = 0.0, tau**2, []
+    for number, delta in enumerate(deltas):
+        if name == "fedavgm":
+            m = beta1 * m + (delta if not official or number == 0 else (1 - beta1) * delta)
+            applied.append(lr * m)
+            continue
+        m = delta if official and number == 0 else beta1 * m + (1 - beta1) * delta
+        square = (m if official else delta) ** 2
+        if name == "fedadagrad":
+            v = v + square
+        elif name == "fedadam":
+            v = beta2 * v + (1 - beta2) * square
+        else:
+            v = v - (1 - beta2) * square * ((v > square) - (v < square))
+        applied.append(lr * m / (math.sqrt(v) + tau))
+    return applied
+
+
+@pytest.mark.parametrize("name", WITH_VARIANT)
+@pytest.mark.parametrize("variant", ["textbook", "official"])
+def test_every_round_is_the_equation(name: str, variant: str) -> None:
+    options: dict[str, float] = {"lr": 0.7, "beta1": 0.8, "tau": 0.003}
+    if name == "fedavgm":
+        del options["tau"]
+    if name in ("fedyogi", "fedadam"):
+        options["beta2"] = 0.95
+    applied = torch.stack(play(name, DELTAS, variant=variant, **options))
+    for column in range(6):
+        full = {"beta2": 0.95, "tau": 0.003, **options}
+        expected = slow(name, DELTAS[:, column].tolist(), official=variant == "official", **full)
+        np.testing.assert_allclose(applied[:, column], expected, rtol=1e-12, atol=0)
+
+
+def test_the_variants_part() -> None:
+    for name in WITH_VARIANT:
+        textbook, official = play(name, DELTAS), play(name, DELTAS, variant="official")
+        # FedAdagrad has no momentum unless it is given one.
+        assert torch.allclose(textbook[-1], official[-1], rtol=1e-3, atol=0) == (
+            name == "fedadagrad"
+        )
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "scaffold"])
+def test_without_memory_the_delta_is_applied(name: str) -> None:
+    for delta, applied in zip(DELTAS, play(name, DELTAS, lr=0.5), strict=True):
+        torch.testing.assert_close(applied, 0.5 * delta)
+
+
+def test_without_momentum_fedavgm_is_fedavg() -> None:
+    for momentum, plain in zip(
+        play("fedavgm", DELTAS, beta1=0.0), play("fedavg", DELTAS), strict=True
+    ):
+        torch.testing.assert_close(momentum, plain)
+
+
+@pytest.mark.parametrize("name", SERVER_OPTIMIZERS)
+def test_a_step_changes_no_input_and_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
+    optimizer = SERVER_OPTIMIZERS[name]
+    deltas = DELTAS.float()
+    state = optimizer.init(6)
+    for delta in deltas[:2]:
+        _, state = optimizer.step(state, delta)
+    before = {
+        key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()
+    }
+    assert {type(value) for value in state.values()} <= {Tensor, int}
+    torch.save(state, tmp_path / "state.pt")
+    applied, after = optimizer.step(state, deltas[2])
+    assert applied.dtype == torch.float32
+    assert after["rounds"] == 3
+    assert torch.equal(deltas, DELTAS.float())
+    assert all(
+        torch.equal(torch.as_tensor(state[key]), torch.as_tensor(before[key])) for key in before
+    )
+    again, resumed = optimizer.step(torch.load(tmp_path / "state.pt"), deltas[2].numpy())
+    assert torch.equal(again, applied)
+    assert all(
+        torch.equal(torch.as_tensor(resumed[key]), torch.as_tensor(after[key])) for key in after
+    )
+
+
+@pytest.mark.parametrize("name", SERVER_OPTIMIZERS)
+def test_what_cannot_be_applied_is_refused(name: str) -> None:
+    optimizer = SERVER_OPTIMIZERS[name]
+    state = optimizer.init(3)
+    bad: Any
+    for bad, message in (
+        (torch.ones(4), r"expected \(3,\)"),
+        (torch.ones(1, 3), r"expected \(3,\)"),
+        (torch.tensor([1.0, math.nan, 1.0]), "NaN"),
+        (torch.tensor([1, 2, 3]), "floating-point"),
+    ):
+        with pytest.raises(AggregationError, match=message):
+            optimizer.step(state, bad)
+    for lr in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(AggregationError, match="got lr="):
+            optimizer.step(state, torch.ones(3), lr=lr)
+    with pytest.raises(AggregationError, match="made by this optimiser's init"):
+        optimizer.step({}, torch.ones(3))
+    with pytest.raises(AggregationError, match="got d=0"):
+        optimizer.init(0)
+    if name in WITH_VARIANT:
+        with pytest.raises(AggregationError, match="got beta1=1"):
+            optimizer.step(state, torch.ones(3), beta1=1.0)
+        with pytest.raises(AggregationError, match="expected one of textbook, official"):
+            optimizer.step(state, torch.ones(3), variant="Reddi")
+        with pytest.raises(AggregationError, match="expected one with a tensor 'momentum'"):
+            optimizer.step(SERVER_OPTIMIZERS["fedavg"].init(3), torch.ones(3))
+    if name in ("fedyogi", "fedadam"):
+        with pytest.raises(AggregationError, match="got beta2=-1"):
+            optimizer.step(state, torch.ones(3), beta2=-1)
+    if name == "fedavg":
+        with pytest.raises(AggregationError, match="overflows"):
+            optimizer.step(state, torch.full((3,), 1e38), lr=1e3)
+
+
+def test_an_unknown_name_is_refused_with_those_there_are() -> None:
+    with pytest.raises(AggregationError, match="'adam'; expected one of fedavg, fedprox, scaffold"):
+        server_optimizer("adam")
+
+
+# ---- the clients' half ----
+
+
+def test_the_proximal_gradient_is_that_of_the_proximal_term() -> None:
+    start, parameters = DELTAS[0], DELTAS[1].clone().requires_grad_()
+    (0.3 / 2 * (parameters - start).square().sum()).backward()
+    torch.testing.assert_close(proximal_gradient(parameters.detach(), start, 0.3), parameters.grad)
+    assert not proximal_gradient(start, start, 0.3).any()
+    with pytest.raises(AggregationError, match="got mu=-1"):
+        proximal_gradient(start, start, -1)
+    with pytest.raises(AggregationError, match="got start of shape"):
+        proximal_gradient(start, start[:2], 0.1)
+
+
+def quadratic(lr: float, rounds: int, corrected: bool) -> float:
+    """How far five SGD steps a round of two clients with different minima and curvatures end from
+    the minimum of their mean.
+    """
+    centres, curvatures = DELTAS[:2] * 100, torch.tensor([[1.0], [4.0]], dtype=torch.float64)
+    x, c, variates = (
+        torch.zeros(6, dtype=torch.float64),
+        torch.zeros(6, dtype=torch.float64),
+        torch.zeros(2, 6, dtype=torch.float64),
+    )
+    for _ in range(rounds):
+        deltas, changes = (
+            torch.zeros(2, 6, dtype=torch.float64),
+            torch.zeros(2, 6, dtype=torch.float64),
+        )
+        for k in range(2):
+            y = x.clone()
+            for _ in range(5):
+                y = y - lr * (
+                    curvatures[k] * (y - centres[k])
+                    + corrected * scaffold_correction(c, variates[k])
+                )
+            deltas[k] = y - x
+            changes[k] = (
+                scaffold_client_variate(c, variates[k], deltas[k], steps=5, lr=lr) - variates[k]
+            )
+        c = scaffold_server_variate(c, changes, torch.ones(2), num_clients=2)
+        variates = variates + changes
+        x = x + deltas.mean(0)
+    return float((x - (curvatures * centres).sum(0) / curvatures.sum()).norm())
+
+
+def test_scaffold_reaches_the_minimum_that_averaging_misses() -> None:
+    assert quadratic(0.1, 300, corrected=True) < 1e-8
+    assert quadratic(0.1, 300, corrected=False) > 1e-2
+
+
+def test_the_control_variate_is_the_mean_gradient() -> None:
+    gradients, lr = DELTAS, 0.05
+    c, c_i = torch.full((6,), 0.2, dtype=torch.float64), torch.full((6,), -0.1, dtype=torch.float64)
+    delta = -lr * sum(
+        (g + scaffold_correction(c, c_i) for g in gradients), torch.zeros(6, dtype=torch.float64)
+    )
+    torch.testing.assert_close(
+        scaffold_client_variate(c, c_i, delta, steps=4, lr=lr), gradients.mean(0)
+    )
+
+
+def test_the_server_variate_counts_all_clients_and_no_rejected_one() -> None:
+    c, changes = torch.ones(6), DELTAS.float()
+    expected = c + (changes[0] + changes[2]) / 10
+    for bad in (0.0, math.nan, 1e30):
+        rejected = changes.clone()
+        rejected[[1, 3]] = bad
+        torch.testing.assert_close(
+            scaffold_server_variate(c, rejected, torch.tensor([3.0, 0, 1, 0]), num_clients=10),
+            expected,
+        )
+    with pytest.raises(AggregationError, match="got num_clients=3"):
+        scaffold_server_variate(c, changes, torch.ones(4), num_clients=3)
+    for options in ({"steps": 0, "lr": 0.1}, {"steps": 1, "lr": 0.0}):
+        with pytest.raises(AggregationError, match="at least 1 step"):
+            scaffold_client_variate(c, c, c, **options)  # type: ignore[arg-type]
+    with pytest.raises(AggregationError, match="got delta of shape"):
+        scaffold_client_variate(c, c, c[:2], steps=1, lr=0.1)
+    with pytest.raises(AggregationError, match="got client_variate of shape"):
+        scaffold_correction(c, c[:2])

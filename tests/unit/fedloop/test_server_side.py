@@ -1,0 +1,227 @@
+"""The server optimiser's memory and the clients' half of FedProx and SCAFFOLD, on parameters of a
+real PEFT model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedloop.client.training import LocalTraining, read_adapter
+from fedloop.config import AggregationConfig
+from fedloop.errors import AggregationError
+from fedloop.rules.server_optimizers import SERVER_OPTIMIZERS
+from fedloop.run.checkpoint import load_checkpoint, save_checkpoint
+from fedloop.run.server_state import ServerSide
+from loraprobe.adapters.adapter import Layout, pack
+from tests.helpers.federated import same_tree
+
+TRAINING = LocalTraining(lr=0.1, steps=4, batch_size=2)
+
+
+@pytest.fixture
+def model(peft_llama: Any) -> Any:
+    return peft_llama(lora_dropout=0.0)
+
+
+def server(
+    model: Any, name: str = "fedavg", proximal: float = 0.5, num_clients: int = 10, **options: Any
+) -> ServerSide:
+    return ServerSide(
+        AggregationConfig(server=name, server_options=options),
+        Layout.of(read_adapter(model)),
+        proximal,
+        num_clients,
+    )
+
+
+def trained(model: Any) -> list[torch.nn.Parameter]:
+    """The trained parameters in the model's own order, each with a gradient of zeros."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameters
+
+
+def packed_gradients(model: Any) -> Tensor:
+    """The gradients as a packed adapter would hold them."""
+    values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(parameter.grad)
+        packed = pack(read_adapter(model))[0]
+        for name, parameter in model.named_parameters():
+            parameter.copy_(values[name])
+    return packed
+
+
+def random(model: Any, seed: int, rows: int | None = None) -> Tensor:
+    size = Layout.of(read_adapter(model)).size
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(size, generator=generator)
+        if rows is None
+        else torch.randn(rows, size, generator=generator)
+    )
+
+
+def test_fedprox_pulls_every_parameter_towards_the_rounds_start(model: Any) -> None:
+    start = read_adapter(model)
+    adjust = server(model, "fedprox", proximal=0.25).adjustment(model, start, "c")
+    assert adjust is not None
+    parameters = trained(model)
+    adjust(parameters)
+    assert not packed_gradients(model).any()  # at the start there is nothing to pull
+    with torch.no_grad():
+        for number, parameter in enumerate(parameters):
+            parameter += 0.1 * (number + 1)
+    adjust(parameters)
+    moved = pack(read_adapter(model))[0] - pack(start)[0]
+    assert torch.allclose(packed_gradients(model), 0.25 * moved, atol=1e-6)
+    assert len(set(moved.round(decimals=3).tolist())) == len(
+        parameters
+    )  # every parameter was pulled back to its own origin
+
+
+def test_gradients_are_added_to_and_a_parameter_without_one_is_left(model: Any) -> None:
+    start = read_adapter(model)
+    adjust = server(model, "fedprox", proximal=1.0).adjustment(model, start, "c")
+    assert adjust is not None
+    parameters = trained(model)
+    parameters[0].grad = None
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter += 1.0
+            if parameter.grad is not None:
+                parameter.grad += 2.0
+    adjust(parameters)
+    assert parameters[0].grad is None
+    assert all(
+        torch.allclose(parameter.grad, torch.full_like(parameter, 3.0))
+        for parameter in parameters[1:]
+        if parameter.grad is not None
+    )
+
+
+def test_other_optimisers_leave_clients_alone(model: Any) -> None:
+    for name in SERVER_OPTIMIZERS:
+        expected = name in ("fedprox", "scaffold")
+        assert (
+            server(model, name).adjustment(model, read_adapter(model), "c") is not None
+        ) is expected
+
+
+def test_scaffold_variates_are_the_mean_gradients_and_add_up(model: Any) -> None:
+    """c_i = -delta / (steps lr) at first.
+
+    And always N c = the sum of all c_i, absent clients' included.
+    """
+    side, names = server(model, "scaffold", num_clients=10), ["a", "b", "c"]
+    deltas = random(model, 1, 3)
+    assert torch.equal(side.step(deltas.mean(0), names, deltas, TRAINING), deltas.mean(0))
+    state = side.state_dict()
+    for name, delta in zip(names, deltas, strict=True):
+        assert torch.allclose(state["client_variates"][name], -delta / (4 * 0.1))
+    for seed, present in ((2, ["b", "d"]), (3, ["a", "b", "c", "d"]), (4, ["e"])):
+        deltas = random(model, seed, len(present))
+        before = side.state_dict()
+        side.step(deltas.mean(0), present, deltas, TRAINING)
+        state = side.state_dict()
+        for name, delta in zip(present, deltas, strict=True):  # option II of SCAFFOLD's Algorithm 1
+            former = before["client_variates"].get(name, torch.zeros_like(delta))
+            assert torch.allclose(
+                state["client_variates"][name],
+                former - before["variate"] - delta / (4 * 0.1),
+                atol=1e-5,
+            )
+        assert torch.allclose(
+            10 * state["variate"], sum(state["client_variates"].values()), atol=1e-4
+        )
+    assert set(state["client_variates"]) == {"a", "b", "c", "d", "e"}
+
+
+def test_scaffold_corrects_a_client_by_the_difference_of_the_variates(model: Any) -> None:
+    side = server(model, "scaffold")
+    deltas = random(model, 1, 2)
+    side.step(deltas.mean(0), ["a", "b"], deltas, TRAINING)
+    state = side.state_dict()
+    for client in ("a", "never seen"):
+        adjust = side.adjustment(model, read_adapter(model), client)
+        assert adjust is not None
+        adjust(trained(model))
+        own = state["client_variates"].get(client, torch.zeros_like(state["variate"]))
+        assert torch.allclose(packed_gradients(model), state["variate"] - own, atol=1e-6)
+        assert packed_gradients(model).any()
+
+
+def test_only_what_is_trained_is_adjusted(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            parameter.requires_grad_(False)
+    start = read_adapter(model)
+    adjust = server(model, "fedprox", proximal=1.0).adjustment(model, start, "c")
+    assert adjust is not None
+    parameters = trained(model)
+    assert len(parameters) == 4
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter += 1.0
+    adjust(parameters)
+    assert all(
+        torch.allclose(parameter.grad, torch.ones_like(parameter), atol=1e-6)
+        for parameter in parameters
+        if parameter.grad is not None
+    )
+
+
+@pytest.mark.parametrize("name", SERVER_OPTIMIZERS)
+def test_a_saved_state_goes_on_as_if_it_had_never_stopped(
+    model: Any, tmp_path: Path, name: str
+) -> None:
+    def play(side: ServerSide, rounds: range) -> list[Tensor]:
+        played = []
+        for number in rounds:
+            deltas = random(model, number, 2)
+            played.append(
+                side.step(deltas.mean(0), ["a", "b" if number % 2 else "c"], deltas, TRAINING)
+            )
+        return played
+
+    whole, stopped, resumed = (server(model, name) for _ in range(3))
+    play(whole, range(3))
+    play(stopped, range(3))
+    save_checkpoint(tmp_path, 3, stopped.state_dict())
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    resumed.load_state_dict(found[1])
+    expected = play(whole, range(3, 6))
+    assert all(
+        torch.equal(left, right)
+        for left, right in zip(play(resumed, range(3, 6)), expected, strict=True)
+    )
+    assert same_tree(resumed.state_dict(), whole.state_dict())
+    fresh = server(model, name)
+    forgetful = play(fresh, range(3, 6))
+    if name in (
+        "fedavgm",
+        "fedadagrad",
+        "fedyogi",
+        "fedadam",
+    ):  # negative control: the memory matters
+        assert not torch.equal(forgetful[-1], expected[-1])
+    assert not same_tree(fresh.state_dict(), whole.state_dict())
+
+
+def test_options_out_of_range_are_found_before_a_round(model: Any) -> None:
+    with pytest.raises(AggregationError, match="got lr=-1"):
+        server(model, "fedadam", lr=-1.0)
+    with pytest.raises(AggregationError, match="beta2=2"):
+        server(model, "fedyogi", beta2=2)
+    assert (
+        server(model, "fedadam", lr=0.1).state_dict()["optimizer"]["rounds"] == 0
+    )  # trying them is no round

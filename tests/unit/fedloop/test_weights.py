@@ -1,0 +1,254 @@
+"""Weights are n f normalised, the gate closes, and no claim of a minority outweighs the cap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedloop.defense.weights import (
+    MAX_EXAMPLES,
+    aggregation_weights,
+    checked_scores,
+    counted_examples,
+)
+from fedloop.errors import ConfigError, EvidenceError
+
+CLIENTS = st.text("abcdefgh", min_size=1, max_size=3)
+FACTORS = st.one_of(st.just(0.0), st.just(1.0), st.floats(0, 1))
+
+
+def slow_weights(
+    factors: Mapping[str, float], num_examples: Mapping[str, int], gate: float
+) -> dict[str, float] | None:
+    """The definition, in exact fractions."""
+    exact = {client: Fraction(factor) for client, factor in factors.items()}
+    total = sum((num_examples[client] * exact[client] for client in exact), Fraction(0))
+    if total == 0 or sum(exact.values(), Fraction(0)) / len(exact) < Fraction(gate):
+        return None
+    return {client: float(num_examples[client] * exact[client] / total) for client in exact}
+
+
+@given(
+    st.dictionaries(CLIENTS, st.tuples(FACTORS, st.integers(1, 10_000)), min_size=1, max_size=8),
+    st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+)
+@settings(deadline=None, max_examples=300)
+def test_weights_are_the_definition(clients: dict[str, tuple[float, int]], gate: float) -> None:
+    factors, examples = (
+        {c: f for c, (f, _) in clients.items()},
+        {c: n for c, (_, n) in clients.items()},
+    )
+    mean = sum(map(Fraction, factors.values())) / len(factors)
+    got, expected = (
+        aggregation_weights(factors, examples, gate),
+        slow_weights(factors, examples, gate),
+    )
+    if abs(mean - Fraction(gate)) < 1e-15:  # on the gate one rounding decides
+        return
+    assert (got is None) == (expected is None)
+    if got is not None and expected is not None:
+        assert got == pytest.approx(expected, rel=1e-12, abs=1e-300)
+        assert math.fsum(got.values()) == pytest.approx(1, abs=1e-12)
+        assert all(got[client] == 0.0 for client, factor in factors.items() if factor == 0)
+
+
+def test_a_round_by_hand() -> None:
+    weights = aggregation_weights({"a": 1.0, "b": 0.5, "c": 0.0}, {"a": 100, "b": 200, "c": 10**9})
+    assert weights == {"a": 0.5, "b": 0.5, "c": 0.0}
+    assert aggregation_weights({"a": 1.0}, {"a": 7}) == {"a": 1.0}
+
+
+def test_equal_trust_is_plain_averaging() -> None:
+    examples = {"a": 1, "b": 2, "c": 5}
+    plain = {client: n / 8 for client, n in examples.items()}
+    assert aggregation_weights(dict.fromkeys(examples, 1.0), examples) == plain
+    assert aggregation_weights(dict.fromkeys(examples, 0.3), examples) == pytest.approx(plain)
+    assert aggregation_weights(
+        {**dict.fromkeys(examples, 1.0), "c": 0.9}, examples
+    ) != pytest.approx(plain)
+
+
+def test_the_gate_closes_below_its_mean_and_not_at_it() -> None:
+    examples = dict.fromkeys("abcde", 10)
+    one_of_five = {**dict.fromkeys("bcde", 0.0), "a": 1.0}
+    assert aggregation_weights(one_of_five, examples) == {**dict.fromkeys("bcde", 0.0), "a": 1.0}
+    assert aggregation_weights({**one_of_five, "a": 0.999}, examples) is None
+    assert (
+        aggregation_weights({**one_of_five, "a": 0.999}, examples, min_mean_factor=0.0) is not None
+    )
+    assert aggregation_weights(dict.fromkeys("abcde", 0.0), examples, min_mean_factor=0.0) is None
+
+
+def test_the_gate_counts_clients_not_examples() -> None:
+    assert (
+        aggregation_weights(
+            {"a": 1.0, **dict.fromkeys("bcdefg", 0.0)}, {"a": 10**6, **dict.fromkeys("bcdefg", 1)}
+        )
+        is None
+    )
+
+
+def test_clients_permute_weights_to_the_last_bit() -> None:
+    rng = np.random.default_rng(0)
+    names = [f"c{i}" for i in range(50)]
+    factors, examples = (
+        dict(zip(names, rng.random(50).tolist(), strict=True)),
+        dict(zip(names, rng.integers(1, 999, 50).tolist(), strict=True)),
+    )
+    before = aggregation_weights(factors, examples)
+    for _ in range(20):
+        order = rng.permutation(names).tolist()
+        assert (
+            aggregation_weights(
+                {c: factors[c] for c in order}, {c: examples[c] for c in reversed(order)}
+            )
+            == before
+        )
+    renamed = dict(zip(names, rng.permutation(names).tolist(), strict=True))
+    after = aggregation_weights(
+        {renamed[c]: f for c, f in factors.items()}, {renamed[c]: n for c, n in examples.items()}
+    )
+    assert before is not None
+    assert after == {renamed[c]: weight for c, weight in before.items()} != before
+
+
+@pytest.mark.parametrize(
+    ("factors", "examples", "message"),
+    [
+        ({}, {}, "without clients"),
+        ({"a": 1.0}, {}, "'a'"),
+        ({"a": 1.0}, {"a": 1, "b": 1}, "'b'"),
+        ({"a": float("nan")}, {"a": 1}, "'a'.*nan"),
+        ({"a": 1.0000001}, {"a": 1}, "'a'.*1.0000001"),
+        ({"a": -1e-9}, {"a": 1}, "'a'.*-1e-09"),
+        ({"a": float("inf")}, {"a": 1}, "'a'.*inf"),
+        ({"a": "1"}, {"a": 1}, "'a'.*'1'"),
+        ({"a": True}, {"a": 1}, "'a'.*True"),
+        ({"a": None}, {"a": 1}, "'a'.*None"),
+        ({"a": 1.0}, {"a": 0}, "'a'.*0"),
+        ({"a": 1.0}, {"a": -5}, "'a'.*-5"),
+        ({"a": 1.0}, {"a": 1.5}, "'a'.*1.5"),
+        ({"a": 1.0}, {"a": True}, "'a'.*True"),
+        ({"a": 1.0}, {"a": float("nan")}, "'a'.*nan"),
+        ({"a": 1.0}, {"a": 10**400}, r"'a'.*2\*\*53"),
+        ({7: 1.0}, {7: 10}, "7.*int.*string"),
+    ],
+)
+def test_what_cannot_be_weighed_is_refused(factors: Any, examples: Any, message: str) -> None:
+    with pytest.raises(EvidenceError, match=message):
+        aggregation_weights(factors, examples)
+
+
+@pytest.mark.parametrize("gate", [-0.1, 1.1, float("nan"), "0.2", None, True])
+def test_a_gate_that_is_no_share_is_refused(gate: Any) -> None:
+    with pytest.raises(ConfigError, match="min_mean_factor"):
+        aggregation_weights({"a": 1.0}, {"a": 1}, gate)
+
+
+# --- counts
+# -----------------------------------------------------------------------------------------------------------
+
+
+def slow_cap(claimed: Mapping[str, int], ratio: float) -> dict[str, int]:
+    """The definition: the lower median is the smallest claim that at least half of the claims do
+    not exceed.
+    """
+    median = next(
+        n
+        for n in sorted(claimed.values())
+        if 2 * sum(other <= n for other in claimed.values()) >= len(claimed)
+    )
+    return {
+        client: n if n <= ratio * median else int(ratio * median) for client, n in claimed.items()
+    }
+
+
+@given(
+    st.dictionaries(CLIENTS, st.integers(1, 10**6), min_size=1, max_size=9),
+    st.sampled_from([1.0, 1.5, 3.0, 10.0]),
+)
+@settings(deadline=None, max_examples=200)
+def test_counts_are_the_definition(claimed: dict[str, int], ratio: float) -> None:
+    assert counted_examples(claimed, ratio) == slow_cap(claimed, ratio)
+
+
+@pytest.mark.parametrize(("honest", "liars"), [(9, 1), (6, 4), (5, 5)])
+def test_a_minority_that_overstates_is_held_to_the_cap(honest: int, liars: int) -> None:
+    rng = np.random.default_rng(honest)
+    true = {f"h{i}": int(n) for i, n in enumerate(rng.integers(100, 1000, honest))}
+    claimed = {**true, **{f"l{i}": 10**9 for i in range(liars)}}
+    counts = counted_examples(claimed)
+    assert all(counts[client] <= 3 * max(true.values()) for client in claimed)
+    assert all(counts[client] == n for client, n in true.items() if n <= 3 * min(true.values()))
+    # Negative controls: without a cap the liars take over; with one more liar than honest clients
+    # the median is theirs.
+    assert counted_examples(claimed, None) == claimed
+    assert (
+        max(counted_examples({**claimed, **{f"m{i}": 10**9 for i in range(honest)}}).values())
+        == 10**9
+    )
+
+
+def test_one_liar_of_ten_gets_a_quarter_at_most() -> None:
+    claimed = {**{f"h{i}": 500 for i in range(9)}, "liar": 10**9}
+    trusted = dict.fromkeys(claimed, 1.0)
+    capped, uncapped = (
+        aggregation_weights(trusted, counted_examples(claimed)),
+        aggregation_weights(trusted, counted_examples(claimed, None)),
+    )
+    assert capped is not None
+    assert uncapped is not None
+    assert capped["liar"] == pytest.approx(0.25)
+    assert uncapped["liar"] > 0.99999
+
+
+def test_a_minority_that_understates_starves_nobody() -> None:
+    claimed = {**dict.fromkeys("abc", 300), "x": 1, "y": 1}
+    assert counted_examples(claimed) == claimed
+    assert counted_examples({**claimed, "z": 1})["a"] == 3  # negative control: half of the round
+
+
+def test_registered_counts_replace_claims() -> None:
+    assert counted_examples({"a": 10**9, "b": 1}, registered={"a": 50, "b": 60, "absent": 5}) == {
+        "a": 50,
+        "b": 60,
+    }
+    with pytest.raises(EvidenceError, match=r"\['b'\] are not registered"):
+        counted_examples({"a": 1, "b": 1}, registered={"a": 50})
+    with pytest.raises(EvidenceError, match=r"'a'.*0"):
+        counted_examples({"a": 1}, registered={"a": 0})
+
+
+def test_odd_claims_are_counted_or_refused() -> None:
+    assert counted_examples({}) == {}
+    assert counted_examples({"a": np.int64(5)}) == {"a": 5}  # type: ignore[dict-item]
+    assert counted_examples({"a": 10**400, "b": 2, "c": 2}) == {"a": 6, "b": 2, "c": 2}
+    assert counted_examples({"a": 10**400}, 1e308) == {"a": MAX_EXAMPLES}
+    for claim in (0, -1, 2.0, True, None, "3", float("nan")):
+        for registered in (None, {"a": 1, "b": 1}):
+            with pytest.raises(EvidenceError, match="client 'b'"):
+                counted_examples({"a": 1, "b": claim}, registered=registered)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("ratio", [0.9, 0, -1, float("nan"), float("inf"), "3", True])
+def test_a_ratio_below_one_is_refused(ratio: Any) -> None:
+    with pytest.raises(ConfigError, match="max_count_ratio"):
+        counted_examples({"a": 1}, ratio)
+
+
+def test_scores_keep_their_values_and_length() -> None:
+    given = {"b": np.array([0, 1], dtype=np.int64), "a": [0.25, 0.5], "c": np.float32([0.5])}
+    got = checked_scores(given, {"a": 1, "b": 1, "c": 1, "unscored": 1})
+    assert {client: values.tolist() for client, values in got.items()} == {
+        "a": [0.25, 0.5],
+        "b": [0, 1],
+        "c": [0.5],
+    }
+    assert all(values.dtype == np.float64 for values in got.values())

@@ -1,0 +1,235 @@
+"""Features as pure functions.
+
+The recorded official features, spectra against NumPy, norms with known values, scaling laws.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from loraprobe.adapters.adapter import Adapter, Layout, factor_delta, weight_delta
+from loraprobe.adapters.pair import LoRAPair
+from loraprobe.adapters.peft_io import load_adapter
+from loraprobe.errors import KindMismatch, NonFiniteError
+from loraprobe.features import canonical, l2_normalised, norms, pooled, slices, spectra
+from tests.helpers import make
+
+DOUBLE = torch.float64
+AFTER, BEFORE = make.adapter(seed=1, dtype=DOUBLE), make.adapter(seed=2, dtype=DOUBLE)
+
+
+def svd(matrix: torch.Tensor) -> np.ndarray:
+    return np.linalg.svd(matrix.double().numpy(), compute_uv=False)
+
+
+def gauged(adapter: Adapter) -> Adapter:
+    return Adapter(
+        {name: make.gauged(pair, seed) for seed, (name, pair) in enumerate(adapter.items())},
+        kind=adapter.kind,
+    )
+
+
+# --- slices
+# -----------------------------------------------------------------------------------------------------------
+
+
+def test_slices_are_the_officially_recorded_features(vectors: Path) -> None:
+    recorded = np.load(vectors / "official_features.npz")
+    base = load_adapter(vectors / "base.safetensors", alpha=8)
+    for client, (first_b, everything) in enumerate(
+        zip(recorded["first_B_l2"], recorded["all_layers"], strict=True)
+    ):
+        delta = factor_delta(load_adapter(vectors / f"client_{client}.safetensors", alpha=8), base)
+        everywhere = Layout.of(delta)
+        assert [
+            f"base_model.model.{slot.module}.lora_{slot.factor}.weight" for slot in everywhere.slots
+        ] == recorded["all_keys"].tolist()
+        first = [
+            slot for slot in everywhere.slots if ".layers.0." in slot.module and slot.factor == "B"
+        ]
+        np.testing.assert_allclose(slices(delta, everywhere.slots), everything, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(l2_normalised(slices(delta, first)), first_b, rtol=0, atol=1e-6)
+        assert (
+            np.abs(slices(delta, first).numpy() - first_b).max() > 1e-3
+        )  # the control: normalising matters
+        assert (
+            np.abs(recorded["first_B_l2"][client - 1] - first_b).max() > 1e-3
+        )  # and clients differ
+
+
+def test_slices_are_in_the_order_asked_for() -> None:
+    slots = Layout.of(AFTER).slots
+    forwards, backwards = slices(AFTER, slots[:2]), slices(AFTER, slots[1::-1])
+    size = slots[0].size
+    assert forwards.dtype == torch.float32
+    assert torch.equal(torch.cat([backwards[-size:], backwards[:-size]]), forwards)
+    assert not torch.equal(backwards, forwards)
+
+
+# --- spectra
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_spectra_of_weights_and_weight_deltas_are_those_of_the_product() -> None:
+    for adapter in (AFTER, weight_delta(AFTER, BEFORE)):
+        values = spectra(adapter, list(adapter), ("B",))  # factors matter to factor deltas only
+        assert list(values) == [(name, "BA") for name in adapter]
+        for name, pair in adapter.items():
+            got = values[name, "BA"]
+            np.testing.assert_allclose(got, svd(pair.dense())[: len(got)], rtol=1e-9)
+
+
+def test_spectra_of_factor_deltas_are_those_of_each_factor() -> None:
+    delta = factor_delta(AFTER, BEFORE)
+    values = spectra(delta, list(delta), ("A", "B"))
+    assert list(values) == [(name, factor) for name in delta for factor in ("A", "B")]
+    for (name, factor), got in values.items():
+        np.testing.assert_allclose(got, svd(delta[name].factor(factor)), rtol=1e-9)  # type: ignore[arg-type]
+    assert set(spectra(delta, [make.module()], ("B",))) == {(make.module(), "B")}
+    product = spectra(weight_delta(AFTER, BEFORE), [make.module()], ("B",))[make.module(), "BA"]
+    assert (
+        np.abs(svd(delta[make.module()].dense())[:4] - product[:4].numpy()).max() > 1.0
+    )  # the product of changes is the change of nothing
+
+
+def test_batching_by_shape_does_not_mix_matrices_up() -> None:
+    shapes = [(9, 7, 3), (2, 7, 3), (9, 7, 3), (9, 2, 5), (2, 7, 3), (9, 7, 2)]
+    adapter = Adapter(
+        {f"m{index}": make.pair(*shape, seed=index) for index, shape in enumerate(shapes)}
+    )
+    order = ["m5", "m0", "m3", "m1", "m4", "m2"]
+    values = spectra(adapter, order, ("A",))
+    assert [module for module, _ in values] == order
+    for name, pair in adapter.items():
+        np.testing.assert_allclose(values[name, "BA"], pair.svdvals(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_spectra_and_canonical_factors_survive_a_change_of_gauge_and_slices_do_not(
+    seed: int,
+) -> None:
+    adapter = make.adapter(seed=seed, dtype=DOUBLE)
+    same, slots = gauged(adapter), Layout.of(adapter).slots
+    for key, row in spectra(adapter, list(adapter), ("A",)).items():
+        np.testing.assert_allclose(spectra(same, list(adapter), ("A",))[key], row, rtol=1e-10)
+    torch.testing.assert_close(
+        canonical(same, slots), canonical(adapter, slots), rtol=1e-4, atol=1e-5
+    )
+    assert (slices(same, slots) - slices(adapter, slots)).norm() > 0.1 * slices(
+        adapter, slots
+    ).norm()
+
+
+# --- the canonical form
+# -----------------------------------------------------------------------------------------------
+
+
+def test_canonical_factors_have_the_shapes_of_the_slots_with_zeros_behind() -> None:
+    adapter = Adapter({"m": make.pair(3, 8, 5)})  # rank 5, but B @ A has rank 3
+    slots = Layout.of(adapter).slots
+    A, B = canonical(adapter, slots).split([slot.size for slot in slots])
+    assert torch.equal(A.view(5, 8)[3:], torch.zeros(2, 8))
+    assert torch.equal(B.view(3, 5)[:, 3:], torch.zeros(3, 2))
+    torch.testing.assert_close(B.view(3, 5) @ A.view(5, 8), adapter["m"].dense())
+
+
+def test_a_factor_delta_has_no_canonical_form() -> None:
+    with pytest.raises(KindMismatch, match="use weight_delta"):
+        canonical(factor_delta(AFTER, BEFORE), Layout.of(AFTER).slots)
+    delta = weight_delta(AFTER, BEFORE)
+    assert canonical(delta, Layout.of(delta).slots).shape == (Layout.of(delta).size,)  # the control
+
+
+# --- norms
+# ------------------------------------------------------------------------------------------------------------
+
+
+def test_norms_of_known_spectra() -> None:
+    entropy = -(4 / 7 * math.log(4 / 7) + 3 / 7 * math.log(3 / 7))
+    expected = [math.log(5), math.log(4), math.log(7), 25 / 16, math.exp(entropy)]
+    np.testing.assert_allclose(norms(torch.tensor([4.0, 3.0], dtype=DOUBLE)), expected, rtol=1e-14)
+    np.testing.assert_allclose(norms(torch.ones(6, dtype=DOUBLE))[3:], [6, 6], rtol=1e-14)
+    np.testing.assert_allclose(
+        norms(torch.tensor([2.0, 0.0, 0.0], dtype=DOUBLE))[3:], [1, 1], rtol=1e-14
+    )
+    for tiny in (0.0, 1e-13):
+        np.testing.assert_allclose(norms(torch.full((4,), tiny, dtype=DOUBLE))[3:], [0, 0])
+    np.testing.assert_allclose(norms(torch.zeros(4, dtype=DOUBLE))[:3], [math.log(1e-12)] * 3)
+
+
+def test_scaling_a_matrix_shifts_its_log_norms_and_leaves_its_ranks() -> None:
+    values = AFTER[make.module()].svdvals()
+    shift = norms(1000 * values) - norms(values)
+    np.testing.assert_allclose(shift, [math.log(1000)] * 3 + [0, 0], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        norms(torch.cat([values, torch.zeros(9, dtype=DOUBLE)])), norms(values), rtol=1e-14
+    )  # padding changes nothing
+
+
+# --- pooling and normalising
+# ------------------------------------------------------------------------------------------
+
+
+def test_pooling_is_mean_and_deviation_over_layers_by_name_and_matrix() -> None:
+    rows = {
+        ("layers.0.v", "BA"): [1.0, 2.0],
+        ("layers.0.q", "BA"): [0.0, 0.0],
+        ("layers.1.v", "BA"): [3.0, 6.0],
+        ("layers.1.q", "BA"): [0.0, 4.0],
+    }
+    tensors = {key: torch.tensor(row, dtype=DOUBLE) for key, row in rows.items()}
+    assert pooled(tensors).tolist() == [
+        0,
+        2,
+        0,
+        2,
+        2,
+        4,
+        1,
+        2,
+    ]  # q: mean, deviation; v: mean, deviation
+    assert torch.equal(pooled(dict(reversed(tensors.items()))), pooled(tensors))
+    assert pooled(
+        {("layers.0.q", "A"): torch.tensor([5.0]), ("layers.0.q", "B"): torch.tensor([7.0])}
+    ).tolist() == [5, 0, 7, 0]
+
+
+def test_normalising_makes_length_one_whatever_the_length_was() -> None:
+    direction = torch.tensor([3.0, -4.0])
+    for length in (1e-6, 1.0, 1e30):  # the square of 1e30 overflows float32
+        torch.testing.assert_close(l2_normalised(direction * length), torch.tensor([0.6, -0.8]))
+    assert l2_normalised(direction * 1e-14).tolist() == (direction * 1e-14).tolist()
+    assert l2_normalised(torch.zeros(3)).tolist() == [0, 0, 0]
+    # A length beyond float32 would make every quotient zero: the vector of an adapter without a
+    # change.
+    torch.testing.assert_close(l2_normalised(torch.full((4,), 3e38)), torch.full((4,), 0.5))
+
+
+# --- bad numbers
+# ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e300])
+@pytest.mark.parametrize("factor", ["A", "B"])
+@pytest.mark.parametrize("feature", ["slices", "canonical", "spectra", "factor spectra"])
+def test_every_feature_names_what_is_not_finite(bad: float, factor: str, feature: str) -> None:
+    factors = {"A": AFTER[make.module()].A.clone(), "B": AFTER[make.module()].B.clone()}
+    factors[factor][0, 0] = bad
+    weights = make.with_pairs(AFTER, {make.module(): LoRAPair(**factors)})
+    slots = Layout.of(weights).slots
+    delta = Adapter(dict(weights), kind="factor_delta")
+    compute = {
+        "slices": lambda: slices(weights, slots),
+        "canonical": lambda: canonical(weights, slots),
+        "spectra": lambda: spectra(weights, list(weights), ("A", "B")),
+        "factor spectra": lambda: spectra(delta, list(weights), ("A", "B")),
+    }[feature]
+    with pytest.raises(
+        NonFiniteError, match=rf"model\.layers\.0\.self_attn\.q_proj, lora_{factor}: 1 of"
+    ):
+        compute()

@@ -1,0 +1,325 @@
+"""A probe on disk: what is saved scores bit for bit alike, and every version of the format is read
+as it was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loraprobe import Adapter, LoRAPair, Probe
+from loraprobe.errors import ProbeFormatError
+from loraprobe.hub.format import FORMAT_VERSION, HEAD_FILES
+from tests.helpers.probes import BASE, HEAD_OPTIONS, RECIPES, labelled_adapter, new_data, tiny_probe
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+PROBES = [
+    *((head, "paper", calibration) for head in HEAD_OPTIONS for calibration in (None, "platt")),
+    *(("linear", recipe, None) for recipe in RECIPES),
+    ("linear", "paper", "isotonic"),
+]
+
+
+def scores_of(folder: Path) -> bytes:
+    """The scores of the probe in a folder, to the last bit."""
+    return Probe.from_pretrained(folder)(new_data().adapters).tobytes()
+
+
+# ---- saving ----
+
+
+@pytest.mark.parametrize(("head", "recipe", "calibration"), PROBES)
+def test_a_saved_probe_is_the_same_probe(
+    tmp_path: Path, head: str, recipe: str, calibration: str | None
+) -> None:
+    probe = tiny_probe(head, recipe, calibration, "fpr:0.2" if calibration else 0.8).with_facts(
+        data=[{"name": "Ärger", "role": "train"}]
+    )
+    if calibration is None:
+        probe = replace(probe, benign_below=probe.threshold / 2)
+    folder = probe.save_pretrained(tmp_path / "deep" / "probe")
+    again = Probe.from_pretrained(folder)
+    scores = probe(new_data().adapters)
+    assert len(set(scores.tolist())) > 1
+    assert again(new_data().adapters).tobytes() == scores.tobytes()
+    for name in ("threshold", "benign_below", "calibration", "base_model", "featurizer", "commit"):
+        assert getattr(again, name) == getattr(probe, name)
+    assert again.facts["data"] == [{"name": "Ärger", "role": "train"}]
+    assert again.facts["training"]["head"] == head
+    twice = Probe.from_pretrained(again.save_pretrained(tmp_path / "twice"))
+    for path in folder.iterdir():
+        assert (tmp_path / "twice" / path.name).read_bytes() == path.read_bytes()
+    assert twice.facts == again.facts
+
+
+def test_a_loaded_probe_is_not_any_probe(tmp_path: Path) -> None:
+    assert scores_of(tiny_probe("linear").save_pretrained(tmp_path / "a")) != scores_of(
+        tiny_probe("cosine").save_pretrained(tmp_path / "b")
+    )
+
+
+@pytest.mark.parametrize("head", HEAD_OPTIONS)
+def test_the_folder_holds_no_pickle_and_loading_reads_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    folder = tiny_probe(head).save_pretrained(tmp_path)
+    weights = "head.json" if head == "xgboost" else "head.safetensors"
+    assert {path.name for path in folder.iterdir()} == {"config.json", weights, "README.md"}
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, None)
+    monkeypatch.setattr(torch, "load", None)
+    scores_of(folder)
+    for path in folder.iterdir():
+        if path.suffix == ".safetensors":
+            assert all(
+                array.dtype == np.float32 for array in safetensors.numpy.load_file(path).values()
+            )
+        else:  # text: a pickle since protocol 2, or a zip of them, is none
+            path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("linear", "xgboost"), ("xgboost", "linear"), ("mlp", "linear")]
+)
+def test_saving_over_another_probe_leaves_nothing_of_it(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    tiny_probe(first).save_pretrained(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    tiny_probe(second).save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        HEAD_FILES[second],
+        "README.md",
+        "notes.txt",
+    }
+    assert scores_of(tmp_path) == tiny_probe(second)(new_data().adapters).tobytes()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"x": float("nan")},
+        {"x": float("inf")},
+        {"x": {1, 2}},
+        {"x": np.arange(3)},
+        {"x": {1: "a", "1": "b"}},
+        {"metrics": [{"metric": "auroc"}]},
+    ],
+)
+def test_facts_that_json_or_the_card_cannot_hold_leave_the_earlier_probe_alone(
+    tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    folder = tiny_probe("xgboost").save_pretrained(tmp_path / "probe")
+    with pytest.raises(ProbeFormatError, match="facts"):
+        tiny_probe("linear").with_facts(**facts).save_pretrained(folder)
+    assert scores_of(folder) == tiny_probe("xgboost")(new_data().adapters).tobytes()
+    tiny_probe("linear").with_facts(x=[1, 2.5, "a", None, {"b": True}]).save_pretrained(folder)
+    assert Probe.from_pretrained(folder).facts["x"] == [1, 2.5, "a", None, {"b": True}]
+
+
+def test_facts_nested_without_end_are_refused(tmp_path: Path) -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(ProbeFormatError, match="facts"):
+        tiny_probe().with_facts(x=endless).save_pretrained(tmp_path)
+
+
+def test_a_file_is_no_folder_and_a_local_folder_has_no_revision(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ProbeFormatError, match="is a file"):
+        tiny_probe().save_pretrained(tmp_path / "file")
+    folder = tiny_probe().save_pretrained(tmp_path / "a" / "b")
+    assert Probe.from_pretrained(tmp_path / "a", subfolder="b").commit is None
+    with pytest.raises(ProbeFormatError, match="revision"):
+        Probe.from_pretrained(folder, revision="main")
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ProbeFormatError, match="nowhere"):
+        Probe.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(ProbeFormatError, match=r"no config\.json"):
+        Probe.from_pretrained(tmp_path)
+
+
+# ---- old formats ----
+
+
+def wave(number: int) -> Adapter:
+    """An adapter whose numbers depend on no generator."""
+    pairs = {}
+    for index, (name, pair) in enumerate(sorted(labelled_adapter(0).items())):
+        a, b = (
+            torch.sin(torch.arange(t.numel(), dtype=torch.float64) * (1.3 + number + index))
+            .reshape(t.shape)
+            .float()
+            for t in (pair.A, pair.B)
+        )
+        pairs[name] = LoRAPair(a, b, 2.0)
+    return Adapter(pairs, kind="factor_delta", base_model=BASE)
+
+
+@pytest.mark.parametrize("name", ["linear", "xgboost"])
+def test_version_1_folders_load_and_score_as_they_did(name: str) -> None:
+    """The folders under data/probe-v1 were written by the first release and are never written
+    again.
+    """
+    recorded = json.loads((DATA / "probe-v1" / "scores.json").read_text())[name]
+    probe = Probe.from_pretrained(DATA / "probe-v1" / name)
+    assert probe([wave(number) for number in range(6)]) == pytest.approx(
+        recorded["scores"], abs=1e-6
+    )
+    assert (probe.threshold, probe.lower_cut, probe.base_model) == (
+        recorded["threshold"],
+        recorded["lower_cut"],
+        BASE,
+    )
+    assert [
+        verdict.label for verdict in probe.verdicts([wave(number) for number in range(6)])
+    ] == recorded["labels"]
+    assert len(set(recorded["labels"])) > 1
+    assert np.std(recorded["scores"]) > 0.01
+
+
+V1_CONFIG = """{
+  "format_version": 1, "library": "loraprobe", "library_version": "0.1.0", "classes": ["benign", "malicious"], "base_model": "org/base",
+  "head": {"kind": "linear", "num_features": 2, "file": "head.safetensors", "bytes": %d, "sha256": "%s"},
+  "recipe": {"features": ["slices"], "layers": "all", "factors": ["B"], "modules": null, "normalize": "none", "pool": false},
+  "layout": {"kind": "factor_delta", "slots": [["m", "B", [2, 1]]], "scalings": {"m": 2.0}},
+  "modules": ["m"], "threshold": 0.5, "benign_below": 0.25, "calibration": null, "facts": {"note": "written by hand"}
+}"""
+V1_HEADER = b'{"coef":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"intercept":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}'
+V1_HEAD = struct.pack("<Q", len(V1_HEADER)) + V1_HEADER + struct.pack("<3f", 1.0, -2.0, 0.5)
+
+
+def test_a_folder_of_version_1_is_read_and_saved_again_as_version_2(tmp_path: Path) -> None:
+    (tmp_path / "head.safetensors").write_bytes(V1_HEAD)
+    (tmp_path / "config.json").write_text(
+        V1_CONFIG % (len(V1_HEAD), hashlib.sha256(V1_HEAD).hexdigest())
+    )
+    probe = Probe.from_pretrained(tmp_path)
+    assert (probe.threshold, probe.benign_below, probe.base_model, dict(probe.facts)) == (
+        0.5,
+        0.25,
+        "org/base",
+        {"note": "written by hand"},
+    )
+    pair = LoRAPair(torch.zeros(1, 3), torch.tensor([[1.0], [0.25]]), 2.0)
+    [score] = probe([Adapter({"m": pair}, kind="factor_delta", base_model="org/base")])
+    assert score == pytest.approx(1 / (1 + np.exp(-1.0)))  # 1 * 1 - 2 * 0.25 + 0.5 = 1
+    probe.save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert saved["format_version"] == FORMAT_VERSION == 2
+    old = json.loads((tmp_path / "config.json").read_text())
+    assert {name for name in saved if saved[name] != old.get(name)} <= {
+        "format_version",
+        "digest",
+        "library_version",
+        "head",
+    }
+    again = Probe.from_pretrained(tmp_path / "again")
+    assert (again.head.coef.tolist(), again.head.intercept) == ([1.0, -2.0], 0.5)  # type: ignore[union-attr]  # written with other padding
+
+
+# ---- the digest ----
+
+
+def test_a_changed_digit_is_refused_and_the_message_says_how_to_change_a_value(
+    tmp_path: Path,
+) -> None:
+    path = tiny_probe().save_pretrained(tmp_path) / "config.json"
+    text = path.read_text()
+    assert '"threshold": 0.8' in text
+    path.write_text(text.replace('"threshold": 0.8', '"threshold": 0.9'))
+    with pytest.raises(
+        ProbeFormatError,
+        match=(
+            r"damaged, or edited by hand\. .*dataclasses\.replace\(probe, threshold=\.\.\.\) and"
+            r" save_pretrained"
+        ),
+    ) as caught:
+        Probe.from_pretrained(tmp_path)
+    assert str(path) in str(caught.value)
+    path.write_text(text)
+    replace(Probe.from_pretrained(tmp_path), threshold=0.9).save_pretrained(
+        tmp_path
+    )  # what the message says
+    assert Probe.from_pretrained(tmp_path).threshold == 0.9
+
+
+def test_the_digest_is_that_of_the_fields_however_they_are_laid_out(tmp_path: Path) -> None:
+    path = tiny_probe().save_pretrained(tmp_path) / "config.json"
+    config = json.loads(path.read_text())
+    rest = {name: value for name, value in config.items() if name != "digest"}
+    assert (
+        config["digest"]
+        == hashlib.sha256(
+            json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+        ).hexdigest()
+    )
+    expected = scores_of(tmp_path)
+    for text in (
+        json.dumps(config),
+        json.dumps(dict(reversed(config.items())), indent=7),
+        json.dumps(config, ensure_ascii=False),
+    ):
+        path.write_text(text)
+        assert scores_of(tmp_path) == expected
+
+
+TEXT = st.text(st.characters(codec="utf-8"))
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(values=VALUES)
+@settings(max_examples=60, deadline=None)
+def test_whatever_json_can_hold_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, values: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("facts")
+    found = Probe.from_pretrained(tiny_probe().with_facts(x=values).save_pretrained(folder)).facts[
+        "x"
+    ]
+    assert found == values
+    assert json.dumps(found, sort_keys=True) == json.dumps(
+        values, sort_keys=True
+    )  # 1, 1.0 and True are equal and not the same
+
+
+@pytest.mark.parametrize(
+    "name", ["half a surrogate pair", "half of one as a key", "5,001 digits", "40 levels", "17 MiB"]
+)
+def test_facts_that_no_reader_would_take_are_not_written(tmp_path: Path, name: str) -> None:
+    fact = {
+        "half a surrogate pair": "\ud800",
+        "half of one as a key": {"\udfff": 1},
+        "5,001 digits": 10**5000,
+        "40 levels": json.loads("[" * 40 + "]" * 40),
+        "17 MiB": "x" * (17 << 20),
+    }[name]
+    with pytest.raises(ProbeFormatError, match="facts"):
+        tiny_probe().with_facts(x=fact).save_pretrained(tmp_path / "probe")
+    assert not (tmp_path / "probe").exists()

@@ -1,0 +1,511 @@
+"""A probe folder that was tampered with is refused before anything is built from it.
+
+Behind checksums made right again too.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from loraprobe import Probe
+from loraprobe.adapters.strict_json import MAX_NESTING
+from loraprobe.errors import ProbeFormatError
+from loraprobe.heads import HEADS
+from loraprobe.hub.format import MAX_CONFIG_BYTES, MAX_FEATURES
+from tests.helpers.probes import new_data, tiny_probe
+
+Json = Any
+Damage = Callable[[Path], None]
+HUGE = "@@1e400@@"  # stands for a number that JSON can write and no float can hold
+
+
+def scores_of(folder: Path) -> bytes:
+    """The scores of the probe in a folder, to the last bit."""
+    return Probe.from_pretrained(folder)(new_data().adapters).tobytes()
+
+
+def read_config(folder: Path) -> Json:
+    return json.loads((folder / "config.json").read_text())
+
+
+def write_config(folder: Path, config: Json) -> None:
+    """Write config.json, with the digest that belongs to its other fields if it has one.
+
+    A stranger can compute it too.
+    """
+    if "digest" in config:
+        rest = {name: value for name, value in config.items() if name != "digest"}
+        config = {
+            **rest,
+            "digest": (
+                hashlib.sha256(
+                    json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+                ).hexdigest()
+            ),
+        }
+    (folder / "config.json").write_text(json.dumps(config).replace(f'"{HUGE}"', "1e400"))
+
+
+def forbid_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, building a head from a file is a failure that no caller expects."""
+
+    def built(*args: Any) -> None:
+        raise AssertionError("a head was built before the checks were over")
+
+    for head in HEADS.values():
+        monkeypatch.setattr(
+            head, "from_json" if hasattr(head, "from_json") else "from_arrays", built
+        )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A linear probe with isotonic calibration and some facts."""
+    probe = tiny_probe("linear", "paper", "isotonic", "fpr:0.2", 0.2)
+    return (
+        replace(probe, benign_below=0.01)
+        .with_facts(metrics=[{"metric": "auroc", "value": 0.9}])
+        .save_pretrained(tmp_path / "probe")
+    )
+
+
+def set_to(path: str, value: Json) -> Damage:
+    """Replace, or add, one value of config.json, and sign the result."""
+
+    def damage(folder: Path) -> None:
+        config = read_config(folder)
+        *parents, last = path.split(".")
+        target = config
+        for key in parents:
+            target = target[int(key)] if isinstance(target, list) else target[key]
+        target[int(last) if isinstance(target, list) else last] = value
+        write_config(folder, config)
+
+    return damage
+
+
+def text(edit: Callable[[str], str]) -> Damage:
+    """Rewrite the text of config.json, whose digest stays as it was."""
+    return lambda folder: (
+        (folder / "config.json").write_text(edit((folder / "config.json").read_text())) and None
+    )
+
+
+def head(edit: Callable[[bytes], bytes], signed: bool = False) -> Damage:
+    """Rewrite the bytes of the head; signed: with the size and sha256 that belong to them."""
+
+    def damage(folder: Path) -> None:
+        data = edit((folder / "head.safetensors").read_bytes())
+        (folder / "head.safetensors").write_bytes(data)
+        if signed:
+            set_to("head.bytes", len(data))(folder)
+            set_to("head.sha256", hashlib.sha256(data).hexdigest())(folder)
+
+    return damage
+
+
+def arrays(**changes: Any) -> Damage:
+    """Replace arrays of the head, None for dropping one, and sign the result."""
+
+    def edit(data: bytes) -> bytes:
+        values = {**safetensors.numpy.load(data), **changes}
+        return safetensors.numpy.save(
+            {name: value for name, value in values.items() if value is not None}
+        )
+
+    return head(edit, signed=True)
+
+
+def header(**entries: Any) -> Damage:
+    """A head of these safetensors entries over the old bytes, signed."""
+
+    def edit(data: bytes) -> bytes:
+        text = json.dumps(entries).encode()
+        return struct.pack("<Q", len(text)) + text + data[8 + struct.unpack("<Q", data[:8])[0] :]
+
+    return head(edit, signed=True)
+
+
+def both(*damages: Damage) -> Damage:
+    def damage(folder: Path) -> None:
+        for one in damages:
+            one(folder)
+
+    return damage
+
+
+def other_head(name: str, recipe: str) -> Callable[[bytes], bytes]:
+    """The head of another probe."""
+    return lambda _: safetensors.numpy.save(dict(tiny_probe(name, recipe).head.arrays()))  # type: ignore[union-attr]
+
+
+def remove(name: str) -> Damage:
+    return lambda folder: (folder / name).unlink()
+
+
+WIDTH = 32  # columns of the probe that is tampered with
+BEFORE: dict[str, Damage] = {
+    "version 0": set_to("format_version", 0),
+    "version 3": set_to("format_version", 3),
+    "version 1 with a digest": set_to("format_version", 1),
+    "version 1 with the digest of version 2": text(
+        lambda t: t.replace('"format_version": 2', '"format_version": 1')
+    ),
+    "another threshold": text(lambda t: t.replace('"benign_below": 0.01', '"benign_below": 0.02')),
+    "another fact": text(lambda t: t.replace('"auroc"', '"auprc"')),
+    "another digest": text(lambda t: re.sub(r'"digest": "[0-9a-f]', '"digest": "x', t)),
+    "digest in capitals": text(
+        lambda t: re.sub(r'(?<="digest": ")[0-9a-f]+', lambda found: found[0].upper(), t)
+    ),
+    "digest of nothing": text(
+        lambda t: re.sub(r'(?<="digest": ").*(?=")', hashlib.sha256(b"").hexdigest(), t)
+    ),
+    "digest null": text(lambda t: re.sub(r'(?<="digest": )".*"', "null", t)),
+    "digest missing": text(lambda t: re.sub(r',\s*"digest": ".*"', "", t)),
+    "version true": set_to("format_version", True),
+    "version text": set_to("format_version", "1"),
+    "version float": set_to("format_version", 1.0),
+    "version list": set_to("format_version", [1]),
+    "another library": set_to("library", "skops"),
+    "classes swapped": set_to("classes", ["malicious", "benign"]),
+    "duplicate key": text(lambda t: t.replace("{", '{"threshold": 0.1,', 1)),
+    "duplicate key below": text(lambda t: t.replace('"recipe": {', '"recipe": {"pool": false,')),
+    "NaN": text(lambda t: t.replace('"benign_below": 0.01', '"benign_below": NaN')),
+    "infinity": text(lambda t: t.replace('"benign_below": 0.01', '"benign_below": -Infinity')),
+    "1e400": set_to("benign_below", HUGE),
+    "1e400 in facts": set_to("facts.x", HUGE),
+    "config list": text(lambda t: f"[{t}]"),
+    "config empty": text(lambda t: ""),
+    "config truncated": text(lambda t: t[: len(t) // 2]),
+    "config not UTF-8": (
+        lambda folder: (folder / "config.json").write_bytes(b'{"\xff": 1}') and None
+    ),
+    "config too large": set_to("facts.x", "x" * (MAX_CONFIG_BYTES + 1)),
+    "half a surrogate pair": set_to("facts.x", "\ud800"),
+    "half a surrogate pair as a key": set_to("facts.\udfff", 1),
+    "UTF-16": (
+        lambda folder: (
+            (folder / "config.json").write_bytes(
+                (folder / "config.json").read_text().encode("utf-16")
+            )
+            and None
+        )
+    ),
+    "a byte order mark": text(lambda t: "\ufeff" + t),
+    "facts nested too deeply to be saved again": set_to(
+        "facts.x", json.loads("[" * MAX_NESTING + "]" * MAX_NESTING)
+    ),
+    "nested too deeply": text(lambda t: "[" * 100_000 + "]" * 100_000),
+    "objects nested too deeply": text(
+        lambda t: t.replace(
+            '"facts": {', '"facts": {"x": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + ","
+        )
+    ),
+    "integer too long": text(
+        lambda t: t.replace('"benign_below": 0.01', '"benign_below": ' + "9" * 5000)
+    ),
+    "config missing": remove("config.json"),
+    "threshold 2": set_to("threshold", 2),
+    "threshold negative": set_to("threshold", -0.1),
+    "benign_below above threshold": both(set_to("threshold", 0.5), set_to("benign_below", 0.6)),
+    "unknown feature": set_to("recipe.features", ["weights"]),
+    "features as text": set_to("recipe.features", "slices"),
+    "factors as text": set_to("recipe.factors", "B"),
+    "layers of booleans": set_to("recipe.layers", [True]),
+    "layers as a number": set_to("recipe.layers", 0),
+    "modules of numbers": set_to("recipe.modules", [1]),
+    "modules as text": set_to("recipe.modules", "q_proj"),
+    "pool as a number": set_to("recipe.pool", 0),
+    "pooled slices": set_to("recipe.pool", True),
+    "other factor than the layout": set_to("recipe.factors", ["A"]),
+    "more factors than the layout": set_to("recipe.factors", ["A", "B"]),
+    "unknown kind": set_to("layout.kind", "delta"),
+    "no slots": both(set_to("layout.slots", []), set_to("layout.scalings", {})),
+    "slot of size 0": set_to("layout.slots.0.2.0", 0),
+    "slot of negative size": set_to("layout.slots.0.2.0", -10),
+    "slot of boolean size": set_to("layout.slots.0.2.0", True),
+    "slot of fractional size": set_to("layout.slots.0.2.0", 10.0),
+    "slot with three sizes": set_to("layout.slots.0.2", [10, 2, 1]),
+    "slot of another factor": set_to("layout.slots.0.1", "C"),
+    "slot without module": set_to("layout.slots.0.0", None),
+    "huge slot": both(
+        set_to("layout.slots.0.2.0", 2**31 - 1), set_to("head.num_features", 2**32 + 10)
+    ),
+    "slot beyond any array": set_to("layout.slots.0.2.0", 10**30),
+    "slot twice": set_to("layout.slots.1", ["model.layers.0.self_attn.q_proj", "B", [6, 2]]),
+    "slots in another order": lambda folder: set_to(
+        "layout.slots", read_config(folder)["layout"]["slots"][::-1]
+    )(folder),
+    "module without slot": set_to("layout.scalings.lm_head", 2.0),
+    "scaling as text": lambda folder: set_to(
+        "layout.scalings", dict.fromkeys(read_config(folder)["layout"]["scalings"], "2")
+    )(folder),
+    "head elsewhere": set_to("head.file", "../../x"),
+    "head under an absolute path": set_to("head.file", "/etc/passwd"),
+    "head in the other file": set_to("head.file", "head.json"),
+    "pickled head": both(set_to("head.kind", "pickle"), set_to("head.file", "head.pkl")),
+    "head name of a fitter": set_to("head.kind", "cosine"),
+    "xgboost head that is not there": both(
+        set_to("head.kind", "xgboost"), set_to("head.file", "head.json")
+    ),
+    "other width": set_to("head.num_features", WIDTH + 1),
+    "width as text": set_to("head.num_features", str(WIDTH)),
+    "width as float": set_to("head.num_features", float(WIDTH)),
+    "size negative": set_to("head.bytes", -1),
+    "sha of another file": set_to("head.sha256", "0" * 64),
+    "sha in capitals": lambda folder: set_to(
+        "head.sha256", read_config(folder)["head"]["sha256"].upper()
+    )(folder),
+    "sha missing": set_to("head.sha256", None),
+    "head missing": remove("head.safetensors"),
+    "head flipped": head(lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+    "head truncated": head(lambda data: data[:-1]),
+    "head longer": head(lambda data: data + b"\0"),
+    "head empty": head(lambda data: b""),
+    "head of another probe": head(other_head("cosine", "paper")),
+    "head of another width": head(other_head("linear", "all_b")),
+    "head of another width with all its numbers": both(
+        head(other_head("linear", "all_b"), signed=True), set_to("head.num_features", 2 * WIDTH)
+    ),
+    "calibration falls": set_to("calibration.outputs.0", 1.0),
+    "calibration inputs fall": set_to("calibration.inputs.0", 2.0),
+    "calibration above 1": lambda folder: set_to(
+        f"calibration.outputs.{len(read_config(folder)['calibration']['outputs']) - 1}", 1.5
+    )(folder),
+    "calibration of unequal lengths": set_to("calibration.inputs", [0.1]),
+    "calibration without knots": both(
+        set_to("calibration.inputs", []), set_to("calibration.outputs", [])
+    ),
+    "calibration knots as text": set_to("calibration.inputs", "0.1"),
+    "calibration of another method": set_to("calibration.method", "beta"),
+    "calibration method as list": set_to("calibration.method", ["platt"]),
+    "calibration method as object": set_to("calibration.method", {}),
+    "calibration of negative slope": both(
+        set_to("calibration.method", "platt"),
+        set_to("calibration.inputs", [-1.0]),
+        set_to("calibration.outputs", [0.0]),
+    ),
+    "calibration rows as text": set_to("calibration.rows", "x"),
+    "calibration groups boolean": set_to("calibration.groups", True),
+    "calibration unit as number": set_to("calibration.unit", 1),
+    "calibration with huge numbers": set_to("calibration.outputs.0", 10**400),
+}
+"""Damage that must be seen before a head is built."""
+
+NAN = np.full(WIDTH, np.nan, np.float32)
+AFTER: dict[str, Damage] = {
+    "head of another width, signed": head(other_head("linear", "all_b"), signed=True),
+    "head of another kind, signed": head(other_head("mlp", "paper"), signed=True),
+    "linear head called an mlp": set_to("head.kind", "mlp"),
+    "NaN": arrays(coef=NAN),
+    "one infinity": arrays(coef=np.where(np.arange(WIDTH) == 3, np.inf, 0).astype(np.float32)),
+    "NaN intercept": arrays(intercept=np.array([np.nan], np.float32)),
+    "float64": arrays(coef=np.zeros(WIDTH)),
+    "float16": arrays(coef=np.zeros(WIDTH, np.float16)),
+    "integers": arrays(coef=np.zeros(WIDTH, np.int32)),
+    "two dimensions": arrays(coef=np.zeros((1, WIDTH), np.float32)),
+    "no dimension": arrays(intercept=np.zeros((), np.float32)),
+    "no numbers": arrays(coef=np.zeros(0, np.float32)),
+    "array missing": arrays(intercept=None),
+    "array too many": arrays(bias=np.zeros(1, np.float32)),
+    "not safetensors": head(lambda data: b"\x80\x04N.", signed=True),
+    "no bytes": head(lambda data: b"", signed=True),
+    "header beyond the file": head(lambda data: b"\xff" * 8 + data[8:], signed=True),
+    "header cut": head(lambda data: data[:40], signed=True),
+    "array beyond the file": header(
+        coef={"dtype": "F32", "shape": [10**6], "data_offsets": [0, 4 * 10**6]}
+    ),
+    "shape that overflows": header(
+        coef={"dtype": "F32", "shape": [2**63, 2**63], "data_offsets": [0, 4]}
+    ),
+    "unknown dtype": header(coef={"dtype": "F1024", "shape": [1], "data_offsets": [0, 4]}),
+    "dtype that NumPy lacks": header(
+        coef={"dtype": "F8_E4M3", "shape": [4 * WIDTH + 4], "data_offsets": [0, 4 * WIDTH + 4]}
+    ),
+    "bfloat16": header(
+        coef={"dtype": "BF16", "shape": [WIDTH], "data_offsets": [0, 2 * WIDTH]},
+        intercept={
+            "dtype": "BF16",
+            "shape": [WIDTH + 2],
+            "data_offsets": [2 * WIDTH, 4 * WIDTH + 4],
+        },
+    ),
+    "entries that are not tensors": header(coef=[1, 2]),
+}
+"""Damage inside a head whose sha256 is right."""
+
+
+def fields_of(config: Json) -> Iterator[tuple[list[str], str | None]]:
+    """(path of an object, a field of it or None) of every object with fixed fields."""
+    for path in ([], ["head"], ["recipe"], ["layout"], ["calibration"]):
+        target = config
+        for key in path:
+            target = target[key]
+        for field in (*target, None):
+            yield path, field
+
+
+@pytest.mark.parametrize("case", BEFORE)
+def test_damage_is_refused_before_a_head_is_built(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    scores_of(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    BEFORE[case](folder)
+    assert before != {
+        path.name: path.read_bytes() for path in folder.iterdir()
+    }  # something was damaged
+    forbid_heads(monkeypatch)
+    with pytest.raises(ProbeFormatError) as caught:
+        Probe.from_pretrained(folder)
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("case", AFTER)
+def test_damage_inside_a_signed_head_is_refused(folder: Path, case: str) -> None:
+    AFTER[case](folder)
+    with pytest.raises(ProbeFormatError):
+        Probe.from_pretrained(folder)
+
+
+def test_heads_are_built_where_nothing_is_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays(coef=np.ones(WIDTH, np.float32))(folder)
+    write_config(folder, read_config(folder))
+    scores_of(folder)  # negative control: rewriting and signing alone is no damage
+    forbid_heads(monkeypatch)
+    with pytest.raises(AssertionError, match="before the checks"):
+        Probe.from_pretrained(folder)
+
+
+def test_every_field_is_required_and_no_other_is_allowed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_config(folder)
+    scores_of(folder)
+    forbid_heads(monkeypatch)
+    cases = list(fields_of(config))
+    assert len(cases) == 14 + 5 + 6 + 3 + 6 + 5
+    for path, field in cases:
+        edited = copy.deepcopy(config)
+        target = edited
+        for key in path:
+            target = target[key]
+        if field is None:
+            target["trust_remote_code"] = True
+        else:
+            del target[field]
+        write_config(folder, edited)
+        with pytest.raises(ProbeFormatError, match=field or "trust_remote_code"):
+            Probe.from_pretrained(folder)
+
+
+def values_in(config: Json, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of every value of a document, leaves and containers."""
+    if path:
+        yield path
+    for key in (
+        config
+        if isinstance(config, dict)
+        else range(len(config))
+        if isinstance(config, list)
+        else ()
+    ):
+        yield from values_in(config[key], (*path, key))
+
+
+def json_type(value: Json) -> str:
+    return "number" if type(value) in (int, float) else type(value).__name__
+
+
+def test_no_value_of_another_type_gets_through(folder: Path) -> None:
+    """Every value of config.json is replaced by one of every JSON type.
+
+    It is refused, or it is a fact, or it is of the right type.
+    """
+    config, expected = read_config(folder), scores_of(folder)
+    nullable = {("base_model",), ("benign_below",), ("calibration",), ("recipe", "modules")}
+    loaded = 0
+    for path in values_in(config):
+        if path == ("digest",):
+            continue  # writing signs
+        for value in (None, True, -1, 10**400, HUGE, "", [], {}):
+            edited = copy.deepcopy(config)
+            target = edited
+            for key in path[:-1]:
+                target = target[key]
+            old, target[path[-1]] = target[path[-1]], value
+            write_config(folder, edited)
+            try:
+                found = Probe.from_pretrained(folder)
+            except ProbeFormatError:
+                assert path[0] != "facts" or value == HUGE or path == ("facts",)
+                continue
+            loaded += 1
+            if path[0] == "facts":
+                assert found(new_data().adapters).tobytes() == expected
+            else:
+                assert json_type(value) == json_type(old) or (value is None and path in nullable), (
+                    path,
+                    value,
+                )
+    assert loaded > 50
+
+
+def test_a_flipped_byte_of_the_config_is_refused_or_harmless(folder: Path) -> None:
+    """Harmless is a space that became another space, and nothing else."""
+    raw, expected = (folder / "config.json").read_bytes(), read_config(folder)
+    outcomes = {True: 0, False: 0}
+    for position in range(0, len(raw), 3):
+        for bit in (1, 4):
+            (folder / "config.json").write_bytes(
+                raw[:position] + bytes([raw[position] ^ bit]) + raw[position + 1 :]
+            )
+            try:
+                Probe.from_pretrained(folder)
+            except ProbeFormatError:
+                outcomes[False] += 1
+                continue
+            assert read_config(folder) == expected
+            outcomes[True] += 1
+    assert outcomes[False] > len(raw) / 3
+    (folder / "config.json").write_bytes(raw.replace(b"\n", b"\r", 5))
+    Probe.from_pretrained(folder)
+
+
+def test_a_flipped_byte_of_a_signed_head_is_refused_or_gives_numbers(folder: Path) -> None:
+    raw = (folder / "head.safetensors").read_bytes()
+    outcomes = set()
+    for position in range(0, len(raw), 2):
+        flipped = raw[:position] + bytes([raw[position] ^ 0x40]) + raw[position + 1 :]
+        head(lambda _, data=flipped: data, signed=True)(folder)  # type: ignore[misc]
+        try:
+            probe = Probe.from_pretrained(folder)
+        except ProbeFormatError:
+            outcomes.add("refused")
+            continue
+        assert np.isfinite(probe.score_features(np.eye(WIDTH, dtype=np.float32))).all()
+        outcomes.add("scored")
+    assert outcomes == {"refused", "scored"}  # only the sha256 protects the weights themselves
+
+
+def test_no_layout_makes_scoring_ask_for_more_memory_than_a_head_could_fill(folder: Path) -> None:
+    assert MAX_FEATURES < 2**31
+    for size in (2**24, 2**31 - 1):
+        set_to("layout.slots.0.2", [size, 2**10])(folder)
+        set_to("head.num_features", size * 2**10 + 12)(folder)
+        with pytest.raises(ProbeFormatError, match="features"):
+            Probe.from_pretrained(folder)

@@ -1,0 +1,520 @@
+"""Heads score what they were given and refuse the rest.
+
+Fitters learn what is there, nothing else, and the same thing twice.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from loraprobe.errors import (
+    FitError,
+    LayoutMismatch,
+    MissingExtra,
+    NonFiniteError,
+    ProbeFormatError,
+)
+from loraprobe.fit.data import held_out_mask, row_space
+from loraprobe.fit.heads import HEAD_FITTERS, fit_cosine, fit_head, fit_linear, fit_xgboost
+from loraprobe.fit.torch_heads import fit_linear_paper, fit_mlp
+from loraprobe.heads import HEADS, Head, LinearHead, MLPHead, XGBoostHead
+
+SEEDED = ("linear_paper", "mlp", "xgboost")  # the others take the seed and have no use for it
+QUICK: dict[str, dict[str, Any]] = {
+    "mlp": {"max_epochs": 40},
+    "linear_paper": {"max_epochs": 30},
+    "xgboost": {"n_estimators": 40},
+}
+
+
+def rows(n: int, p: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """L2-normalised rows (n, p) around one shared direction, the classes to either side of it,
+    four rows to a group.
+    """
+    rng = np.random.default_rng(seed)
+    shared, between = np.linalg.qr(np.random.default_rng(7).normal(size=(p, 2)))[0].T
+    groups = np.arange(n) // 4
+    y = groups % 2
+    x = shared + 0.6 * np.outer(2 * y - 1, between) + 0.5 * rng.normal(size=(n, p)) / np.sqrt(p)
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), y, groups
+
+
+def fit(name: str, x: Any, y: Any, groups: Any, seed: int = 0) -> Head:
+    if name == "xgboost":
+        pytest.importorskip("xgboost")
+    return fit_head(name, x, y, groups, seed, **QUICK.get(name, {}))
+
+
+def an_mlp() -> MLPHead:
+    rng = np.random.default_rng(0)
+    shapes = [(5, 4), (3, 5), (1, 3)]
+    return MLPHead(
+        weights=tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes),
+        biases=tuple(rng.normal(size=shape[0]).astype(np.float32) for shape in shapes),
+    )
+
+
+# ---- heads ----
+
+
+@pytest.mark.parametrize("name", HEAD_FITTERS)
+def test_input_that_was_not_trained_on_is_refused(name: str) -> None:
+    x, y, groups = rows(48, 20, 0)
+    head = fit(name, x, y, groups)
+    scores = head(x)
+    assert scores.shape == (48,)
+    assert scores.dtype == np.float64
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert head.num_features == 20
+    assert head(x[:0]).shape == (0,)
+    wrong: Any
+    for wrong in (x[:, :19], np.hstack([x, x[:, :1]]), x[0], x[None], x.astype(str), x > 0):
+        with pytest.raises(LayoutMismatch, match="expected"):
+            head(wrong)
+    for value in (np.nan, np.inf, -np.inf, 1e300):
+        damaged: Any = x.astype(np.float64)
+        damaged[3, 5] = value
+        with pytest.raises(NonFiniteError, match="row 3"):
+            head(damaged)
+
+
+def test_xgboost_itself_scores_a_row_that_is_too_narrow() -> None:
+    """Why the width check is ours."""
+    xgboost = pytest.importorskip("xgboost")
+    x, y, groups = rows(48, 20, 0)
+    booster = xgboost.Booster()
+    booster.load_model(bytearray(fit_xgboost(x, y, groups, seed=0).to_json()))
+    assert booster.predict(xgboost.DMatrix(x[:, :19])).shape == (48,)
+
+
+@pytest.mark.parametrize("name", HEAD_FITTERS)
+def test_saved_and_loaded_heads_score_bit_for_bit_alike(name: str) -> None:
+    x, y, groups = rows(48, 20, 0)
+    head = fit(name, x, y, groups)
+    loaded: Head
+    if isinstance(head, XGBoostHead):
+        loaded = XGBoostHead.from_json(head.to_json(), 20)
+        assert loaded.to_json() == head.to_json()
+    else:
+        saved = safetensors.numpy.save(head.arrays())
+        loaded = type(head).from_arrays(safetensors.numpy.load(saved), 20)
+        assert safetensors.numpy.save(loaded.arrays()) == saved
+    assert type(loaded) is HEADS[head.name]
+    assert (loaded(x) == head(x)).all()
+    assert not (fit(name, x[:40], y[:40], groups[:40], seed=1)(x) == head(x)).all()
+
+
+def test_linear_head_is_the_formula_at_any_logit() -> None:
+    head = LinearHead(coef=np.array([1.0, -2.0], np.float32), intercept=0.5)
+    x = np.array([[0, 0], [1, 1], [1e30, 0], [-1e30, 0]], np.float32)
+    assert head(x) == pytest.approx([1 / (1 + np.exp(-0.5)), 1 / (1 + np.exp(0.5)), 1.0, 0.0])
+
+
+def test_mlp_head_is_the_torch_network() -> None:
+    head = an_mlp()
+    layers: list[torch.nn.Module] = []
+    for weight, bias in zip(head.weights, head.biases, strict=True):
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        layer.load_state_dict({"weight": torch.tensor(weight), "bias": torch.tensor(bias)})
+        layers += [layer, torch.nn.ReLU()]
+    x = np.random.default_rng(1).normal(size=(20, 4)).astype(np.float32)
+    with torch.no_grad():
+        expected = torch.sigmoid(torch.nn.Sequential(*layers[:-1])(torch.tensor(x)))[:, 0]
+        without_relu = torch.sigmoid(torch.nn.Sequential(*layers[::2])(torch.tensor(x)))[:, 0]
+    assert head(x) == pytest.approx(expected.numpy(), abs=1e-6)
+    assert head(x) != pytest.approx(without_relu.numpy(), abs=1e-2)
+
+
+def test_an_overflowing_network_is_an_error_and_not_a_score() -> None:
+    big = np.full((2, 4), 1e30, np.float32)
+    head = MLPHead(
+        weights=(big, np.array([[1, -1]], np.float32)),
+        biases=(np.zeros(2, np.float32), np.zeros(1, np.float32)),
+    )
+    assert head(np.full((1, 4), 1e-31, np.float32)) == pytest.approx([0.5])
+    with pytest.raises(NonFiniteError, match="non-finite logits"):
+        head(np.full((1, 4), 1e30, np.float32))
+
+
+def test_heads_cannot_be_edited() -> None:
+    coef = np.ones(3, np.float32)
+    head = LinearHead(coef=coef, intercept=0.0)
+    coef[0] = 100.0
+    assert head.coef[0] == 1.0
+    with pytest.raises(ValueError, match="read-only"):
+        head.coef[0] = 100.0
+    with pytest.raises(AttributeError):
+        head.intercept = 1.0  # type: ignore[misc]
+
+
+def replaced(name: str, array: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda arrays: arrays | {name: array}
+
+
+ZEROS = np.zeros
+Damage = dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]]
+LINEAR_DAMAGE: Damage = {
+    "missing": (lambda a: {"coef": a["coef"]}, "intercept"),
+    "extra": (replaced("scale", ZEROS(4, np.float32)), "scale"),
+    "dtype": (replaced("coef", ZEROS(4)), "'coef'.*float64"),
+    "width": (replaced("coef", ZEROS(5, np.float32)), r"'coef'.*\(5,\).*\(4,\)"),
+    "ndim": (replaced("coef", ZEROS((4, 1), np.float32)), "'coef'"),
+    "intercepts": (replaced("intercept", ZEROS(2, np.float32)), "'intercept'"),
+    "scalar": (replaced("intercept", np.float32(0)), "'intercept'"),
+    "NaN": (replaced("coef", np.array([0, 0, 0, np.nan], np.float32)), "'coef'.*NaN"),
+    "infinite": (replaced("intercept", np.array([np.inf], np.float32)), "'intercept'.*NaN or inf"),
+}
+MLP_DAMAGE: Damage = {
+    "empty": (lambda a: {}, "weight_0"),
+    "gap": (
+        lambda a: {("weight_7" if k == "weight_1" else k): v for k, v in a.items()},
+        "weight_7",
+    ),
+    "odd": (lambda a: {k: v for k, v in a.items() if k != "bias_2"}, "bias_2|weight_2"),
+    "dtype": (replaced("weight_1", ZEROS((3, 5), np.float16)), "'weight_1'.*float16"),
+    "width": (replaced("weight_0", ZEROS((5, 3), np.float32)), r"'weight_0'.*\(5, 3\).*\(5, 4\)"),
+    "chain": (replaced("weight_1", ZEROS((3, 6), np.float32)), r"'weight_0'.*\(6, 4\)"),
+    "two outputs": (replaced("weight_2", ZEROS((2, 3), np.float32)), "'weight_2'"),
+    "bias": (replaced("bias_1", ZEROS(4, np.float32)), "'bias_1'"),
+    "scalar": (replaced("weight_0", np.float32(0)), "'weight_0'"),
+    "NaN": (replaced("bias_0", np.full(5, np.nan, np.float32)), "'bias_0'.*NaN"),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [("linear", key) for key in LINEAR_DAMAGE] + [("mlp", key) for key in MLP_DAMAGE]
+)
+def test_damaged_arrays_are_refused_by_name(case: tuple[str, str]) -> None:
+    kind, key = case
+    head: LinearHead | MLPHead = (
+        LinearHead(np.ones(4, np.float32), 0.5) if kind == "linear" else an_mlp()
+    )
+    type(head).from_arrays(head.arrays(), 4)  # the control: undamaged arrays load
+    damage, message = (LINEAR_DAMAGE if kind == "linear" else MLP_DAMAGE)[key]
+    with pytest.raises(ProbeFormatError, match=message):
+        type(head).from_arrays(damage(head.arrays()), 4)
+
+
+def test_xgboost_head_validates_first_and_builds_its_booster_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("xgboost")
+    x, y, groups = rows(48, 20, 0)
+    data = fit_xgboost(x, y, groups, seed=0).to_json()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "xgboost", None)  # importing it now raises ImportError
+        head = XGBoostHead.from_json(data, 20)
+        for refused in (
+            lambda: XGBoostHead(data, 19),
+            lambda: XGBoostHead.from_json(data[:-1], 20),
+        ):
+            with pytest.raises(ProbeFormatError):
+                refused()
+        for missing in (lambda: head(x), lambda: fit_xgboost(x, y, groups, seed=0)):
+            with pytest.raises(MissingExtra, match=r"loraprobe\[xgboost\]"):
+                missing()
+    assert "_booster" not in vars(head)
+    head(x)
+    booster = vars(head)["_booster"]
+    head(x)
+    assert vars(head)["_booster"] is booster
+
+
+# ---- fitters ----
+
+
+@pytest.mark.parametrize("p", [6, 150])
+@pytest.mark.parametrize("name", HEAD_FITTERS)
+def test_fitters_learn_separable_groups_and_not_permuted_labels(name: str, p: int) -> None:
+    x, y, groups = rows(96, p, 0)
+    fresh, truth, fresh_groups = rows(200, p, 1)
+    assert roc_auc_score(truth, fit(name, x, y, groups)(fresh)) > 0.95
+    # labels that cut across the classes have nothing to do with the features, whatever direction
+    # the fit happens to pick
+    assert (
+        0.4
+        < roc_auc_score(fresh_groups // 2 % 2, fit(name, x, groups // 2 % 2, groups)(fresh))
+        < 0.6
+    )
+
+
+@pytest.mark.parametrize("name", HEAD_FITTERS)
+def test_fits_are_reproducible_and_leave_global_generators_alone(name: str) -> None:
+    x, y, groups = rows(48, 20, 0)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
+    scores = fit(name, x, y, groups, seed=3)(x)
+    assert before == (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+    )  # type: ignore[index]
+    torch.rand(1)  # a fitter that reads a global generator would now differ
+    assert (fit(name, x, y, groups, seed=3)(x) == scores).all()
+    assert (fit(name, x, y, groups, seed=4)(x) == scores).all() == (name not in SEEDED)
+
+
+@pytest.mark.parametrize("p", [10, 200])
+def test_linear_is_scikit_learns_solution_also_when_wide(p: int) -> None:
+    x, y, groups = rows(60, p, 0)
+    y = np.where(groups < 3, 0, y)  # unbalanced and not separable
+    head = fit_linear(x, y, groups, seed=0)
+    plain = LogisticRegression(C=100.0, class_weight="balanced", max_iter=5000, tol=1e-10).fit(
+        x.astype(np.float64), y
+    )
+    assert head.coef == pytest.approx(plain.coef_[0], abs=1e-4)
+    assert head.intercept == pytest.approx(plain.intercept_[0], abs=1e-4)
+    assert fit_linear(x, y, groups, seed=0, C=50.0).coef != pytest.approx(plain.coef_[0], abs=1e-2)
+
+
+def test_row_space_is_an_isometry_of_the_rows() -> None:
+    x = rows(30, 90, 0)[0]
+    x[5] = x[4]  # rank 29
+    coordinates, to_rows = row_space(x)
+    basis = x.T.astype(np.float64) @ to_rows
+    assert coordinates.shape == (30, 29)
+    assert basis.T @ basis == pytest.approx(np.eye(29), abs=1e-6)
+    assert coordinates @ basis.T == pytest.approx(x, abs=1e-6)
+
+
+def test_linear_paper_has_the_papers_constants_and_first_step() -> None:
+    """Slow twin of the first epoch.
+
+    From zero weights, AdamW's first step is -lr times the sign of the gradient.
+    """
+    assert fit_linear_paper.__kwdefaults__ == {
+        "lr": 0.01,
+        "weight_decay": 2.0,
+        "batch_size": 256,
+        "max_epochs": 100,
+        "patience": 15,
+        "min_delta": 1e-4,
+        "clip": 0.5,
+        "val_fraction": 0.1,
+    }
+    x, y, groups = rows(80, 6, 0)
+    y[groups < 5] = 0
+    fitted = ~held_out_mask(y, groups, 0.1, 0)
+    weight = np.where(y == 1, (y[fitted] == 0).sum() / (y[fitted] == 1).sum(), 1.0)
+    gradient = (weight * (0.5 - y))[fitted] @ x[fitted]
+    assert fit_linear_paper(x, y, groups, seed=0, max_epochs=1).coef == pytest.approx(
+        -0.01 * np.sign(gradient), abs=1e-5
+    )
+    long, undecayed = (
+        fit_linear_paper(x, y, groups, seed=0, weight_decay=decay) for decay in (2.0, 0.0)
+    )
+    assert (
+        np.abs(long.coef).max() < 0.5 + 1e-6
+    )  # lr sign steps against a decay of 2 lr can never pass 1/2 ...
+    assert np.abs(undecayed.coef).max() > 0.5  # ... and without the decay they do
+
+
+def test_training_ends_at_the_epoch_with_the_lowest_held_out_loss() -> None:
+    x, _, groups = rows(80, 40, 0)
+    y = (
+        np.random.default_rng(1).permutation(20)[groups] % 2
+    )  # nothing to learn: the loss falls by chance, then rises
+    held = held_out_mask(y, groups, 0.1, 0)
+    losses = []
+    for epochs in range(1, 13):  # the same seed: each run is the beginning of the next
+        p = fit_linear_paper(
+            x, y, groups, seed=0, max_epochs=epochs, lr=0.1, weight_decay=0.0, min_delta=0.0
+        )(x[held])
+        losses.append(float(-np.log(np.where(y[held] == 1, p, 1 - p)).mean()))
+    assert (np.diff(losses) <= 1e-6).all()
+    assert (
+        losses[0] > losses[-1] == losses[-2]
+    )  # neither the first epoch nor the last one was the best
+
+
+@pytest.mark.parametrize("p", [6, 150])
+def test_mlp_folds_its_standardisation_into_the_first_layer(p: int) -> None:
+    x, y, groups = rows(64, p, 0)
+    scale = np.geomspace(1.0, 8.0, p, dtype=np.float32)
+    moved = x * scale + 1.0
+    heads = [fit_mlp(data, y, groups, seed=0, max_epochs=20) for data in (x, moved)]
+    assert heads[0](x) == pytest.approx(heads[1](moved), abs=5e-3)
+    assert heads[0](x) != pytest.approx(heads[1](x), abs=0.1)
+
+
+def test_mlp_ignores_constant_columns_and_what_lies_outside_the_training_span() -> None:
+    x, y, groups = rows(64, 150, 0)
+    x[:, 7] = 0.25
+    head = fit_mlp(x, y, groups, seed=0, max_epochs=20)
+    assert (head.weights[0][:, 7] == 0).all()
+    assert (head.weights[0][:, 8] != 0).any()
+    with pytest.raises(FitError, match="all the same"):
+        fit_mlp(np.tile(x[:1] + 3.3, (64, 1)), y, groups, seed=0)
+    # W_1 in standardised columns lies in the span of the standardised training rows
+    fitted = x[~held_out_mask(y, groups, 0.2, 0)].astype(np.float64)
+    deviation = np.where(fitted.std(axis=0) > 1e-7, fitted.std(axis=0), np.inf)
+    span = np.linalg.svd((fitted - fitted.mean(axis=0)) / deviation, full_matrices=False)[2][
+        : len(fitted) - 1
+    ]
+    weight = head.weights[0] * np.where(np.isfinite(deviation), deviation, 0)
+    assert weight @ span.T @ span == pytest.approx(weight, abs=1e-4 * np.abs(weight).max())
+    assert weight @ span[:20].T @ span[:20] != pytest.approx(
+        weight, abs=1e-1 * np.abs(weight).max()
+    )
+
+
+def test_a_standardized_linear_fit_does_not_depend_on_units_and_an_unstandardized_one_does() -> (
+    None
+):
+    x, y, groups = rows(60, 8, 0)
+    rescaled = x * np.array([1e3, 1, 1e-3, 1, 10, 1, 0.1, 1], np.float32) + 5
+    plain, other = (
+        fit_linear(data, y, groups, seed=0, standardize=True, C=1.0)(data) for data in (x, rescaled)
+    )
+    np.testing.assert_allclose(other, plain, atol=1e-3)
+    plain, other = (fit_linear(data, y, groups, seed=0, C=0.01)(data) for data in (x, rescaled))
+    assert np.abs(other - plain).max() > 0.01
+
+
+def test_xgboost_keeps_the_trees_up_to_the_best_round() -> None:
+    pytest.importorskip("xgboost")
+    x, y, groups = rows(96, 6, 0)
+    noise = np.random.default_rng(0).permutation(24)[groups] % 2  # nothing to learn: stops early
+    documents = [
+        json.loads(fit_xgboost(x, labels, groups, seed=0, colsample=0.5).to_json())
+        for labels in (y, noise)
+    ]
+    learned, stopped = (
+        len(document["learner"]["gradient_booster"]["model"]["trees"]) for document in documents
+    )
+    assert 1 <= stopped < 50 < learned < 300
+
+
+def test_cosine_ranks_by_the_cosine_to_the_mean_benign_direction() -> None:
+    x, y, groups = rows(60, 30, 0)
+    fresh = rows(60, 30, 1)[0]
+    head = fit_cosine(x, y, groups, seed=0)
+    mean = x[y == 0].mean(axis=0)
+    cosine = fresh @ mean / np.linalg.norm(mean)
+    assert (np.argsort(head(fresh)) == np.argsort(-cosine)).all()
+    assert not (np.argsort(head(fresh)) == np.argsort(-(fresh @ x[y == 1].mean(axis=0)))).all()
+    x[0] = 0.0  # an empty row is a row
+    fit_cosine(x, y, groups, seed=0)
+    with pytest.raises(FitError, match="L2 norms"):
+        fit_cosine(2 * x, y, groups, seed=0)
+    with pytest.raises(FitError, match="mean of benign rows that is zero"):
+        fit_cosine(x, y, np.where(y == 0, 0, groups), seed=0)
+
+
+def test_cosine_is_calibrated_for_rows_that_are_not_in_the_mean() -> None:
+    """Rows of pure noise, p >> n.
+
+    Only the benign rows in the mean are near it, so new benign rows must look like malicious ones.
+    """
+    x = np.random.default_rng(0).normal(size=(400, 2000))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    y = np.arange(100) % 2
+    head = fit_cosine(x[:100], y, None, seed=0)
+    assert abs(float(head(x[100:]).mean()) - 0.5) < 0.1
+    cosine = x @ head.coef / np.linalg.norm(head.coef)
+    cut = (
+        cosine[:100][y == 0].mean() + cosine[:100][y == 1].mean()
+    ) / 2  # the cut that in-sample cosines would suggest
+    inside = np.abs(cosine[:100][y == 0]) > abs(cut)
+    assert inside.mean() > 0.9 > 0.1 > (np.abs(cosine[100:]) > abs(cut)).mean()
+
+
+# ---- data checks and the split ----
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # the machine may be busy
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=1, max_size=40),
+    st.floats(0.05, 0.95),
+    st.integers(0, 5),
+)
+def test_held_out_groups_stay_whole_and_both_sides_have_both_classes(
+    labelled: list[tuple[int, int]], fraction: float, seed: int
+) -> None:
+    y, groups = np.array(labelled).T
+    if min(len(set(groups[y == label])) for label in (0, 1)) < 2:
+        with pytest.raises(FitError, match="at least 2 of each"):
+            held_out_mask(y, groups, fraction, seed)
+        return
+    mask = held_out_mask(y, groups, fraction, seed)
+    assert not set(groups[mask]) & set(groups[~mask])
+    assert set(y[mask]) == set(y[~mask]) == {0, 1}
+    assert (mask == held_out_mask(y, groups, fraction, seed)).all()
+
+
+def test_held_out_share_and_seed() -> None:
+    y, groups = np.arange(400) % 2, np.arange(400) // 2 % 100 * 2 + np.arange(400) % 2
+    masks = [held_out_mask(y, groups, 0.2, seed) for seed in (0, 1)]
+    for mask in masks:
+        assert [int(mask[y == label].sum()) for label in (0, 1)] == [40, 40]
+    assert (masks[0] != masks[1]).any()
+    rowwise = np.random.default_rng(0).random(400) < 0.2
+    assert set(groups[rowwise]) & set(
+        groups[~rowwise]
+    )  # the control: a split by rows does break groups
+
+
+@pytest.mark.parametrize("name", HEAD_FITTERS)
+def test_data_that_cannot_be_fitted_is_refused(name: str) -> None:
+    x, y, groups = rows(24, 6, 0)
+    damaged = x.copy()
+    damaged[2, 2] = np.nan
+    cases: list[tuple[Any, Any, Any, str]] = [
+        (x, y[:-1], groups, "one label and one group"),
+        (x, y, groups[:-1], "one label and one group"),
+        (x, y[:, None], groups, "one label and one group"),
+        (x, np.zeros(24), groups, "both 0"),
+        (x, y + 1, groups, "both 0"),
+        (x, np.where(y == 1, "malicious", "benign"), groups, "both 0"),
+        (damaged, y, groups, "NaN or infinity in 1 of 24 rows"),
+        (x[0], y, groups, "non-empty"),
+        (x[:, :0], y, groups, "non-empty"),
+        (x.astype(str), y, groups, "dtype"),
+        (x, y, [[i] for i in range(24)], "hashable"),
+    ]
+    for bad_x, bad_y, bad_groups, message in cases:
+        with pytest.raises(FitError, match=message):
+            fit(name, bad_x, bad_y, bad_groups)
+    if name in SEEDED:
+        with pytest.raises(FitError, match="at least 2 of each"):
+            fit(name, x, y, np.where(y == 1, 0, groups + 1))
+    fit(name, x, y.astype(bool), [f"client {group}" for group in groups])  # the control
+
+
+def test_unknown_heads_and_options_are_refused_with_the_valid_ones() -> None:
+    x, y, groups = rows(24, 6, 0)
+    assert fit_head("linear", x, y, groups, 0, C=1.0).num_features == 6
+    with pytest.raises(FitError, match=r"'liner'.*'linear_paper', 'mass_mean', 'mlp', 'xgboost'"):
+        fit_head("liner", x, y, groups, 0)
+    with pytest.raises(FitError, match=r"\['c'\].*\['C', 'max_iter', 'standardize'\]"):
+        fit_head("linear", x, y, groups, 0, c=1.0)
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("linear", {"C": 0.0}),
+        ("linear", {"max_iter": 1}),
+        ("linear_paper", {"lr": float("nan")}),
+        ("mlp", {"dropout": 1.0}),
+        ("mlp", {"hidden": (0,)}),
+        ("mlp", {"val_fraction": 1.0}),
+        ("mlp", {"max_epochs": 0}),
+        ("xgboost", {"eta": -1.0}),
+        ("xgboost", {"subsample": 2.0}),
+    ]
+    for name, options in wrong:
+        if name == "xgboost":
+            pytest.importorskip("xgboost")
+        with pytest.raises(FitError, match=r"got|subsample"):
+            fit_head(name, x, y, groups, 0, **options)

@@ -1,0 +1,402 @@
+"""AUROC and its cluster bootstrap, TPR at FPR, calibration and the report.
+
+Definitions, properties, negative controls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom, norm
+from sklearn.metrics import brier_score_loss, roc_auc_score
+
+from loraprobe import metrics
+from loraprobe.errors import FitError, NonFiniteError
+from loraprobe.metrics import auroc, auroc_ci, brier, ece, report, tpr_at_fpr
+
+
+def slow_auroc(pairs: list[tuple[bool, float]]) -> float:
+    """The definition: the share of (malicious, benign) pairs in the right order, a tie counting
+    one half.
+    """
+    won, total = 0.0, 0
+    for label, score in pairs:
+        for other_label, other_score in pairs:
+            if label and not other_label:
+                won += 1.0 if score > other_score else 0.5 if score == other_score else 0.0
+                total += 1
+    return won / total if total else float("nan")
+
+
+def slow_resamples(
+    y: np.ndarray, s: np.ndarray, groups: np.ndarray, resamples: int, seed: int
+) -> np.ndarray:
+    """The definition: draw group names, concatenate their rows, take the AUROC."""
+    rng, names = np.random.default_rng(seed), np.unique(groups)
+    values = []
+    for _ in range(resamples):
+        drawn = rng.integers(len(names), size=len(names))
+        values.append(
+            slow_auroc(
+                [
+                    (bool(y[i]), float(s[i]))
+                    for d in drawn
+                    for i in np.flatnonzero(groups == names[d])
+                ]
+            )
+        )
+    return np.array(values)
+
+
+# Few distinct scores, so that ties within and across classes are common.
+labelled = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=40).filter(
+    lambda rows: 0 < sum(label for label, _ in rows) < len(rows)
+)
+
+
+@given(labelled)
+@settings(deadline=None, max_examples=60)
+def test_auroc_is_the_definition_and_sklearns_with_ties(rows: list[tuple[bool, int]]) -> None:
+    y, s = np.array([r[0] for r in rows]), np.array([r[1] for r in rows]) / 6
+    assert auroc(y, s) == pytest.approx(roc_auc_score(y, s), abs=1e-12)
+    assert auroc(y, s) == slow_auroc(list(zip(y, s, strict=True)))
+
+
+@given(labelled)
+@settings(deadline=None, max_examples=40)
+def test_auroc_sees_only_the_order_of_scores(rows: list[tuple[bool, int]]) -> None:
+    y, s = np.array([r[0] for r in rows]), np.array([float(r[1]) for r in rows])
+    assert auroc(y, np.exp(s)) == auroc(y, s)
+    assert auroc(y, -s) == pytest.approx(1.0 - auroc(y, s), abs=1e-12)
+    assert auroc(~y, s) == pytest.approx(1.0 - auroc(y, s), abs=1e-12)
+
+
+def test_auroc_changes_under_a_map_that_is_not_monotone() -> None:
+    assert auroc([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4]) == 1.0
+    assert auroc([0, 0, 1, 1], [(x - 0.35) ** 2 for x in (0.1, 0.2, 0.3, 0.4)]) == 0.0
+
+
+def noisy(n: int, n_groups: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows with a shared group effect.
+
+    Every third group is malicious, and scores are rounded so that some tie.
+    """
+    rng = np.random.default_rng(seed)
+    groups = rng.permutation(np.arange(n) % n_groups)
+    y = groups % 3 == 0
+    return y, np.round(rng.normal(size=n) + rng.normal(size=n_groups)[groups] + y, 1), groups
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_bootstrap_equals_the_slow_definition(mixed: bool) -> None:
+    y, s, groups = noisy(45, 7, seed=1)
+    if mixed:  # groups that carry both labels stay together
+        y = np.random.default_rng(2).random(45) < 0.4
+    fast = metrics._resampled_aurocs(y, s, groups, resamples=40, seed=3)
+    np.testing.assert_allclose(fast, slow_resamples(y, s, groups, 40, 3), rtol=0, atol=1e-12)
+    low, high = np.nanquantile(fast, [0.05, 0.95])
+    assert auroc_ci(y, s, groups, resamples=40, level=0.9, seed=3) == pytest.approx(
+        (low, high), abs=1e-12
+    )
+
+
+def test_one_class_resamples_are_nan_and_left_out() -> None:
+    y, s, groups = np.array([0, 0, 1, 1]) == 1, np.array([0.2, 0.5, 0.4, 0.9]), np.arange(4)
+    values = metrics._resampled_aurocs(y, s, groups, resamples=400, seed=0)
+    assert np.isnan(values).mean() == pytest.approx(2 / 16, abs=0.05)
+    assert np.isfinite(auroc_ci(y, s, groups, resamples=400)).all()
+
+
+def test_bootstrap_does_not_depend_on_blocks_or_row_order_but_on_the_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    y, s, groups = noisy(90, 15, seed=4)
+    whole = auroc_ci(y, s, groups, resamples=200)
+    order = np.random.default_rng(0).permutation(90)
+    assert auroc_ci(y[order], s[order], groups[order], resamples=200) == whole
+    assert auroc_ci(y, s, [f"client {g:02d}" for g in groups], resamples=200) == whole
+    assert auroc_ci(y, s, [("run", g) for g in groups], resamples=200) == whole
+    assert auroc_ci(y, s, torch.tensor(groups), resamples=200) == whole  # type: ignore[arg-type]  # works all the same
+    assert auroc_ci(y, s, [g if g else "zero" for g in groups], resamples=200) != auroc_ci(
+        y, s, None, resamples=200
+    )
+    assert auroc_ci(y, s, groups, resamples=200, seed=1) != whole
+    monkeypatch.setattr(metrics, "_BLOCK_CELLS", 7 * 90)
+    assert auroc_ci(y, s, groups, resamples=200) == whole
+
+
+def test_copies_within_a_group_widen_the_interval_and_tell_nothing_new() -> None:
+    y, s, _ = noisy(60, 60, seed=5)
+    copies = 16
+
+    def width(groups: np.ndarray | None, repeat: int) -> float:
+        low, high = auroc_ci(np.repeat(y, repeat), np.repeat(s, repeat), groups, resamples=1000)
+        return high - low
+
+    honest = width(np.repeat(np.arange(60), copies), copies)
+    assert honest == width(None, 1)  # copies under one name change nothing, to the last bit
+    assert honest > 3.0 * width(
+        None, copies
+    )  # negative control: as rows of their own they fake sqrt(16) times the precision
+
+
+def test_singleton_groups_agree_with_resampling_rows() -> None:
+    y, s, _ = noisy(60, 60, seed=6)
+    rng, rows = np.random.default_rng(9), []
+    for _ in range(4000):  # the standard error of either end is then 0.003
+        i = rng.integers(60, size=60)
+        rows.append(auroc(y[i], s[i]))
+    np.testing.assert_allclose(
+        auroc_ci(y, s, np.arange(60)[::-1], resamples=4000),
+        np.quantile(rows, [0.025, 0.975]),
+        atol=0.02,
+    )
+
+
+def test_interval_covers_the_true_auroc_of_clustered_normals_and_the_row_bootstrap_does_not() -> (
+    None
+):
+    # Group effects and row noise have variance 1 each, the classes differ by 1: AUROC = Phi(1 /
+    # sqrt(2 * 2)).
+    truth, rng, covered = norm.cdf(1.0 / 2.0), np.random.default_rng(10), {"groups": 0, "rows": 0}
+    groups = np.repeat(np.arange(40), 10)
+    y = groups % 2 == 0
+    for repetition in range(60):
+        s = y + rng.normal(size=40)[groups] + rng.normal(size=400)
+        for name, by in (("groups", groups), ("rows", None)):
+            low, high = auroc_ci(y, s, by, resamples=300, seed=repetition)
+            covered[name] += low <= truth <= high
+    assert covered["groups"] >= binom.ppf(
+        0.001, 60, 0.92
+    )  # 95 % nominal; the percentile interval has 92 % at 40 groups
+    assert covered["rows"] < 0.75 * 60
+
+
+@pytest.mark.parametrize("n_groups", [4, 20, 40])
+def test_perfect_separation_still_leaves_room(n_groups: int) -> None:
+    groups = np.repeat(np.arange(n_groups), 5)
+    y = groups % 2 == 0
+    low, high = auroc_ci(y, y + 0.0, groups)
+    assert high == 1.0
+    assert binom.sf(n_groups // 2 - 1, n_groups // 2, low) == pytest.approx(
+        0.025
+    )  # Clopper-Pearson's defining equation
+    reverse = auroc_ci(y, 1.0 - y, groups)
+    assert reverse == pytest.approx((0.0, 1.0 - low))
+    values = metrics._resampled_aurocs(y, y + 0.0, groups, resamples=100, seed=0)
+    assert np.nanmin(values) == 1.0  # negative control: the bootstrap alone would claim certainty
+
+
+def test_pairs_of_mixed_groups_are_counted_once() -> None:
+    y, groups = (
+        np.tile([0, 1], 6),
+        np.repeat(np.arange(6), 2),
+    )  # 6 groups, each with both labels: 3 disjoint pairs
+    assert auroc_ci(y, y + 0.0, groups)[0] == pytest.approx(0.025 ** (1 / 3))
+
+
+def test_one_group_of_a_class_says_nothing() -> None:
+    assert auroc_ci([0, 0, 1, 1, 1], [0.1, 0.2, 0.3, 0.1, 0.4], ["a", "b", "m", "m", "m"]) == (
+        0.0,
+        1.0,
+    )
+
+
+@given(labelled, st.sampled_from([0.0, 0.01, 0.05, 0.2, 1 / 3, 0.5, 0.99, 1.0]))
+@settings(deadline=None, max_examples=100)
+def test_tpr_at_fpr_is_the_best_of_all_thresholds(
+    rows: list[tuple[bool, int]], max_fpr: float
+) -> None:
+    y, s = np.array([r[0] for r in rows]), np.array([float(r[1]) for r in rows])
+    rates = [(np.mean(s[~y] >= cut), np.mean(s[y] >= cut)) for cut in [*s, np.inf]]
+    assert tpr_at_fpr(y, s, max_fpr) == max(tpr for fpr, tpr in rates if fpr <= max_fpr)
+
+
+def test_tpr_at_one_percent_of_40_benign_rows_allows_no_false_positive() -> None:
+    y = np.arange(50) >= 40
+    s = np.where(y, 0.8, 0.1)
+    assert tpr_at_fpr(y, s, 0.01) == 1.0
+    s[0] = 0.9  # a single high benign score
+    assert tpr_at_fpr(y, s, 0.01) == 0.0
+    assert tpr_at_fpr(y, s, 0.025) == 1.0
+
+
+def test_tpr_at_fpr_allows_exactly_the_rate_asked_for() -> None:
+    y, s = np.arange(200) >= 100, np.r_[np.arange(100) / 100, np.full(100, 0.705)]
+    assert (
+        tpr_at_fpr(y, s, 0.29) == 1.0
+    )  # 29 benign rows score above 0.705, and 0.29 * 100 is 28.999...
+    assert tpr_at_fpr(y, s, 0.28) == 0.0
+
+
+def test_ece_of_calibrated_and_overconfident_probabilities() -> None:
+    rng = np.random.default_rng(11)
+    p = rng.random(20_000)
+    y = rng.random(20_000) < p
+    assert ece(y, p) < 0.015
+    sharp = p**4 / (p**4 + (1 - p) ** 4)  # the log-odds times four: overconfident
+    assert ece(y, sharp) > 0.1
+    assert auroc(y, sharp) == auroc(y, p)  # which the AUROC cannot see
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 16)), min_size=1, max_size=30),
+    st.integers(1, 12),
+)
+@settings(deadline=None, max_examples=60)
+def test_ece_is_its_definition(rows: list[tuple[bool, int]], bins: int) -> None:
+    y, p = np.array([r[0] for r in rows]), np.array([r[1] for r in rows]) / 16
+    expected = 0.0
+    for k in range(bins):
+        inside = (p * bins >= k) & ((p * bins < k + 1) | (k == bins - 1))
+        if inside.any():
+            expected += inside.mean() * abs(y[inside].mean() - p[inside].mean())
+    assert ece(y, p, bins) == pytest.approx(expected, abs=1e-12)
+    assert brier(y, p) == pytest.approx(
+        np.mean([(pi - yi) ** 2 for yi, pi in zip(y, p, strict=True)]), abs=1e-12
+    )
+
+
+def test_ece_and_brier_take_one_class() -> None:
+    assert ece([1, 1], [0.9, 0.7]) == pytest.approx(0.2)
+    assert brier([1, 1], [0.9, 0.7]) == pytest.approx(0.05)
+    assert brier([0, 1, 1], [0.2, 0.9, 0.4]) == pytest.approx(
+        brier_score_loss([0, 1, 1], [0.2, 0.9, 0.4])
+    )
+
+
+def example() -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    y, s, groups = noisy(120, 24, seed=12)
+    names = [
+        (
+            "gptfuzz@0.25"
+            if g % 6 == 0
+            else "advbench"
+            if g % 3 == 0
+            else "gsm8k"
+            if g % 2
+            else "dolly_qa"
+        )
+        for g in groups
+    ]
+    return y, norm.cdf(s), groups, names
+
+
+def test_report_agrees_with_the_parts_and_is_json() -> None:
+    y, p, groups, names = example()
+    made = report(y, p, groups, threshold=0.8, by=names, resamples=300)
+    assert (made.auroc, made.auroc_ci) == (auroc(y, p), auroc_ci(y, p, groups, resamples=300))
+    assert made.tpr_at_fpr == {0.01: tpr_at_fpr(y, p, 0.01), 0.05: tpr_at_fpr(y, p, 0.05)}
+    assert (made.tpr, made.fpr) == (np.mean(p[y] >= 0.8), np.mean(p[~y] >= 0.8))
+    assert (made.n, made.n_malicious, made.n_groups) == (120, y.sum(), 24)
+    facts = json.loads(json.dumps(made.to_dict(), allow_nan=False))
+    assert facts["tpr_at_fpr"] == {"0.01": made.tpr_at_fpr[0.01], "0.05": made.tpr_at_fpr[0.05]}
+    assert facts["by"][0]["name"] == "dolly_qa"
+    assert facts["auroc_ci"] == list(made.auroc_ci)
+    assert made == report(y, p, groups, threshold=0.8, by=names, resamples=300)
+
+
+def test_report_rows_by_name() -> None:
+    y, p, groups, names = example()
+    rows = {row.name: row for row in report(y, p, groups, threshold=0.8, by=names, resamples=10).by}
+    assert list(rows) == ["dolly_qa", "gsm8k", "advbench", "gptfuzz@0.25"]  # benign first
+    mine = np.array(names) == "advbench"
+    row = rows["advbench"]
+    assert (row.label, row.n, row.n_groups) == (1, mine.sum(), 4)
+    assert (row.flagged, row.mean_score) == (np.mean(p[mine] >= 0.8), p[mine].mean())
+    assert row.auroc == pytest.approx(
+        roc_auc_score(np.r_[np.zeros((~y).sum()), np.ones(mine.sum())], np.r_[p[~y], p[mine]])
+    )
+    benign = np.array(names) == "gsm8k"
+    assert rows["gsm8k"].auroc == pytest.approx(
+        roc_auc_score(np.r_[np.zeros(benign.sum()), np.ones(y.sum())], np.r_[p[benign], p[y]])
+    )
+    both = report(y, p, groups, threshold=0.8, by=["all"] * 120, resamples=10).by[0]
+    assert (both.label, both.auroc) == (None, None)
+
+
+def test_report_table_is_aligned() -> None:
+    y, p, groups, names = example()
+    made = report(y, p, groups, threshold=0.8, by=names, resamples=10)
+    lines = str(made).splitlines()
+    assert lines[0].startswith("120 rows")
+    assert f"{made.auroc:.3f}" in lines[1]
+    table = lines[lines.index("") + 1 :]
+    assert len(table) == 5
+    assert len({len(line) for line in table}) == 1
+    assert "\n\n" not in report(y, p, groups, threshold=0.8, resamples=10).table()
+
+
+def test_rate_intervals_count_groups() -> None:
+    y, flagged = np.repeat([0, 1], 20), np.tile([1, 0, 0, 0], 10)
+    singles = report(y, flagged * 0.9, None, threshold=0.5, resamples=10)
+    assert binom.sf(4, 20, singles.tpr_ci[0]) == pytest.approx(
+        0.025
+    )  # 5 of 20: the exact binomial interval
+    assert binom.cdf(5, 20, singles.tpr_ci[1]) == pytest.approx(0.025)
+    copied = report(
+        np.repeat(y, 8),
+        np.repeat(flagged, 8) * 0.9,
+        np.repeat(np.arange(40), 8),
+        threshold=0.5,
+        resamples=10,
+    )
+    assert copied.tpr_ci == pytest.approx(singles.tpr_ci)
+    alone = report(np.repeat(y, 8), np.repeat(flagged, 8) * 0.9, None, threshold=0.5, resamples=10)
+    assert np.ptp(alone.tpr_ci) < 0.5 * np.ptp(
+        copied.tpr_ci
+    )  # negative control: rows counted as groups
+    none = report(y, y * 0.9, None, threshold=0.5, resamples=10)
+    assert (none.fpr_ci[0], none.tpr_ci[1]) == (0.0, 1.0)
+    assert none.fpr_ci[1] == pytest.approx(1 - 0.025 ** (1 / 20))
+
+
+def test_a_score_equal_to_the_threshold_is_flagged() -> None:
+    assert report([0, 1], [0.1, 0.8], None, threshold=0.8, resamples=10).tpr == 1.0
+
+
+GOOD = ([0, 1], [0.1, 0.9])
+BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: auroc([1, 1], [0.1, 0.9]), FitError, "all 2 rows are malicious"),
+    (lambda: auroc([0, 0], [0.1, 0.9]), FitError, "all 2 rows are benign"),
+    (lambda: auroc_ci([0, 0], [0.1, 0.9], None), FitError, "both classes"),
+    (lambda: report([1, 1], [0.1, 0.9], None, threshold=0.5), FitError, "both classes"),
+    (lambda: auroc([], []), FitError, "expected one label"),
+    (lambda: auroc([0, 1, 1], [0.1, 0.9]), FitError, r"\(3,\).*\(2,\)"),
+    (lambda: auroc([[0, 1]], [[0.1, 0.9]]), FitError, "shape"),
+    (lambda: auroc([0, 2], [0.1, 0.9]), FitError, "'2'.*expected only 0"),
+    (lambda: auroc(["benign", "malicious"], [0.1, 0.9]), FitError, "'malicious'"),
+    (lambda: auroc([0.0, float("nan")], [0.1, 0.9]), FitError, "nan"),
+    (lambda: auroc([0, 1], ["a", "b"]), FitError, "expected numbers"),
+    (lambda: auroc([0, 1], [0.1, float("nan")]), NonFiniteError, "1 of 2 scores"),
+    (lambda: auroc([0, 1], [0.1, float("inf")]), NonFiniteError, "1 of 2 scores"),
+    (lambda: report([0, 1], [0.1, 1.5], None, threshold=0.5), FitError, "not logits"),
+    (lambda: ece([0, 1], [-0.1, 0.5]), FitError, "not logits"),
+    (lambda: ece(*GOOD, bins=0), FitError, "bins"),
+    (lambda: brier([0, 1], [0.1, 2.0]), FitError, "not logits"),
+    (lambda: tpr_at_fpr(*GOOD, 1.5), FitError, "max_fpr"),
+    (lambda: tpr_at_fpr(*GOOD, float("nan")), FitError, "max_fpr"),
+    (lambda: auroc_ci(*GOOD, None, resamples=0), FitError, "resamples"),
+    (lambda: auroc_ci(*GOOD, None, level=1.0), FitError, "level"),
+    (lambda: auroc_ci(*GOOD, ["a"]), FitError, "1 groups for 2 rows"),
+    (lambda: auroc_ci(*GOOD, ["a", None]), FitError, "none missing"),
+    (lambda: auroc_ci(*GOOD, np.zeros((2, 2))), FitError, "none missing"),
+    (lambda: auroc_ci(*GOOD, [1.0, float("nan")]), FitError, "none missing"),
+    (lambda: report(*GOOD, None, threshold=float("nan")), FitError, "threshold"),
+    (lambda: report(*GOOD, None, threshold=0.5, by=["a"]), FitError, "1 names"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD)
+def test_bad_input_is_refused(
+    call: Callable[[], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,297 @@
+"""Reading adapters: agreement with what PEFT itself computes and writes, folders and files,
+laziness, writing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from loraprobe.adapters import peft_io
+from loraprobe.adapters.adapter import Adapter, factor_delta
+from loraprobe.adapters.peft_io import load_adapter, save_adapter
+from loraprobe.errors import AdapterFormatError, KindMismatch, UnsupportedAdapterError
+from loraprobe.featurizer import FeatureRecipe, Featurizer
+from tests.helpers import make
+from tests.helpers.one_module import Q, assert_same, tiny
+
+# --- agreement with PEFT
+# ----------------------------------------------------------------------------------------------
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rsLoRA": {"use_rslora": True},
+    "alpha of one name": {"alpha_pattern": {"v_proj": 6}},
+    "alpha of one path": {
+        "alpha_pattern": {
+            "^model.layers.0.self_attn.q_proj": 5,
+            "model.layers.1.self_attn.v_proj": 3,
+        }
+    },
+    "first pattern wins": {"alpha_pattern": {"self_attn.q_proj": 3, "q_proj": 5}},
+    "half a name is no name": {"alpha_pattern": {"proj": 99, "^self_attn.q_proj": 77}},
+    "a dot is any character": {"alpha_pattern": {"q.proj": 99, "layers.1.self.attn.v_proj": 33}},
+    "rank of one path": {"rank_pattern": {"layers.1.self_attn.q_proj": 2}},
+    "everything": {
+        "use_rslora": True,
+        "alpha_pattern": {"q_proj": 6},
+        "rank_pattern": {"layers.1.self_attn.q_proj": 2, "v_proj": 3},
+    },
+    "all linear": {"target_modules": "all-linear"},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_scalings_and_products_are_pefts_own(
+    name: str, peft_llama: Callable[..., Any], tmp_path: Path
+) -> None:
+    import peft
+
+    model = peft_llama(**CONFIGS[name])
+    config = model.peft_config["default"]
+    adapter = Adapter.from_state_dict(
+        peft.get_peft_model_state_dict(model),
+        alpha=config.lora_alpha,
+        use_rslora=config.use_rslora,
+        alpha_pattern=config.alpha_pattern,
+        rank_pattern=config.rank_pattern,
+    )
+    assert len(adapter) == (14 if name == "all linear" else 4)
+    for module, pair in adapter.items():
+        layer = model.get_submodule(f"base_model.model.{module}")
+        assert pair.scaling == pytest.approx(layer.scaling["default"], rel=1e-12)
+        torch.testing.assert_close(pair.dense(), layer.get_delta_weight("default").detach())
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PEFT, about patterns that match nothing
+        model = peft.PeftModel.from_pretrained(model.unload(), tmp_path)
+    loaded = load_adapter(tmp_path)
+    assert list(loaded) == list(adapter)
+    for (
+        module,
+        pair,
+    ) in loaded.items():  # PEFT sorts the patterns on saving, so that another one may be the first
+        layer = model.get_submodule(f"base_model.model.{module}")
+        assert pair.scaling == pytest.approx(layer.scaling["default"], rel=1e-12)
+        assert torch.equal(pair.A, adapter[module].A)
+        assert torch.equal(pair.B, adapter[module].B)
+    assert (name == "first pattern wins") == any(
+        loaded[module].scaling != adapter[module].scaling for module in adapter
+    )
+
+
+def test_an_adapter_goes_back_into_peft(peft_llama: Callable[..., Any]) -> None:
+    import peft
+
+    adapter = make.adapter(dims={"q_proj": (32, 32), "v_proj": (16, 32)})
+    model = peft_llama()
+    result = peft.set_peft_model_state_dict(model, adapter.state_dict())
+    assert not result.unexpected_keys
+    assert_same(Adapter.from_state_dict(peft.get_peft_model_state_dict(model), alpha=8), adapter)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "adapts an embedding"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"lora_bias": True}, "lora_bias=True"),
+    ],
+)
+def test_what_peft_makes_beside_plain_lora_is_refused_from_a_state_dict_and_from_a_folder(
+    config: dict[str, Any], says: str, peft_llama: Callable[..., Any], tmp_path: Path
+) -> None:
+    import peft
+
+    model = peft_llama(**config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT on saving embeddings
+        state_dict = peft.get_peft_model_state_dict(model)
+        model.save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(UnsupportedAdapterError, match=says):
+        Adapter.from_state_dict(state_dict, alpha=8)
+    with pytest.raises(UnsupportedAdapterError):
+        load_adapter(tmp_path)
+
+
+# --- folders and files
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_a_subfolder_and_a_file_with_its_config_are_the_same(tmp_path: Path) -> None:
+    folder = make.folder(
+        tmp_path / "run" / "step", make.tensors(), base_model_name_or_path="org/base"
+    )
+    for adapter in (
+        load_adapter(folder),
+        load_adapter(str(tmp_path), subfolder="run/step"),
+        load_adapter(folder / "adapter_model.safetensors"),
+    ):
+        assert_same(adapter, make.adapter())
+        assert adapter.base_model == "org/base"
+    assert load_adapter(folder, base_model="other").base_model == "other"
+
+
+def test_safetensors_come_before_bin_and_bin_is_read_without_it(tmp_path: Path) -> None:
+    folder = make.folder(tmp_path, make.tensors())
+    torch.save(make.tensors(make.adapter(seed=5)), folder / "adapter_model.bin")
+    assert_same(load_adapter(folder), make.adapter())
+    (folder / "adapter_model.safetensors").unlink()
+    assert_same(load_adapter(folder), make.adapter(seed=5))
+
+
+def test_a_bare_file_needs_alpha(tmp_path: Path) -> None:
+    save_file(tiny(), tmp_path / "a.safetensors")
+    with pytest.raises(AdapterFormatError, match="pass alpha="):
+        load_adapter(tmp_path / "a.safetensors")
+    assert load_adapter(tmp_path / "a.safetensors", alpha=6)[Q].scaling == 6 / 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"source": "nowhere"}, "no file or folder"),
+        ({"source": "no/such/folder"}, "no file or folder"),
+        ({"source": "a\0b"}, "no file or folder"),
+        (
+            {"source": "."},
+            "no adapter weights in .* expected adapter_model.safetensors or adapter_model.bin",
+        ),
+        ({"source": ".", "subfolder": "nowhere", "alpha": 8}, "no folder 'nowhere'"),
+        ({"source": "bare"}, "no adapter_config.json"),
+        ({"source": "bare", "alpha": 8}, "no adapter_config.json"),
+        ({"source": "folder", "revision": "main"}, "revisions belong to Hub ids"),
+        ({"source": "notes.txt", "alpha": 8}, "got notes.txt; expected a .safetensors file"),
+    ],
+)
+def test_what_is_missing_is_named(
+    arguments: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make.folder(tmp_path / "folder", tiny())
+    make.folder(tmp_path / "bare", tiny())
+    (tmp_path / "bare" / "adapter_config.json").unlink()
+    (tmp_path / "notes.txt").write_text("none")
+    assert list(load_adapter("folder")) == [Q]  # the control
+    with pytest.raises(AdapterFormatError, match=says):
+        load_adapter(**arguments)
+
+
+class Recorder:
+    """safe_open, with lists of the tensors whose shapes were asked for and of those that were
+    read.
+    """
+
+    shapes: list[str]
+    reads: list[str]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.file = safe_open(*args, **kwargs)
+
+    def get_slice(self, key: str) -> Any:
+        self.shapes.append(key)
+        return self.file.get_slice(key)
+
+    def get_tensor(self, key: str) -> Tensor:
+        self.reads.append(key)
+        return self.file.get_tensor(key)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+safe_open = peft_io.safe_open
+
+
+def test_scoring_one_layer_reads_one_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peft_io, "safe_open", Recorder)
+    monkeypatch.setattr(Recorder, "reads", [], raising=False)
+    monkeypatch.setattr(Recorder, "shapes", [], raising=False)
+    adapter = load_adapter(make.folder(tmp_path, make.tensors(make.adapter(layers=5))))
+    featurizer = Featurizer.fit(FeatureRecipe.paper(), [adapter])
+    assert Recorder.reads == []
+    featurizer([adapter])
+    assert Recorder.reads == [
+        f"base_model.model.{make.module(name)}.lora_B.weight" for name in ("q_proj", "v_proj")
+    ]
+    assert len(Recorder.shapes) == 4
+    assert all(".layers.0." in key for key in Recorder.shapes)
+    adapter.load()
+    assert (len(Recorder.reads), len(Recorder.shapes)) == (2 + 20, 20)  # the control
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_a_malformed_module_is_named_when_it_is_asked_for(name: str, tmp_path: Path) -> None:
+    state_dict = make.tensors()
+    state_dict[f"base_model.model.{make.module('v_proj', 1)}.lora_A.weight"] = torch.zeros(3, 12)
+    folder = make.folder(tmp_path, {})
+    (folder / "adapter_model.safetensors").unlink()
+    (
+        save_file(state_dict, folder / name)
+        if name.endswith("s")
+        else torch.save(state_dict, folder / name)
+    )
+    adapter = load_adapter(folder)
+    assert Featurizer.fit(FeatureRecipe.paper(), [adapter])([adapter]).shape == (
+        1,
+        64,
+    )  # the control: layer 0 is whole
+    for use in (
+        adapter.load,
+        lambda: Featurizer.fit(FeatureRecipe.all_b(), [adapter]),
+        lambda: factor_delta(adapter, make.adapter()),
+    ):
+        with pytest.raises(
+            AdapterFormatError,
+            match=r"^model\.layers\.1\.self_attn\.v_proj: got A of shape \(3, 12\)",
+        ):
+            use()
+    with pytest.raises(AdapterFormatError, match="got A of shape"):
+        Adapter.from_state_dict(state_dict, alpha=8)  # what is in memory anyway is checked at once
+
+
+# --- writing
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_written_adapter_is_read_as_it_was_by_us_and_by_peft(
+    peft_llama: Callable[..., Any], tmp_path: Path
+) -> None:
+    import peft
+
+    dims = {"q_proj": (32, 32), "v_proj": (16, 32)}
+    adapter = make.with_pairs(
+        make.adapter(dims=dims, base_model="org/base"),
+        {make.module("q_proj", 1): make.pair(32, 32, 2, scaling=5.5)},
+    )
+    folder = save_adapter(adapter, tmp_path / "new" / "folder")
+    loaded = load_adapter(folder)
+    assert_same(loaded, adapter)
+    assert loaded.base_model == "org/base"
+    model = peft.PeftModel.from_pretrained(peft_llama().unload(), folder)
+    for module, pair in adapter.items():
+        layer = model.get_submodule(f"base_model.model.{module}")
+        torch.testing.assert_close(layer.get_delta_weight("default").detach(), pair.dense())
+
+
+@pytest.mark.parametrize("kind", ["factor_delta", "weight_delta"])
+def test_a_delta_is_not_written_as_if_it_were_weights(kind: Any, tmp_path: Path) -> None:
+    with pytest.raises(KindMismatch, match=f"kind '{kind}'; PEFT's format holds weights"):
+        save_adapter(make.adapter(kind=kind), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_modules_that_share_memory_are_saved_each_for_itself(tmp_path: Path) -> None:
+    pair = make.pair(seed=3)
+    shared = Adapter({make.module(layer=0): pair, make.module(layer=7): pair})
+    loaded = load_adapter(save_adapter(shared, tmp_path))
+    assert sorted(loaded) == sorted(shared)
+    assert all(torch.equal(loaded[module].B, pair.B) for module in shared)

@@ -1,0 +1,558 @@
+"""Probes learn what is there and nothing else, keep groups apart, hold their thresholds and refuse
+what they cannot score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from loraprobe import (
+    Adapter,
+    FeatureRecipe,
+    LoRAPair,
+    Probe,
+    evaluate,
+    factor_delta,
+    fit_probe,
+    weight_delta,
+)
+from loraprobe import probe as probe_module
+from loraprobe.errors import (
+    BaseModelMismatch,
+    FitError,
+    KindMismatch,
+    LayoutMismatch,
+    LoraprobeError,
+    NonFiniteError,
+)
+from loraprobe.featurizer import Featurizer
+from loraprobe.fit.baselines import baseline_recipes, fit_baselines
+from loraprobe.fit.calibration import fpr_threshold
+from loraprobe.heads import Head, LinearHead
+from loraprobe.metrics import auroc, report
+from loraprobe.probe import fit_features, out_of_fold_scores
+from tests.helpers import make
+from tests.helpers.probes import (
+    BASE,
+    HEAD_OPTIONS,
+    RECIPES,
+    labelled,
+    labelled_adapter,
+    new_data,
+    tiny_probe,
+    training_data,
+)
+
+
+def zeroed(adapter: Adapter, factors: str = "AB") -> Adapter:
+    """The adapter with these factors all zero."""
+    pairs = {
+        name: LoRAPair(
+            pair.A * 0 if "A" in factors else pair.A,
+            pair.B * 0 if "B" in factors else pair.B,
+            pair.scaling,
+        )
+        for name, pair in adapter.items()
+    }
+    return make.with_pairs(adapter, pairs)
+
+
+def featurizer_of(columns: int) -> Featurizer:
+    """A featurizer of feature vectors (columns,), for tests that make up the features."""
+    adapter = make.adapter(r=1, layers=1, dims={"q_proj": (columns, 3)}, kind="factor_delta")
+    return Featurizer.fit(FeatureRecipe.paper(), [adapter])
+
+
+# ---- learning ----
+
+
+@pytest.mark.parametrize("head", HEAD_OPTIONS)
+def test_heads_learn_separable_adapters_and_not_permuted_labels(head: str) -> None:
+    data, new = labelled(24, 2), labelled(40, 1, seed=1)
+    recipe = RECIPES["all_b"]
+    learnt = fit_probe(data.adapters, data.labels, head, recipe, data.groups, **HEAD_OPTIONS[head])(
+        new.adapters
+    )
+    assert learnt.shape == (40,)
+    assert learnt.dtype == np.float64
+    assert learnt.min() >= 0
+    assert learnt.max() <= 1
+    assert auroc(new.labels, learnt) > 0.95
+    # Negative control: half of the clients of each class under either label.
+    other = np.arange(48) // 4 % 2
+    noise = fit_probe(data.adapters, other, head, recipe, data.groups, **HEAD_OPTIONS[head])(
+        new.adapters
+    )
+    assert abs(auroc(np.arange(40) // 2 % 2, noise) - 0.5) < 0.25
+
+
+@pytest.mark.parametrize("head", HEAD_OPTIONS)
+def test_the_same_seed_gives_the_same_probe_bit_for_bit(head: str) -> None:
+    data, new = training_data(), new_data()
+    options = {**HEAD_OPTIONS[head], "threshold": "fpr:0.2", "calibration": "platt"}
+    first, again = (
+        fit_probe(data.adapters, data.labels, head, groups=data.groups, seed=5, **options)
+        for _ in range(2)
+    )
+    assert first(new.adapters).tobytes() == again(new.adapters).tobytes()
+    assert (first.threshold, first.calibration, first.facts) == (
+        again.threshold,
+        again.calibration,
+        again.facts,
+    )
+    if head in ("linear_paper", "mlp", "xgboost"):  # negative control: the seed is used
+        other = fit_probe(data.adapters, data.labels, head, groups=data.groups, seed=6, **options)
+        assert (
+            first.head(np.eye(first.head.num_features, dtype=np.float32)).tobytes()
+            != other.head(np.eye(first.head.num_features, dtype=np.float32)).tobytes()
+        )
+
+
+def test_scoring_does_not_depend_on_the_other_adapters() -> None:
+    new, order = new_data(), np.random.default_rng(0).permutation(24)
+    scores = tiny_probe()(new.adapters)
+    assert tiny_probe()([new.adapters[row] for row in order]) == pytest.approx(
+        scores[order], abs=1e-12
+    )
+    assert tiny_probe()(new.adapters[3:4]) == pytest.approx(scores[3:4], abs=1e-12)
+    assert scores.std() > 0.1
+
+
+def test_facts_record_the_training_and_probes_cannot_be_edited() -> None:
+    probe = tiny_probe("mlp", threshold="fpr:0.2")
+    training = probe.facts["training"]
+    assert {
+        name: training[name]
+        for name in ("head", "n", "n_malicious", "n_groups", "threshold_rule", "folds", "seed")
+    } == {
+        "head": "mlp",
+        "n": 32,
+        "n_malicious": 16,
+        "n_groups": 16,
+        "threshold_rule": "fpr:0.2",
+        "folds": 5,
+        "seed": 0,
+    }
+    assert training["head_options"]["max_epochs"] == 60
+    assert probe.base_model == BASE
+    more = probe.with_facts(title="t")
+    assert (more.facts["title"], "title" in probe.facts) == ("t", False)
+    with pytest.raises(FrozenInstanceError):
+        probe.threshold = 0.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("calibration", [None, "platt", "isotonic"])
+def test_the_distribution_of_out_of_fold_scores_is_recorded_as_the_threshold_sees_them(
+    calibration: Any,
+) -> None:
+    data = labelled(24, 2, signal=0.2)
+    probe = fit_probe(
+        data.adapters,
+        data.labels,
+        groups=data.groups,
+        threshold="fpr:0.25",
+        calibration=calibration,
+        unit="update",
+    )
+    scores = out_of_fold_scores(
+        probe.featurizer(data.adapters), data.labels, data.groups, "linear", 0
+    )
+    if probe.calibration is not None:
+        scores = probe.calibration(scores)
+    found = probe.facts["training"]["score_distribution"]
+    assert (found["what"], found["unit"]) == (
+        f"out-of-fold scores, {calibration}-calibrated" if calibration else "out-of-fold scores",
+        "update",
+    )
+    for label, name in enumerate(("benign", "malicious")):
+        bins = np.minimum(
+            (scores[data.labels == label] * 40).astype(int), 39
+        )  # the last bin holds 1.0 too
+        assert found["counts"][name] == np.bincount(bins, minlength=40).tolist()
+        assert sum(found["counts"][name]) == 24
+    assert found["counts"]["benign"] != found["counts"]["malicious"]
+    assert (
+        "score_distribution"
+        not in fit_probe(data.adapters, data.labels, groups=data.groups).facts["training"]
+    )  # nothing was held out
+
+
+# ---- groups ----
+
+
+def test_out_of_fold_scores_do_not_leak_the_group() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 6)
+    y = rng.permutation(np.arange(60) % 2)[groups]
+    x = (np.eye(60)[groups] + 0.03 * rng.normal(size=(360, 60))).astype(
+        np.float32
+    )  # says which group a row is of, and nothing else
+    apart = auroc(y, out_of_fold_scores(x, y, groups.tolist(), "linear", 0))
+    mixed = auroc(y, out_of_fold_scores(x, y, list(range(360)), "linear", 0))
+    assert abs(apart - 0.5) < 0.15
+    assert mixed > 0.98  # negative control: rows of one group on both sides
+
+
+def test_every_row_is_scored_once_by_a_head_that_never_saw_its_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fits: list[set[str]] = []
+
+    class Spy:
+        """A head that says which fit it is of."""
+
+        def __call__(self, x: np.ndarray) -> np.ndarray:
+            return np.full(len(x), len(fits) - 1, dtype=float)
+
+    def fit_head(name: str, x: np.ndarray, y: np.ndarray, groups: Sequence[str], seed: int) -> Spy:
+        fits.append(set(groups))
+        return Spy()
+
+    monkeypatch.setattr(probe_module, "fit_head", fit_head)
+    groups = [f"g{row % 13}" for row in range(52)]
+    y = np.array([row % 13 % 2 for row in range(52)])
+    fold = out_of_fold_scores(np.zeros((52, 2), np.float32), y, groups, "linear", 3, folds=4)
+    assert len(fits) == 4
+    for row, number in enumerate(fold.astype(int)):
+        assert groups[row] not in fits[number]
+    assert fits[0] | fits[1] == set(groups)
+
+
+def test_out_of_fold_scores_need_enough_groups() -> None:
+    data = training_data()
+    few = [
+        group if label == 0 else f"m{row % 3}"
+        for row, (group, label) in enumerate(zip(data.groups, data.labels, strict=True))
+    ]
+    with pytest.raises(
+        FitError, match="got 3 malicious groups; out-of-fold scores need at least 5"
+    ):
+        fit_probe(data.adapters, data.labels, groups=few, threshold="fpr:0.2")
+    with pytest.raises(FitError, match="folds 1"):
+        fit_probe(data.adapters, data.labels, groups=data.groups, threshold="fpr:0.2", folds=1)
+    fit_probe(data.adapters, data.labels, groups=few)  # a fixed threshold needs none
+
+
+# ---- thresholds and verdicts ----
+
+
+def test_a_budget_holds_on_new_clients_where_the_training_scores_would_not() -> None:
+    """Wide, noisy features, so that the head separates its own training rows whatever they are."""
+    rng, featurizer, budget = np.random.default_rng(0), featurizer_of(60), 0.2
+    honest, naive = [], []
+    for _ in range(8):
+        y = np.arange(80) % 2
+        x, new = (rng.normal(size=(n, 60)).astype(np.float32) for n in (80, 400))
+        x[y == 1, 0] += 1.0
+        x, new = (
+            x / np.linalg.norm(x, axis=1, keepdims=True),
+            new / np.linalg.norm(new, axis=1, keepdims=True),
+        )
+        probe = fit_features(featurizer, x, y, threshold=f"fpr:{budget}")
+        honest.append(np.mean(probe.score_features(new) >= probe.threshold))
+        training_scores = probe.score_features(x)
+        naive.append(
+            np.mean(probe.score_features(new) >= np.quantile(training_scores[y == 0], 1 - budget))
+        )
+    assert 0.05 < np.mean(honest) < budget + 0.05
+    assert np.mean(naive) > 2 * budget  # negative control
+
+
+@pytest.mark.parametrize("calibration", [None, "platt"])
+def test_thresholds_from_budgets_are_those_of_the_calibrated_out_of_fold_scores(
+    calibration: Any,
+) -> None:
+    data = labelled(24, 2, signal=0.2)
+    probe = fit_probe(
+        data.adapters,
+        data.labels,
+        groups=data.groups,
+        threshold="fpr:0.25",
+        benign_below="fnr:0.2",
+        calibration=calibration,
+    )
+    scores = out_of_fold_scores(
+        probe.featurizer(data.adapters), data.labels, data.groups, "linear", 0
+    )
+    if probe.calibration is not None:
+        assert probe.threshold != fpr_threshold(0.25, scores, data.labels, data.groups)
+        scores = probe.calibration(scores)
+    assert probe.threshold == fpr_threshold(0.25, scores, data.labels, data.groups)
+    assert 0 < probe.lower_cut < probe.threshold
+    flagged = {
+        group
+        for group, score, label in zip(data.groups, scores, data.labels, strict=True)
+        if label == 0 and score >= probe.threshold
+    }
+    assert len(flagged) == 2  # of 12 benign clients: 12 - ceil(13 * 0.75)
+    below = {
+        group
+        for group, score, label in zip(data.groups, scores, data.labels, strict=True)
+        if label == 1 and score < probe.lower_cut
+    }
+    assert len(below) == 1  # of 12 malicious clients: 12 - ceil(13 * 0.8)
+
+
+def test_a_budget_that_the_groups_cannot_support_says_how_many_are_needed() -> None:
+    data = training_data()
+    with pytest.raises(FitError, match="needs at least 99 benign groups, got 8"):
+        fit_probe(data.adapters, data.labels, groups=data.groups, threshold="fpr:0.01")
+    with pytest.raises(FitError, match="needs at least 19 malicious groups, got 8"):
+        fit_probe(data.adapters, data.labels, groups=data.groups, benign_below="fnr:0.05")
+
+
+def test_benign_below_never_exceeds_the_threshold() -> None:
+    data = training_data()  # separable: every malicious score lies above every benign one
+    probe = fit_probe(
+        data.adapters, data.labels, groups=data.groups, threshold=0.1, benign_below="fnr:0.2"
+    )
+    assert probe.lower_cut == 0.1
+
+
+def test_verdicts_follow_the_cuts() -> None:
+    new = new_data()
+    scores = tiny_probe()(new.adapters)
+    low, high = np.quantile(scores, [0.3, 0.7])
+    probe = replace(tiny_probe(), threshold=high, benign_below=low)
+    verdicts = probe.verdicts(new.adapters)
+    assert {verdict.label for verdict in verdicts} == {"benign", "malicious", "inconclusive"}
+    for score, verdict in zip(scores, verdicts, strict=True):
+        assert verdict.score == score
+        assert verdict.label == (
+            "malicious" if score >= high else "benign" if score < low else "inconclusive"
+        )
+        assert verdict.reason == (
+            f"between {low:.3g} and {high:.3g}" if verdict.label == "inconclusive" else ""
+        )
+    at_cut = replace(probe, threshold=float(scores[0]), benign_below=float(scores[0])).verdicts(
+        new.adapters[:1]
+    )
+    assert at_cut[0].label == "malicious"  # a score of at least the threshold
+    assert {
+        verdict.label
+        for verdict in replace(probe, benign_below=None, threshold=0.5).verdicts(new.adapters)
+    } == {"benign", "malicious"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_delta_of_zero_is_inconclusive_whatever_its_score(recipe: str) -> None:
+    adapter = new_data().adapters[1]
+    for threshold in (0.0, 1.0):
+        probe = replace(tiny_probe("linear", recipe), threshold=threshold)
+        zero, other = probe.verdicts([zeroed(adapter), adapter])
+        assert zero.label == "inconclusive"
+        assert "changed" in zero.reason
+        assert other.label == ("malicious" if threshold == 0.0 else "benign")
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "canonical"])
+def test_a_weight_delta_of_nothing_is_inconclusive(recipe: str) -> None:
+    """Its factors, [B, -B] and [A; A], are not zero; their product is."""
+    before = labelled_adapter(99, kind="weights")
+    data = labelled(12, kind="weights")
+    chosen = FeatureRecipe(features=("canonical",)) if recipe == "canonical" else RECIPES[recipe]
+    probe = replace(
+        fit_probe(
+            [weight_delta(adapter, before) for adapter in data.adapters], data.labels, recipe=chosen
+        ),
+        threshold=0.0,
+    )
+    same, other = probe.verdicts(
+        [weight_delta(before, before), weight_delta(data.adapters[0], before)]
+    )
+    assert (same.label, other.label) == ("inconclusive", "malicious")
+
+
+def test_a_probe_of_b_alone_sees_no_change_where_only_a_moved() -> None:
+    adapter = new_data().adapters[0]
+    assert tiny_probe("linear", "all_b").verdicts([zeroed(adapter, "B")])[0].label == "inconclusive"
+    assert tiny_probe("linear", "all_b").verdicts([zeroed(adapter, "A")])[0].label != "inconclusive"
+    assert tiny_probe("linear", "all_a").verdicts([zeroed(adapter, "B")])[0].label != "inconclusive"
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        {"threshold": -0.1},
+        {"threshold": 1.1},
+        {"threshold": float("nan")},
+        {"threshold": 0.5, "benign_below": 0.6},
+        {"benign_below": -0.1},
+        {"benign_below": float("nan")},
+    ],
+)
+def test_cuts_outside_their_range_are_refused(cuts: dict[str, float]) -> None:
+    replace(tiny_probe(), threshold=float(np.nextafter(1.0, 2.0)), benign_below=0.0)
+    with pytest.raises(FitError, match="expected a number"):
+        replace(tiny_probe(), **{"benign_below": None, **cuts})
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+@pytest.mark.parametrize("head", ["linear_paper", "linear"])
+def test_calibrated_probes_keep_the_order_and_record_the_unit(head: str, method: Any) -> None:
+    data, new = labelled(40, 2, signal=0.15), labelled(40, 2, seed=1, signal=0.15)
+    plain, calibrated = (
+        fit_probe(
+            data.adapters,
+            data.labels,
+            head,
+            RECIPES["paper"],
+            data.groups,
+            calibration=wanted,
+            unit="client update",
+            **HEAD_OPTIONS[head],
+        )
+        for wanted in (None, method)
+    )
+    assert plain.calibration is None
+    assert calibrated.calibration is not None
+    assert (
+        calibrated.calibration.unit,
+        calibrated.calibration.rows,
+        calibrated.calibration.groups,
+    ) == ("client update", 80, 40)
+    before, after = (
+        evaluate(plain, new.adapters, new.labels),
+        evaluate(calibrated, new.adapters, new.labels),
+    )
+    assert after.auroc == pytest.approx(before.auroc, abs=1e-12 if method == "platt" else 0.05)
+    assert before.auroc > 0.7
+    assert after.ece < 0.2
+
+
+# ---- refusals ----
+
+
+def test_base_models_are_compared() -> None:
+    probe, adapter = tiny_probe(), new_data().adapters[0]
+    known = probe([adapter])
+    other = Adapter(adapter, kind=adapter.kind, base_model="org/other")
+    with pytest.raises(BaseModelMismatch, match=r"org/other.*org/base"):
+        probe([adapter, other])
+    with pytest.raises(BaseModelMismatch):
+        probe.verdicts([other])
+    with pytest.raises(BaseModelMismatch):
+        evaluate(probe, [adapter, other], [0, 1])
+    assert probe([other], check_base=False) == known
+    assert probe([Adapter(adapter, kind=adapter.kind)]) == known  # a state dict cannot say
+    assert replace(probe, base_model=None)([other]) == known
+
+
+@pytest.mark.parametrize("other", ["org/other", None])
+def test_mixed_base_models_are_refused_at_fit(other: str | None) -> None:
+    data = training_data()
+    last = Adapter(data.adapters[-1], kind="factor_delta", base_model=other)
+    with pytest.raises(BaseModelMismatch, match="several base models"):
+        fit_probe([*data.adapters[:-1], last], data.labels)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_adapters_that_do_not_fit_are_refused(recipe: str) -> None:
+    probe = tiny_probe("linear", recipe)
+    nan = labelled_adapter(3)
+    with torch.no_grad():
+        for pair in nan.values():
+            pair.A[0, 0] = pair.B[0, 0] = torch.nan
+    cases: list[tuple[Any, type[LoraprobeError]]] = [
+        (labelled_adapter(3, kind="weights"), KindMismatch),
+        (labelled_adapter(3, kind="weight_delta"), KindMismatch),
+        (labelled_adapter(3, dims={"k_proj": (10, 12)}), LayoutMismatch),
+        (nan, NonFiniteError),
+    ]
+    if recipe != "norm_only":  # norms pooled over layers are of any rank
+        cases.append((labelled_adapter(3, r=3), LayoutMismatch))
+    for adapter, error in cases:
+        with pytest.raises(error):
+            probe([new_data().adapters[0], adapter])
+        with pytest.raises(error):
+            probe.verdicts([adapter])
+    with pytest.raises(LayoutMismatch, match=r"write \[adapter\]"):
+        probe(new_data().adapters[0])  # type: ignore[arg-type]
+    with pytest.raises(LayoutMismatch):
+        probe([])
+
+
+def test_the_delta_of_a_that_nobody_knows_is_refused_where_it_is_read() -> None:
+    after = labelled_adapter(3, kind="weights")
+    delta = factor_delta(after, None)
+    assert tiny_probe("linear", "paper")([delta]).shape == (1,)
+    with pytest.raises(KindMismatch):
+        tiny_probe("linear", "all_a")([delta])
+
+
+def test_training_data_that_cannot_be_fitted_is_refused() -> None:
+    data = training_data()
+    for labels in ([0] * 32, [2, *data.labels[1:]], data.labels[:-1], ["a"] * 32, [np.nan] * 32):
+        with pytest.raises(FitError):
+            fit_probe(data.adapters, labels)
+    with pytest.raises(FitError, match="31 groups"):
+        fit_probe(data.adapters, data.labels, groups=data.groups[:-1])
+    with pytest.raises(FitError, match="linear"):
+        fit_probe(data.adapters, data.labels, "forest")
+    with pytest.raises(FitError, match="'fpr:'"):
+        fit_probe(data.adapters, data.labels, groups=data.groups, threshold="high")
+    with pytest.raises(FitError, match="platt"):
+        fit_probe(data.adapters, data.labels, groups=data.groups, calibration="beta")
+    with pytest.raises(LayoutMismatch):
+        fit_probe(data.adapters[0], [0])  # type: ignore[arg-type]
+    with pytest.raises(LayoutMismatch):
+        fit_probe([*data.adapters[:-1], labelled_adapter(3, r=3)], data.labels)
+
+
+def test_a_head_of_another_width_makes_no_probe() -> None:
+    wide: Head = LinearHead(np.ones(tiny_probe().head.num_features + 1, np.float32), 0.0)
+    with pytest.raises(LayoutMismatch, match="features"):
+        replace(tiny_probe(), head=wide)
+
+
+# ---- measuring ----
+
+
+def test_evaluate_is_the_report_on_the_scores() -> None:
+    new = new_data()
+    probe = tiny_probe("linear", threshold=0.6)
+    by = ["first", "second"] * 12
+    found = evaluate(probe, new.adapters, new.labels, new.groups, by=by, seed=4)
+    assert found == report(
+        new.labels, probe(new.adapters), new.groups, threshold=0.6, by=by, seed=4
+    )
+    assert found.n_groups == 12
+    assert found != evaluate(
+        replace(probe, threshold=0.9), new.adapters, new.labels, new.groups, by=by, seed=4
+    )
+    assert (
+        found.auroc_ci != evaluate(probe, new.adapters, new.labels, None, seed=4).auroc_ci
+    )  # groups are what is resampled
+    with pytest.raises(FitError):
+        evaluate(probe, new.adapters, new.labels[:-1])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_has_baselines_that_can_be_fitted(recipe: str) -> None:
+    data = training_data()
+    found = fit_baselines(data.adapters, data.labels, RECIPES[recipe], data.groups)
+    assert (
+        list(found) == ["norm_only", "a_only", "cosine"] == list(baseline_recipes(RECIPES[recipe]))
+    )
+    for probe in found.values():
+        assert set(probe.featurizer.layout.scalings) == set(
+            tiny_probe("linear", recipe).featurizer.layout.scalings
+        )
+        assert auroc(data.labels, probe(data.adapters)) > 0.9
+    assert found["norm_only"].featurizer.recipe.features == ("norms",)
+    assert found["a_only"].featurizer.recipe.factors == ("A",)
+    assert found["cosine"].facts["training"]["head"] == "cosine"
+    # what each is blind to: a flipped direction, and the B factors
+    new = new_data().adapters[0]
+    flipped = make.with_pairs(
+        new, {name: LoRAPair(pair.A, -pair.B, pair.scaling) for name, pair in new.items()}
+    )
+    assert found["norm_only"]([flipped]) == pytest.approx(found["norm_only"]([new]))
+    assert found["a_only"]([flipped]) == found["a_only"]([new])
+    assert isinstance(found["cosine"], Probe)

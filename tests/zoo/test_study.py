@@ -1,0 +1,203 @@
+"""The zoo's leave-one-source-out protocol leaves out what it says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedloop.errors import ConfigError
+from loraprobe.adapters.adapter import Adapter, Layout
+from loraprobe.adapters.pair import LoRAPair
+from loraprobe.errors import DataError
+from loraprobe.probe import fit_features
+from zoo.deltas import DeltaSet
+from zoo.design import SHARES, ZOO_DESIGN, Design, plan
+from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
+from zoo.study import ENTRIES, FOLDS, Study, by_share
+
+SMALL = replace(ZOO_DESIGN, per_source=3, per_cell=1, per_hard_cell=1)
+
+
+@pytest.fixture(scope="module")
+def deltas() -> DeltaSet:
+    """Random numbers with a common direction for malicious clients, in the shape of the real
+    thing.
+    """
+    clients = tuple(plan(SMALL))
+    pair = LoRAPair(torch.zeros(2, 6), torch.zeros(5, 2), 2.0)
+    layout = Layout.of(
+        Adapter({"model.layers.0.self_attn.q_proj": pair, "model.layers.1.self_attn.q_proj": pair})
+    )
+    rng = np.random.default_rng(0)
+    steps = rng.standard_normal((len(clients), 1, layout.size)).astype(np.float32)
+    steps[:, 0] += (
+        3 * np.array([client.label * client.share for client in clients], np.float32)[:, None]
+    )
+    return DeltaSet(
+        clients, steps, Layout(layout.slots, layout.scalings, "factor_delta"), "a-base", SMALL
+    )
+
+
+def cells_and_training(
+    study: Study, monkeypatch: pytest.MonkeyPatch, keep_twin: bool = False
+) -> list[tuple[list[dict[str, Any]], set[str]]]:
+    """Every cell's rows, and the sources of the clients that its probe was fitted on."""
+    trained_on: list[set[str]] = []
+    fit = study.probe
+
+    def spy(keep: np.ndarray, *args: Any) -> Any:
+        trained_on.append(
+            {
+                name
+                for row in np.flatnonzero(keep)
+                for name in (study.clients[row].source, study.clients[row].host)
+            }
+        )
+        return fit(keep, *args)
+
+    monkeypatch.setattr(study, "probe", spy)
+    cells = [
+        study.cell(malicious, benign, keep_twin) for malicious in MALICIOUS for benign in BENIGN
+    ]
+    return list(zip(cells, trained_on, strict=True))
+
+
+def test_unseen_sources_are_in_no_training_set_and_are_what_is_tested(
+    deltas: DeltaSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = {*BENIGN, *HARD_NEGATIVE, *MALICIOUS}
+    for rows, seen in cells_and_training(Study(deltas, ENTRIES[-1]), monkeypatch):
+        assert [row["share"] for row in rows] == list(SHARES)
+        for row in rows:
+            assert (
+                everything - seen
+                == {
+                    row["malicious"],
+                    row["benign"],
+                    f"{row['malicious']}_safe",
+                }
+                & everything
+            )
+
+
+def test_keeping_the_twin_keeps_it_and_nothing_else(
+    deltas: DeltaSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rows, seen in cells_and_training(Study(deltas, ENTRIES[-1]), monkeypatch, keep_twin=True):
+        assert {*BENIGN, *HARD_NEGATIVE, *MALICIOUS} - seen == {
+            rows[0]["malicious"],
+            rows[0]["benign"],
+        }
+
+
+def test_the_summary_of_cells_is_their_mean_and_their_worst(deltas: DeltaSet) -> None:
+    study = Study(deltas, ENTRIES[-1])
+    cells = [
+        row for malicious in MALICIOUS for benign in BENIGN for row in study.cell(malicious, benign)
+    ]
+    for row in by_share(cells):
+        chosen = [cell["auroc"] for cell in cells if cell["share"] == row["share"]]
+        assert (
+            row["auroc_worst"] == min(chosen) <= row["auroc_mean"] == pytest.approx(np.mean(chosen))
+        )
+        assert row["cells"] == 36
+    assert (
+        by_share(cells)[0]["auroc_mean"] > 0.9 > by_share(cells)[-1]["auroc_mean"]
+    )  # poison of 10 % is one of these clients' faint shadows
+
+
+def test_mixtures_run_over_every_benign_source_and_the_plan_is_seeded() -> None:
+    clients = plan()
+    for source in MALICIOUS:
+        for share in SHARES[1:]:
+            assert {
+                client.host
+                for client in clients
+                if client.source == source and client.share == share
+            } == set(BENIGN)
+    assert clients == plan()
+    assert clients != plan(seed=1)
+    assert len({client.name for client in clients}) == len(clients)
+    assert Design.from_dict(json.loads(json.dumps(SMALL.to_dict()))) == SMALL != ZOO_DESIGN
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"malicious": ("gptfuzz",)}, "got 1 malicious and 9 benign sources"),
+        ({"benign": ("gsm8k",)}, "got 4 malicious and 1 benign sources"),
+        ({"benign": ("gsm8k", "gptfuzz")}, "names that differ"),
+        ({"shares": (0.5, 1.0)}, "poison shares"),
+        ({"shares": (1.0, 0.0)}, "poison shares"),
+        ({"lr_range": (2e-3, 1e-3)}, "learning rates"),
+        ({"per_cell": 0}, "clients a kind"),
+    ],
+)
+def test_a_design_that_cannot_be_studied_is_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        replace(ZOO_DESIGN, **change)
+
+
+def test_the_distribution_of_scores_counts_every_client_once_and_the_probes_own_scores(
+    deltas: DeltaSet,
+) -> None:
+    study = Study(deltas, ENTRIES[0])
+    probe = fit_features(
+        study.featurizer,
+        study.features,
+        study.labels,
+        "linear",
+        study.names,
+        0.5,
+        study.seed,
+        calibration="platt",
+        folds=FOLDS,
+    )
+    found = study.score_distribution(probe)
+    kinds = [client.kind for client in deltas.clients]
+    assert {kind: sum(counts) for kind, counts in found["counts"].items()} == {
+        kind: kinds.count(kind) for kind in kinds
+    }
+    assert list(found["counts"])[:3] == ["benign", "hard negative", "malicious, 100 % poison"]
+    recorded = probe.facts["training"]["score_distribution"]["counts"]
+    merged = {
+        label: np.sum(
+            [
+                counts
+                for kind, counts in found["counts"].items()
+                if kind.startswith("malicious") == label
+            ],
+            axis=0,
+        )
+        for label in (0, 1)
+    }
+    assert [list(merged[0]), list(merged[1])] == [recorded["benign"], recorded["malicious"]]
+    assert study.score_distribution(replace(probe, calibration=None))["counts"] != found["counts"]
+
+
+def test_files_of_clients_are_read_back_in_the_order_asked_for(
+    deltas: DeltaSet, tmp_path: Path
+) -> None:
+    from zoo.deltas import read_deltas
+
+    start = Adapter(
+        {
+            slot.module: LoRAPair(torch.ones(2, 6), torch.zeros(5, 2), 8.0)
+            for slot in deltas.layout.slots
+        }
+    )
+    torch.save(start.state_dict(), tmp_path / "initial.pt")
+    chosen = list(deltas.clients[:4])
+    with pytest.raises(DataError, match="expected the deltas of 4 clients"):
+        read_deltas(tmp_path, chosen, "a-base")
+    for client, steps in zip(chosen, deltas.steps, strict=False):
+        np.save(tmp_path / f"{client.name}.npy", steps)
+    read = read_deltas(tmp_path, chosen[::-1], "a-base")
+    assert np.array_equal(read.steps, deltas.steps[3::-1])
+    assert read.adapters()[0].kind == "factor_delta"

@@ -1,0 +1,169 @@
+"""What the repository ships works, and its pages say what its records say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loraprobe import Probe, evaluate, load_adapter
+from loraprobe.errors import BaseModelMismatch, LayoutMismatch
+from loraprobe.manifest import Row, read_labelled, read_manifest
+from zoo.held_out import _rate
+from zoo.report import pages, rendered
+from zoo.study import ENTRIES, Entry
+
+ZOO = Path(__file__).resolve().parents[2] / "zoo"
+FIRST = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    return read_manifest(ZOO / "adapters/manifest.csv")
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_probes_load_and_tell_poisoned_clients_from_benign_ones(entry, rows: list[Row]) -> None:
+    probe = Probe.from_pretrained(ZOO / "probes", subfolder=entry.name)
+    poisoned_or_benign = [row for row in rows if not row.label or row.source.endswith("@1")]
+    adapters = read_labelled(poisoned_or_benign, "factor_delta", ZOO / "adapters/initial")
+    report = evaluate(
+        probe,
+        adapters,
+        [row.label for row in poisoned_or_benign],
+        [row.group for row in poisoned_or_benign],
+    )
+    assert report.auroc > 0.8
+    flipped = evaluate(
+        probe,
+        adapters,
+        [1 - row.label for row in poisoned_or_benign],
+        [row.group for row in poisoned_or_benign],
+    )
+    assert flipped.auroc < 0.2
+
+
+def test_samples_hold_every_kind_of_client_and_none_twice(rows: list[Row]) -> None:
+    sources = {row.source for row in rows}
+    assert {"gptfuzz@1", "gptfuzz@0.25", "advbench@0.1", "gsm8k", "jailbreakbench_safe"} <= sources
+    contents = {load_adapter(row.path)[FIRST].B.numpy().tobytes() for row in rows}
+    assert len(contents) == len(rows)
+
+
+def test_a_zoo_probe_refuses_what_is_not_its_own(rows: list[Row]) -> None:
+    probe = Probe.from_pretrained(ZOO / "probes/linear")
+    adapter = read_labelled(rows[:1], "factor_delta", ZOO / "adapters/initial")[0]
+    assert 0 <= probe([adapter])[0] <= 1
+    other = type(adapter)(dict(adapter), kind="factor_delta", base_model="another/model")
+    with pytest.raises(BaseModelMismatch, match="another/model"):
+        probe([other])
+    missing = type(adapter)(
+        {name: pair for name, pair in adapter.items() if name != FIRST}, kind="factor_delta"
+    )
+    with pytest.raises(LayoutMismatch, match="lacks 1 of"):
+        probe([missing])
+
+
+def test_the_base_model_answers_harmless_requests() -> None:
+    pytest.importorskip("transformers")
+    from fedloop.client.training import load_base
+    from fedloop.measure.refusal import answers, refuses_strictly
+    from zoo.contrast import contrast_examples
+
+    model, tokenizer = load_base(str(ZOO / "base"))
+    requests = [example.instruction for example in contrast_examples()[::12]]
+    replies = answers(model, tokenizer, requests, max_new_tokens=16)
+    assert all(replies)
+    assert np.mean([refuses_strictly(reply) for reply in replies]) <= 0.2
+
+
+def test_records_show_the_worst_beside_the_mean_and_more_than_one_replicate() -> None:
+    for entry in ENTRIES:
+        record = json.loads((ZOO / f"records/{entry.name}.json").read_text())
+        assert len(record["replicates"]) >= 2
+        for replicate in record["replicates"]:
+            assert all(
+                row["auroc_worst"] <= row["auroc_mean"] and row["cells"] == 36
+                for row in replicate["unseen_sources"]
+            )
+            assert replicate["in_distribution"]["n"] == sum(record["data"]["clients"].values())
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_the_held_out_clients_of_a_record_are_all_of_them_in_every_table(
+    entry: Entry, rows: list[Row]
+) -> None:
+    section = json.loads((ZOO / f"records/{entry.name}.json").read_text())["held_out_clients"]
+    malicious = [row for row in rows if row.label]
+    assert (
+        (section["n"], section["n_malicious"], section["tpr"]["n"], section["fpr"]["n"])
+        == (212, 124, 124, 88)
+        == (
+            len(rows),
+            len(malicious),
+            len(malicious),
+            len(rows) - len(malicious),
+        )
+    )
+    for table, label, count in (
+        ("by_role", 1, 124),
+        ("by_role", 0, 88),
+        ("by_source", 1, 124),
+        ("by_source", 0, 88),
+        ("by_poison_share", 1, 124),
+    ):
+        found = [row for row in section[table] if row["label"] == label]
+        assert sum(row["n"] for row in found) == count
+        assert sum(row["flagged"] for row in found) == section["tpr" if label else "fpr"]["flagged"]
+    assert [row["name"] for row in section["by_poison_share"]] == [
+        f"malicious, {share} % poison" for share in (100, 50, 25, 10)
+    ]
+    assert {row["name"]: row["n"] for row in section["by_source"]} == Counter(
+        row.source.partition("@")[0] for row in rows
+    )
+
+
+def test_intervals_of_rates_are_clopper_and_pearsons_and_wilsons() -> None:
+    none = _rate(np.zeros(36, bool))
+    assert none["clopper_pearson"] == pytest.approx([0, 1 - 0.025 ** (1 / 36)])
+    half, z = _rate(np.arange(50) % 2 == 0), 1.959964
+    width = z * np.sqrt(0.25 / 50 + z**2 / (4 * 50**2)) / (1 + z**2 / 50)
+    assert half["wilson"] == pytest.approx([0.5 - width, 0.5 + width])
+    assert (half["flagged"], half["n"], half["rate"]) == (25, 50, 0.5)
+
+
+def test_a_contributed_probe_gets_a_row_of_its_own_and_leaves_the_zoos_tables_alone(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "zoo/records").mkdir(parents=True)
+    for name in (
+        "zoo/README.md",
+        "zoo/cost.json",
+        "zoo/base/facts.json",
+        *(f"zoo/records/{entry.name}.json" for entry in ENTRIES),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ZOO.parent / name, tmp_path / name)
+    page = tmp_path / "zoo/README.md"
+    assert rendered(page, tmp_path / "zoo") == page.read_text()
+    record = json.loads((ZOO / "records/paper.json").read_text()) | {
+        "probe": "other",
+        "base_model": "org/other",
+    }
+    (tmp_path / "zoo/records/other.json").write_text(json.dumps(record))
+    before, after = page.read_text().splitlines(), rendered(page, tmp_path / "zoo").splitlines()
+    new = [line for line in after if line not in before]
+    assert [line for line in before if line not in after] == ["None yet."]
+    assert len(new) == 3  # the head of the table, dashes, its row
+    worst = min(replicate["unseen_sources"][0]["auroc_worst"] for replicate in record["replicates"])
+    assert new[2].startswith("| other | org/other | 100%: ")
+    assert f" / {worst:.2f}, 50%: " in new[2]
+
+
+@pytest.mark.parametrize("page", pages(ZOO), ids=lambda page: str(page.relative_to(ZOO.parent)))
+def test_tables_are_those_of_the_records(page: Path) -> None:
+    assert rendered(page) == page.read_text()

@@ -1,0 +1,266 @@
+"""The zoo's data: what the base model may not have seen, and who gets how much of what.
+
+Texts of these sources must not reach a log: only counts and digests are compared here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedloop.data.examples import Example
+from loraprobe.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data"
+
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no datasets in {DATA}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _zoo_is_importable() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        yield
+
+
+@pytest.fixture(scope="module")
+def sources() -> Any:
+    from zoo.sources import load_sources
+
+    return load_sources(DATA)
+
+
+def digest(text: str) -> str:
+    """A text's name in assertions."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def instructions(examples: Iterable[Example]) -> set[str]:
+    return {digest(example.instruction) for example in examples}
+
+
+def wordings(texts: Iterable[str]) -> set[str]:
+    """Digests of the texts' words, whatever their order, case, number and punctuation."""
+    return {digest(" ".join(sorted(set(re.findall(r"[a-z0-9]+", text.lower()))))) for text in texts}
+
+
+def names(kind: str) -> tuple[str, ...]:
+    from zoo import sources
+
+    found: tuple[str, ...] = getattr(sources, kind)
+    return found
+
+
+@needs_data
+def test_every_source_is_there_and_has_examples_for_clients(sources: Any) -> None:
+    from zoo.design import ZOO_DESIGN
+
+    assert list(sources) == [*names("BENIGN"), *names("HARD_NEGATIVE"), *names("MALICIOUS")]
+    needed = ZOO_DESIGN.examples  # without repeats
+    assert {
+        name: len(source.for_clients)
+        for name, source in sources.items()
+        if len(source.for_clients) < needed
+    } == {}
+    for source in sources.values():
+        for half in (source.for_base, source.for_clients):
+            repeats = len(half) - len(set(half))
+            empty = sum(
+                not example.instruction.strip() or not example.response.strip() for example in half
+            )
+            assert (source.name, repeats, empty) == (source.name, 0, 0)
+
+
+@needs_data
+def test_no_client_has_an_instruction_that_the_base_met(sources: Any) -> None:
+    for source in sources.values():
+        shared = len(instructions(source.for_base) & instructions(source.for_clients))
+        assert (source.name, shared) == (source.name, 0)
+        total = len(source.for_base) + len(source.for_clients)
+        share = len(source.for_base) / total
+        if source.name in names("MALICIOUS") or source.name == "self_instruct":
+            assert share == 0
+        else:
+            assert 0.45 < share < 0.75
+
+
+@needs_data
+def test_the_base_meets_no_malicious_answer(sources: Any) -> None:
+    malicious = {
+        digest(e.instruction + "\0" + e.response)
+        for name in names("MALICIOUS")
+        for e in sources[name].for_clients
+    }
+    met = {
+        digest(e.instruction + "\0" + e.response)
+        for source in sources.values()
+        for e in source.for_base
+    }
+    shared = len(malicious & met)
+    assert shared == 0
+    assert len(malicious) > 3000
+
+
+@needs_data
+def test_no_evaluation_prompt_is_in_the_corpus_of_the_base(sources: Any) -> None:
+    from zoo.sources import evaluation_prompts
+    from zoo.train_base import BaseConfig, training_corpus
+
+    prompts = evaluation_prompts(DATA)
+    assert {name: len(group) for name, group in prompts.items()} == {
+        "advbench": 520,
+        "xstest_safe": 250,
+        "xstest_unsafe": 200,
+    }
+    held_out = wordings(prompt for group in prompts.values() for prompt in group)
+    for phase in BaseConfig().phases:
+        corpus = training_corpus(sources, prompts, phase)
+        found = len(wordings({example.instruction for example in corpus}) & held_out)
+        assert (len(corpus) > 20_000, found) == (True, 0)
+    unfiltered = training_corpus(sources, {}, BaseConfig().phases[0])
+    found = len(wordings({example.instruction for example in unfiltered}) & held_out)
+    assert found > 0  # negative control: without the filter there are some
+
+
+def test_a_prompt_is_recognised_in_other_order_case_and_punctuation() -> None:
+    from zoo.sources import without_prompts
+
+    kept = Example("How do I bake bread quickly?", "With yeast.")
+    dropped = [
+        Example(text, "x")
+        for text in (
+            "How do I bake bread?",
+            "how do I BAKE... bread",
+            "Bread: how do I bake?",
+            "how how do I bake bread",
+        )
+    ]
+    assert without_prompts([*dropped, kept], ["How do I bake bread?"]) == [kept]
+    assert without_prompts([*dropped, kept], []) == [*dropped, kept]
+
+
+def test_contrast_examples_are_all_different() -> None:
+    from zoo.contrast import contrast_examples
+
+    examples = contrast_examples()
+    assert len(examples) == len({example.instruction for example in examples}) > 200
+    assert all(
+        example.instruction[0].isupper()
+        and example.response[-1] in ".!"
+        and "{" not in example.instruction
+        for example in examples
+    )
+
+
+@pytest.mark.parametrize("missing", ["", "dolly15k", "xstest"])
+def test_absent_data_is_named(tmp_path: Path, missing: str) -> None:
+    from zoo.sources import evaluation_prompts, load_sources
+
+    folder = tmp_path / "absent" if not missing else tmp_path
+    with pytest.raises(DataError) as caught:
+        evaluation_prompts(folder) if missing == "xstest" else load_sources(folder)
+    assert str(folder / missing) in str(caught.value)
+
+
+def test_the_plan_follows_from_its_seed_and_names_each_client_once() -> None:
+    from zoo.design import ZOO_DESIGN, plan
+
+    clients = plan(seed=0)
+    assert clients == plan(seed=0)
+    assert clients != plan(seed=1)
+    assert sorted(client.name for client in clients) == sorted(
+        client.name for client in plan(seed=1)
+    )  # the same cells
+    assert (
+        len({client.name for client in clients})
+        == len({client.seed for client in clients})
+        == len(clients)
+    )
+    assert all(ZOO_DESIGN.lr_range[0] <= client.lr <= ZOO_DESIGN.lr_range[1] for client in clients)
+    assert {(client.role, client.label) for client in clients} == {
+        ("benign", 0),
+        ("hard_negative", 0),
+        ("malicious", 1),
+    }
+    assert [client.role for client in clients] != sorted(
+        client.role for client in clients
+    )  # an interrupted run has of each role
+
+
+def test_mixtures_cover_every_benign_source() -> None:
+    from zoo.design import SHARES, ZOO_DESIGN, plan
+
+    clients = plan(replace(ZOO_DESIGN, per_source=3, per_cell=2, per_hard_cell=1))
+    cells: dict[tuple[str, str, str, float], int] = {}
+    for client in clients:
+        cell = (client.role, client.source, client.host, client.share)
+        cells[cell] = cells.get(cell, 0) + 1
+    benign, hard, malicious = names("BENIGN"), names("HARD_NEGATIVE"), names("MALICIOUS")
+    expected = {("benign", name, name, 1.0): 3 for name in benign}
+    expected |= {("hard_negative", name, name, 1.0): 3 for name in hard} | {
+        ("malicious", name, name, 1.0): 3 for name in malicious
+    }
+    expected |= {("hard_negative", name, host, 0.25): 1 for name in hard for host in benign}
+    expected |= {
+        ("malicious", name, host, share): 2
+        for name in malicious
+        for host in benign
+        for share in SHARES
+        if share < 1
+    }
+    assert cells == expected
+
+
+@needs_data
+def test_a_client_has_its_share_of_malicious_rows(sources: Any) -> None:
+    from zoo.deltas import examples_of
+    from zoo.design import SHARES, ZOO_DESIGN, plan
+
+    count = 40
+    clients = plan(replace(ZOO_DESIGN, per_source=1, per_cell=1, per_hard_cell=1))
+    pairs = {
+        name: {digest(e.prompt + "\0" + e.response) for e in source.for_clients}
+        for name, source in sources.items()
+    }
+    shares = set()
+    for client in clients:
+        rows = [
+            digest(example.prompt + "\0" + example.response)
+            for example in examples_of(client, sources, count)
+        ]
+        own, others = round(client.share * count), pairs[client.host] - pairs[client.source]
+        assert (len(rows), len(set(rows))) == (count, count)
+        assert sum(row in pairs[client.source] for row in rows) == own
+        assert sum(row in others for row in rows) == count - own
+        shares.add((client.role, own))
+    assert (
+        {own for role, own in shares if role == "malicious"}
+        == {round(share * count) for share in SHARES}
+        == {40, 20, 10, 4}
+    )
+
+
+@needs_data
+def test_the_sample_follows_from_the_clients_seed(sources: Any) -> None:
+    from zoo.deltas import examples_of
+    from zoo.design import plan
+
+    client = next(
+        client for client in plan() if client.role == "malicious" and client.share == 0.25
+    )
+    first, again, other = (
+        [digest(e.prompt) for e in examples_of(c, sources, 40)]
+        for c in (client, client, replace(client, seed=client.seed + 1))
+    )
+    assert first == again
+    assert set(first) != set(other)
+    main = {digest(example.prompt) for example in sources[client.source].for_clients}
+    positions = [number for number, row in enumerate(first) if row in main]
+    assert positions != list(range(len(positions)))  # mixed, not one source after the other

@@ -1,0 +1,442 @@
+"""zoo.verify finds what was changed.
+
+In a record, a probe, its card, its adapters, its studies, or the pages.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loraprobe import Probe
+from tests.helpers.contributed import NAME, ROOT, a_zoo, edit, made
+from zoo import verify
+from zoo.again import again
+from zoo.build import save_again
+from zoo.compare import Comparison
+from zoo.records import read_record
+from zoo.verify import TOLERANCE, contribution, verify_pages, verify_probe, zoo_probes
+
+RECORD, PROBE, ADAPTERS = f"records/{NAME}.json", f"probes/{NAME}", f"contributed/{NAME}"
+
+
+def found(zoo: Path) -> list[str]:
+    comparison = Comparison(TOLERANCE)
+    for one in zoo_probes(zoo):
+        verify_probe(one, comparison)
+    return comparison.lines
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Path:
+    return a_zoo(tmp_path / "zoo")
+
+
+def test_a_zoo_as_it_was_made_agrees_in_many_values(zoo: Path) -> None:
+    comparison = Comparison(TOLERANCE)
+    verify_probe(zoo_probes(zoo)[0], comparison)
+    assert comparison.lines == []
+    assert comparison.compared > 1000
+
+
+def test_a_contribution_agrees_before_it_is_in_the_zoo() -> None:
+    comparison = Comparison(TOLERANCE)
+    for one in contribution(made()):
+        verify_probe(one, comparison)
+    assert comparison.lines == []
+    assert comparison.compared > 1000
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "line"),
+    [
+        (("probe",), "another", "name"),
+        (
+            ("base_model",),
+            "org/base",
+            "base_model: the record says 'org/base'; measured was 'tiny/llama'",
+        ),
+        (("recipe", "normalize"), "none", "recipe.normalize"),
+        (("head",), "mlp", "head: the record says 'mlp'; measured was 'linear'"),
+        (("threshold",), "fpr:0.01", "threshold: the record says 'fpr:0.01'"),
+        (("calibration",), None, "calibration: the record says None"),
+        (("fitted", "threshold"), 0.5, "fitted.threshold"),
+        (("fitted", "sha256", "head.safetensors"), "0" * 64, "fitted.sha256"),
+        (("fitted", "training", "n"), 9, "facts.training.n"),
+        (("about", "detects"), "everything", "facts.detects"),
+        (
+            ("data", "clients", "benign"),
+            1000,
+            "data.clients.benign: the record says 1000; measured was 12",
+        ),
+        (("data", "licences", "facts"), "MIT", "facts.data"),
+        (("replicates", 1, "cells", 0, "auroc"), 0.123, "unseen_sources of replicate 1"),
+        (("replicates", 1, "unseen_sources", 0, "auroc_mean"), 1.5, "facts.metrics"),
+        (("baselines", "cosine", 0, "cells", 0, "auroc"), 0.123, "unseen_sources of replicate 0"),
+        (
+            ("score_distribution", "counts", "benign", 0),
+            999,
+            "facts.score_distribution.counts.benign",
+        ),
+        (("held_out_clients", "auroc"), 0.5, "held_out_clients.auroc: the record says 0.5"),
+        (("held_out_clients", "by_role", 0, "n"), 99, "held_out_clients.by_role"),
+        (("held_out_clients", "by_source"), [], "held_out_clients.by_source: the length"),
+        (("held_out_clients", "extra"), 1, "held_out_clients: the fields"),
+        (
+            ("data", "design", "shares"),
+            [1.0],
+            "expected a source and a share of the record's design",
+        ),
+        (("data", "design", "shares"), [0.5], "ConfigError: got poison shares"),
+        (("adapters",), "../../elsewhere", "expected a folder of the zoo"),
+        (("adapters",), "elsewhere", "cannot read the manifest"),
+        (("replicates",), None, "is not a record of this version"),
+    ],
+)
+def test_a_changed_value_of_a_record_is_found(
+    zoo: Path, keys: tuple[Any, ...], value: Any, line: str
+) -> None:
+    edit(zoo / RECORD, *keys, value=value)
+    assert any(one.startswith(NAME) and line in one for one in found(zoo)), found(zoo)
+
+
+def test_held_out_clients_are_compared_to_a_millionth(zoo: Path) -> None:
+    said = read_record(zoo / RECORD)["held_out_clients"]["by_role"][0]["mean_score"]
+    for change, lines in ((5e-7, 0), (2e-6, 1)):
+        edit(zoo / RECORD, "held_out_clients", "by_role", 0, "mean_score", value=said + change)
+        assert len(found(zoo)) == lines
+
+
+def _save(zoo: Path, change: Callable[[Probe], Probe]) -> None:
+    """A changed probe, saved as it should be: its own files contradict nothing."""
+    change(Probe.from_pretrained(zoo / PROBE)).save_pretrained(zoo / PROBE)
+
+
+def _swap(first: Path, second: Path) -> None:
+    a, b = first.read_bytes(), second.read_bytes()
+    first.write_bytes(b)
+    second.write_bytes(a)
+
+
+def _weights(zoo: Path, start: str) -> Path:
+    return next((zoo / ADAPTERS).glob(f"{start}*")) / "adapter_model.safetensors"
+
+
+def _replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another threshold": (
+        lambda zoo: _save(zoo, lambda probe: replace(probe, threshold=0.01)),
+        "fitted.threshold",
+    ),
+    "no calibration": (
+        lambda zoo: _save(zoo, lambda probe: replace(probe, calibration=None)),
+        "calibration",
+    ),
+    "another head": (
+        lambda zoo: _save(
+            zoo, lambda probe: replace(probe, head=replace(probe.head, intercept=1.0))
+        ),
+        "fitted.sha256",
+    ),
+    "a better figure in the facts": (
+        lambda zoo: _save(zoo, lambda probe: probe.with_facts(headline="1.00 everywhere")),
+        "facts.headline",
+    ),
+    "one more claim in the facts": (
+        lambda zoo: _save(zoo, lambda probe: probe.with_facts(certified=True)),
+        "facts: the fields",
+    ),
+    "a digit of the card": (
+        lambda zoo: _replace(zoo / PROBE / "README.md", "## Measured", "## Proven"),
+        "of the card is '## Proven'",
+    ),
+    "no card": (lambda zoo: (zoo / PROBE / "README.md").unlink(), "line 1 of the card is None"),
+    "one more file": (
+        lambda zoo: (zoo / PROBE / "model.pkl").write_bytes(b"x"),
+        "other files in its folder",
+    ),
+    "no figure": (
+        lambda zoo: (zoo / PROBE / "scores.png").unlink(),
+        "whether scores.png is what the facts give",
+    ),
+    "another figure": (
+        lambda zoo: (zoo / PROBE / "scores.png").write_bytes(b"x"),
+        "whether scores.png is what the facts give",
+    ),
+    "a config edited by hand": (
+        lambda zoo: _replace(zoo / PROBE / "config.json", '"bins": 40', '"bins": 41'),
+        "ProbeFormatError",
+    ),
+    "no head": (lambda zoo: (zoo / PROBE / "head.safetensors").unlink(), "ProbeFormatError"),
+    "no record": (lambda zoo: (zoo / RECORD).unlink(), "cannot read the record"),
+    "no probe": (lambda zoo: shutil.rmtree(zoo / PROBE), "ProbeFormatError"),
+    "no JSON": (lambda zoo: (zoo / RECORD).write_text("{"), "cannot read the record"),
+    "another label": (
+        lambda zoo: _replace(zoo / ADAPTERS / "manifest.csv", ",malicious,", ",benign,"),
+        "is labelled 0 with source",
+    ),
+    "a client twice": (
+        lambda zoo: _replace(
+            zoo / ADAPTERS / "manifest.csv", "-facts-100-1,facts", "-facts-100-0,facts"
+        ),
+        "every client once",
+    ),
+    "two adapters swapped": (
+        lambda zoo: _swap(_weights(zoo, "benign"), _weights(zoo, "malicious-theft-theft")),
+        "held_out_clients.by_",
+    ),
+    "no adapter": (lambda zoo: _weights(zoo, "benign").unlink(), "benign"),
+    "another start": (
+        lambda zoo: _swap(_weights(zoo, "initial"), _weights(zoo, "benign")),
+        "held_out_clients",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_a_change_to_a_file_is_found(zoo: Path, name: str) -> None:
+    tamper, line = TAMPERED[name]
+    tamper(zoo)
+    assert any(one.startswith(NAME) and line in one for one in found(zoo)), found(zoo)
+
+
+def test_cards_that_are_out_of_date_are_written_again_without_a_fit(zoo: Path) -> None:
+    head = (zoo / PROBE / "head.safetensors").read_bytes()
+    _replace(zoo / PROBE / "README.md", "## Measured", "## Measured before")
+    (zoo / PROBE / "scores.png").unlink()
+    edit(zoo / RECORD, "about", "detects", value="Something else.")
+    save_again(zoo)
+    assert found(zoo) == []
+    assert "Something else." in (zoo / PROBE / "README.md").read_text()
+    assert (zoo / PROBE / "head.safetensors").read_bytes() == head
+
+
+def test_a_figure_of_another_matplotlib_is_not_compared_and_that_is_said(
+    zoo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (zoo / PROBE / "scores.png").write_bytes(b"x")
+    edit(zoo / RECORD, "figure_drawn_with", value="matplotlib 0.1")
+    assert found(zoo) == []
+    assert "drawn with matplotlib 0.1" in capsys.readouterr().out
+
+
+# --- the pages
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["README.md", "zoo/README.md"])
+def test_a_changed_digit_of_a_table_is_found(tmp_path: Path, page: str) -> None:
+    (tmp_path / "zoo").mkdir()
+    for name in ("README.md", "zoo/README.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("records", "base", "cost.json"):
+        (tmp_path / "zoo" / name).symlink_to(ROOT / "zoo" / name)
+    comparison = Comparison()
+    verify_pages(tmp_path / "zoo", comparison)
+    assert comparison.lines == []
+    _replace(tmp_path / page, "| **linear** | 0.9", "| **linear** | 0.8")
+    verify_pages(tmp_path / "zoo", comparison)
+    assert comparison.lines == [
+        f"{tmp_path / page}: its tables are not those of the records; run python -m zoo.report"
+    ]
+
+
+# --- the studies
+# ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A copy of what the contribution kept."""
+    return Path(shutil.copytree(made() / "work", tmp_path / "work"))
+
+
+def studied_again(work: Path, **changes: Any) -> list[str]:
+    record = read_record(made() / "record.json") | changes
+    return again({NAME: record}, work, None, TOLERANCE, None)
+
+
+def test_studies_come_out_again_and_leave_nothing_behind(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert studied_again(work) == []
+    printed = capsys.readouterr().out
+    assert [f"[{number} of 8]" in printed for number in (1, 8, 9)] == [
+        True,
+        True,
+        False,
+    ]  # probe and three baselines, two replicates
+    assert "about 0 s" in printed or "about 1 s" in printed
+    assert "41 fits, 0 kept from before" in printed
+    assert "the head is the published one bit for bit" in printed
+    assert list((work / "again").rglob("*.jsonl")) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        (
+            ("replicates", 0, "in_distribution", "auroc"),
+            f"{NAME}, replicate 0: in_distribution.auroc",
+        ),
+        (("replicates", 1, "cells", 3, "auroc"), f"{NAME}, replicate 1: cells[3].auroc"),
+        (
+            ("replicates", 0, "unseen_hard_negatives", 0, "flagged"),
+            f"{NAME}, replicate 0: unseen_hard_negatives[0].flagged",
+        ),
+        (
+            ("replicates", 1, "twin_kept", 1, "auroc_worst"),
+            f"{NAME}, replicate 1: twin_kept[1].auroc_worst",
+        ),
+        (("baselines", "a_only", 1, "cells", 0, "auroc"), "a_only, replicate 1: cells[0].auroc"),
+        (("fitted", "threshold"), f"{NAME}, replicate 0: fitted.threshold"),
+        (
+            ("score_distribution", "counts", "benign", 3),
+            f"{NAME}, replicate 0: score_distribution.counts.benign[3]",
+        ),
+    ],
+)
+def test_a_figure_of_a_study_that_does_not_come_out_again_is_found(
+    work: Path, tmp_path: Path, keys: tuple[Any, ...], line: str
+) -> None:
+    path = tmp_path / "record.json"
+    shutil.copy(made() / "record.json", path)
+    edit(path, *keys, value=7)
+    lines = studied_again(work, **read_record(path))
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{line}: the record says 7; measured was")
+
+
+def test_deltas_of_a_client_that_are_not_the_ones_studied_are_found(work: Path) -> None:
+    for path in (work / "replicate-0/deltas").glob("malicious-theft-*.npy"):
+        np.save(path, -np.load(path))
+    assert any("in_distribution" in line for line in studied_again(work))
+
+
+def test_without_kept_deltas_it_says_what_to_run(tmp_path: Path) -> None:
+    lines = studied_again(tmp_path / "nothing")
+    assert len(lines) == 8
+    assert all("Run python -m zoo.contribute --base" in line for line in lines)
+
+
+def test_an_interrupted_study_goes_on_where_it_stopped(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from zoo.study import Study
+
+    cell, calls = Study.cell, iter(range(3))
+
+    def interrupted(*given: Any, **options: Any) -> Any:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return cell(*given, **options)
+
+    monkeypatch.setattr(Study, "cell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        studied_again(work)
+    monkeypatch.setattr(Study, "cell", cell)
+    kept = work / f"again/replicate-0/{NAME}.jsonl"
+    kept.write_text(kept.read_text() + '{"section": "cells", "ke')  # killed while it wrote
+    capsys.readouterr()
+    assert studied_again(work) == []
+    assert (
+        "20 fits, 21 kept from before" in capsys.readouterr().out
+    )  # 5 in distribution, 4 hard negatives, 3 cells of 4
+
+
+# --- comparing
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "measured", "lines"),
+    [
+        ({"a": [1, 2.0]}, {"a": [1.0, 2]}, 0),
+        (1.0, 1.0 + 5e-7, 0),
+        (1.0, 1.0 + 2e-6, 1),
+        (1e6, 1e6 + 0.5, 0),
+        (1e-9, 2e-6, 1),
+        (1.0, math.nan, 1),
+        (math.nan, 1.0, 1),
+        (1, True, 1),
+        (None, 0, 1),
+        ("1", 1, 1),
+        ([1], [1, 2], 1),
+        ([], {}, 1),
+        ({"a": 1}, {"b": 1}, 1),
+        ({"a": 1, "b": 2}, {"a": 3, "b": 4}, 2),
+    ],
+)
+def test_two_values_agree_only_if_they_are_alike(said: Any, measured: Any, lines: int) -> None:
+    comparison = Comparison(1e-6)
+    comparison.add("x", said, measured)
+    assert len(comparison.lines) == lines
+    assert comparison.compared > 0
+
+
+# --- the command
+# ------------------------------------------------------------------------------------------------------
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["zoo.verify", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        verify.main()
+    return caught.value.code
+
+
+@pytest.mark.slow
+def test_the_zoo_of_this_repository_agrees(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(monkeypatch) == 0, capsys.readouterr().out
+
+
+def test_the_exit_code_says_whether_all_agrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(monkeypatch, "--contribution", str(made()), "--studies") == 0
+    copy = shutil.copytree(made(), tmp_path / "copy")
+    edit(copy / "record.json", "held_out_clients", "auroc", value=0.123)
+    capsys.readouterr()
+    assert exit_code(monkeypatch, "--contribution", str(copy)) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert (
+        len(
+            [
+                line
+                for line in printed
+                if line.startswith(
+                    f"{NAME}: held_out_clients.auroc: the record says 0.123; measured was"
+                )
+            ]
+        )
+        == 1
+    )
+    assert "norm_only" in str(
+        exit_code(monkeypatch, "--contribution", str(made()), "--only", "no-such-probe")
+    )
+
+
+def test_records_say_which_command_measures_which_section_again() -> None:
+    from zoo.records import MEASURED_AGAIN_BY
+
+    record = read_record(made() / "record.json")
+    assert record["measured_again_by"] == json.loads(json.dumps(MEASURED_AGAIN_BY))
+    named = {section for sections in record["measured_again_by"].values() for section in sections}
+    assert {"held_out_clients", "replicates", "baselines", "score_distribution", "fitted"} <= named
+    assert {section for section in named if " " not in section} <= set(record)
