@@ -1,6 +1,6 @@
 """Tables from the results in this folder.
 
-Writes results/grid.md and the marked parts of this folder's README.md and of the repository's.
+Writes results/grid.md and the marked parts of this folder's README.md and of docs/results.md.
 
 python -m paper_repro.tables            # write
 python -m paper_repro.tables --check    # fail if they are not what the results say
@@ -48,7 +48,7 @@ PAGES: dict[Path, tuple[str, ...]] = {
         "larger_rates",
         "larger_machines",
     ),
-    HERE.parent / "README.md": ("refusal",),
+    HERE.parent / "docs" / "results.md": ("refusal",),
     CELLS: (),
 }
 

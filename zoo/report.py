@@ -41,7 +41,7 @@ def main() -> None:
 def pages(zoo: Path) -> dict[Path, tuple[str, ...]]:
     """Page -> the tables in it."""
     own = ("probes", "held_out", "sources", "errors", "contributed", "cost", "base", "data")
-    return {zoo.parent / "README.md": ("probes",), zoo / "README.md": own}
+    return {zoo.parent / "docs" / "results.md": ("probes",), zoo / "README.md": own}
 
 
 def stale_pages(zoo: Path) -> dict[Path, str]:
