@@ -1,5 +1,6 @@
 # make demo   set up and run the main job on what the repository holds
-# make test   set up and run the tests
+# make test   set up and run the tests; make test-fast those of the units, in less than two minutes
+# make docs   the documentation site, in site/
 # make bench  the benchmarks: tables in benchmarks/results/
 # make bench-flower  what a round on Flower costs, ours against FedAvg tensor by tensor (about twenty minutes): docs/scale.md
 # make fuzz   damaged and hostile files into every loader (about ten minutes): fuzz/results/
@@ -13,23 +14,44 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
+JOBS ?= 2
+# Where no NVIDIA driver is, torch comes without gigabytes of CUDA libraries; TORCH_INDEX= takes PyPI's.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+TORCH := $(PIP) --no-deps --retries 0 --timeout 10 $(TORCH_INDEX:%=--extra-index-url %) torch
+DEMO := $(VENV)/.demo
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test bench bench-flower fuzz verify lint paper repro-small zoo clean
+.PHONY: setup demo test test-fast docs bench bench-flower fuzz verify lint paper repro-small zoo clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $(STAMP)
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
 
-demo: setup
+$(DEMO): pyproject.toml constraints.txt | $(BIN)/python
+	$(TORCH)
+	$(PIP) -e '.[cli,xgboost,figures,fed]'
+	touch $(DEMO)
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(TORCH)
+	$(PIP) -e '.[dev]'
+	touch $(STAMP) $(DEMO)
+
+demo: $(DEMO)
 	$(BIN)/python -m zoo.demo
 	$(BIN)/python -m zoo.demo_federation
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-fast: setup
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" tests/unit
+
+docs: setup
+	$(PIP) -e '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 bench: setup
 	$(BIN)/python -m benchmarks.scoring
