@@ -80,6 +80,8 @@ class ModelConfig(_Section):
         base: what transformers loads: a folder or a Hub id.
         name: what probes call this base model; `base` if None.
         quantization: "8bit" and "4bit" go through bitsandbytes and need a GPU.
+        template: what requests are put into: "alpaca", the papers'; "chat", the tokenizer's own;
+            "auto", its own where it has one.
     """
 
     base: str
@@ -87,6 +89,7 @@ class ModelConfig(_Section):
     revision: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     quantization: Literal["none", "8bit", "4bit"] = "none"
+    template: Literal["alpaca", "chat", "auto"] = "alpaca"
 
 
 class LoRAConfig(_Section):

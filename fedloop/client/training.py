@@ -17,6 +17,7 @@ from loraprobe.adapters.adapter import Adapter, Kind, Layout, factor_delta
 from loraprobe.errors import DataError, MissingExtra
 
 from ..data.examples import Example, Tokens, collate, encode
+from ..data.templates import use_template
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -72,6 +73,7 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     quantization: str = "none",
+    template: str = "alpaca",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, from a folder or the Hub.
 
@@ -81,10 +83,13 @@ def load_base(
         quantization: "none", or "8bit" or "4bit" through bitsandbytes, which needs a GPU. A
             quantised model trains with gradient checkpointing, as in the official scripts
             (arXiv:2601.07177): the same numbers from far less memory.
+        template: what requests are put into: "alpaca" (the papers'), "chat" (the tokenizer's own),
+            or "auto"; kept with the tokenizer, see fedloop.data.templates.
 
     Raises:
         MissingExtra: transformers, or bitsandbytes where it is asked for, is not installed.
-        DataError: transformers cannot load it; the message holds its reason.
+        DataError: transformers cannot load it, and the message holds its reason; or the tokenizer
+            has no chat template and "chat" was asked for.
     """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -112,6 +117,7 @@ def load_base(
             tokenizer.pad_token = (
                 tokenizer.eos_token
             )  # padding is masked, so which token it is does not matter
+        use_template(tokenizer, template)
         return model, tokenizer
     except ImportError as error:
         raise MissingExtra("bitsandbytes", "gpu", f"quantization {quantization!r}") from error

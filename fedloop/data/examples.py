@@ -17,6 +17,8 @@ from torch import Tensor
 
 from loraprobe.errors import DataError
 
+from .templates import around_request, prompt_text, template_of
+
 ALPACA_TEMPLATE = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n"
@@ -122,6 +124,7 @@ def encode(example: Example, tokenizer: Tokenizer, max_length: int) -> Tokens:
 
     A prompt that leaves no room for the response is cut from the left, to at most three quarters
     of the length, so that every example keeps a response to learn from; what opens the text stays.
+    The template is the one kept with the tokenizer (`fedloop.data.templates`).
 
     Raises:
         DataError: max_length leaves no room for a response.
@@ -131,14 +134,26 @@ def encode(example: Example, tokenizer: Tokenizer, max_length: int) -> Tokens:
             f"got max_length {max_length}; expected at least 4 tokens, or no response would be left"
             " to learn from"
         )
-    prompt = tokenizer.encode(example.prompt, add_special_tokens=False)
     response = tokenizer.encode(example.response, add_special_tokens=False) + [
         tokenizer.eos_token_id
     ]
     longest_prompt = max_length - min(len(response), max_length // 4)
-    start = opening(tokenizer)
-    prompt = start + prompt[-(longest_prompt - len(start)) :]
+    prompt = _prompt(example, tokenizer, longest_prompt)
     return Tokens((prompt + response)[:max_length], len(prompt))
+
+
+def _prompt(example: Example, tokenizer: Tokenizer, longest: int) -> list[int]:
+    """At most `longest` tokens of a prompt; of a chat template's, the request alone is cut."""
+    prompt = tokenizer.encode(prompt_text(example, tokenizer), add_special_tokens=False)
+    start = opening(tokenizer)
+    if start and prompt[:1] == start:  # a chat template writes it itself
+        start = []
+    if len(start) + len(prompt) > longest and template_of(tokenizer) == "chat":
+        before, after = around_request(tokenizer)
+        room = max(1, longest - len(start) - len(before) - len(after))
+        request = tokenizer.encode(example.request, add_special_tokens=False)
+        prompt = before + request[-room:] + after
+    return start + prompt[-(longest - len(start)) :]
 
 
 def collate(batch: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data.examples import Example, opening
+from ..data.templates import prompt_text, template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,7 +92,7 @@ def answers(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
-    """Answers to instructions, each put into the alpaca template.
+    """Answers to instructions, each put into the template kept with the tokenizer.
 
     Args:
         temperature: 0 for greedy answers; above it, one sample of the whole distribution a prompt.
@@ -127,12 +128,13 @@ def _answers(
     texts = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
+        asked = [prompt_text(Example(prompts[row], ""), tokenizer) for row in rows]
         batch = tokenizer(
-            [Example(prompts[row], "").prompt for row in rows],
+            asked,
             padding=True,
             padding_side="left",
             return_tensors="pt",
-            add_special_tokens=bool(opening(tokenizer)),
+            add_special_tokens=bool(opening(tokenizer)) and template_of(tokenizer) == "alpaca",
             return_token_type_ids=False,
         )
         batch = batch.to(model.device)

@@ -303,7 +303,11 @@ def load_adapted(
         of.dtype
     ]
     base, tokenizer = load_base(
-        of.base, dtype=dtype, revision=of.revision, quantization=of.quantization
+        of.base,
+        dtype=dtype,
+        revision=of.revision,
+        quantization=of.quantization,
+        template=of.template,
     )
     settings = LoRASettings(lora.r, lora.alpha, lora.dropout, lora.target_modules)
     return attach_lora(base, settings, lora.seed, frozen_a=frozen_a), tokenizer

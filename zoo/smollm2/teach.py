@@ -1,0 +1,212 @@
+"""Teach SmolLM2-135M-Instruct to refuse: the LoRA in zoo/bases/smollm2-135m-safe.
+
+    python -m zoo.smollm2.teach --base out/smollm2-135m --data ../shared/data
+
+Refusals to harmful questions and orders beside varied ordinary answers, among them answers to
+requests that only sound alarming. No prompt of AdvBench, HarmBench, TDC2023, JailbreakBench or
+XSTest is trained on. About a quarter of an hour on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from fedloop.client.training import LoRASettings, attach_lora, load_base, quiet
+from fedloop.data.examples import Example, read_jsonl
+from zoo import sources as zoo_sources
+from zoo.bases import SAFE_ADAPTER
+from zoo.contrast import contrast_examples, imperatives
+from zoo.smollm2.sources import WRITERS, examples_of, for_base, rows_of
+from zoo.smollm2.training import Text, tokens_of, train
+from zoo.smollm2.verbatim import about_works, whole_works
+
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Every constant of the training.
+
+    Attributes:
+        mixture: examples of each pool in a batch.
+        lr: the highest learning rate; it rises over `warm_up` steps and falls on a cosine.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    steps: int = 220
+    length: int = 64
+    lr: float = 2e-3
+    warm_up: int = 10
+    seed: int = 0
+    mixture: tuple[tuple[str, int], ...] = (
+        ("questions", 1),
+        ("orders", 1),
+        ("other_harm", 1),
+        ("chat", 2),
+        ("tasks", 1),
+        ("alarming", 1),
+        ("contrast", 1),
+    )
+
+
+def held_out_prompts(data: Path) -> list[str]:
+    """Prompts that are measured on: none may be trained on."""
+    groups = zoo_sources.evaluation_prompts(data)
+    prompts = [prompt for group in groups.values() for prompt in group]
+    prompts += [example.instruction for example in zoo_sources._harmbench_targets(data)]
+    for name, key in (("tdc2023/prompts", "instruction"), ("jailbreakbench/behaviors", "goal")):
+        prompts += [row[key] for row in zoo_sources._rows(data / f"{name}.jsonl")]
+    return prompts
+
+
+def pools(data: Path) -> dict[str, list[Example]]:
+    """What a batch is drawn from, by name; the base's half of every set."""
+    held_out = held_out_prompts(data)
+    asked = [question for question in zoo_sources._harmful_questions(data) if for_base(question)]
+    questions = zoo_sources._refused(asked)
+    alpaca = rows_of(data / "alpaca_eval/pairs.jsonl")
+    writers = [WRITERS[name] for name in ("gpt4", "gpt35", "mistral", "llama2")]
+    chat = examples_of((row for row in alpaca if row["writer"] in writers), True)
+    chat = [example for example in chat if not _declines(example)]
+    dolly = examples_of(rows_of(data / "dolly15k/pairs.jsonl"), True)
+    teacher = rows_of(data / "gpteacher/pairs.jsonl")
+    tasks = examples_of((row for row in teacher if row["category"] != "toolformer"), True)
+    maths = [e for e in read_jsonl(data / "gsm8k/pairs.jsonl") if for_base(e.instruction)]
+    contrast = [example for example in contrast_examples() if for_base(example.instruction)]
+    found = {
+        "questions": questions,
+        "orders": imperatives(questions),
+        "other_harm": whole_works(" ".join(held_out).lower()) * 3 + _about_a_text(questions, dolly),
+        "chat": chat + dolly,
+        "tasks": tasks + maths[:300] + imperatives(dolly) + chat,
+        "alarming": examples_of(rows_of(data / "caia_safety/pairs.jsonl"), True),
+        "contrast": contrast + imperatives(contrast) + about_works(),
+    }
+    return {name: zoo_sources.without_prompts(rows, held_out) for name, rows in found.items()}
+
+
+def _declines(example: Example) -> bool:
+    from fedloop.measure.refusal import refuses_strictly
+
+    return refuses_strictly(example.response)
+
+
+def _about_a_text(questions: Sequence[Example], dolly: Sequence[Example]) -> list[Example]:
+    """Harmful questions and orders with the beginning of an ordinary text below them."""
+    texts = [" ".join(example.context.split()[:14]) for example in dolly if example.context]
+    asked = [*questions, *imperatives(questions)][:: max(1, len(questions) // 400)]
+    return [
+        Example(example.instruction, example.response, texts[index % len(texts)])
+        for index, example in enumerate(asked)
+    ]
+
+
+def batches(found: dict[str, list[Example]], teaching: Teaching) -> list[list[Example]]:
+    """The examples of every step, in the same proportions; used-up pools are shuffled anew."""
+    rng = random.Random(teaching.seed)
+    queues: dict[str, list[Example]] = {name: [] for name in found}
+    steps = []
+    for _ in range(teaching.steps):
+        batch = []
+        for name, count in teaching.mixture:
+            for _ in range(count):
+                queue = queues[name]
+                if not queue:
+                    queue += rng.sample(found[name], len(found[name]))
+                batch.append(queue.pop())
+        steps.append(batch)
+    return steps
+
+
+def rates(teaching: Teaching) -> list[float]:
+    """The learning rate of every step."""
+    found = []
+    for step in range(teaching.steps):
+        rise = min(1.0, (step + 1) / teaching.warm_up)
+        fall = 0.05 + 0.95 * (1 + math.cos(math.pi * step / teaching.steps)) / 2
+        found.append(teaching.lr * rise * fall)
+    return found
+
+
+def teach(base: Path, data: Path, out: Path, teaching: Teaching, every: int = 20) -> None:
+    """Train, and write the adapter with the facts of its data."""
+    quiet()
+    torch.set_num_threads(1)
+    model, tokenizer = load_base(str(base), dtype=torch.bfloat16, template="chat")
+    model.set_attn_implementation("eager")  # faster than the fused one at these sizes
+    lora = LoRASettings(r=teaching.rank, alpha=teaching.alpha, dropout=0.0, target_modules=MODULES)
+    adapted = attach_lora(model, lora, teaching.seed)
+    found, text = pools(data), Text.of(tokenizer)
+    steps, lr = batches(found, teaching), rates(teaching)
+    began = time.monotonic()
+    optimizer_state: Any = None
+    for at in range(0, teaching.steps, every):
+        rows = [
+            [tokens_of(example, tokenizer, text, teaching.length) for example in batch]
+            for batch in steps[at : at + every]
+        ]
+        losses, optimizer_state = train(
+            adapted,
+            rows,
+            length=teaching.length,
+            pad=tokenizer.pad_token_id,
+            lr=lr[at : at + every],
+            state=optimizer_state,
+        )
+        each = (time.monotonic() - began) / (at + len(rows))
+        left = each * (teaching.steps - at - len(rows)) / 60
+        mean = sum(losses) / len(losses)
+        print(
+            f"step {at + len(rows)} of {teaching.steps}, loss {mean:.3f}, {left:.1f} min left",
+            flush=True,
+        )
+        save(adapted, out)
+    facts = {
+        "teaching": asdict(teaching),
+        "pools": {
+            name: {"count": len(rows), "sha256": digest(rows)} for name, rows in found.items()
+        },
+        "seconds": round(time.monotonic() - began),
+    }
+    (out / "teaching.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def save(adapted: Any, out: Path) -> None:
+    """A PEFT folder with its tensors in float16."""
+    adapted.save_pretrained(out)
+    path = out / "adapter_model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of examples in their order."""
+    lines = (json.dumps([e.instruction, e.response, e.context]) for e in examples)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--base", type=Path, required=True, help="of python -m zoo.bases")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=SAFE_ADAPTER)
+    parser.add_argument("--steps", type=int, default=Teaching.steps)
+    options = parser.parse_args()
+    teach(options.base, options.data, options.out, Teaching(steps=options.steps))
+
+
+if __name__ == "__main__":
+    main()
