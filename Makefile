@@ -61,7 +61,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.overhead_8b
 
 bench-flower: setup
-	$(BIN)/python -m benchmarks.flower_cost
+	$(BIN)/python -m benchmarks.flower.cost
 
 fuzz: setup
 	$(BIN)/python -m fuzz
@@ -78,13 +78,13 @@ zoo: setup
 	$(BIN)/python -m zoo.build --data $(DATA)
 
 paper: setup
-	$(BIN)/python -m paper_repro.held_out --data $(DATA)
-	$(BIN)/python -m paper_repro.evidence
-	$(BIN)/python -m paper_repro.accumulation
-	$(BIN)/python -m paper_repro.grid_probes
-	$(BIN)/python -m paper_repro.defences $(ARGS)
-	$(BIN)/python -m paper_repro.machines --data $(DATA)
-	$(BIN)/python -m paper_repro.overhead
+	$(BIN)/python -m paper_repro.common.held_out --data $(DATA)
+	$(BIN)/python -m paper_repro.evidence.record
+	$(BIN)/python -m paper_repro.evidence.accumulation
+	$(BIN)/python -m paper_repro.grid.probes
+	$(BIN)/python -m paper_repro.grid.run $(ARGS)
+	$(BIN)/python -m paper_repro.grid.machines --data $(DATA)
+	$(BIN)/python -m paper_repro.grid.overhead
 	$(BIN)/python -m paper_repro.mixed.labelled --data $(DATA)
 	$(BIN)/python -m paper_repro.mixed.federations --data $(DATA)
 	$(BIN)/python -m paper_repro.mixed.damage --data $(DATA)
@@ -95,16 +95,16 @@ paper: setup
 	$(BIN)/python -m paper_repro.mixed.federations --draws 1 2 --data $(DATA)
 	$(BIN)/python -m paper_repro.mixed.fresh
 	$(BIN)/python -m paper_repro.mixed.probes
-	$(BIN)/python -m paper_repro.separability_sweeps --data $(DATA)
-	$(BIN)/python -m paper_repro.separability_drift --data $(DATA)
-	$(BIN)/python -m paper_repro.separability --data $(DATA)
-	$(BIN)/python -m paper_repro.separability_coordinates
-	$(BIN)/python -m paper_repro.attackers_record
-	$(BIN)/python -m paper_repro.attackers
+	$(BIN)/python -m paper_repro.separability.sweeps --data $(DATA)
+	$(BIN)/python -m paper_repro.separability.drift --data $(DATA)
+	$(BIN)/python -m paper_repro.separability.run --data $(DATA)
+	$(BIN)/python -m paper_repro.separability.coordinates
+	$(BIN)/python -m paper_repro.attackers.record
+	$(BIN)/python -m paper_repro.attackers.run
 	$(BIN)/python -m paper_repro.tables
 	$(BIN)/python -m paper_repro.mixed.page
-	$(BIN)/python -m paper_repro.separability_tables
-	$(BIN)/python -m paper_repro.attackers_page
+	$(BIN)/python -m paper_repro.separability.tables
+	$(BIN)/python -m paper_repro.attackers.page
 
 repro-small: setup
 	$(BIN)/python -m paper_repro.check --small --data $(DATA) $(ARGS)

@@ -64,8 +64,8 @@ from loraprobe.adapters.adapter import Adapter, Layout, add_delta, factor_delta,
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import LinearHead
 from loraprobe.probe import Probe
-from paper_repro.dry_run_models import byte_tokenizer
-from paper_repro.gpu_settings import ROWS, Choice, Inputs, tables
+from paper_repro.gpu.models import byte_tokenizer
+from paper_repro.gpu.settings import ROWS, Choice, Inputs, tables
 from zoo.report import filled
 
 from .scale import LLAMA_8B, Shape
@@ -234,8 +234,8 @@ def measured(task: Callable[[], object], repetitions: int) -> dict[str, float]:
 def recipe_of(row: str) -> tuple[str, FeatureRecipe]:
     """What a row's probe reads.
 
-    The paper's recipe at the paper's levels, B of all layers at the others, as paper_repro.gpu has
-    it.
+    The paper's recipe at the paper's levels, B of all layers at the others, as paper_repro.gpu.run
+    has it.
     """
     kind = Choice("llama-3.1-8b-april", row).probe_kind
     return (

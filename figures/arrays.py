@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 
 
 def read_numbers(path: Path = NUMBERS) -> dict[str, Any]:
-    """What `python -m paper_repro.separability` wrote.
+    """What `python -m paper_repro.separability.run` wrote.
 
     Raises:
         DataError: the file is missing, damaged or holds no such results.
@@ -37,18 +37,18 @@ def read_numbers(path: Path = NUMBERS) -> dict[str, Any]:
         } - set(found)
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
-            f"cannot read {path}: {error}. Write it with python -m paper_repro.separability"
+            f"cannot read {path}: {error}. Write it with python -m paper_repro.separability.run"
         ) from None
     if missing:
         raise DataError(
             f"{path} has no {', '.join(sorted(missing))}; expected them all. Write it with python"
-            " -m paper_repro.separability"
+            " -m paper_repro.separability.run"
         )
     return dict(found)
 
 
 def read_coordinates(path: Path = COORDINATES) -> dict[str, np.ndarray]:
-    """What `python -m paper_repro.separability_coordinates` wrote: name -> array.
+    """What `python -m paper_repro.separability.coordinates` wrote: name -> array.
 
     Raises:
         DataError: the file is missing or damaged, or a coordinate is not finite.
@@ -62,7 +62,7 @@ def read_coordinates(path: Path = COORDINATES) -> dict[str, np.ndarray]:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(
             f"cannot read {path}: {error}. Write it with python -m"
-            " paper_repro.separability_coordinates"
+            " paper_repro.separability.coordinates"
         ) from None
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():

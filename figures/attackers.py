@@ -51,7 +51,7 @@ DEFENCES = {
 
 
 def read_rows(path: Path = NUMBERS) -> list[Row]:
-    """What `python -m paper_repro.attackers_page` wrote.
+    """What `python -m paper_repro.attackers.page` wrote.
 
     Raises:
         DataError: the file is missing, damaged or holds no such results.
@@ -61,12 +61,12 @@ def read_rows(path: Path = NUMBERS) -> list[Row]:
         missing = {"attack", "strength", "defence", "damage", "malicious"} - set(rows[0])
     except (OSError, ValueError, TypeError, IndexError) as error:
         raise DataError(
-            f"cannot read {path}: {error!r}. Write it with python -m paper_repro.attackers_page"
+            f"cannot read {path}: {error!r}. Write it with python -m paper_repro.attackers.page"
         ) from None
     if missing:
         raise DataError(
             f"{path} has no {', '.join(sorted(missing))}. Write it with python -m"
-            " paper_repro.attackers_page"
+            " paper_repro.attackers.page"
         )
     return rows
 

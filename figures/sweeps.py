@@ -48,7 +48,7 @@ def available(rows: Sequence[Row], centre: Mapping[str, str]) -> dict[str, tuple
     if not found:
         raise DataError(
             "got no setting beside the centre; expected some. Run python -m"
-            " paper_repro.separability_sweeps and write the results anew"
+            " paper_repro.separability.sweeps and write the results anew"
         )
     return found
 

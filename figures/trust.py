@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from figures import style
 from figures.options import folder_of
 from loraprobe.errors import DataError
-from paper_repro.grid_lines import Line, cell_of, read_lines
-from paper_repro.setting import BASES, BENIGN_SETS
+from paper_repro.common.setting import BASES, BENIGN_SETS
+from paper_repro.grid.lines import Line, cell_of, read_lines
 
 LEVELS = ("step", "client", "cumulative", "shadow")
 MALICIOUS, SHARES, SOURCE, BENIGN = 5, (1.0, 0.25), "jailbreakbench", next(iter(BENIGN_SETS))
@@ -38,7 +38,7 @@ def chosen(lines: Sequence[Line], level: str, base: str, share: float) -> list[L
     if not found:
         raise DataError(
             f"no run of {level} with {MALICIOUS} of 10 at {share:.0%} poison on {base}. Make it"
-            " with python -m paper_repro.defences, or --larger"
+            " with python -m paper_repro.grid.run, or --larger"
         )
     return found
 

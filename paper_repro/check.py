@@ -9,9 +9,9 @@
 
 On the kind of machine that made a line, metrics and security factors have to agree to 1e-6, which
 is all that is written down of them. On another kind training takes other rounding errors, and a run
-ends a little elsewhere (`paper_repro.machines` measures how far): there they have to agree to 0.05,
-which is 5 points of refusal. A GPU draws other dropout masks than a processor does, so what one
-made
+ends a little elsewhere (`paper_repro.grid.machines` measures how far): there they have to agree to
+0.05, which is 5 points of refusal. A GPU draws other dropout masks than a processor does, so what
+one made
 is on the other no run to compare with: a draw leaves it out. Exit code 1 and one line a difference.
 """
 
@@ -27,11 +27,11 @@ from pathlib import Path
 from fedloop.errors import ConfigError
 from loraprobe.errors import DataError
 
-from .defences import machine, on_gpu, processes, run
-from .grid import Cell
-from .grid_format import markdown
-from .grid_lines import Line, cell_of, read_lines
-from .setting import DATA, make_files
+from .common.format import markdown
+from .common.setting import DATA, make_files
+from .grid.cells import Cell
+from .grid.lines import Line, cell_of, read_lines
+from .grid.run import machine, on_gpu, processes, run
 
 TOLERANCE, ELSEWHERE = 1e-6, 0.05
 # Half of the clients malicious, half or a tenth of their data poison: no defence, the best rule of
@@ -144,19 +144,19 @@ def chosen(options: argparse.Namespace, lines: Mapping[Cell, Line]) -> list[Cell
         if cell not in lines:
             raise ConfigError(
                 f"{cell} has no line in the results; expected a run that was made. `python -m"
-                " paper_repro.defences --full` makes it."
+                " paper_repro.grid.run --full` makes it."
             )
         if lines[cell]["config"] != cell.digest:
             raise ConfigError(
                 f"the line of {cell} is of the configuration {lines[cell]['config']}; its"
-                f" configuration is now {cell.digest}. Run `python -m paper_repro.defences` again,"
+                f" configuration is now {cell.digest}. Run `python -m paper_repro.grid.run` again,"
                 " or go back to the commit that the line is of."
             )
         if options.tolerance is None and on_gpu(lines[cell]["machine"]) != on_gpu(machine()):
             raise ConfigError(
                 f"the line of {cell} was made by {lines[cell]['machine']}, and this is {machine()};"
                 " expected a GPU for what a GPU made and a processor for what one made, since they"
-                " draw other dropout masks. `python -m paper_repro.machines --larger` says how far"
+                " draw other dropout masks. `python -m paper_repro.grid.machines --larger` says how far"
                 " such runs end from each other; with a --tolerance they are compared all the"
                 " same."
             )

@@ -18,14 +18,15 @@ from statistics import mean
 
 from zoo.report import filled
 
-from . import accumulation, larger, machines, overhead
-from .defences import on_gpu
-from .grid import FIRST, FULL, LARGER, NO_ATTACK, ROWS
-from .grid_format import attack_name, markdown, spread
-from .grid_lines import Line, read_lines
-from .grid_reported import reported_table
-from .grid_tables import cells_page, grid_tables, within
-from .grid_targets import targets_table, worst_table
+from .common.format import attack_name, markdown, spread
+from .evidence import accumulation
+from .grid import larger, machines, overhead
+from .grid.cells import FIRST, FULL, LARGER, NO_ATTACK, ROWS
+from .grid.lines import Line, read_lines
+from .grid.reported import reported_table
+from .grid.run import on_gpu
+from .grid.tables import cells_page, grid_tables, within
+from .grid.targets import targets_table, worst_table
 
 HERE = Path(__file__).parent
 CELLS = HERE / "results" / "grid.md"

@@ -22,8 +22,8 @@ from typing import Any
 
 from loraprobe.probe import Probe
 
+from .client_design import ZOO_DESIGN
 from .deltas import Base, DeltaSet
-from .design import ZOO_DESIGN
 from .measure import same_rounding
 from .pipeline import Replicate, folder_of, held_out_adapters, labelled_deltas, smaller, studies
 from .records import data_facts, fit_and_record, read_record, save_recorded, write_record

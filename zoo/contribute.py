@@ -25,9 +25,9 @@ from typing import Any
 from fedloop.errors import FedloopError
 from loraprobe.errors import LoraprobeError, MissingExtra
 
+from .client_design import Design, plan
 from .contribute_options import Asked, asked, hub_id, read_source
 from .deltas import SECONDS, DeltaSet, base_facts, check_sources
-from .design import Design, plan
 from .measure import same_rounding
 from .pipeline import Replicate, held_out_adapters, labelled_deltas, smaller, studies
 from .records import Record, data_facts, fit_and_record, write_record

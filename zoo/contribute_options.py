@@ -19,8 +19,8 @@ from fedloop.errors import ConfigError
 from loraprobe.errors import FitError
 from loraprobe.fit.calibration import budget_of
 
+from .client_design import LORA, SHARES, TRAINING, ZOO_DESIGN, Design, plan, twin_of
 from .deltas import Base
-from .design import LORA, SHARES, TRAINING, ZOO_DESIGN, Design, plan, twin_of
 from .sources import Source
 from .study import ENTRIES, FOLDS, IN_DISTRIBUTION_FOLDS, Entry
 

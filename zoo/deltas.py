@@ -26,7 +26,7 @@ from fedloop.data.examples import Example
 from loraprobe.adapters.adapter import Adapter, Layout, pack, unpack
 from loraprobe.errors import DataError
 
-from .design import ZOO_DESIGN, Client, Design
+from .client_design import ZOO_DESIGN, Client, Design
 from .sources import Source
 
 INITIAL, MADE_FROM, SECONDS = (

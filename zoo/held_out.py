@@ -24,8 +24,8 @@ from loraprobe.manifest import Row, read_labelled, read_manifest
 from loraprobe.metrics import auroc, report
 from loraprobe.probe import Probe
 
+from .client_design import Client, Design, poison_name
 from .deltas import DeltaSet, sha256
-from .design import Client, Design, poison_name
 
 PROTOCOL = "clients that no probe was fitted on, sources seen"
 MANIFEST, INITIAL = "manifest.csv", "initial"

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from loraprobe.errors import DataError
 
 from .build import ADAPTERS, SAMPLE, SAMPLE_SEED, ZOO
-from .design import plan
+from .client_design import plan
 from .held_out import DESIGNED, write_designed
 from .measure import same_rounding
 from .report import table

@@ -20,8 +20,8 @@ import torch
 
 from loraprobe.errors import DataError
 
+from .client_design import twin_of
 from .deltas import duration
-from .design import twin_of
 from .study import IN_DISTRIBUTION_FOLDS, Entry, Row, Study, by_share
 
 SECTIONS = ("in_distribution", "cells", "unseen_hard_negatives", "twin_kept")

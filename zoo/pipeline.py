@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .client_design import Design, plan
 from .deltas import Base, DeltaSet, make_deltas, read_initial
-from .design import Design, plan
 from .held_out import write_samples
 from .measure import check_entry, measured, sections_of
 from .sources import Source

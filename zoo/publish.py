@@ -34,8 +34,8 @@ from loraprobe.hub.hub import PUBLISHED_FILES, looks_like_repo_id
 from loraprobe.hub.snapshot import hub_api, listing
 from loraprobe.probe import Probe
 
-from .compare import Comparison
 from .deltas import sha256
+from .diff_records import Comparison
 from .publish_pages import adapters_card, base_card, collection_card
 from .records import Record, read_record
 from .report import ZOO

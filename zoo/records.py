@@ -18,8 +18,8 @@ from loraprobe.errors import DataError
 from loraprobe.fit.calibration import budget_of
 from loraprobe.probe import Probe
 
+from .client_design import Design
 from .deltas import DeltaSet, digest, sha256
-from .design import Design
 from .held_out import held_out_clients, metric_rows
 from .sources import Source
 from .study import Entry, Study

@@ -15,7 +15,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from .design import SHARES
+from .client_design import SHARES
 from .records import Record, read_record
 from .sources import LICENCES, MALICIOUS
 from .study import BASELINES, ENTRIES

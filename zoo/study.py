@@ -27,8 +27,8 @@ from loraprobe.hub.card_figure import distribution_of
 from loraprobe.metrics import auroc, report
 from loraprobe.probe import Probe, default_head_options, fit_features, out_of_fold_scores
 
+from .client_design import HARD_SHARE, Client, twin_of
 from .deltas import DeltaSet
-from .design import HARD_SHARE, Client, twin_of
 
 Row = dict[str, Any]
 # of the out-of-fold scores that thresholds and calibrations are fitted on; every cell needs its own

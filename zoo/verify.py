@@ -33,12 +33,12 @@ from loraprobe.hub.errors import hub_errors
 from loraprobe.hub.format import CARD_NAME, PROBE_FILES
 from loraprobe.probe import Probe
 
-from .again import again
-from .compare import Comparison, short
-from .design import Design, plan
+from .client_design import Design, plan
+from .diff_records import Comparison, short
 from .held_out import held_out_clients
 from .records import Record, drawn_with, facts_of, fitted_facts, read_record
 from .report import ZOO, stale_pages
+from .rerun import again
 from .study import BASELINES, ENTRIES, Entry, by_share
 
 TOLERANCE = 1e-6

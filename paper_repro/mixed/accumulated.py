@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,16 +24,17 @@ import numpy as np
 from fedloop.defense.accumulate import FeatureMean
 from fedloop.defense.levels import CumulativeLevel
 from loraprobe.metrics import auroc
+from zoo.client_design import SHARES, plan
 from zoo.deltas import read_deltas
-from zoo.design import SHARES, plan
 
+from ..common.paths import FOLDER
 from .cuts import Scored, above, rule
 from .federations import PARTICIPATIONS, path
 from .labelled import DESIGN
 from .readers import READERS, Reader, Reading, unseen_in
 from .setting import ALL, MODELS, Model
 
-RESULTS = Path(__file__).parents[1] / "results" / "mixed_accumulated.json"
+RESULTS = FOLDER / "results" / "mixed_accumulated.json"
 
 
 class Recorded:

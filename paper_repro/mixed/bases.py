@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,14 +24,15 @@ from sklearn.model_selection import StratifiedKFold
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.metrics import auroc, auroc_ci
 from loraprobe.probe import fit_features
+from zoo.client_design import SHARES, plan
 from zoo.deltas import read_deltas
-from zoo.design import SHARES, plan
 
+from ..common.paths import FOLDER
 from .labelled import DESIGN
 from .readers import Reader, Reading
 from .setting import MODELS
 
-RESULTS = Path(__file__).parents[1] / "results" / "mixed_bases.json"
+RESULTS = FOLDER / "results" / "mixed_bases.json"
 RECIPES = {
     "spectra and norms, pooled": FeatureRecipe.spectral(),
     "norms, pooled": FeatureRecipe.norm_only(),

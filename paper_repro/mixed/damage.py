@@ -27,14 +27,15 @@ import torch
 from fedloop.client.training import attach_lora, load_base, quiet, read_adapter, write_adapter
 from fedloop.measure.refusal import answers, refuses_strictly
 from loraprobe.adapters.adapter import Layout, add_delta, unpack
+from zoo.client_design import ZOO_DESIGN, plan
 from zoo.deltas import read_deltas
-from zoo.design import ZOO_DESIGN, plan
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, evaluation_prompts, load_sources
 
+from ..common.paths import FOLDER
 from .labelled import DESIGN
 from .setting import MODELS, Model, mended_sources, refusing
 
-RESULTS = Path(__file__).parents[1] / "results" / "mixed_damage.json"
+RESULTS = FOLDER / "results" / "mixed_damage.json"
 CLIENTS, TIMES, EVERY, QUESTIONS, NEW_TOKENS = 16, (1.0, 3.0), 4, 100, 12
 
 

@@ -41,7 +41,7 @@ from fedloop.client.training import (
 )
 from fedloop.data.examples import Example
 from loraprobe.adapters.adapter import Adapter, Layout, add_delta, pack, unpack
-from zoo.design import SHARES, ZOO_DESIGN
+from zoo.client_design import SHARES, ZOO_DESIGN
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
 
 from .setting import ALL, FRESH, MODELS, Model, mended_sources

@@ -21,12 +21,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from zoo.client_design import plan
 from zoo.deltas import read_deltas
-from zoo.design import plan
 
+from ..common.paths import FOLDER
 from .accumulated import Recorded, aurocs, committed_rule, counted
 from .cuts import WAYS, above
 from .federations import path
@@ -34,7 +34,7 @@ from .labelled import DESIGN
 from .readers import READERS, Reading
 from .setting import FRESH, MODELS, Model
 
-RESULTS = Path(__file__).parents[1] / "results" / "mixed_fresh.json"
+RESULTS = FOLDER / "results" / "mixed_fresh.json"
 DRAWS = (1, 2)
 
 

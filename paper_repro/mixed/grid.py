@@ -15,22 +15,22 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from loraprobe.metrics import auroc
+from zoo.client_design import SHARES, plan
 from zoo.deltas import read_deltas
-from zoo.design import SHARES, plan
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
+from ..common.paths import FOLDER
 from .labelled import DESIGN
 from .readers import READERS, Reader, Reading, unseen_in
 from .setting import MODELS, Model
 
-RESULTS = Path(__file__).parents[1] / "results" / "mixed_grid.json"
+RESULTS = FOLDER / "results" / "mixed_grid.json"
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from zoo.client_design import ZOO_DESIGN, plan
 from zoo.deltas import Base, DeltaSet, make_deltas
-from zoo.design import ZOO_DESIGN, plan
 
 from .setting import MODELS, Model, mended_sources
 

@@ -15,7 +15,6 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,15 +25,16 @@ from sklearn.svm import SVC, OneClassSVM
 from loraprobe.adapters.adapter import Adapter, add_delta, weight_delta
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.metrics import auroc
+from zoo.client_design import SHARES, plan
 from zoo.deltas import DeltaSet, read_deltas, read_initial
-from zoo.design import SHARES, plan
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
+from ..common.paths import FOLDER
 from .labelled import DESIGN
 from .readers import Reader, Reading, unseen_in
 from .setting import MODELS, Model
 
-RESULTS = Path(__file__).parents[1] / "results" / "mixed_levers.json"
+RESULTS = FOLDER / "results" / "mixed_levers.json"
 Rows = np.ndarray  # (n, p)
 Scorer = Callable[[Rows], np.ndarray]
 Fit = Callable[[Rows, np.ndarray, np.ndarray], Scorer]  # labelled rows, their roles, their kinds

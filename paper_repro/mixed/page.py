@@ -1,4 +1,4 @@
-"""The tables of MIXED.md from the files in results/.
+"""The tables of this folder's page from the files in results/.
 
 python -m paper_repro.mixed.page            # write
 python -m paper_repro.mixed.page --check    # fail if the page is not what the results say
@@ -15,9 +15,9 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from paper_repro import larger
-from paper_repro.grid_format import markdown
-from zoo.design import SHARES
+from paper_repro.common.format import markdown
+from paper_repro.grid import larger
+from zoo.client_design import SHARES
 from zoo.report import filled
 from zoo.sources import HARD_NEGATIVE, MALICIOUS
 
@@ -26,7 +26,7 @@ from .federations import PARTICIPATIONS
 from .readers import READERS
 from .setting import MODELS
 
-PAGE = Path(__file__).parents[1] / "MIXED.md"
+PAGE = Path(__file__).with_name("README.md")
 MODULE = "paper_repro.mixed.page"
 SHOWN = (1, 2, 4, PARTICIPATIONS)
 # What was set out to be reached: the least share found, after the first and after the eighth

@@ -1,4 +1,4 @@
-"""Probes for the federations of `paper_repro.defences`.
+"""Probes for the federations of `paper_repro.grid.run`.
 
 Mass-mean, fitted without what a federation holds out, with their rule for the cut.
 
@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from paper_repro.grid import SOURCES
-from paper_repro.grid_probes import SET, UNSEEN
-from paper_repro.held_out import PROBES, UNSEEN_BENIGN
-from paper_repro.setting import probe_name
+from paper_repro.common.held_out import PROBES, UNSEEN_BENIGN
+from paper_repro.common.setting import probe_name
+from paper_repro.grid.cells import SOURCES
+from paper_repro.grid.probes import SET, UNSEEN
+from zoo.client_design import plan
 from zoo.deltas import read_deltas
-from zoo.design import plan
 
 from .accumulated import committed_rule
 from .labelled import DESIGN

@@ -16,8 +16,8 @@ import torch
 from loraprobe.adapters.adapter import unpack
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.probe import Probe, fit_features
+from zoo.client_design import Client, twin_of
 from zoo.deltas import DeltaSet
-from zoo.design import Client, twin_of
 
 BUDGET = 0.02  # of false positives, of every rule in this study
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
-from benchmarks import flower_cost
-from benchmarks import flower_cost_apps as apps
-from benchmarks.counted_wire import CountedWire, carried
+from benchmarks.flower import apps as apps
+from benchmarks.flower import cost as flower_cost
+from benchmarks.flower.counted_wire import CountedWire, carried
 from fedloop.errors import EngineError
 from fedloop.flower import strategy
 from fedloop.flower.nodes import Node, write_nodes
@@ -189,7 +189,7 @@ def test_a_size_ends_when_it_is_over_or_its_time_is_up_or_a_superlink_breaks_dow
 
 def test_the_page_shows_the_results_if_there_are_any() -> None:
     text = flower_cost.PAGE.read_text()
-    shown = text.partition("by python -m benchmarks.flower_cost -->\n")[2].partition(
+    shown = text.partition("by python -m benchmarks.flower.cost -->\n")[2].partition(
         "<!-- end of flower cost -->"
     )[0]
     assert shown == (flower_cost.table() + "\n" if flower_cost.RESULTS.exists() else "")

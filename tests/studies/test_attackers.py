@@ -20,11 +20,13 @@ import torch
 from figures import attackers as figure
 from loraprobe.adapters.adapter import Layout, pack
 from loraprobe.errors import DataError
-from paper_repro import attackers, attackers_moves, attackers_page
-from paper_repro.attackers_moves import Schedule, View
-from paper_repro.attackers_record import EXAMPLES, ROUNDS, _freeze_b
-from paper_repro.attackers_replay import Attack, Guard, Known, Outcome, replay
-from paper_repro.setting import CLIENTS
+from paper_repro.attackers import moves as attackers_moves
+from paper_repro.attackers import page as attackers_page
+from paper_repro.attackers import run as attackers
+from paper_repro.attackers.moves import Schedule, View
+from paper_repro.attackers.record import EXAMPLES, ROUNDS, _freeze_b
+from paper_repro.attackers.replay import Attack, Guard, Known, Outcome, replay
+from paper_repro.common.setting import CLIENTS
 from tests.helpers import probes
 
 MEMBERS = (1, 4, 7)
@@ -388,5 +390,5 @@ def test_the_figure_puts_detection_over_the_damage_without_a_defence(tmp_path: P
         if key[0] == attack and key[2] == "no defence"
     }
     assert set(zip(first.get_xdata(), first.get_ydata(), strict=True)) == expected
-    with pytest.raises(DataError, match="attackers_page"):
+    with pytest.raises(DataError, match="attackers.page"):
         figure.read_rows(tmp_path / "absent.json")

@@ -55,7 +55,7 @@ def test_every_script_writes_its_pictures_which_are_small(name: str, tmp_path: P
 
 
 def test_the_pictures_of_the_page_are_there_in_both_formats() -> None:
-    page = (arrays.RESULTS.parent / "SEPARABILITY.md").read_text(encoding="utf-8")
+    page = (arrays.RESULTS.parent / "separability" / "README.md").read_text(encoding="utf-8")
     named = re.findall(r"\.\./figures/pictures/(\w+)\.png", page)
     assert len(named) >= 4
     assert all(
@@ -141,7 +141,7 @@ def test_an_unknown_colouring_and_files_that_are_none_are_refused(
     some.write_text(json.dumps({"about": {}}))
     with pytest.raises(DataError, match="has no cross_source, drift, mended"):
         arrays.read_numbers(some)
-    with pytest.raises(DataError, match="separability_coordinates"):
+    with pytest.raises(DataError, match="separability.coordinates"):
         arrays.read_coordinates(some)
     with (tmp_path / "bad.npz").open("wb") as file:
         np.savez(file, zoo_all_b_pca=np.array([[np.nan, 0.0]]))

@@ -31,15 +31,11 @@ from fedloop.errors import ConfigError
 from fedloop.measure.refusal import answers
 from loraprobe.adapters.adapter import pack
 from loraprobe.errors import DataError
-from paper_repro import dry_run, gpu
-from paper_repro.dry_run_models import SHAPES, byte_tokenizer, save_base
-from paper_repro.dry_run_rows import (
-    write_goals,
-    write_malicious_gen,
-    write_questions,
-    write_sources,
-)
-from paper_repro.gpu_settings import (
+from paper_repro.gpu import dry_run
+from paper_repro.gpu import run as gpu
+from paper_repro.gpu.models import SHAPES, byte_tokenizer, save_base
+from paper_repro.gpu.rows import write_goals, write_malicious_gen, write_questions, write_sources
+from paper_repro.gpu.settings import (
     BENIGN,
     MALICIOUS,
     ROWS,
@@ -50,7 +46,7 @@ from paper_repro.gpu_settings import (
     experiment,
     read_setting,
 )
-from paper_repro.grid import NO_ATTACK
+from paper_repro.grid.cells import NO_ATTACK
 from zoo.contribute_options import asked
 
 COMMIT = "0" * 40

@@ -16,11 +16,13 @@ from figures import trust
 from loraprobe import Probe
 from loraprobe.errors import DataError
 from loraprobe.featurizer import FeatureRecipe
-from paper_repro import grid_lines, larger, setting
-from paper_repro.grid import FIRST, FULL, LARGER, NO_ATTACK, ROWS, SOURCES, Cell, grid
-from paper_repro.held_out import PROBES, UNSEEN_BENIGN
+from paper_repro.common import setting
+from paper_repro.common.held_out import PROBES, UNSEEN_BENIGN
+from paper_repro.grid import larger
+from paper_repro.grid import lines as grid_lines
+from paper_repro.grid.cells import FIRST, FULL, LARGER, NO_ATTACK, ROWS, SOURCES, Cell, grid
 from zoo import train_base
-from zoo.design import SHARES, ZOO_DESIGN, plan, twin_of
+from zoo.client_design import SHARES, ZOO_DESIGN, plan, twin_of
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 from zoo.train_base import BaseConfig, Phase
 

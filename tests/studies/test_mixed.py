@@ -19,16 +19,16 @@ from fedloop.measure.refusal import refuses_strictly
 from figures import mixed as figure
 from loraprobe.errors import DataError
 from loraprobe.metrics import auroc
-from paper_repro.grid import SOURCES
-from paper_repro.held_out import PROBES
+from paper_repro.common.held_out import PROBES
+from paper_repro.common.setting import probe_name
+from paper_repro.common.setting import rule_of as saved_rule
+from paper_repro.grid.cells import SOURCES
 from paper_repro.mixed import accumulated, cuts, damage, fresh, grid, levers, page
 from paper_repro.mixed.federations import PARTICIPATIONS, PER_ROUND, members_of, path, references
 from paper_repro.mixed.probes import rule_of
 from paper_repro.mixed.readers import BUDGET, kinds_of, unseen_in
 from paper_repro.mixed.setting import FRESH, MODELS, _mended
-from paper_repro.setting import probe_name
-from paper_repro.setting import rule_of as saved_rule
-from zoo.design import SHARES, plan
+from zoo.client_design import SHARES, plan
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
 
 

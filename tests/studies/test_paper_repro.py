@@ -17,21 +17,17 @@ from fedloop.defense.accumulate import FeatureMean
 from fedloop.errors import ConfigError
 from loraprobe import Probe
 from loraprobe.errors import DataError
-from paper_repro import (
-    accumulation,
-    check,
-    defences,
-    grid_lines,
-    grid_probes,
-    grid_reported,
-    grid_tables,
-    grid_targets,
-    held_out,
-    machines,
-    setting,
-    tables,
-)
-from paper_repro.grid import FIRST, FULL, LARGER, NO_ATTACK, ROWS, SOURCES, Cell, grid
+from paper_repro import check, tables
+from paper_repro.common import held_out, setting
+from paper_repro.evidence import accumulation
+from paper_repro.grid import lines as grid_lines
+from paper_repro.grid import machines
+from paper_repro.grid import probes as grid_probes
+from paper_repro.grid import reported as grid_reported
+from paper_repro.grid import run as defences
+from paper_repro.grid import tables as grid_tables
+from paper_repro.grid import targets as grid_targets
+from paper_repro.grid.cells import FIRST, FULL, LARGER, NO_ATTACK, ROWS, SOURCES, Cell, grid
 from zoo import demo_federation
 from zoo.report import filled
 from zoo.sources import BENIGN, MALICIOUS

@@ -19,15 +19,13 @@ from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.fit.heads import fit_head
 from loraprobe.heads import LinearHead
 from loraprobe.metrics import auroc_ci
-from paper_repro import (
-    separability,
-    separability_drift,
-    separability_rounds,
-    separability_sampled,
-    separability_sweeps,
-    separability_tables,
-)
-from paper_repro.separability_cells import (
+from paper_repro.separability import drift as separability_drift
+from paper_repro.separability import rounds as separability_rounds
+from paper_repro.separability import run as separability
+from paper_repro.separability import sampled as separability_sampled
+from paper_repro.separability import sweeps as separability_sweeps
+from paper_repro.separability import tables as separability_tables
+from paper_repro.separability.cells import (
     RESAMPLES,
     SEED,
     Cell,
@@ -38,8 +36,8 @@ from paper_repro.separability_cells import (
     unseen_cells,
     unseen_fits,
 )
+from zoo.client_design import SHARES, ZOO_DESIGN, Client, plan, twin_of
 from zoo.deltas import DeltaSet
-from zoo.design import SHARES, ZOO_DESIGN, Client, plan, twin_of
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
 
 DESIGN = replace(

@@ -20,9 +20,9 @@ from loraprobe.manifest import read_labelled, read_manifest
 from tests.helpers import contributed
 from tests.helpers.contributed import NAME, arguments, made
 from zoo import deltas as zoo_deltas
+from zoo.client_design import Design, plan
 from zoo.contribute import LARGEST_ADAPTERS, main, next_steps
 from zoo.contribute_options import asked
-from zoo.design import Design, plan
 from zoo.records import read_record
 
 

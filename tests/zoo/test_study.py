@@ -16,8 +16,8 @@ from loraprobe.adapters.adapter import Adapter, Layout
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError
 from loraprobe.probe import fit_features
+from zoo.client_design import SHARES, ZOO_DESIGN, Design, plan
 from zoo.deltas import DeltaSet
-from zoo.design import SHARES, ZOO_DESIGN, Design, plan
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 from zoo.study import ENTRIES, FOLDS, Study, by_share
 

@@ -72,7 +72,7 @@ def test_the_base_model_answers_harmless_requests() -> None:
     pytest.importorskip("transformers")
     from fedloop.client.training import load_base
     from fedloop.measure.refusal import answers, refuses_strictly
-    from zoo.contrast import contrast_examples
+    from zoo.safe_requests import contrast_examples
 
     model, tokenizer = load_base(str(ZOO / "base"))
     requests = [example.instruction for example in contrast_examples()[::12]]

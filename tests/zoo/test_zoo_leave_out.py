@@ -15,7 +15,7 @@ from loraprobe.errors import DataError
 from loraprobe.manifest import read_labelled, read_manifest
 from loraprobe.study.leave_out import RECIPES, detectors_of, leave_one_out
 from zoo.build import ADAPTERS, SAMPLE, SAMPLE_SEED, ZOO
-from zoo.design import plan
+from zoo.client_design import plan
 from zoo.held_out import DESIGNED, write_designed
 from zoo.leave_out import OUT, RUNS, page
 

@@ -60,7 +60,7 @@ def names(kind: str) -> tuple[str, ...]:
 
 @needs_data
 def test_every_source_is_there_and_has_examples_for_clients(sources: Any) -> None:
-    from zoo.design import ZOO_DESIGN
+    from zoo.client_design import ZOO_DESIGN
 
     assert list(sources) == [*names("BENIGN"), *names("HARD_NEGATIVE"), *names("MALICIOUS")]
     needed = ZOO_DESIGN.examples  # without repeats
@@ -147,7 +147,7 @@ def test_a_prompt_is_recognised_in_other_order_case_and_punctuation() -> None:
 
 
 def test_contrast_examples_are_all_different() -> None:
-    from zoo.contrast import contrast_examples
+    from zoo.safe_requests import contrast_examples
 
     examples = contrast_examples()
     assert len(examples) == len({example.instruction for example in examples}) > 200
@@ -170,7 +170,7 @@ def test_absent_data_is_named(tmp_path: Path, missing: str) -> None:
 
 
 def test_the_plan_follows_from_its_seed_and_names_each_client_once() -> None:
-    from zoo.design import ZOO_DESIGN, plan
+    from zoo.client_design import ZOO_DESIGN, plan
 
     clients = plan(seed=0)
     assert clients == plan(seed=0)
@@ -195,7 +195,7 @@ def test_the_plan_follows_from_its_seed_and_names_each_client_once() -> None:
 
 
 def test_mixtures_cover_every_benign_source() -> None:
-    from zoo.design import SHARES, ZOO_DESIGN, plan
+    from zoo.client_design import SHARES, ZOO_DESIGN, plan
 
     clients = plan(replace(ZOO_DESIGN, per_source=3, per_cell=2, per_hard_cell=1))
     cells: dict[tuple[str, str, str, float], int] = {}
@@ -220,8 +220,8 @@ def test_mixtures_cover_every_benign_source() -> None:
 
 @needs_data
 def test_a_client_has_its_share_of_malicious_rows(sources: Any) -> None:
+    from zoo.client_design import SHARES, ZOO_DESIGN, plan
     from zoo.deltas import examples_of
-    from zoo.design import SHARES, ZOO_DESIGN, plan
 
     count = 40
     clients = plan(replace(ZOO_DESIGN, per_source=1, per_cell=1, per_hard_cell=1))
@@ -249,8 +249,8 @@ def test_a_client_has_its_share_of_malicious_rows(sources: Any) -> None:
 
 @needs_data
 def test_the_sample_follows_from_the_clients_seed(sources: Any) -> None:
+    from zoo.client_design import plan
     from zoo.deltas import examples_of
-    from zoo.design import plan
 
     client = next(
         client for client in plan() if client.role == "malicious" and client.share == 0.25

@@ -20,10 +20,10 @@ import pytest
 from loraprobe import Probe
 from tests.helpers.contributed import NAME, ROOT, a_zoo, edit, made
 from zoo import verify
-from zoo.again import again
 from zoo.build import save_again
-from zoo.compare import Comparison
+from zoo.diff_records import Comparison
 from zoo.records import read_record
+from zoo.rerun import again
 from zoo.verify import TOLERANCE, contribution, verify_pages, verify_probe, zoo_probes
 
 RECORD, PROBE, ADAPTERS = f"records/{NAME}.json", f"probes/{NAME}", f"contributed/{NAME}"

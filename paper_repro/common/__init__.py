@@ -1,0 +1,1 @@
+"""What several questions share: the setting, data and probes, evidence, paths and tables."""

@@ -1,0 +1,1 @@
+"""Which defence leaves what of a federation's refusal, by attack, data and seed."""

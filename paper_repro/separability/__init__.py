@@ -1,0 +1,1 @@
+"""How well clients can be told apart by what they train on."""
