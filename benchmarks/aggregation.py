@@ -26,7 +26,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedloop.rules.classic import AGGREGATORS, StreamingMean
+from fedloop.rules.rows import StreamingMean
+from fedloop.rules.rule import AGGREGATORS
 
 RESULTS = Path(__file__).parent / "results/aggregation.json"
 CLIENTS, LENGTH, F = 20, 3_407_872, 4

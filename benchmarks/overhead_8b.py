@@ -58,7 +58,7 @@ from fedloop.defense.levels import (
     make_level,
 )
 from fedloop.defense.types import ClientUpdate
-from fedloop.rules.classic import AGGREGATORS
+from fedloop.rules.rule import AGGREGATORS
 from fedloop.run.simulate import plan_round
 from loraprobe.adapters.adapter import Adapter, Layout, add_delta, factor_delta, pack, unpack
 from loraprobe.featurizer import FeatureRecipe, Featurizer

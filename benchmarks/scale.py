@@ -35,7 +35,7 @@ import torch
 from fedloop.defense.defense import Defense
 from fedloop.defense.levels import ClientLevel, CumulativeLevel, Level
 from fedloop.defense.types import ClientUpdate
-from fedloop.rules.classic import AGGREGATORS
+from fedloop.rules.rule import AGGREGATORS
 from fedloop.run.spool import Spool
 from loraprobe.adapters.adapter import Adapter, Layout, pack
 from loraprobe.adapters.pair import LoRAPair

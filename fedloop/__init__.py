@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from .defense.types import ClientUpdate, RoundRecord
     from .defense.weights import aggregation_weights
     from .rules.attacks import ATTACKS
-    from .rules.classic import AGGREGATORS
+    from .rules.rule import AGGREGATORS, make_rule
     from .rules.server_optimizers import SERVER_OPTIMIZERS
     from .run.simulate import RunResult, global_model, resume, simulate
 
 # As in loraprobe: a name is looked up when it is first used, so that the command line answers
 # quickly.
 _HOMES = {
-    "rules.classic": ("AGGREGATORS",),
+    "rules.rule": ("AGGREGATORS", "make_rule"),
     "rules.attacks": ("ATTACKS",),
     "config": ("Config",),
     "defense.defense": ("Defense",),
@@ -56,6 +56,7 @@ __all__ = [
     "StepLevel",
     "aggregation_weights",
     "global_model",
+    "make_rule",
     "resume",
     "simulate",
 ]

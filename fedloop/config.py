@@ -21,8 +21,8 @@ from .data.corpora import check_source
 from .defense.levels import LEVELS, Level, make_level
 from .errors import ConfigError
 from .rules.attacks import ATTACKS
-from .rules.classic import AGGREGATORS
 from .rules.lora import LORA_AGGREGATION
+from .rules.rule import RULES, Rule, make_rule
 from .rules.server_optimizers import SERVER_OPTIMIZERS
 
 # Strict: TOML has numbers, so "3" and true are mistakes.
@@ -61,10 +61,6 @@ def _check_options(what: str, function: Callable[..., Any], options: Mapping[str
     ]
     if missing:
         raise ValueError(f"{what} needs the option {', '.join(missing)}")
-    if "f" in options and (
-        isinstance(options["f"], bool) or not isinstance(options["f"], int) or options["f"] < 0
-    ):
-        raise ValueError(f"{what}: got f {options['f']!r}; expected a whole number of at least 0")
 
 
 class _Section(BaseModel):
@@ -284,7 +280,7 @@ class AggregationConfig(_Section):
     """How the weighed updates become one.
 
     Attributes:
-        rule: a name in AGGREGATORS; `options` are its arguments.
+        rule: a name in AGGREGATORS; `options` are those of `fedloop.make_rule`.
         server: a name in SERVER_OPTIMIZERS; `server_options` are its arguments.
         lora: "factors" averages A and B apart (the paper), "exact" averages their products,
             "frozen_a" trains B alone.
@@ -299,7 +295,7 @@ class AggregationConfig(_Section):
     @field_validator("rule")
     @classmethod
     def _known_rule(cls, name: str) -> str:
-        return _one_of(name, AGGREGATORS)
+        return _one_of(name, RULES)
 
     @field_validator("server")
     @classmethod
@@ -313,7 +309,7 @@ class AggregationConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> AggregationConfig:
-        _check_options(f"rule {self.rule!r}", AGGREGATORS[self.rule], self.options)
+        self.make_rule()
         _check_options(
             f"server {self.server!r}", SERVER_OPTIMIZERS[self.server].step, self.server_options
         )
@@ -326,6 +322,14 @@ class AggregationConfig(_Section):
                 " or fedprox, without options"
             )
         return self
+
+    def make_rule(self) -> Rule:
+        """The rule with its options.
+
+        Raises:
+            ConfigError: an option is unknown, missing or not valid.
+        """
+        return make_rule(self.rule, **self.options)
 
 
 class EvaluationConfig(_Section):

@@ -8,9 +8,7 @@ class FedloopError(ValueError):
 
 
 class ConfigError(FedloopError):
-    """A field of an experiment's configuration is unknown, missing or has a value that is not
-    valid.
-    """
+    """A configuration or an option is unknown, missing or has a value that is not valid."""
 
 
 class EvidenceError(FedloopError):
@@ -19,6 +17,13 @@ class EvidenceError(FedloopError):
 
 class AggregationError(FedloopError):
     """An aggregation rule, server optimiser or attack cannot be applied to these updates."""
+
+
+class OptionError(ConfigError, AggregationError):
+    """An option of a rule, server optimiser or attack is unknown, missing or not valid.
+
+    It is raised when the rule is made, before anything runs.
+    """
 
 
 class StateError(FedloopError):
@@ -30,4 +35,4 @@ class MessageError(FedloopError):
 
 
 class EngineError(FedloopError):
-    """A distributed engine could not be started, or its run came to an end before its last round."""
+    """A distributed engine could not be started, or came to an end before its last round."""

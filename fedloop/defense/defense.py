@@ -51,6 +51,10 @@ class Defense:
         registered: example counts the server knows by itself; then claims do not count at all.
         max_steps: more steps of evidence are refused unread.
 
+    Attributes:
+        rule_states: name -> what an aggregation rule remembers, of a loop that applies one behind
+            this defence.
+
     Raises:
         EvidenceError: one of probe and level without the other.
         ConfigError: max_norm_ratio is not a finite number >= 1.
@@ -84,6 +88,7 @@ class Defense:
             max_norm_ratio,
         )
         self.registered, self.max_steps = registered, max_steps
+        self.rule_states: dict[str, dict[str, Any]] = {}
         self._round = 0
         self._state = level.init() if level else {}
         self._features = level.accumulator.init() if level and level.accumulator else {}
@@ -305,6 +310,7 @@ class Defense:
             "round": self._round,
             "state": self._state,
             "features": self._features,
+            "rules": dict(self.rule_states),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -327,8 +333,7 @@ class Defense:
                 f"got the state of {state['level']}; expected that of {self.level!r}: a state"
                 " belongs to its level's parameters"
             )
-        self._round, self._state, self._features = (
-            int(state["round"]),
-            state["state"],
-            state["features"],
-        )
+        self._round = int(state["round"])
+        self._state = state["state"]
+        self._features = state["features"]
+        self.rule_states = dict(state.get("rules", {}))

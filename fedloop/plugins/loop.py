@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from loraprobe.adapters.adapter import Kind
@@ -25,7 +26,7 @@ from loraprobe.errors import NonFiniteError
 from ..defense.defense import Defense
 from ..defense.types import RoundRecord
 from ..errors import AggregationError
-from ..rules.classic import aggregator, tolerable
+from ..rules.rule import Rule, make_rule
 from .replies import Assessed, GlobalState, Reply, StateDict, assess
 
 
@@ -63,6 +64,7 @@ def defend_round(
     kind: Kind = "weights",
     rule: str = "mean",
     options: Mapping[str, Any] | None = None,
+    seed: int = 0,
     **lora: Any,
 ) -> Defended:
     """Check, score, weigh and average one round.
@@ -81,18 +83,21 @@ def defend_round(
         evidence: client id -> what a level needs beyond the update (`Defense.wanted`): PEFT state
             dicts of factor deltas.
         kind: "weights", or "factor_delta" if clients send the change since `global_state`.
-        rule: a name in `fedloop.AGGREGATORS`; `options` are its arguments. An f is lowered to what
-            the rule bears of the clients that are left; a rule that fails on them skips the round.
+        rule: a name in `fedloop.AGGREGATORS`; `options` are those of `fedloop.make_rule`. An f is
+            lowered to what the rule bears of the clients that are left; a rule that fails on them
+            skips the round. What a rule remembers (FoolsGold) is kept in `defense.rule_states`.
+        seed: of what a rule draws (DnC, FLAME's noise), together with the round's number.
         lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern,
             rank_pattern, base_model.
 
     Raises:
         EvidenceError: the round was assessed already, or a client id is not a string.
-        AggregationError: no such rule.
+        ConfigError: no such rule, or an option of it that is unknown, missing or not valid.
         AdapterFormatError, UnsupportedAdapterError, NonFiniteError: `global_state` is not a plain,
             finite LoRA.
     """
-    aggregator(rule)
+    chosen = make_rule(rule, **(options or {}))
+    generator = np.random.default_rng([seed, number])
     start = GlobalState(global_state, alpha=alpha, **lora)
     if isinstance(replies, Mapping):
         sent = evidence or {}
@@ -104,11 +109,10 @@ def defend_round(
     if assessed.record.skipped:
         return Defended(start.state, assessed.record)
     try:
-        return Defended(_aggregated(assessed, start, rule, dict(options or {})), assessed.record)
-    except (
-        AggregationError,
-        NonFiniteError,
-    ) as error:  # no majority, too few clients left, or a sum too large for the state's type
+        state = _aggregated(assessed, start, defense, chosen, generator)
+        return Defended(state, assessed.record)
+    except (AggregationError, NonFiniteError) as error:
+        # No majority, too few clients left, or a sum too large for the state's type.
         return Defended(
             start.state,
             replace(assessed.record, skipped=True, weights={}, note=f"skipped: {error}"),
@@ -116,15 +120,25 @@ def defend_round(
 
 
 def _aggregated(
-    assessed: Assessed, start: GlobalState, rule: str, options: dict[str, Any]
+    assessed: Assessed,
+    start: GlobalState,
+    defense: Defense,
+    rule: Rule,
+    generator: np.random.Generator,
 ) -> dict[str, Any]:
     clients = list(assessed.accepted)
     deltas = torch.stack([start.delta(assessed.accepted[client]) for client in clients])  # (n, d)
     shares = torch.tensor(
         [assessed.record.weights[client] for client in clients], dtype=torch.float64
     )
-    if "f" in options:
-        options["f"] = min(int(options["f"]), tolerable(rule, len(clients)))
-    if rule == "lasa":
-        options.setdefault("sizes", [slot.size for slot in start.layout.slots])
-    return start.moved(aggregator(rule)(deltas, shares, **options))
+    delta, state = rule.apply(
+        defense.rule_states.get(rule.name) or rule.init(),
+        deltas,
+        shares,
+        clients=clients,
+        rng=generator,
+        sizes=[slot.size for slot in start.layout.slots],
+    )
+    moved = start.moved(delta)
+    defense.rule_states[rule.name] = state
+    return moved

@@ -25,7 +25,7 @@ from ..defense.defense import Defense
 from ..defense.levels import make_level
 from ..defense.types import RoundRecord
 from ..errors import ConfigError
-from ..rules.classic import aggregator
+from ..rules.rule import make_rule
 from .loop import defend_round
 from .replies import BROKEN, Reply, next_round, rejected
 
@@ -62,7 +62,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         level: a name in `fedloop.defense.levels.LEVELS`, `level_options` its fields.
         defense_options: min_mean_factor, max_count_ratio, max_norm_ratio, registered, max_steps of
             `Defense`.
-        rule: a name in `fedloop.AGGREGATORS`, `rule_options` its arguments.
+        rule: a name in `fedloop.AGGREGATORS`, `rule_options` its options.
         lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern,
             rank_pattern, base_model.
 
@@ -70,8 +70,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         records: what it decided so far.
 
     Raises:
-        ConfigError: no such level, or a field of it that is not valid.
-        AggregationError: no such rule.
+        ConfigError: no such level or rule, or an option of them that is not valid.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
     ) -> None:
         super().__init__()
         make_level(level, **(level_options or {}))
-        aggregator(rule)
+        make_rule(rule, **(rule_options or {}))
         # Under the names of the arguments: FLARE reads them off again to write the job's
         # configuration.
         self.probe, self.alpha, self.level, self.level_options, self.defense_options = (

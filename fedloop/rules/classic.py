@@ -1,326 +1,330 @@
-"""Aggregation rules: from clients' deltas (n, d) and weights (n,) to one delta (d,).
+"""Robust aggregation rules, textbook definitions: frozen options, each with its `aggregate`.
 
-    delta = AGGREGATORS["trimmed_mean"](deltas, weights, f=2)
-
-Textbook definitions by default; `variant="official"` is what Safe-FedLLM's code computes instead,
-for the tables that need it (OFFICIAL_OPTIONS). How weights enter, in every rule: rows of weight 0
-are dropped first, so a rejected client cannot move any result, whatever it sent; n below counts the
-rows that remain. What the remaining weights do:
-
-- mean, geometric_median: weighted.
-- all others: nothing. Their guarantees count clients, and num_examples is a client's word; one
-  client, one vote.
-
-`f` is the number of malicious rows to withstand: required where a rule uses it (trimmed_mean,
-meamed, krum, multi_krum, nnm, dnc), accepted and without effect elsewhere. It must stay below n / 2
-*after* rejected clients are gone: clamp it with `tolerable(rule, remaining clients)`. Every rule
-raises AggregationError for input that is not finite, of another shape, without weight, or too few
-for f. Inputs are torch tensors or NumPy arrays and are never modified; the result is a CPU tensor
-of their type (float32 for half precision).
+They are called through `fedloop.AGGREGATORS` or as a rule of `fedloop.make_rule`, where it says how
+weights enter. `variant="official"` is what Safe-FedLLM's code computes instead, for the tables that
+need it (OFFICIAL_OPTIONS). Every rule has `f`, the number of malicious rows to withstand: required
+where a rule uses it, accepted and without effect elsewhere, so that rules can be exchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, SupportsIndex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import AggregationError
-from .compared import dnc, flame, foolsgold, lasa, residual
+from ..checks import Validity, check_fields, integer, number, one_of, or_none
+from ..errors import AggregationError, OptionError
 from .rows import (
-    Array,
     StreamingMean,
+    Votes,
     by_sorted_columns,
     check_f,
     combine,
     inner_products,
     squared_distances,
     vector,
-    weighted_rows,
 )
 
-__all__ = [
-    "AGGREGATORS",
-    "OFFICIAL_OPTIONS",
-    "PRE_AGGREGATORS",
-    "StreamingMean",
-    "aggregator",
-    "tolerable",
-]
-
-Aggregator = Callable[..., Tensor]
 Variant = Literal["textbook", "official"]
 Neighbours = Literal["blanchard", "byzfl"]
 
+_TAU = number(above=0)
+# Field -> what is valid; a name means the same in every rule that has it.
+_VALID: Mapping[str, Validity] = {
+    "f": integer(0),
+    "variant": one_of(("textbook", "official")),
+    "neighbours": one_of(("blanchard", "byzfl")),
+    "m": or_none(integer(1)),
+    "iterations": integer(1),
+    "smoothing": number(above=0, below=1),
+    "tau": Validity(
+        lambda value: value == "median" if isinstance(value, str) else _TAU.holds(value),
+        "a finite number above 0, or 'median'",
+    ),
+}
 
-def mean(deltas: Array, weights: Array, *, f: SupportsIndex = 0) -> Tensor:
+
+@dataclass(frozen=True)
+class Mean:
     """The weighted mean, weights normalised to sum to 1. It withstands nobody.
 
     Source: FedAvg, McMahan et al. 2017 (arXiv:1602.05629). `StreamingMean` is the same, row by row.
     """
-    rows, numbers, _ = weighted_rows(deltas, weights)
-    total = StreamingMean()
-    for row, weight in zip(rows, numbers / numbers.sum(), strict=True):
-        total.add(row, weight)
-    return total.result()
+
+    f: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def aggregate(self, votes: Votes) -> Tensor:
+        """One delta (d,)."""
+        total = StreamingMean()
+        shares = votes.weights / votes.weights.sum()
+        for row, share in zip(votes.rows, shares, strict=True):
+            total.add(row, share)
+        return total.result()
 
 
-def median(
-    deltas: Array, weights: Array, *, f: SupportsIndex = 0, variant: Variant = "textbook"
-) -> Tensor:
+@dataclass(frozen=True)
+class Median:
     """The median of every coordinate.
 
-    Args:
+    Attributes:
         variant: of an even number of rows, "textbook" takes the mean of the two middle values,
             "official" the lower one.
 
     Source: Yin et al. 2018 (arXiv:1803.01498).
     """
-    _one_of("variant", variant, ("textbook", "official"))
-    rows, _, _ = weighted_rows(deltas, weights)
-    low, high = (len(rows) - 1) // 2, len(rows) // 2
-    if variant == "official" or low == high:
-        return by_sorted_columns(rows, lambda values: values[:, low])
-    return by_sorted_columns(rows, lambda values: 0.5 * values[:, low] + 0.5 * values[:, high])
+
+    f: int = 0
+    variant: Variant = "textbook"
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def aggregate(self, votes: Votes) -> Tensor:
+        """One delta (d,)."""
+        low = (len(votes.rows) - 1) // 2
+        high = len(votes.rows) // 2
+        if self.variant == "official" or low == high:
+            return by_sorted_columns(votes.rows, lambda values: values[:, low])
+        return by_sorted_columns(
+            votes.rows, lambda values: 0.5 * values[:, low] + 0.5 * values[:, high]
+        )
 
 
-def trimmed_mean(
-    deltas: Array, weights: Array, *, f: SupportsIndex, variant: Variant = "textbook"
-) -> Tensor:
+@dataclass(frozen=True)
+class TrimmedMean:
     """The mean of every coordinate without its f smallest and f largest values.
 
-    Args:
+    Attributes:
         variant: "official" drops one value a side, whatever f.
 
     Source: Yin et al. 2018 (arXiv:1803.01498).
     """
-    _one_of("variant", variant, ("textbook", "official"))
-    rows, _, _ = weighted_rows(deltas, weights)
-    n = len(rows)
-    trimmed = check_f(1 if variant == "official" else f, n)
-    return by_sorted_columns(
-        rows, lambda values: values[:, trimmed : n - trimmed].mean(axis=1, dtype=np.float64)
-    )
+
+    f: int
+    variant: Variant = "textbook"
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def aggregate(self, votes: Votes) -> Tensor:
+        """One delta (d,)."""
+        n = len(votes.rows)
+        trimmed = check_f(1 if self.variant == "official" else self.f, n)
+        return by_sorted_columns(
+            votes.rows, lambda values: values[:, trimmed : n - trimmed].mean(axis=1, dtype=float)
+        )
 
 
-def meamed(deltas: Array, weights: Array, *, f: SupportsIndex) -> Tensor:
+@dataclass(frozen=True)
+class Meamed:
     """Mean around median: of every coordinate the mean of the n - f values nearest to its median.
 
     Source: Xie et al. 2018 (arXiv:1802.10116).
     """
-    rows, _, _ = weighted_rows(deltas, weights)
-    n = len(rows)
-    used = n - check_f(f, n)
 
-    def near_median(values: NDArray[Any]) -> NDArray[Any]:
-        middle = 0.5 * values[:, (n - 1) // 2] + 0.5 * values[:, n // 2]
-        nearest = np.argsort(np.abs(values - middle[:, None]), axis=1, kind="stable")[:, :used]
-        chosen: NDArray[Any] = np.take_along_axis(values, nearest, axis=1).mean(
-            axis=1, dtype=np.float64
-        )
-        return chosen
+    f: int
 
-    return by_sorted_columns(rows, near_median)
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def aggregate(self, votes: Votes) -> Tensor:
+        """One delta (d,)."""
+        n = len(votes.rows)
+        used = n - check_f(self.f, n)
+
+        def near_median(values: NDArray[Any]) -> NDArray[Any]:
+            middle = 0.5 * values[:, (n - 1) // 2] + 0.5 * values[:, n // 2]
+            nearest = np.argsort(np.abs(values - middle[:, None]), axis=1, kind="stable")
+            chosen = np.take_along_axis(values, nearest[:, :used], axis=1)
+            means: NDArray[Any] = chosen.mean(axis=1, dtype=np.float64)
+            return means
+
+        return by_sorted_columns(votes.rows, near_median)
 
 
-def krum(
-    deltas: Array,
-    weights: Array,
-    *,
-    f: SupportsIndex,
-    neighbours: Neighbours = "blanchard",
-    variant: Variant = "textbook",
-) -> Tensor:
-    """The row whose nearest other rows are nearest.
-
-    The least sum of squared distances to its n - f - 2 nearest.
+@dataclass(frozen=True)
+class Krum:
+    """The row whose nearest other rows are nearest: least sum of squares to its n - f - 2 nearest.
 
     Equal scores, as of the two ends of a shortest distance when there is one neighbour, go to the
     shorter row. Blanchard et al. prove resilience for n > 2f + 2; with fewer rows there is at least
     one neighbour, and no proof.
 
-    Args:
+    Attributes:
         neighbours: how many are summed. "blanchard" n - f - 2, as published; "byzfl" n - f - 1, as
             ByzFL does. The vectors recorded from ByzFL agree with both.
         variant: "official" sums distances without squaring them, to n - f - 1 neighbours, and
-            returns the mean of the
-            best row and those neighbours: closer to Multi-Krum.
+            returns the mean of the best row and those neighbours: closer to Multi-Krum.
 
     Source: Blanchard et al. 2017 (arXiv:1703.02757).
     """
-    _one_of("variant", variant, ("textbook", "official"))
-    rows, _, _ = weighted_rows(deltas, weights)
-    products, kept = inner_products(rows), len(rows) - check_f(f, len(rows))
-    if variant == "textbook":
-        return combine(rows, _indicator(_krum_order(products, kept, neighbours)[:1], len(rows)))
-    distances = np.sqrt(squared_distances(products))
-    best = np.lexsort((np.diag(products), np.sort(distances, axis=1)[:, :kept].sum(axis=1)))[
-        0
-    ]  # its own 0 adds nothing
-    return combine(rows, _indicator(np.argsort(distances[best], kind="stable")[:kept], len(rows)))
+
+    f: int
+    neighbours: Neighbours = "blanchard"
+    variant: Variant = "textbook"
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def aggregate(self, votes: Votes) -> Tensor:
+        """One delta (d,)."""
+        rows = votes.rows
+        products = inner_products(rows)
+        kept = len(rows) - check_f(self.f, len(rows))
+        if self.variant == "textbook":
+            best = _krum_order(products, kept, self.neighbours)[:1]
+            return combine(rows, _indicator(best, len(rows)))
+        distances = np.sqrt(squared_distances(products))
+        sums = np.sort(distances, axis=1)[:, :kept].sum(axis=1)  # a row's own 0 adds nothing
+        best = np.lexsort((np.diag(products), sums))[0]
+        nearest = np.argsort(distances[best], kind="stable")[:kept]
+        return combine(rows, _indicator(nearest, len(rows)))
 
 
-def multi_krum(
-    deltas: Array,
-    weights: Array,
-    *,
-    f: SupportsIndex,
-    m: int | None = None,
-    neighbours: Neighbours = "blanchard",
-) -> Tensor:
+@dataclass(frozen=True)
+class MultiKrum:
     """The mean of the m rows with the best Krum scores.
 
-    Args:
-        m: how many; n - f if it is not given, as in ByzFL.
-        neighbours: as in `krum`.
+    Attributes:
+        m: how many; n - f if it is None, as in ByzFL.
+        neighbours: as in `Krum`.
 
     Source: Blanchard et al. 2017 (arXiv:1703.02757), Multi-Krum.
     """
-    rows, _, _ = weighted_rows(deltas, weights)
-    kept = len(rows) - check_f(f, len(rows))
-    chosen = kept if m is None else m
-    if not 1 <= chosen <= len(rows):
-        raise AggregationError(f"got m={m}; expected 1 to {len(rows)} rows of weight above 0")
-    return combine(
-        rows, _indicator(_krum_order(inner_products(rows), kept, neighbours)[:chosen], len(rows))
-    )
+
+    f: int
+    m: int | None = None
+    neighbours: Neighbours = "blanchard"
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def aggregate(self, votes: Votes) -> Tensor:
+        """One delta (d,)."""
+        rows = votes.rows
+        kept = len(rows) - check_f(self.f, len(rows))
+        chosen = kept if self.m is None else self.m
+        if chosen > len(rows):
+            raise AggregationError(
+                f"got m={self.m}; expected 1 to {len(rows)} rows of weight above 0"
+            )
+        order = _krum_order(inner_products(rows), kept, self.neighbours)
+        return combine(rows, _indicator(order[:chosen], len(rows)))
 
 
-def geometric_median(
-    deltas: Array,
-    weights: Array,
-    *,
-    f: SupportsIndex = 0,
-    iterations: int = 3,
-    smoothing: float = 1e-6,
-) -> Tensor:
-    """The weighted geometric median.
+@dataclass(frozen=True)
+class GeometricMedian:
+    """The weighted geometric median, the point of least weighted sum of distances.
 
-    The point of least weighted sum of distances, by smoothed Weiszfeld from zero.
+    By smoothed Weiszfeld from zero.
 
-    Args:
+    Attributes:
         iterations: three, as published and as in ByzFL, come close to the minimum; 100 reach it.
         smoothing: distances below smoothing x the (weighted) median distance count as that:
             relative, so that small deltas are not averaged (ByzFL's is 0.1, whatever the scale).
 
     Source: RFA, Pillutla et al. 2022 (arXiv:1912.13445).
     """
-    if iterations < 1 or not 0 < smoothing < 1:
-        raise AggregationError(
-            f"got iterations={iterations}, smoothing={smoothing}; expected at least 1 iteration and"
-            " a smoothing between 0 and 1"
-        )
-    rows, numbers, _ = weighted_rows(deltas, weights)
-    products = inner_products(rows)
-    point = np.zeros(len(rows))  # the median so far, as coefficients of the rows
-    for _ in range(iterations):
-        distances = _distances_to(point, products)
-        least = smoothing * _weighted_median(distances, numbers)
-        if least == 0:
-            # Half of the weight lies on the point: it is a geometric median.
-            break
-        pull = numbers / np.maximum(distances, least)
-        point = pull / pull.sum()
-    return combine(rows, point)
+
+    f: int = 0
+    iterations: int = 3
+    smoothing: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def aggregate(self, votes: Votes) -> Tensor:
+        """One delta (d,)."""
+        products = inner_products(votes.rows)
+        point = np.zeros(len(votes.rows))  # the median so far, as coefficients of the rows
+        for _ in range(self.iterations):
+            distances = _distances_to(point, products)
+            least = self.smoothing * _weighted_median(distances, votes.weights)
+            if least == 0:
+                # Half of the weight lies on the point: it is a geometric median.
+                break
+            pull = votes.weights / np.maximum(distances, least)
+            point = pull / pull.sum()
+        return combine(votes.rows, point)
 
 
-def centered_clipping(
-    deltas: Array,
-    weights: Array,
-    *,
-    f: SupportsIndex = 0,
-    tau: float | Literal["median"] = 10.0,
-    iterations: int = 1,
-    start: Array | None = None,
-) -> Tensor:
+@dataclass(frozen=True)
+class CenteredClipping:
     """From `start`, `iterations` times: add the mean of (row - point), each clipped to length tau.
 
-    Args:
+    It starts at zero unless `Votes.start` says otherwise.
+
+    Attributes:
         tau: in the units of the deltas. Rows shorter than tau are not clipped at all, so the
-            published 10 makes this a
-            plain mean of LoRA deltas, which are far shorter: choose one, or "median" for the median
-                distance.
-        start: (d,), the former round's result; zero if it is not given.
+            published 10 makes this a plain mean of LoRA deltas, which are far shorter: choose one,
+            or "median" for the median distance.
 
     Source: Karimireddy et al. 2021 (arXiv:2012.10333); defaults as ByzFL's vectors.
     """
-    if (
-        iterations < 1
-        or (isinstance(tau, str) and tau != "median")
-        or (not isinstance(tau, str) and not tau > 0)
-    ):
-        raise AggregationError(
-            f"got iterations={iterations}, tau={tau!r}; expected at least 1 iteration and a tau"
-            " above 0 or 'median'"
-        )
-    rows, _, _ = weighted_rows(deltas, weights)
-    n = len(rows)
-    origin = None if start is None else vector(start, rows.shape[1], "start")
-    products = inner_products(rows, None if origin is None else -origin)
-    point = np.zeros(n)  # coefficients of the rows less the origin
-    for _ in range(iterations):
-        distances = _distances_to(point, products)
-        longest = float(np.median(distances)) if isinstance(tau, str) else tau
-        share = np.divide(longest, distances, out=np.ones(n), where=distances > longest) / n
-        point = point * (1 - share.sum()) + share
-    result = combine(rows, point)
-    return result if origin is None else (result + (1 - point.sum()) * origin).to(rows.dtype)
+
+    f: int = 0
+    tau: float | Literal["median"] = 10.0
+    iterations: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def aggregate(self, votes: Votes) -> Tensor:
+        """One delta (d,)."""
+        rows = votes.rows
+        n = len(rows)
+        origin = None if votes.start is None else vector(votes.start, rows.shape[1], "start")
+        products = inner_products(rows, None if origin is None else -origin)
+        point = np.zeros(n)  # coefficients of the rows less the origin
+        for _ in range(self.iterations):
+            distances = _distances_to(point, products)
+            longest = float(np.median(distances)) if isinstance(self.tau, str) else self.tau
+            share = np.divide(longest, distances, out=np.ones(n), where=distances > longest) / n
+            point = point * (1 - share.sum()) + share
+        result = combine(rows, point)
+        return result if origin is None else (result + (1 - point.sum()) * origin).to(rows.dtype)
 
 
-def nnm(deltas: Array, weights: Array, *, f: SupportsIndex) -> Tensor:
-    """Nearest-neighbour mixing, before another rule.
+@dataclass(frozen=True)
+class NNM:
+    """The mean of the rows that nearest-neighbour mixing made.
 
-    Every row becomes the mean of its n - f nearest rows, itself included.
-
-    Returns:
-        (n, d) like the input, so that it is followed by `rule(mixed, weights, f=f)`; rows of weight
-        0 are zero.
+    Not robust by itself, since a far row is mixed with itself: put it before a robust rule,
+    `make_rule("krum", f=2, pre="nnm")`.
 
     Source: Allouah et al. 2023 (arXiv:2302.01772).
     """
-    rows, _, kept = weighted_rows(deltas, weights)
-    mixed = rows.new_zeros(len(kept), rows.shape[1])
-    mixed[kept.nonzero()[0]] = combine(rows, _mixing(rows, f))
-    return mixed
+
+    f: int
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def aggregate(self, votes: Votes) -> Tensor:
+        """One delta (d,)."""
+        return combine(votes.rows, _mixing(votes.rows, self.f).mean(axis=0))
 
 
-def nnm_mean(deltas: Array, weights: Array, *, f: SupportsIndex) -> Tensor:
-    """The mean of the rows that `nnm` mixed.
+def mixed_rows(rows: Tensor, f: int) -> Tensor:
+    """Nearest-neighbour mixing: every row (m, d) becomes the mean of its m - f nearest rows.
 
-    What the name "nnm" stands for where one delta is asked for.
+    A row is among its own nearest.
 
-    Not robust by itself, since a far row is mixed with itself: put a robust rule after
-        PRE_AGGREGATORS["nnm"].
+    Source: Allouah et al. 2023 (arXiv:2302.01772).
     """
-    rows, _, _ = weighted_rows(deltas, weights)
-    return combine(rows, _mixing(rows, f).mean(axis=0))
+    return combine(rows, _mixing(rows, f))
 
-
-AGGREGATORS: dict[str, Aggregator] = {
-    "mean": mean,
-    "median": median,
-    "trimmed_mean": trimmed_mean,
-    "meamed": meamed,
-    "krum": krum,
-    "multi_krum": multi_krum,
-    "geometric_median": geometric_median,
-    "centered_clipping": centered_clipping,
-    "nnm": nnm_mean,
-    "foolsgold": foolsgold,
-    "residual": residual,
-    "dnc": dnc,
-    "flame": flame,
-    "lasa": lasa,
-}
-PRE_AGGREGATORS: dict[str, Aggregator] = {"nnm": nnm}
 
 # What to pass to compute what Safe-FedLLM's code does in a first round. Besides, "flame" needs
-# start= the global parameters
-# and "lasa" sizes= the lengths of the parameters; fedadagrad, fedyogi and fedadam follow a mean of
-# equal weights there.
+# start= the global parameters and "lasa" sizes= the lengths of the parameters; fedadagrad, fedyogi
+# and fedadam follow a mean of equal weights there.
 OFFICIAL_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "mean": {},
     "median": {"variant": "official"},
@@ -334,36 +338,6 @@ OFFICIAL_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def aggregator(name: str) -> Aggregator:
-    """The rule of this name.
-
-    Raises:
-        AggregationError: there is none; the message lists the names there are.
-    """
-    _one_of("aggregator", name, tuple(AGGREGATORS))
-    return AGGREGATORS[name]
-
-
-def tolerable(rule: str, n: int) -> int:
-    """The largest f that `rule` accepts for n rows of weight above 0, for all rules the largest
-    below n / 2.
-
-    Raises:
-        AggregationError: an unknown rule, or n below 1.
-    """
-    aggregator(rule)
-    if n < 1:
-        raise AggregationError(
-            f"got n={n}; expected at least one row of weight above 0. Skip the round instead."
-        )
-    return (n - 1) // 2
-
-
-def _one_of(what: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise AggregationError(f"got {what} {value!r}; expected one of {', '.join(valid)}")
-
-
 def _indicator(chosen: NDArray[np.intp], n: int) -> NDArray[np.float64]:
     """(n,) coefficients of the mean of the chosen rows."""
     coefficients = np.zeros(n)
@@ -375,7 +349,6 @@ def _krum_order(
     products: NDArray[np.float64], kept: int, neighbours: Neighbours
 ) -> NDArray[np.intp]:
     """The rows from the best Krum score to the worst; kept = n - f."""
-    _one_of("neighbours", neighbours, ("blanchard", "byzfl"))
     nearest = np.sort(squared_distances(products), axis=1)[:, 1:]  # without the row itself
     count = max(1, kept - (2 if neighbours == "blanchard" else 1))
     return np.lexsort((np.diag(products), nearest[:, :count].sum(axis=1)))
@@ -394,7 +367,7 @@ def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) 
     return float(values[order[np.searchsorted(upto, 0.5 * upto[-1])]])
 
 
-def _mixing(rows: Tensor, f: SupportsIndex) -> NDArray[np.float64]:
+def _mixing(rows: Tensor, f: int) -> NDArray[np.float64]:
     """(m, m): row i holds the coefficients of the mean of its nearest rows."""
     used = len(rows) - check_f(f, len(rows))
     nearest = np.argsort(squared_distances(inner_products(rows)), axis=1, kind="stable")[:, :used]

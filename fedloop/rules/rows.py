@@ -1,6 +1,4 @@
-"""What aggregation rules start from.
-
-Checked rows, their inner products, sums of them, and the mean that streams.
+"""What aggregation rules start from: checked rows, their inner products, the mean that streams.
 
 Rows are clients' deltas (n, d), never parameters. Clients of weight 0 are left out before anything
 is computed: 0 x NaN is NaN, so multiplying by their weight would not remove them. Long vectors are
@@ -9,9 +7,9 @@ read in blocks of columns and summed in float64.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator
-from typing import Any, SupportsIndex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +20,28 @@ from ..errors import AggregationError
 
 Array = Tensor | NDArray[Any]
 BLOCK = 1 << 16  # columns: 20 rows of float64 are 10 MB
-BLOCK_NUMBERS = (
-    1 << 24
-)  # but no more numbers than this: 134 MB of float64, however many rows there are
+BLOCK_NUMBERS = 1 << 24  # but no more numbers than this: 134 MB of float64, however many rows
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What a rule makes one delta of: the rows that count, and what a round brings beside them.
+
+    Attributes:
+        rows: (m, d), finite, each of weight above 0.
+        weights: (m,), as they are.
+        rng: of rules that draw; without it they draw nothing.
+        sizes: lengths of the layers, in order, summing to d; None for one layer.
+        start: (d,), where the deltas start from, or a rule's first point.
+        history: (m, d), the sum of each client's deltas so far, this round's included.
+    """
+
+    rows: Tensor
+    weights: NDArray[np.float64]
+    rng: np.random.Generator | None = None
+    sizes: Sequence[int] | None = None
+    start: Tensor | None = None
+    history: Tensor | None = None
 
 
 def tensor(value: Array, name: str) -> Tensor:
@@ -68,8 +85,10 @@ def vector(value: Array, d: int, name: str) -> Tensor:
 def weighted_rows(
     deltas: Array, weights: Array
 ) -> tuple[Tensor, NDArray[np.float64], NDArray[np.bool_]]:
-    """The rows that count: (m, d), their weights (m,) as they are, and which of the n rows they are
-    (n,).
+    """The rows that count.
+
+    Returns:
+        (m, d), their weights (m,) as they are, and (n,) which of the rows they are.
 
     Raises:
         AggregationError: not (n, d) and (n,), a weight that is negative or not finite, no weight
@@ -121,25 +140,32 @@ def positive_weights(weights: Array, n: int) -> NDArray[np.float64]:
     return numbers
 
 
-def check_f(f: SupportsIndex, n: int) -> int:
+def tolerable(n: int) -> int:
+    """The largest f that rules accept for n rows of weight above 0: the largest below n / 2.
+
+    Raises:
+        AggregationError: n is below 1.
+    """
+    if n < 1:
+        raise AggregationError(
+            f"got n={n}; expected at least one row of weight above 0. Skip the round instead."
+        )
+    return (n - 1) // 2
+
+
+def check_f(f: int, n: int) -> int:
     """The number of malicious rows to withstand, if n rows can withstand as many.
 
     Raises:
-        AggregationError: not a whole number, negative, or half of the rows or more.
+        AggregationError: half of the rows or more.
     """
-    try:
-        count = operator.index(f)
-    except TypeError as error:
-        raise AggregationError(f"got f={f!r}; expected a whole number of malicious rows") from error
-    if count < 0:
-        raise AggregationError(f"got f={count}; expected 0 or more malicious rows")
-    if 2 * count >= n:
+    if 2 * f >= n:
         raise AggregationError(
-            f"Cannot tolerate 2f >= n: got f={count}, n={n}; expected f of at most {(n - 1) // 2}."
+            f"Cannot tolerate 2f >= n: got f={f}, n={n}; expected f of at most {tolerable(n)}."
             " n counts rows of weight above 0: give a smaller f (see tolerable) or sample more"
             " clients."
         )
-    return count
+    return f
 
 
 def inner_products(rows: Tensor, shift: Tensor | None = None) -> NDArray[np.float64]:
@@ -159,9 +185,8 @@ def inner_products(rows: Tensor, shift: Tensor | None = None) -> NDArray[np.floa
             "got deltas so long that their inner products overflow; expected lengths below 1e150."
             " Reject such clients first."
         )
-    return (
-        0.5 * (total + total.T)
-    ).numpy()  # rounding must not make a distance depend on its direction
+    # Rounding must not make a distance depend on its direction.
+    return (0.5 * (total + total.T)).numpy()
 
 
 def squared_distances(products: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -185,9 +210,7 @@ def combine(rows: Tensor, coefficients: NDArray[np.float64]) -> Tensor:
 
 
 def by_sorted_columns(rows: Tensor, function: Callable[[NDArray[Any]], NDArray[Any]]) -> Tensor:
-    """(d,): `function` of every coordinate's values in ascending order, (columns, n) ->
-    (columns,).
-    """
+    """(d,): `function`, (columns, n) -> (columns,), of every coordinate's sorted values."""
     result = torch.empty(rows.shape[1], dtype=rows.dtype)
     for part in _columns(rows):
         # Copied so that each coordinate's values lie together: many times faster to sort than

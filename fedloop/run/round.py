@@ -23,12 +23,11 @@ from loraprobe.adapters.adapter import Adapter, Layout, Slot, pack, unpack
 from ..client.client import ClientTrainer, Trained
 from ..client.folding import FoldedBase, ResidualSum
 from ..client.training import LocalTraining, write_adapter
-from ..config import AggregationConfig, Config
+from ..config import Config
 from ..data.clients import Client
 from ..defense.defense import Defense
 from ..defense.types import RoundRecord
 from ..errors import AggregationError
-from ..rules.classic import aggregator, tolerable
 from ..rules.lora import average_exactly
 from .attackers import attacked
 from .server_state import GradientChange, ServerSide
@@ -66,7 +65,8 @@ class GlobalLoRA:
         self._server = ServerSide(
             config.aggregation, self._layout, config.training.proximal, config.clients.count
         )
-        self._history: dict[str, Tensor] = {}
+        self._rule = config.aggregation.make_rule()
+        self._rule_state = self._rule.init()
 
     @property
     def residual(self) -> Mapping[str, Tensor]:
@@ -156,14 +156,14 @@ class GlobalLoRA:
         ]  # a stable order: sums round alike
         deltas = torch.stack([pack(trained[client].delta)[0] for client in counted])  # (n, d)
         shares = torch.tensor([weights[client] for client in counted], dtype=torch.float64)
-        options = rule_options(self._config.aggregation, len(counted), generator)
-        if self._config.aggregation.rule == "foolsgold":
-            for client, delta in zip(counted, deltas, strict=True):
-                self._history[client] = self._history.get(client, 0) + delta
-            options["history"] = torch.stack([self._history[client] for client in counted])
-        if self._config.aggregation.rule == "lasa":
-            options.setdefault("sizes", [slot.size for slot in self._layout.slots])
-        delta = aggregator(self._config.aggregation.rule)(deltas, shares, **options)
+        delta, self._rule_state = self._rule.apply(
+            self._rule_state,
+            deltas,
+            shares,
+            clients=counted,
+            rng=generator,
+            sizes=[slot.size for slot in self._layout.slots],
+        )
         moved = self._server.step(delta, counted, deltas, training)
         if self._config.aggregation.lora == "frozen_a":
             moved = torch.cat(
@@ -206,7 +206,7 @@ class GlobalLoRA:
             "lora": pack(self.lora, self._layout)[0],
             "defense": self.defense.state_dict(),
             "server": self._server.state_dict(),
-            "history": dict(self._history),
+            "rule": dict(self._rule_state),
             "residual": dict(self._base.residual),
         }
 
@@ -219,7 +219,9 @@ class GlobalLoRA:
         self.lora = unpack(state["lora"], self._layout, base_model=self.lora.base_model)
         self.defense.load_state_dict(state["defense"])
         self._server.load_state_dict(state["server"])
-        self._history = dict(state["history"])
+        # Before a rule had a state of its own, a checkpoint held FoolsGold's sums.
+        former = {"history": state.get("history", {})}
+        self._rule_state = state.get("rule", former if self._rule.init() else {})
         self._base.set(state["residual"])
 
 
@@ -292,18 +294,3 @@ class Federation(GlobalLoRA):
         """The model with the global LoRA on it."""
         write_adapter(self._model, self.lora)
         return self._model, self._tokenizer
-
-
-def rule_options(of: AggregationConfig, n: int, generator: np.random.Generator) -> dict[str, Any]:
-    """The rule's options for a round in which n clients count.
-
-    F is what the rule can bear of so few, at most what was asked.
-    """
-    options = dict(of.options)
-    if "f" in options:
-        options["f"] = min(int(options["f"]), tolerable(of.rule, n))
-    if of.rule == "dnc" or (
-        of.rule == "flame" and "noise" in options
-    ):  # flame adds noise only where it is asked for
-        options["rng"] = generator
-    return options

@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedloop.config import AggregationConfig
 from fedloop.defense.defense import Defense
 from fedloop.defense.levels import make_level
 from fedloop.defense.types import ClientUpdate
 from fedloop.defense.weights import aggregation_weights
-from fedloop.rules.classic import aggregator
+from fedloop.rules.rule import Rule, make_rule
 from fedloop.run.attackers import probe_direction
-from fedloop.run.round import rule_options
 from loraprobe.adapters.adapter import Adapter, Layout, unpack
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.probe import Probe
@@ -124,6 +122,8 @@ def replay(clients: Clients, attack: Attack, guard: Guard, known: Known, *, seed
     level = make_level(guard.level, **guard.options) if guard.level else None
     defense = Defense(known.probes[guard.probe] if level else None, level)
     kind = EVIDENCE.get(level.evidence) if level else None
+    rule = make_rule(guard.rule)
+    memory = rule.init()
     lora, factors, alone, skipped = clients.initial.astype(np.float64), [], [], 0
     for number in range(1, attack.rounds + 1):
         played = clients.play(number, lora)
@@ -145,11 +145,14 @@ def replay(clients: Clients, attack: Attack, guard: Guard, known: Known, *, seed
         if guard.told:
             row[list(clients.members)] = 0.0
         factors.append(row)
-        weights = _weights(row, sent, guard)
+        weights = _weights(row)
         if weights is None:
             skipped += 1
         else:
-            lora = lora + _aggregate(sent, weights, guard.rule, number, seed)
+            moved, memory = aggregated(
+                rule, memory, _shortened(sent, guard), weights, clients.layout, number, seed
+            )
+            lora = lora + moved
     return Outcome(
         lora,
         np.stack(factors),
@@ -236,37 +239,40 @@ def _evidence(
     return of
 
 
-def _weights(factors: Floats, sent: Floats, guard: Guard) -> Floats | None:
-    """(10,), summing to 1; None if the round is skipped.
-
-    The gate reads the factors, a bound on lengths comes behind it.
-    """
+def _weights(factors: Floats) -> Floats | None:
+    """(10,), summing to 1; None if the round is skipped. The gate reads the factors alone."""
     named = {name(index): float(value) for index, value in enumerate(factors)}
     found = aggregation_weights(named, dict.fromkeys(named, EXAMPLES))
-    if found is None:
-        return None
-    weights = np.array([found[client] for client in named])
-    if guard.longest is not None:
-        lengths = np.linalg.norm(sent, axis=1)
-        weights = weights * np.minimum(
-            1.0, guard.longest * np.median(lengths) / lengths
-        )  # shortened, not shared out among the others
-    return weights
+    return None if found is None else np.array([found[client] for client in named])
 
 
-def _aggregate(sent: Floats, weights: Floats, rule: str, number: int, seed: int) -> Floats:
-    counted = np.flatnonzero(weights > 0)
-    if rule == "mean":
-        return weights @ sent
-    options = rule_options(
-        AggregationConfig(rule=rule), len(counted), np.random.default_rng([seed, number])
+def _shortened(sent: Floats, guard: Guard) -> Floats:
+    """The updates, those that are too long cut to the length that the guard allows."""
+    if guard.longest is None:
+        return sent
+    lengths = np.linalg.norm(sent, axis=1, keepdims=True)
+    return sent * np.minimum(1.0, guard.longest * np.median(lengths) / lengths)
+
+
+def aggregated(
+    rule: Rule,
+    memory: Mapping[str, Any],
+    sent: Floats,
+    weights: Floats,
+    layout: Layout,
+    number: int,
+    seed: int,
+) -> tuple[Floats, dict[str, Any]]:
+    """What a rule makes of a round, (d,), and what it remembers."""
+    delta, after = rule.apply(
+        memory,
+        sent,
+        weights,
+        clients=[name(index) for index in range(len(sent))],
+        rng=np.random.default_rng([seed, number]),
+        sizes=[slot.size for slot in layout.slots],
     )
-    return np.asarray(
-        aggregator(rule)(
-            torch.from_numpy(sent[counted]), torch.from_numpy(weights[counted]), **options
-        ),
-        dtype=np.float64,
-    )
+    return delta.numpy(), after
 
 
 def _delta(row: Floats, layout: Layout, base_model: str) -> Adapter:

@@ -15,9 +15,8 @@ import torch
 from fedloop.client.client import Trained
 from fedloop.client.training import LocalTraining
 from fedloop.config import Config
-from fedloop.errors import AggregationError
+from fedloop.rules.rule import make_rule
 from fedloop.run import round as federation_module
-from fedloop.run.round import rule_options
 from fedloop.run.simulate import build_clients, build_federation, client_seed
 from loraprobe.adapters.adapter import Adapter, add_delta
 from tests.helpers import federated
@@ -70,7 +69,8 @@ class Bench:
         absent: str = "",
     ) -> tuple[Any, Any]:
         """One round from the beginning: its record, and the new global LoRA."""
-        self.federation.load_state_dict(self.fresh)
+        rule = self.federation._rule
+        self.federation.load_state_dict({**self.fresh, "rule": rule.init()})
 
         def changed(
             trained: dict[str, Trained],
@@ -127,13 +127,7 @@ def test_a_rejected_client_cannot_move_the_global_lora(
     rule: str, tiny_files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = bench(tiny_files)
-    of.federation._config = of.config.model_copy(
-        update={
-            "aggregation": of.config.aggregation.model_copy(
-                update={"rule": rule, "options": RULES[rule]}
-            )
-        }
-    )
+    of.federation._rule = make_rule(rule, **RULES[rule])
     rejected = (
         scaled(math.nan),
         scaled(math.inf),
@@ -172,7 +166,7 @@ def test_a_skipped_round_keeps_the_global_lora(
     tiny_files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = bench(tiny_files)
-    of.federation._config = of.config
+    of.federation._rule = make_rule("mean")
     record, lora = of.play(
         lambda trained, start: {
             name: scaled(math.nan)(one, start) for name, one in trained.items()
@@ -191,7 +185,7 @@ def test_a_client_that_diverged_is_refused_and_the_record_can_be_written(
     tiny_files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = bench(tiny_files)
-    of.federation._config = of.config
+    of.federation._rule = make_rule("mean")
     record, _ = of.play(
         bending(
             of.malicious, lambda one, start: replace(scaled(math.nan)(one, start), loss=math.nan)
@@ -207,27 +201,9 @@ def test_an_error_of_the_rule_is_a_skipped_round_with_a_note(
     tiny_files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = bench(tiny_files)
-    of.federation._config = of.config
-
-    def none(*_: Any, **__: Any) -> None:
-        raise AggregationError("nobody agrees")
-
-    monkeypatch.setattr(federation_module, "aggregator", lambda name: none)
+    of.federation._rule = make_rule("dnc", f=1, removed=9)
     record, lora = of.play(untouched, monkeypatch)
-    assert (record.skipped, record.weights, record.note) == (True, {}, "skipped: nobody agrees")
+    assert record.skipped
+    assert record.weights == {}
+    assert record.note == "skipped: got removed=9; expected 4 > c f >= 0"
     assert torch.equal(lora, of.fresh["lora"])
-
-
-def test_f_is_what_the_rule_can_bear_of_those_that_count() -> None:
-    def options(rule: str, n: int, **given: Any) -> dict[str, Any]:
-        return rule_options(
-            federation_module.AggregationConfig(rule=rule, options=given),
-            n,
-            np.random.default_rng(0),
-        )
-
-    assert [options("krum", n, f=2)["f"] for n in (7, 5, 4, 3, 1)] == [2, 2, 1, 1, 0]
-    assert "f" not in options("median", 3)
-    assert "rng" in options("dnc", 5, f=1)
-    assert "rng" in options("flame", 5, noise=0.1)
-    assert "rng" not in options("flame", 5)

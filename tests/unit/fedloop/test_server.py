@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedloop.errors import AggregationError
-from fedloop.rules.classic import AGGREGATORS
+from fedloop.rules.rule import AGGREGATORS
 from fedloop.rules.server_optimizers import (
     SERVER_OPTIMIZERS,
     proximal_gradient,

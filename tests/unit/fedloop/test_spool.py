@@ -13,7 +13,7 @@ from fedloop.defense.defense import Defense
 from fedloop.defense.levels import CumulativeLevel
 from fedloop.defense.types import ClientUpdate
 from fedloop.errors import AggregationError, EvidenceError
-from fedloop.rules.classic import AGGREGATORS
+from fedloop.rules.rule import AGGREGATORS
 from fedloop.run.spool import Spool
 from loraprobe.adapters.adapter import Adapter, Layout, pack
 from loraprobe.errors import LayoutMismatch, NonFiniteError

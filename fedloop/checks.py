@@ -1,0 +1,147 @@
+"""What a value has to be: checks of numbers, and of the fields of frozen dataclasses of options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, dataclass, fields
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .errors import ConfigError, FedloopError
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class Validity:
+    """Which values of a field are valid.
+
+    Attributes:
+        holds: value -> whether it is.
+        expected: the same in words, for a message.
+    """
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def is_integer(value: Any, low: int | None = None) -> bool:
+    """Whether a value is an integer, not a bool, of at least `low`."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        return False
+    return low is None or int(value) >= low
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite real number, not a bool."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_share(value: Any) -> bool:
+    """Whether a value is a number in [0, 1], not a bool."""
+    return is_number(value) and 0 <= value <= 1
+
+
+def integer(low: int) -> Validity:
+    """An integer of at least `low`."""
+    return Validity(lambda value: is_integer(value, low), f"a whole number of at least {low}")
+
+
+def number(
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+) -> Validity:
+    """A finite number within these bounds."""
+    bounds = {"above": above, "of at least": at_least, "below": below}
+    stated = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
+
+    def holds(value: Any) -> bool:
+        return (
+            is_number(value)
+            and (above is None or value > above)
+            and (at_least is None or value >= at_least)
+            and (below is None or value < below)
+        )
+
+    return Validity(holds, " ".join(["a finite number", " and ".join(stated)]).strip())
+
+
+def one_of(valid: Collection[Any]) -> Validity:
+    """One of these values, of the same type."""
+    return Validity(
+        lambda value: any(value == one and type(value) is type(one) for one in valid),
+        f"one of {', '.join(map(str, valid))}",
+    )
+
+
+def boolean() -> Validity:
+    """A bool."""
+    return Validity(lambda value: isinstance(value, bool), "true or false")
+
+
+def or_none(validity: Validity) -> Validity:
+    """None, or what is valid anyhow."""
+    return Validity(
+        lambda value: value is None or validity.holds(value), f"None or {validity.expected}"
+    )
+
+
+def check_fields(
+    owner: Any, valid: Mapping[str, Validity], error: type[FedloopError] = ConfigError
+) -> None:
+    """Check every field of a dataclass.
+
+    Raises:
+        ConfigError: (or `error`) a value is not valid; the message names the field.
+    """
+    for field in fields(owner):
+        got = getattr(owner, field.name)
+        if not valid[field.name].holds(got):
+            raise error(
+                f"{type(owner).__name__}.{field.name}: got {got!r}; expected"
+                f" {valid[field.name].expected}"
+            )
+
+
+def named(
+    what: str,
+    name: Any,
+    kinds: Mapping[str, type[Options]],
+    values: Mapping[str, Any],
+    error: type[FedloopError] = ConfigError,
+) -> Options:
+    """The dataclass of this name with these fields, NumPy's numbers among them made Python's.
+
+    Args:
+        what: what is named, for messages.
+        kinds: name -> its dataclass.
+        values: field -> value; the others have their defaults.
+
+    Raises:
+        ConfigError: (or `error`) no such name or field, a field missing, or a value not valid.
+    """
+    if not isinstance(name, str) or name not in kinds:
+        raise error(f"got {what} {name!r}; expected one of {', '.join(kinds)}")
+    known = fields(kinds[name])  # type: ignore[arg-type]  # each is a dataclass
+    unknown = sorted(values.keys() - {field.name for field in known})
+    if unknown:
+        raise error(
+            f"{what} {name!r} has no option {', '.join(map(repr, unknown))}; expected any of"
+            f" {', '.join(field.name for field in known) or 'none'}"
+        )
+    required = [field.name for field in known if field.default is MISSING]
+    missing = [field for field in required if field not in values]
+    if missing:
+        raise error(f"{what} {name!r} needs the option {', '.join(missing)}")
+    return kinds[name](**{field: plain(value) for field, value in values.items()})
+
+
+def plain(value: Any) -> Any:
+    """NumPy's numbers and arrays without a dimension as Python's; anything else as it is."""
+    scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    return value.item() if scalar else value
