@@ -47,6 +47,10 @@ class HubError(LoraprobeError):
     """A repository, revision or file on the Hub could not be fetched as asked."""
 
 
+class PolicyError(LoraprobeError):
+    """What a scan is asked to do cannot be done: its policy, its list or its cache is wrong."""
+
+
 class DataError(LoraprobeError):
     """A dataset file is missing or a row in it cannot be used."""
 

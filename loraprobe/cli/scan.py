@@ -1,0 +1,138 @@
+"""`loraprobe scan`: one decision an adapter, for people and for CI."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.progress import Progress
+
+from ..errors import PolicyError
+from .terminal import app, complaints, console, plain, reports_errors
+
+if TYPE_CHECKING:
+    from ..scan.policy import Policy
+    from ..scan.scan import ScanResult
+
+UNREADABLE = 2
+BLOCKED = 3
+REVIEW = 4
+FORMATS = ("text", "json", "sarif")
+
+
+@app.command()
+@reports_errors
+def scan(
+    adapters: Annotated[
+        list[str],
+        typer.Argument(
+            help="Adapters, folders of them, Hub ids (org/name@revision, org/*), a list.txt, or -."
+        ),
+    ],
+    probe: Annotated[
+        list[str] | None, typer.Option("--probe", "-p", help="A probe; repeat it for more.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="A TOML file: see docs/scan.md.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", "-b", help="The adapter that training started from, or 'fresh'."),
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="text, json or sarif.")] = "text",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to a file.")] = None,
+    fail_on: Annotated[
+        str, typer.Option(help="block, or review: a review then ends with exit code 4.")
+    ] = "block",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="A line a file.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    cache: Annotated[
+        Path | None, typer.Option(help="Results by digest: an interrupted scan goes on.")
+    ] = None,
+    save_reference: Annotated[
+        Path | None, typer.Option(help="Write what is usual among these adapters, for a policy.")
+    ] = None,
+) -> None:
+    """Allow, review or block adapters: exit code 0 nothing to block, 3 some blocked, 2 some
+    unreadable, 4 some to review with --fail-on review. The gravest applies: 3, 2, 4.
+    """
+    from ..scan.batch import scan_many
+    from ..scan.targets import expand
+
+    _check("--format", format, FORMATS)
+    _check("--fail-on", fail_on, ("block", "review"))
+    rules = _policy(policy, probe or [])
+    targets = expand(adapters)
+    with Progress(console=complaints, disable=len(targets) < 20, transient=True) as progress:
+        task = progress.add_task("scanning", total=len(targets))
+        results = scan_many(
+            targets,
+            rules,
+            base=base,
+            workers=workers,
+            cache=cache,
+            done=lambda result: progress.advance(task),
+        )
+    code = exit_code(results, fail_on)
+    if save_reference is not None:
+        _save_reference(results, save_reference)
+    _show(results, format, out, quiet, code)
+    raise typer.Exit(code)
+
+
+def exit_code(results: list[ScanResult], fail_on: str) -> int:
+    """The gravest that applies: a block outweighs what is unreadable, and that a review."""
+    if any(result.decision == "block" and not result.unreadable for result in results):
+        return BLOCKED
+    if any(result.unreadable for result in results):
+        return UNREADABLE
+    if fail_on == "review" and any(result.decision == "review" for result in results):
+        return REVIEW
+    return 0
+
+
+def _check(option: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise PolicyError(f"{option}: got {value!r}; expected one of {', '.join(valid)}")
+
+
+def _policy(path: Path | None, probes: list[str]) -> Policy:
+    from ..scan.policy import Policy
+
+    policy = Policy.read(path) if path else Policy()
+    return replace(policy, probes=tuple(dict.fromkeys([*policy.probes, *probes])))
+
+
+def _save_reference(results: list[ScanResult], path: Path) -> None:
+    from ..scan.facts import Reference
+
+    bases = {result.base_model for result in results if result.facts}
+    if len(bases) != 1:
+        names = ", ".join(sorted(map(repr, bases)))
+        raise PolicyError(f"got adapters of the base models {names}; expected those of one")
+    if path.exists():
+        raise PolicyError(f"{path} exists; expected a new file: delete it or name another")
+    Reference.fit([result.facts for result in results if result.facts], bases.pop()).save(path)
+
+
+def _show(
+    results: list[ScanResult], format: str, out: Path | None, quiet: bool, code: int
+) -> None:
+    from ..scan import output
+
+    if format == "json":
+        text = json.dumps(output.as_json(results, code), indent=2)
+    elif format == "sarif":
+        text = json.dumps(output.as_sarif(results), indent=2)
+    else:
+        lines = [output.line(result) for result in results]
+        text = "\n".join(lines if quiet else [*lines, output.total(results)])
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+    elif format == "text":
+        console.print(plain(text), soft_wrap=True)
+    else:
+        print(text)

@@ -1,0 +1,156 @@
+"""Many adapters: in parallel, remembered by digest, never stopped by one of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+
+from ..errors import PolicyError
+from .findings import Finding, gravest
+from .policy import Policy
+from .scan import Scanner, ScanResult, _digest, renamed
+
+_scanner: Scanner | None = None  # of a worker process
+
+
+def scan_many(
+    targets: Sequence[str],
+    policy: Policy,
+    *,
+    base: str | None = None,
+    workers: int = 1,
+    cache: Path | None = None,
+    done: Callable[[ScanResult], None] = lambda result: None,
+) -> list[ScanResult]:
+    """Scan adapters: results in the order of the targets.
+
+    Args:
+        base: see `Scanner`.
+        workers: processes; 1 is this one.
+        cache: a file of JSON lines that results are looked up in and appended to, by the digest of
+            the adapter's files and of the policy: an interrupted batch goes on where it was.
+        done: called with every result as it comes.
+
+    Raises:
+        PolicyError: the policy or the cache cannot be used. An adapter never raises.
+    """
+    scanner = Scanner(policy, base)  # fails here, once, and not in every worker
+    memory = _Memory(cache, scanner, base) if cache else None
+    results: dict[str, ScanResult] = {}
+    for target in targets:
+        if memory and (known := memory.find(target)):
+            results[target] = known
+            done(known)
+    ahead = [target for target in targets if target not in results]
+    serial = workers == 1 or len(ahead) < 2
+    for result in map(scanner, ahead) if serial else _parallel(ahead, policy, base, workers):
+        results[result.target] = result
+        if memory:
+            memory.add(result)
+        done(result)
+    return [results[target] for target in targets]
+
+
+def _parallel(
+    targets: Sequence[str], policy: Policy, base: str | None, workers: int
+) -> Iterator[ScanResult]:
+    """Results as they come; an adapter that takes its process down is tried once more alone."""
+    finished: set[str] = set()
+    try:
+        with _pool(policy, base, min(workers, len(targets))) as pool:
+            for future in as_completed([pool.submit(_scan, target) for target in targets]):
+                result = future.result()
+                finished.add(result.target)
+                yield result
+    except BrokenProcessPool:
+        for target in targets:
+            if target not in finished:
+                yield _alone(target, policy, base)
+
+
+def _alone(target: str, policy: Policy, base: str | None) -> ScanResult:
+    try:
+        with _pool(policy, base, 1) as pool:
+            return pool.submit(_scan, target).result()
+    except BrokenProcessPool:
+        message = "the process that read it was killed: out of memory, or a file made to crash it"
+        finding = Finding("unreadable", policy.level("unreadable"), message)
+        return ScanResult(target, gravest([finding]), (finding,))
+
+
+def _pool(policy: Policy, base: str | None, workers: int) -> ProcessPoolExecutor:
+    context = get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=_start, initargs=(policy, base))
+
+
+def _start(policy: Policy, base: str | None) -> None:
+    global _scanner
+    _scanner = Scanner(policy, base)
+
+
+def _scan(target: str) -> ScanResult:
+    if _scanner is None:
+        raise RuntimeError("a worker scans only after it was started")
+    return _scanner(target)
+
+
+class _Memory:
+    """Results of former scans, by digest of adapter and policy."""
+
+    def __init__(self, path: Path, scanner: Scanner, base: str | None) -> None:
+        self._path = path
+        probes = {name: probe.commit for name, probe in scanner.probes.items()}
+        facts = {"policy": asdict(scanner.policy), "probes": probes, "base": base}
+        facts |= {"files": [_digest(Path(name)) for name in _files(scanner.policy, base)]}
+        self._policy = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        self._known: dict[str, ScanResult] = {}
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                entry = json.loads(line)
+                if entry["policy"] == self._policy:
+                    self._known[entry["digest"]] = ScanResult.from_dict(entry["result"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PolicyError(
+                f"cannot read the cache {str(self._path)!r}: {error!r}; expected what a former"
+                " scan wrote. Name another file, or delete this one."
+            ) from None
+
+    def find(self, target: str) -> ScanResult | None:
+        digest = self._key(target)
+        known = self._known.get(digest) if digest else None
+        return renamed(known, target) if known else None
+
+    def add(self, result: ScanResult) -> None:
+        digest = self._key(result.target)
+        if digest is None or result.unreadable:
+            return
+        entry = {"policy": self._policy, "digest": digest, "result": result.to_dict()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    @staticmethod
+    def _key(target: str) -> str | None:
+        """The digest of files and of the names beside them; None where nothing is on this disk."""
+        path = Path(target)
+        digest = _digest(path)
+        if digest is None or not path.is_dir():
+            return digest
+        return hashlib.sha256("\n".join([digest, *sorted(os.listdir(path))]).encode()).hexdigest()
+
+
+def _files(policy: Policy, base: str | None) -> list[str]:
+    named = [*policy.probes, policy.reference, base]
+    return [name for name in named if name and Path(name).exists()]

@@ -1,0 +1,72 @@
+"""What there is to scan: a file, a folder, a folder of folders, a list, a repository, a user."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ..errors import LoraprobeError, PolicyError
+
+CONFIG_NAME = "adapter_config.json"
+EVERY_REPOSITORY = "/*"
+
+
+def expand(names: Iterable[str]) -> list[str]:
+    """The adapters behind what was named, each once, in order.
+
+    Args:
+        names: an adapter's folder or .safetensors file, a folder that holds adapters at any depth,
+            a .txt file with a name a line, "-" for such lines on standard input, a Hub id
+            ("org/name" or "org/name@revision"), or "org/*" for every adapter of a user.
+
+    Raises:
+        PolicyError: a list cannot be read, or there is nothing to scan.
+        HubError: a user's repositories cannot be listed.
+    """
+    found = list(dict.fromkeys(target for name in names for target in _expanded(name)))
+    if not found:
+        raise PolicyError("got no adapter at all; expected paths, Hub ids, a list.txt, or -")
+    return found
+
+
+def _expanded(name: str) -> Iterator[str]:
+    path = Path(name)
+    if name == "-":
+        yield from _lines(sys.stdin.read())
+    elif name.endswith(EVERY_REPOSITORY) and not path.exists():
+        yield from _repositories(name.removesuffix(EVERY_REPOSITORY))
+    elif path.suffix == ".txt" and path.is_file():
+        try:
+            yield from _lines(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise PolicyError(f"cannot read the list {name!r}: {error}") from None
+    elif path.is_dir() and not (path / CONFIG_NAME).exists():
+        inside = sorted(config.parent for config in path.rglob(CONFIG_NAME))
+        yield from map(str, inside or [path])  # a folder without any is reported as unreadable
+    else:
+        yield name
+
+
+def _lines(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        if line.strip():
+            yield from _expanded(line.strip()) if line.strip() != "-" else ()
+
+
+def _repositories(user: str) -> list[str]:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from ..errors import HubError
+
+    try:
+        return [model.id for model in HfApi().list_models(author=user, filter="peft")]
+    except (HfHubHTTPError, OSError) as error:
+        raise HubError(f"cannot list the repositories of {user!r}: {error}") from None
+
+
+def first_line(error: Exception) -> str:
+    """An error as one line: its type and message."""
+    kind = type(error).__name__ if isinstance(error, LoraprobeError) else "Error"
+    return f"{kind}: {' '.join(str(error).split())}"
