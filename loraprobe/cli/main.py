@@ -16,6 +16,7 @@ def main() -> None:
         print(MissingExtra(str(error.name), "cli", "The loraprobe command"), file=sys.stderr)
         raise SystemExit(2) from None
     from . import probes as commands  # noqa: F401  # they join the app
+    from . import report as report_command  # noqa: F401  # likewise
     from . import scan as scan_command  # noqa: F401  # likewise
     from . import serve as command  # noqa: F401  # likewise
     from .terminal import app

@@ -35,9 +35,7 @@ def scan(
     probe: Annotated[
         list[str] | None, typer.Option("--probe", "-p", help="A probe; repeat it for more.")
     ] = None,
-    policy: Annotated[
-        Path | None, typer.Option(help="A TOML file: see docs/scan.md.")
-    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="A TOML file: see docs/scan.md.")] = None,
     base: Annotated[
         str | None,
         typer.Option("--base", "-b", help="The adapter that training started from, or 'fresh'."),
@@ -118,9 +116,7 @@ def _save_reference(results: list[ScanResult], path: Path) -> None:
     Reference.fit([result.facts for result in results if result.facts], bases.pop()).save(path)
 
 
-def _show(
-    results: list[ScanResult], format: str, out: Path | None, quiet: bool, code: int
-) -> None:
+def _show(results: list[ScanResult], format: str, out: Path | None, quiet: bool, code: int) -> None:
     from ..scan import output
 
     if format == "json":

@@ -60,9 +60,7 @@ def as_sarif(results: Sequence[ScanResult]) -> dict[str, Any]:
             "ruleIndex": list(RULES).index(finding.rule),
             "level": SARIF_LEVELS[finding.level],
             "message": {"text": f"{result.target}: {finding.message}"},
-            "locations": [
-                {"physicalLocation": {"artifactLocation": {"uri": _uri(result.target)}}}
-            ],
+            "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(result.target)}}}],
             "partialFingerprints": {"adapter/v1": result.digest or result.target},
         }
         for result in results

@@ -67,9 +67,7 @@ class Policy:
             if rule not in RULES:
                 raise PolicyError(f"levels: got {rule!r}; expected some of {', '.join(RULES)}")
             if level not in DECISIONS:
-                raise PolicyError(
-                    f"levels.{rule}: got {level!r}; expected {', '.join(DECISIONS)}"
-                )
+                raise PolicyError(f"levels.{rule}: got {level!r}; expected {', '.join(DECISIONS)}")
         if (self.base_weights is None) != (self.base_sha256 is None):
             raise PolicyError("got base_weights or base_sha256 alone; expected both or neither")
 

@@ -1,0 +1,88 @@
+"""`loraprobe report`: a page on what adapters are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .terminal import app, complaints, console, plain, reports_errors
+
+if TYPE_CHECKING:
+    from ..adapters.adapter import Adapter
+    from ..probe import Verdict
+
+
+@app.command()
+@reports_errors
+def report(
+    adapters: Annotated[
+        list[str], typer.Argument(help="Adapters, folders of them, Hub ids, a list.txt, or -.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write: a new .html.")],
+    probe: Annotated[
+        str | None, typer.Option("--probe", "-p", help="A probe, for verdicts on the pictures.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", "-b", help="The adapter that training started from, or 'fresh'."),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="A folder of adapters of the same base, drawn behind.")
+    ] = None,
+    figures: Annotated[Path | None, typer.Option(help="A new folder for PNG, PDF and CSV.")] = None,
+    seed: Annotated[int, typer.Option(help="Of UMAP.")] = 0,
+) -> None:
+    """Draw adapters: norms, spectra, which layers moved, how alike they are. One HTML file."""
+    from ..report.analysis import analyse
+    from ..report.page import write_report
+    from ..scan.targets import expand
+
+    names = expand(adapters)
+    behind = expand([str(reference)]) if reference else []
+    behind = [name for name in behind if name not in names]
+    loaded = _loaded([*names, *behind])
+    own = {name: adapter for name, adapter in loaded.items() if name in names}
+    verdicts = _verdicts(own, probe, base) if probe else {}
+    analysis = analyse(
+        loaded,
+        verdicts={name: verdict.label for name, verdict in verdicts.items()},
+        scores={name: verdict.score for name, verdict in verdicts.items()},
+        behind=len(loaded) - len(own),
+        seed=seed,
+    )
+    for path in write_report(analysis, out, figures):
+        console.print(plain(f"wrote {path}"), soft_wrap=True)
+
+
+def _loaded(names: list[str]) -> dict[str, Adapter]:
+    """The adapters that can be read; what cannot is said and left out."""
+    from ..adapters.load import load_adapter
+    from ..errors import LoraprobeError
+
+    loaded: dict[str, Adapter] = {}
+    for name in names:
+        try:
+            loaded[name] = load_adapter(name).load()
+        except (LoraprobeError, OSError) as error:
+            complaints.print(plain(f"left out: {name}: {error}"), soft_wrap=True)
+    return loaded
+
+
+def _verdicts(adapters: dict[str, Adapter], probe: str, base: str | None) -> dict[str, Verdict]:
+    from ..adapters.kinds import as_kind
+    from ..adapters.load import load_adapter
+    from ..errors import LoraprobeError
+    from ..probe import Probe
+
+    detector = Probe.from_pretrained(probe)
+    before = base if base in (None, "fresh") else load_adapter(str(base))
+    verdicts: dict[str, Verdict] = {}
+    for name, adapter in adapters.items():
+        try:
+            change = as_kind(adapter, detector.featurizer.layout.kind, before)
+            verdicts[name] = detector.verdicts([change])[0]
+        except LoraprobeError as error:
+            complaints.print(plain(f"not scored: {name}: {error}"), soft_wrap=True)
+    return verdicts

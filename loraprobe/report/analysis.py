@@ -1,0 +1,210 @@
+"""The numbers of a report: of every module of every adapter, and between adapters.
+
+Products B A are never built: inner products between adapters come from small Gram matrices,
+<B1 A1, B2 A2> = sum((B1^T B2) * (A1 A2^T)), and principal angles from orthonormal bases of B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..adapters.adapter import Adapter
+from ..adapters.layout import layer_of
+from ..errors import DataError
+
+SHOWN_VALUES = 16  # singular values a module: what tells a spectrum's shape
+
+
+@dataclass(frozen=True)
+class ModuleFacts:
+    """One module of one adapter.
+
+    Attributes:
+        layer: its number in the model, -1 without one.
+        leaf: the last part of its name.
+        norm: Frobenius norm of BA with its scaling.
+        stable_rank: (Frobenius / spectral norm)², 0 where BA is zero.
+        values: the leading singular values, descending, at most 16.
+    """
+
+    module: str
+    layer: int
+    leaf: str
+    norm: float
+    stable_rank: float
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that a report shows.
+
+    Attributes:
+        names: of the n adapters.
+        modules: name -> its modules, in the order of the layers.
+        cosine: (n, n): between products, over all modules.
+        overlap: (n, n): mean over shared modules of the mean squared cosine of the principal angles
+            between the column spaces of the products; 1 for the same space, about r / d_out by
+            chance.
+        coordinates: method -> (n, 2), of three or more adapters.
+        outliers: name -> why it is one.
+        verdicts: name -> "malicious", "benign" or "inconclusive", where a probe was given.
+        scores: name -> P(malicious), likewise.
+        behind: how many of the names, at the end, are the reference cohort's.
+    """
+
+    names: tuple[str, ...]
+    modules: Mapping[str, tuple[ModuleFacts, ...]]
+    cosine: np.ndarray
+    overlap: np.ndarray
+    coordinates: Mapping[str, np.ndarray] = field(default_factory=dict)
+    outliers: Mapping[str, str] = field(default_factory=dict)
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    behind: int = 0
+
+
+def analyse(
+    adapters: Mapping[str, Adapter],
+    *,
+    verdicts: Mapping[str, str] | None = None,
+    scores: Mapping[str, float] | None = None,
+    behind: int = 0,
+    seed: int = 0,
+) -> Analysis:
+    """Measure adapters.
+
+    Args:
+        adapters: name -> adapter, the reference cohort last.
+        behind: how many of them are the reference cohort's.
+        seed: of UMAP.
+
+    Raises:
+        DataError: there is none.
+        NonFiniteError: a factor holds NaN or infinity.
+    """
+    if not adapters:
+        raise DataError("got no adapter; expected at least one path or Hub id")
+    names = tuple(adapters)
+    modules = {name: _modules(adapter) for name, adapter in adapters.items()}
+    inner, overlap = _between(list(adapters.values()))
+    lengths = np.sqrt(np.maximum(np.diag(inner), 0.0))
+    scale = np.outer(lengths, lengths)
+    cosine = np.divide(inner, scale, out=np.zeros_like(inner), where=scale > 0)
+    cosine = np.clip(cosine, -1.0, 1.0)
+    return Analysis(
+        names,
+        modules,
+        cosine,
+        overlap,
+        _coordinates(cosine, seed),
+        _outliers(names, modules, cosine, behind),
+        dict(verdicts or {}),
+        dict(scores or {}),
+        behind,
+    )
+
+
+def _modules(adapter: Adapter) -> tuple[ModuleFacts, ...]:
+    rows = []
+    for module, pair in adapter.items():
+        values = np.asarray(pair.svdvals(), dtype=np.float64)
+        square = float(np.square(values).sum())
+        top = float(values.max(initial=0.0))
+        layer = layer_of(module)
+        rows.append(
+            ModuleFacts(
+                module,
+                -1 if layer is None else layer,
+                module.rpartition(".")[2],
+                square**0.5,
+                square / top**2 if top > 0 else 0.0,
+                tuple(values[:SHOWN_VALUES].tolist()),
+            )
+        )
+    return tuple(sorted(rows, key=lambda row: (row.layer, row.module)))
+
+
+def _between(adapters: Sequence[Adapter]) -> tuple[np.ndarray, np.ndarray]:
+    """Inner products of the products (n, n), and mean overlap of their column spaces (n, n)."""
+    count = len(adapters)
+    inner = np.zeros((count, count))
+    overlap = np.zeros((count, count))
+    shared = np.zeros((count, count))
+    for module in sorted({module for adapter in adapters for module in adapter}):
+        owners = [index for index, adapter in enumerate(adapters) if module in adapter]
+        pairs = [adapters[index][module] for index in owners]
+        ranks = [pair.rank for pair in pairs]
+        left = np.hstack([np.asarray(pair.B, np.float32) * pair.scaling for pair in pairs])
+        right = np.vstack([np.asarray(pair.A, np.float32) for pair in pairs])
+        bases = np.hstack([_basis(pair.B) for pair in pairs])
+        place = np.ix_(owners, owners)
+        inner[place] += _blocks(np.multiply(left.T @ left, right @ right.T), ranks)
+        smaller = np.minimum.outer(ranks, ranks)
+        overlap[place] += _blocks(np.square(bases.T @ bases), ranks) / smaller
+        shared[place] += 1
+    return inner, np.divide(overlap, shared, out=np.zeros_like(overlap), where=shared > 0)
+
+
+def _basis(matrix: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of the columns, as many as they are; zero columns where they vanish."""
+    u, values, _ = np.linalg.svd(np.asarray(matrix, np.float32), full_matrices=False)
+    kept = values > 1e-6 * values.max(initial=0.0)
+    return np.asarray(u * kept)
+
+
+def _blocks(matrix: np.ndarray, ranks: Sequence[int]) -> np.ndarray:
+    """Sums over the blocks of a matrix whose rows and columns are grouped alike: (n, n)."""
+    starts = np.concatenate([[0], np.cumsum(ranks)[:-1]])
+    rows = np.add.reduceat(matrix.astype(np.float64), starts, axis=0)
+    return np.asarray(np.add.reduceat(rows, starts, axis=1))
+
+
+def _coordinates(cosine: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """PCA of the normalised products, from their cosines alone, and UMAP by 1 - cosine."""
+    count = len(cosine)
+    if count < 3:
+        return {}
+    centre = np.eye(count) - 1 / count
+    values, vectors = np.linalg.eigh(centre @ cosine @ centre)
+    axes = vectors[:, [-1, -2]] * np.sqrt(np.maximum(values[[-1, -2]], 0.0))
+    found = {"PCA": axes}
+    if count >= 15:
+        from ..study.embed import umap_of_distances
+
+        found["UMAP"] = umap_of_distances(1 - cosine, seed)
+    return found
+
+
+def _outliers(
+    names: Sequence[str],
+    modules: Mapping[str, Sequence[ModuleFacts]],
+    cosine: np.ndarray,
+    behind: int,
+    limit: float = 6.0,
+) -> dict[str, str]:
+    """Adapters far from the median of all: more than `limit` deviations (1.4826 MAD)."""
+    if len(names) < 8:
+        return {}
+    measures: dict[str, Callable[[int], float]] = {
+        "norm": lambda row: np.log(_total(modules[names[row]]) + 1e-12),
+        "stable rank": lambda row: np.mean([one.stable_rank for one in modules[names[row]]]),
+        "mean cosine to the others": lambda row: np.delete(cosine[row], row).mean(),
+    }
+    reasons: dict[str, list[str]] = {}
+    for what, measure in measures.items():
+        values = np.array([measure(row) for row in range(len(names))], dtype=np.float64)
+        apart = values - np.median(values)
+        spread = max(1.4826 * float(np.median(np.abs(apart))), 1e-9)
+        for row in np.flatnonzero(np.abs(apart) > limit * spread):
+            if row < len(names) - behind:
+                text = f"{what} {apart[row] / spread:+.1f} deviations from the median"
+                reasons.setdefault(names[row], []).append(text)
+    return {name: "; ".join(found) for name, found in reasons.items()}
+
+
+def _total(modules: Sequence[ModuleFacts]) -> float:
+    return float(np.sqrt(sum(one.norm**2 for one in modules)))
