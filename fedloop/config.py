@@ -8,10 +8,9 @@ as a dict.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,10 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .data.corpora import check_source
 from .defense.levels import LEVELS, Level, make_level
 from .errors import ConfigError
-from .rules.attacks import ATTACKS
+from .rules.attacks import KINDS as ATTACK_KINDS
+from .rules.attacks import Attack, make_attack
 from .rules.lora import LORA_AGGREGATION
 from .rules.rule import RULES, Rule, make_rule
-from .rules.server_optimizers import SERVER_OPTIMIZERS
+from .rules.server_optimizers import SERVER_OPTIMIZERS, make_server_optimizer
 
 # Strict: TOML has numbers, so "3" and true are mistakes.
 Positive = Annotated[int, Field(strict=True, ge=1)]
@@ -34,33 +34,11 @@ NotBelow = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(gt=0, le=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
-_BROUGHT = {"rng", "history", "own", "direction"}  # arguments that a round brings itself
-
 
 def _one_of(name: str, valid: Collection[str]) -> str:
     if name not in valid:
         raise ValueError(f"got {name!r}; expected one of {', '.join(valid)}")
     return name
-
-
-def _check_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Whether the options are arguments of the function, and none is missing."""
-    arguments = {
-        name: one
-        for name, one in inspect.signature(function).parameters.items()
-        if one.kind is one.KEYWORD_ONLY and name not in _BROUGHT
-    }
-    unknown = sorted(options.keys() - arguments.keys())
-    if unknown:
-        raise ValueError(
-            f"{what} has no option {', '.join(map(repr, unknown))}; expected any of"
-            f" {', '.join(arguments) or 'none'}"
-        )
-    missing = [
-        name for name, one in arguments.items() if one.default is one.empty and name not in options
-    ]
-    if missing:
-        raise ValueError(f"{what} needs the option {', '.join(missing)}")
 
 
 class _Section(BaseModel):
@@ -130,10 +108,11 @@ class ClientsConfig(_Section):
 
     Attributes:
         sampled: clients a round; all if None.
-        examples: examples a client holds.
+        examples: examples a client holds; at most, where the partition decides how many there are.
         benign: sources of ordinary data, dealt out by `partition`: "iid" mixes them all;
-            "dirichlet" draws the clients' mixtures of categories with concentration `alpha`;
-            "by_source" gives each client one source in turn; "by_column" makes one client of each
+            "dirichlet" cuts every category over the clients in shares drawn with concentration
+            `alpha`, so that they hold unequal numbers; "mixtures" gives every client as many
+            examples, in a mixture of categories drawn with `alpha`; "by_source" gives each client one source in turn; "by_column" makes one client of each
             value of `column`.
         column: the column that holds a row's category; without it the category is the source.
         malicious: how many clients are malicious; `poison_share` of their examples come from
@@ -148,7 +127,7 @@ class ClientsConfig(_Section):
     sampled: Positive | None = None
     examples: Positive = 500
     benign: Names
-    partition: Literal["iid", "dirichlet", "by_source", "by_column"] = "iid"
+    partition: Literal["iid", "dirichlet", "mixtures", "by_source", "by_column"] = "iid"
     column: str | None = None
     alpha: Above = 0.5
     malicious: Natural = 0
@@ -176,22 +155,26 @@ class ClientsConfig(_Section):
     @field_validator("update_attack")
     @classmethod
     def _known_attack(cls, name: str | None) -> str | None:
-        return name if name is None else _one_of(name, ATTACKS)
+        return name if name is None else _one_of(name, ATTACK_KINDS)
 
     @model_validator(mode="after")
     def _known_options(self) -> ClientsConfig:
-        if self.update_attack is not None:
-            _check_options(
-                f"update_attack {self.update_attack!r}",
-                ATTACKS[self.update_attack],
-                self.update_attack_options,
-            )
-        elif self.update_attack_options:
+        if self.make_attack() is None and self.update_attack_options:
             raise ValueError(
                 f"got update_attack_options {sorted(self.update_attack_options)} without an"
                 " update_attack; expected both or neither"
             )
         return self
+
+    def make_attack(self) -> Attack | None:
+        """What malicious clients do to their updates; None if they send what they trained.
+
+        Raises:
+            ConfigError: an option is unknown or not valid.
+        """
+        if self.update_attack is None:
+            return None
+        return make_attack(self.update_attack, **self.update_attack_options)
 
     @model_validator(mode="after")
     def _enough(self) -> ClientsConfig:
@@ -310,9 +293,7 @@ class AggregationConfig(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> AggregationConfig:
         self.make_rule()
-        _check_options(
-            f"server {self.server!r}", SERVER_OPTIMIZERS[self.server].step, self.server_options
-        )
+        make_server_optimizer(self.server, **self.server_options)
         if self.lora == "exact" and (
             self.rule != "mean" or self.server not in ("fedavg", "fedprox") or self.server_options
         ):

@@ -1,6 +1,4 @@
-"""How benign data are split over clients.
-
-Evenly, by Dirichlet draws over categories, or by a column.
+"""How benign data are split over clients: evenly, by Dirichlet draws over categories, by a column.
 
 No rule gives an example to two clients, and without a size every example goes to one.
 """
@@ -51,8 +49,7 @@ def dirichlet(
     *,
     min_size: int = 1,
 ) -> list[Part]:
-    """Label skew: each category is cut over the n clients by proportions drawn from
-    Dirichlet(alpha).
+    """Label skew: each category is cut over the n clients in shares drawn from Dirichlet(alpha).
 
     A small alpha gives every client few categories, a large one all of them evenly. Draws in which
     a client gets fewer than `min_size` examples are repeated.
@@ -100,8 +97,7 @@ def mixtures(
     *,
     size: int,
 ) -> list[Part]:
-    """n clients of `size` examples, each with its own mixture of categories drawn from
-    Dirichlet(alpha).
+    """n clients of `size` examples, each with a mixture of categories drawn from Dirichlet(alpha).
 
     Clients draw one after the other without replacement; what a used-up category cannot give comes
     from the others, in the client's own proportions.
@@ -124,26 +120,24 @@ def mixtures(
     ]
     parts = []
     for _ in range(n):
-        wished, own = rng.dirichlet(np.full(len(stock), alpha)), list[int]()
-        while len(own) < size:
+        wished = rng.dirichlet(np.full(len(stock), alpha))
+        chosen: list[int] = []
+        while len(chosen) < size:
             left = np.array([len(rows) for rows in stock])
             weights = np.where(left > 0, wished, 0.0)
             if not weights.sum() > 1e-12:  # a small alpha can wish for used-up categories alone
                 weights = left.astype(float)
-            for rows, count in zip(
-                stock, rng.multinomial(size - len(own), weights / weights.sum()), strict=True
-            ):
+            counts = rng.multinomial(size - len(chosen), weights / weights.sum())
+            for rows, count in zip(stock, counts, strict=True):
                 taken = min(int(count), len(rows))
-                own += rows[:taken]
+                chosen += rows[:taken]
                 del rows[:taken]
-        parts.append(_take(examples, rng.permutation(own)))
+        parts.append(_take(examples, rng.permutation(chosen)))
     return parts
 
 
 def by_column(examples: Sequence[Example], values: Sequence[str]) -> dict[str, Part]:
-    """One client for each value of a column, such as who wrote a row.
-
-    Value -> its examples, values sorted.
+    """One client for each value of a column, such as who wrote a row: value -> its examples.
 
     Raises:
         ConfigError: there is no example, or not one value for each.

@@ -1,19 +1,24 @@
 """Attacks on updates: what Byzantine clients send, made from what the honest ones send.
 
-Every attack is called alike, ``(honest (h, d), n_byzantine, *, rng, **parameters) -> (n_byzantine,
-d)``, and works on deltas. The arithmetic is float64. What comes back is of the kind that `honest`
-was: a NumPy array or a torch tensor (on its device), of its floating-point type; float64 for
-anything else. Only "gaussian" draws from `rng`.
+As functions, all called alike, and as what a configuration makes, options checked:
+
+    sent = ATTACKS["alie"](honest, n_byzantine, rng=generator, z=1.5)     # (h, d) -> (n_byzantine, d)
+    sent = make_attack("alie", z=1.5)(honest, n_byzantine, rng=generator)
+
+They work on deltas, in float64. What comes back is of the kind that `honest` was: a NumPy array or
+a torch tensor (on its device), of its floating-point type; float64 for anything else. Only
+"gaussian" draws from `rng`. "scaling" and "probe_evasion" take what the attackers trained as
+`own` (n_byzantine, d), and "probe_evasion" the probe's `direction` (d,).
 
 The attacker is omniscient: it knows every honest update of the round. Attacks on data are in
-    fedloop.data.examples.
+fedloop.data.clients.
 """
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, TypeVar
 
@@ -21,124 +26,172 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import AggregationError
+from ..checks import Validity, check_fields, integer, is_integer, is_number, named, number, or_none
+from ..errors import AggregationError, OptionError
 
 Array = TypeVar("Array", NDArray[Any], torch.Tensor)
-Attack = Callable[..., Any]
+Floats = NDArray[np.float64]
+
+# Field -> what is valid; a name means the same in every attack that has it.
+_VALID: Mapping[str, Validity] = {
+    **dict.fromkeys(("scale", "factor", "tau"), number()),
+    **dict.fromkeys(("z", "target"), or_none(number())),
+    **dict.fromkeys(("std", "max_norm"), or_none(number(at_least=0))),
+    "index": or_none(integer(0)),
+}
 
 
-def sign_flip(
-    honest: Array, n_byzantine: int, *, rng: np.random.Generator | None = None, scale: float = 1.0
-) -> Array:
+@dataclass(frozen=True)
+class Scene:
+    """What attackers see of a round, all float64.
+
+    Attributes:
+        honest: (h, d), what the honest clients send.
+        attackers: how many there are (n).
+        rng: what random attacks draw from.
+        own: (n, d), what the attackers trained.
+        direction: (d,), the probe's weights in the space of the updates, of any length.
+    """
+
+    honest: Floats
+    attackers: int
+    rng: np.random.Generator | None = None
+    own: Floats | None = None
+    direction: Floats | None = None
+
+
+@dataclass(frozen=True)
+class SignFlip:
     """Every attacker sends -scale × the mean of the honest updates.
-
-    Raises:
-        AggregationError: updates or parameters that are not valid (so for every attack here).
 
     Source: Allen-Zhu et al. 2021 (arXiv:2012.14368); agrees with ByzFL's SignFlipping at scale 1.
     """
-    x, n = _matrix(honest, "honest"), _count(n_byzantine)
-    return _like(honest, _copies(-_number(scale, "scale") * x.mean(axis=0), n))
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def send(self, scene: Scene) -> Floats:
+        """(n, d), what the attackers send."""
+        return _copies(-self.scale * scene.honest.mean(axis=0), scene.attackers)
 
 
-def scaling(
-    honest: Array,
-    n_byzantine: int,
-    *,
-    rng: np.random.Generator | None = None,
-    factor: float = 10.0,
-    own: NDArray[Any] | torch.Tensor | None = None,
-) -> Array:
-    """Every attacker sends factor × its own update.
-
-    Args:
-        own: (n_byzantine, d), what the attackers trained; without it, the mean of the honest
-            updates stands in.
+@dataclass(frozen=True)
+class Scaling:
+    """Every attacker sends factor × its own update, or × the honest mean if it has none.
 
     Source: model replacement, Bagdasaryan et al. 2020 (arXiv:1807.00459), Eq. 3.
     """
-    x, n = _matrix(honest, "honest"), _count(n_byzantine)
-    return _like(honest, _number(factor, "factor") * _own(own, x, n, x.mean(axis=0)))
+
+    factor: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def send(self, scene: Scene) -> Floats:
+        """(n, d), what the attackers send."""
+        return self.factor * _own_or(scene, scene.honest.mean(axis=0))
 
 
-def gaussian(
-    honest: Array,
-    n_byzantine: int,
-    *,
-    rng: np.random.Generator | None = None,
-    std: float | None = None,
-) -> Array:
+@dataclass(frozen=True)
+class Gaussian:
     """Every attacker sends independent noise, normal with mean 0.
 
-    Args:
-        std: deviation of a coordinate; without it, the root mean square of the honest coordinates,
-            so that the noise is about as long as an honest update.
+    Attributes:
+        std: deviation of a coordinate; None for the root mean square of the honest coordinates, so
+            that the noise is about as long as an honest update.
 
     Source: Blanchard et al. 2017 (arXiv:1703.02757), section 5, there with a deviation of 200.
     """
-    x, n = _matrix(honest, "honest"), _count(n_byzantine)
-    if not isinstance(rng, np.random.Generator):
-        raise AggregationError(
-            f"got rng {rng!r}; expected a numpy.random.Generator: this attack is random"
-        )
-    deviation = math.sqrt(np.mean(x * x)) if std is None else _number(std, "std")
-    if deviation < 0:
-        raise AggregationError(f"got std {std}; expected 0 or more")
-    return _like(honest, rng.normal(0.0, deviation, (n, x.shape[1])))
+
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def send(self, scene: Scene) -> Floats:
+        """(n, d), what the attackers send.
+
+        Raises:
+            AggregationError: there is no generator.
+        """
+        if not isinstance(scene.rng, np.random.Generator):
+            raise AggregationError(
+                f"got rng {scene.rng!r}; expected a numpy.random.Generator: this attack is random"
+            )
+        typical = math.sqrt(np.mean(scene.honest * scene.honest))
+        std = typical if self.std is None else self.std
+        return scene.rng.normal(0.0, std, (scene.attackers, scene.honest.shape[1]))
 
 
-def ipm(
-    honest: Array, n_byzantine: int, *, rng: np.random.Generator | None = None, tau: float = 2.0
-) -> Array:
+@dataclass(frozen=True)
+class IPM:
     """Inner-product manipulation: every attacker sends -tau × the mean of the honest updates.
 
-    A small tau hides among the honest updates; the plain mean turns round when n_byzantine × tau >
-    h.
+    A small tau hides among the honest updates; the plain mean turns round when
+    n_byzantine × tau > h.
 
     Source: Xie et al. 2020 (arXiv:1903.03936); agrees with ByzFL's InnerProductManipulation.
     """
-    return sign_flip(honest, n_byzantine, rng=rng, scale=_number(tau, "tau"))
+
+    tau: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def send(self, scene: Scene) -> Floats:
+        """(n, d), what the attackers send."""
+        return _copies(-self.tau * scene.honest.mean(axis=0), scene.attackers)
 
 
-def alie(
-    honest: Array,
-    n_byzantine: int,
-    *,
-    rng: np.random.Generator | None = None,
-    z: float | None = None,
-    tau: float | None = None,
-) -> Array:
-    """A little is enough: every attacker sends mean + z × deviation of the honest updates,
-    coordinate by coordinate.
+@dataclass(frozen=True)
+class ALIE:
+    """A little is enough: every attacker sends mean + z × deviation of the honest updates.
 
-    The deviation is the sample's (divided by h - 1), so there have to be two honest updates.
+    Coordinate by coordinate. The deviation is the sample's (divided by h - 1), so there have to be
+    two honest updates.
 
-    Args:
-        z: how many deviations; without it `alie_z` of h + n_byzantine clients.
-        tau: another name of z, ByzFL's; give one of the two.
+    Attributes:
+        z: how many deviations; None for `alie_z` of h + n clients.
+        tau: ByzFL's name of z; give one of the two.
 
     Source: Baruch et al. 2019 (arXiv:1902.06156), Algorithm 3; agrees with ByzFL's ALittleIsEnough.
     """
-    x, n = _matrix(honest, "honest"), _count(n_byzantine)
-    if len(x) < 2:
-        raise AggregationError(
-            f"got {len(x)} honest update; expected at least 2, or they have no deviation"
-        )
-    if z is not None and tau is not None:
-        raise AggregationError(f"got both z {z} and tau {tau}; they are one parameter, give one")
-    given = tau if z is None else z
-    deviations = alie_z(len(x) + n, n) if given is None else _number(given, "z")
-    return _like(honest, _copies(x.mean(axis=0) + deviations * x.std(axis=0, ddof=1), n))
+
+    z: float | None = None
+    tau: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, {**_VALID, "tau": _VALID["z"]}, OptionError)
+        if self.z is not None and self.tau is not None:
+            raise OptionError(
+                f"got both z {self.z} and tau {self.tau}; they are one parameter, give one"
+            )
+
+    def send(self, scene: Scene) -> Floats:
+        """(n, d), what the attackers send.
+
+        Raises:
+            AggregationError: there is one honest update, or no z of this round.
+        """
+        x = scene.honest
+        if len(x) < 2:
+            raise AggregationError(
+                f"got {len(x)} honest update; expected at least 2, or they have no deviation"
+            )
+        z = self.tau if self.z is None else self.z
+        if z is None:
+            z = alie_z(len(x) + scene.attackers, scene.attackers)
+        return _copies(x.mean(axis=0) + z * x.std(axis=0, ddof=1), scene.attackers)
 
 
 def alie_z(n: int, n_byzantine: int) -> float:
-    """The z up to which enough honest updates lie farther out than the attackers' to make a
-    majority with them.
+    """The z up to which attackers find enough honest updates farther out to make a majority.
 
     z with Φ(z) = (n - m - s) / (n - m) for n clients, m of them attackers, and s = ⌊n/2 + 1⌋ - m.
-    It is negative
-    where s is more than half of the honest: then the attackers come to lie on the other side of the
-        mean.
+    It is negative where s is more than half of the honest: then the attackers come to lie on the
+    other side of the mean.
 
     Raises:
         AggregationError: the formula has no value: the attackers are a majority, or would need
@@ -157,92 +210,71 @@ def alie_z(n: int, n_byzantine: int) -> float:
     return NormalDist().inv_cdf((honest - needed) / honest)
 
 
-def mimic(
-    honest: Array,
-    n_byzantine: int,
-    *,
-    rng: np.random.Generator | None = None,
-    index: int | None = None,
-    direction: NDArray[Any] | torch.Tensor | None = None,
-) -> Array:
+@dataclass(frozen=True)
+class Mimic:
     """Every attacker copies one honest client, so that its data count for more than they should.
 
-    Args:
-        index: which; attackers keep to one client over rounds by passing what they chose at first.
-        direction: (d,), `warm_up_direction` of the rounds seen so far; the client with the largest
-            |projection| on it is chosen, the first of equals. Without it and without index, the
-            direction of this round's updates.
+    Attributes:
+        index: which; None for the client with the largest |projection| on the direction along which
+            this round's honest updates vary most, the first of equals.
 
-    Source: Karimireddy et al. 2022 (arXiv:2006.09365), section 4.2 and appendix; exact where their
-    code follows the direction with Oja's rule, and with |projection| as the sign of a direction is
-    arbitrary.
+    Source: Karimireddy et al. 2022 (arXiv:2006.09365), section 4.2 and appendix, without the
+        warm-up over rounds; exact where their code follows the direction with Oja's rule, and with
+        |projection| as the sign of a direction is arbitrary.
     """
-    x, n = _matrix(honest, "honest"), _count(n_byzantine)
-    if index is not None and direction is not None:
-        raise AggregationError(
-            "got both index and direction; expected one of them: the direction only serves to find"
-            " the index"
-        )
-    if index is None:
-        z = _unit_direction(x) if direction is None else _row(direction, "direction", x.shape[1])
-        chosen = int(np.argmax(np.abs(x @ z)))
-    else:
-        chosen = _whole(index, "index")
-    if not 0 <= chosen < len(x):
-        raise AggregationError(
-            f"got index {index}; expected the row of one of the {len(x)} honest updates"
-        )
-    return _like(honest, _copies(x[chosen], n))
+
+    index: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def send(self, scene: Scene) -> Floats:
+        """(n, d), what the attackers send.
+
+        Raises:
+            AggregationError: there is no honest client of this index.
+        """
+        x = scene.honest
+        chosen = self.index
+        if chosen is None:
+            chosen = int(np.argmax(np.abs(x @ _main_direction(x))))
+        if chosen >= len(x):
+            raise AggregationError(
+                f"got index {self.index}; expected the row of one of the {len(x)} honest updates"
+            )
+        return _copies(x[chosen], scene.attackers)
 
 
-def warm_up_direction(history: Array) -> Array:
-    """The unit vector along which honest updates vary most, (d,).
+@dataclass(frozen=True)
+class ProbeEvasion:
+    """Attackers who know a linear probe move their own updates as little as hides them from it.
 
-    The first principal axis of `history`.
+    What they trained is `Scene.own`, without it the negated mean of the honest updates. Without
+    `Scene.direction` they guess the probe's: the mean of their own updates minus that of the honest
+    ones.
 
-    Args:
-        history: (rounds × h, d), the honest updates of all rounds so far below one another.
-
-    Returns:
-        the direction, its sign arbitrary; the zero vector if all updates are equal.
-
-    Source: Karimireddy et al. 2022 (arXiv:2006.09365), appendix on the mimic attack.
-    """
-    return _like(history, _unit_direction(_matrix(history, "history")))
-
-
-def probe_evasion(
-    honest: Array,
-    n_byzantine: int,
-    *,
-    rng: np.random.Generator | None = None,
-    own: NDArray[Any] | torch.Tensor | None = None,
-    direction: NDArray[Any] | torch.Tensor | None = None,
-    target: float | None = None,
-    max_norm: float | None = None,
-) -> Array:
-    """Attackers who know a linear probe send their own updates, moved as little as needed to look
-    harmless to it.
-
-    Args:
-        own: (n_byzantine, d), what the attackers trained; without it, the negated mean of the
-            honest updates stands in.
-        direction: (d,), the probe's weights in the space of the updates, of any length. Without it
-            the attackers
-            guess it: the mean of their own updates minus the mean of the honest ones.
-        target: signed length along the direction that `evade` moves every update to; without it,
-            the honest updates' mean one. A score on L2-normalised updates does not see the scale:
-            aim at 0 there.
+    Attributes:
+        target: signed length along the direction that `evade` moves every update to; None for the
+            honest updates' mean one. A score on L2-normalised updates does not see the scale: aim
+            at 0 there.
         max_norm: no update is sent that is longer (L2).
 
     Source: this project; see `evade` for what is guaranteed.
     """
-    x, n = _matrix(honest, "honest"), _count(n_byzantine)
-    mean = x.mean(axis=0)
-    sent = _own(own, x, n, -mean)
-    w = sent.mean(axis=0) - mean if direction is None else _row(direction, "direction", x.shape[1])
-    aim = float(mean @ _unit(w)) if target is None else _number(target, "target")
-    return _like(honest, np.stack([evade(row, w, aim, max_norm) for row in sent]))
+
+    target: float | None = None
+    max_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def send(self, scene: Scene) -> Floats:
+        """(n, d), what the attackers send."""
+        mean = scene.honest.mean(axis=0)
+        own = _own_or(scene, -mean)
+        direction = own.mean(axis=0) - mean if scene.direction is None else scene.direction
+        target = float(mean @ _unit(direction)) if self.target is None else self.target
+        return np.stack([evade(row, direction, target, self.max_norm) for row in own])
 
 
 def evade(
@@ -251,8 +283,7 @@ def evade(
     target: float = 0.0,
     max_norm: float | None = None,
 ) -> Array:
-    """The vector nearest to an update whose signed length along a direction is `target` and whose
-    norm is at most `max_norm`.
+    """The nearest vector with a signed length along a direction, and a norm within a bound.
 
     With u = direction / ‖direction‖: what is orthogonal to u is kept, and shortened if the norm
     asks for it; the part along u is replaced by target × u. A score sigmoid(w·x + c) becomes
@@ -265,66 +296,130 @@ def evade(
         max_norm: bound on the L2 norm of the result, at least |target|; None for no bound.
 
     Raises:
-        AggregationError: the direction is zero, shapes differ, something is not finite, or max_norm
-            < |target|.
+        AggregationError: the direction is zero, shapes differ, something is not finite, or
+            max_norm < |target|.
 
     Source: orthogonal projection on the intersection of a hyperplane and a ball.
     """
     x = _row(update, "update")
     u = _unit(_row(direction, "direction", len(x)))
-    aim = _number(target, "target")
+    aim = _finite(target, "target")
     rest = x - (x @ u) * u
-    rest -= (
-        rest @ u
-    ) * u  # once more: the first subtraction leaves a rounding error of the size of x·u
+    # Once more: the first subtraction leaves a rounding error of the size of x·u.
+    rest -= (rest @ u) * u
     if max_norm is not None:
-        bound = _number(max_norm, "max_norm")
+        bound = _finite(max_norm, "max_norm")
         if bound < abs(aim):
             raise AggregationError(
                 f"got max_norm {bound} and target {aim}; expected a max_norm of at least |target|,"
                 " or no update fulfils both"
             )
-        length, room = float(np.linalg.norm(rest)), math.sqrt((bound - aim) * (bound + aim))
+        length = float(np.linalg.norm(rest))
+        room = math.sqrt((bound - aim) * (bound + aim))
         if length > room:
             rest *= room / length
     return _like(update, aim * u + rest)
 
 
-ATTACKS: dict[str, Attack] = {
-    "sign_flip": sign_flip,
-    "scaling": scaling,
-    "gaussian": gaussian,
-    "ipm": ipm,
-    "alie": alie,
-    "mimic": mimic,
-    "probe_evasion": probe_evasion,
+Options = SignFlip | Scaling | Gaussian | IPM | ALIE | Mimic | ProbeEvasion
+
+KINDS: Mapping[str, type[Options]] = {
+    "sign_flip": SignFlip,
+    "scaling": Scaling,
+    "gaussian": Gaussian,
+    "ipm": IPM,
+    "alie": ALIE,
+    "mimic": Mimic,
+    "probe_evasion": ProbeEvasion,
 }
 
 
-def attack(name: str) -> Attack:
-    """The attack of this name.
+@dataclass(frozen=True)
+class Attack:
+    """An attack with its options, checked; `make_attack` makes one.
+
+    Attributes:
+        name: in KINDS.
+    """
+
+    name: str
+    options: Options
+
+    def __call__(
+        self,
+        honest: Array,
+        n_byzantine: int,
+        *,
+        rng: np.random.Generator | None = None,
+        own: NDArray[Any] | torch.Tensor | None = None,
+        direction: NDArray[Any] | torch.Tensor | None = None,
+    ) -> Array:
+        """What the attackers send, (n_byzantine, d).
+
+        Args:
+            honest: (h, d), what the honest clients send.
+            rng, own, direction: see `Scene`.
+
+        Raises:
+            AggregationError: updates that are not finite numbers of these shapes, or so few that
+                the attack cannot be made.
+        """
+        x = _array(honest, "honest", "(clients, d)", 2)
+        if not is_integer(n_byzantine, 1):
+            raise AggregationError(
+                f"got n_byzantine {n_byzantine!r}; expected at least 1. Without attackers there is"
+                " nothing to send."
+            )
+        scene = Scene(
+            x,
+            int(n_byzantine),
+            rng,
+            None if own is None else _own(own, (int(n_byzantine), x.shape[1])),
+            None if direction is None else _row(direction, "direction", x.shape[1]),
+        )
+        return _like(honest, self.options.send(scene))
+
+
+def make_attack(name: str, /, **options: Any) -> Attack:
+    """The attack of this name with these options, checked now.
 
     Raises:
-        AggregationError: there is none; the message lists the names there are.
+        ConfigError: no such attack or option (the message lists the valid ones), or a value that is
+            not valid.
     """
-    if name not in ATTACKS:
-        raise AggregationError(f"got attack {name!r}; expected one of {', '.join(ATTACKS)}")
-    return ATTACKS[name]
+    return Attack(name, named("attack", name, KINDS, options, OptionError))
 
 
-# --- checks and conversions
-# -------------------------------------------------------------------------------------------
+def _function(name: str) -> Callable[..., Any]:
+    """The attack as a function of one round."""
+
+    def send(
+        honest: Any,
+        n_byzantine: int,
+        *,
+        rng: np.random.Generator | None = None,
+        own: Any = None,
+        direction: Any = None,
+        **options: Any,
+    ) -> Any:
+        attack = make_attack(name, **options)
+        return attack(honest, n_byzantine, rng=rng, own=own, direction=direction)
+
+    send.__name__ = name
+    send.__doc__ = KINDS[name].__doc__
+    return send
 
 
-def _array(values: Any, name: str, form: str, ndim: int) -> NDArray[np.float64]:
+ATTACKS: Mapping[str, Callable[..., Any]] = {name: _function(name) for name in KINDS}
+"""Name -> the attack as a function: (honest, n_byzantine, *, rng, own, direction, **options)."""
+
+
+def _array(values: Any, name: str, form: str, ndim: int) -> Floats:
     """A float64 array of this many dimensions, none of them empty, and everything in it finite."""
-    given = (
-        values.detach().to("cpu", torch.float64).numpy()
-        if isinstance(values, torch.Tensor)
-        else values
-    )
+    if isinstance(values, torch.Tensor):
+        values = values.detach().to("cpu", torch.float64).numpy()
     try:
-        array = np.asarray(given)
+        array = np.asarray(values)
     except ValueError as error:  # rows of several lengths
         raise AggregationError(
             f"got {name} of no single shape ({error}); expected {form}"
@@ -342,11 +437,7 @@ def _array(values: Any, name: str, form: str, ndim: int) -> NDArray[np.float64]:
     return array.astype(np.float64)
 
 
-def _matrix(values: Any, name: str) -> NDArray[np.float64]:
-    return _array(values, name, "(clients, d)", 2)
-
-
-def _row(values: Any, name: str, length: int | None = None) -> NDArray[np.float64]:
+def _row(values: Any, name: str, length: int | None = None) -> Floats:
     row = _array(values, name, "(d,)", 1)
     if length is not None and len(row) != length:
         raise AggregationError(
@@ -355,54 +446,31 @@ def _row(values: Any, name: str, length: int | None = None) -> NDArray[np.float6
     return row
 
 
-def _own(
-    own: Any, honest: NDArray[np.float64], n: int, otherwise: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The attackers' own updates (n, d); n copies of another row if they are not given."""
-    if own is None:
-        return _copies(otherwise, n)
-    rows = _matrix(own, "own")
-    if rows.shape != (n, honest.shape[1]):
+def _own(own: Any, shape: tuple[int, int]) -> Floats:
+    rows = _array(own, "own", "(clients, d)", 2)
+    if rows.shape != shape:
         raise AggregationError(
-            f"got own of shape {rows.shape}; expected {(n, honest.shape[1])}: one update of each"
-            " attacker"
+            f"got own of shape {rows.shape}; expected {shape}: one update of each attacker"
         )
     return rows
 
 
-def _whole(value: Any, name: str) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError("a truth value")
-        return operator.index(value)
-    except TypeError as error:
-        raise AggregationError(f"got {name} {value!r}; expected a whole number") from error
+def _own_or(scene: Scene, otherwise: Floats) -> Floats:
+    """The attackers' own updates (n, d); n copies of another row if they are not given."""
+    return _copies(otherwise, scene.attackers) if scene.own is None else scene.own
 
 
-def _count(n_byzantine: Any) -> int:
-    n = _whole(n_byzantine, "n_byzantine")
-    if n < 1:
-        raise AggregationError(
-            f"got n_byzantine {n}; expected at least 1. Without attackers there is nothing to send."
-        )
-    return n
-
-
-def _number(value: Any, name: str) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float | np.integer | np.floating)
-        or not math.isfinite(value)
-    ):
+def _finite(value: Any, name: str) -> float:
+    if not is_number(value):
         raise AggregationError(f"got {name} {value!r}; expected a finite number")
     return float(value)
 
 
-def _copies(row: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+def _copies(row: Floats, n: int) -> Floats:
     return np.repeat(row[None, :], n, axis=0)  # (n, d)
 
 
-def _unit(direction: NDArray[np.float64]) -> NDArray[np.float64]:
+def _unit(direction: Floats) -> Floats:
     # By the largest entry first: squares of very small numbers would underflow.
     largest = np.abs(direction).max()
     if largest == 0:
@@ -410,25 +478,26 @@ def _unit(direction: NDArray[np.float64]) -> NDArray[np.float64]:
             "got a direction of length 0; expected the weights of a probe, or own updates that"
             " differ from the honest mean"
         )
-    scaled: NDArray[np.float64] = direction / largest
+    scaled: Floats = direction / largest
     return scaled / np.linalg.norm(scaled)
 
 
-def _unit_direction(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The first principal axis of rows, through their Gram matrix.
+def _main_direction(x: Floats) -> Floats:
+    """The first principal axis of rows, a unit vector; zero if all rows are equal.
 
-    D is far larger than their number.
+    Through their Gram matrix: d is far larger than their number.
     """
     centred = x - x.mean(axis=0)  # (n, d)
     _, vectors = np.linalg.eigh(centred @ centred.T)
-    axis: NDArray[np.float64] = vectors[:, -1] @ centred
+    axis: Floats = vectors[:, -1] @ centred
     return _unit(axis) if axis.any() else axis
 
 
-def _like(given: Array, result: NDArray[np.float64]) -> Array:
+def _like(given: Array, result: Floats) -> Array:
     """The result as an array or tensor of the type that was given.
 
-    What overflows on the way is an error.
+    Raises:
+        AggregationError: it overflows this type.
     """
     if not isinstance(given, torch.Tensor):
         kind = getattr(given, "dtype", None)
@@ -436,9 +505,8 @@ def _like(given: Array, result: NDArray[np.float64]) -> Array:
             array = result.astype(kind if kind is not None and kind.kind == "f" else np.float64)
         _still_finite(bool(np.isfinite(array).all()))
         return array
-    tensor = torch.from_numpy(result).to(
-        given.device, given.dtype if given.is_floating_point() else torch.float64
-    )
+    dtype = given.dtype if given.is_floating_point() else torch.float64
+    tensor = torch.from_numpy(result).to(given.device, dtype)
     _still_finite(bool(torch.isfinite(tensor).all()))
     return tensor
 

@@ -1,10 +1,12 @@
-"""Server optimisers: what of the round's aggregated delta is applied to the global LoRA, and what
-is remembered.
+"""Server optimisers: what of the round's delta is applied to the global LoRA, and what is kept.
 
-Pure functions, `init(d) -> state` and `step(state, delta, **options) -> (applied, state)`: the new
-global parameters are the old ones plus `applied`. A state is a plain dict of tensors and ints,
-returned and never modified. The delta of any aggregation rule is the pseudo-gradient, with its sign
-turned: x <- x + step.
+    optimizer = make_server_optimizer("fedadam", lr=1e-3)
+    state = optimizer.init(d)
+    applied, state = optimizer.step(state, delta)
+
+The new global parameters are the old ones plus `applied`. A state is a plain dict of tensors and
+ints, returned and never modified. The delta of any aggregation rule is the pseudo-gradient, with
+its sign turned: x <- x + step.
 
 FedProx and SCAFFOLD change what clients compute; their server step is FedAvg's, and the functions
 at the end are their clients' half. `variant="official"` is what Safe-FedLLM's code computes
@@ -15,195 +17,203 @@ whatever num_examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import AggregationError
+from ..checks import Validity, check_fields, named, number, one_of
+from ..errors import AggregationError, OptionError
 from .rows import Array, vector, weighted_rows
 
 State = dict[str, Tensor | int]
+StateView = Mapping[str, Tensor | int]
 Variant = Literal["textbook", "official"]
+
+# Field -> what is valid; a name means the same in every optimiser that has it.
+_VALID: Mapping[str, Validity] = {
+    **dict.fromkeys(("lr", "tau"), number(above=0)),
+    **dict.fromkeys(("beta1", "beta2"), number(at_least=0, below=1)),
+    "variant": one_of(("textbook", "official")),
+}
 
 
 @dataclass(frozen=True)
-class ServerOptimizer:
-    """One server optimiser.
-
-    Attributes:
-        init: d -> the state before the first round.
-        step: (state, delta (d,), **options) -> (what to add to the global parameters (d,), the next
-            state). It raises AggregationError for a delta that is not finite, not the state's
-            length, or options out of range.
-    """
-
-    init: Callable[[int], State]
-    step: Callable[..., tuple[Tensor, State]]
-
-
-def init_plain(d: int) -> State:
-    """The state of an optimiser without memory: the rounds so far and the length of a delta."""
-    return {"rounds": 0, "size": _length(d)}
-
-
-def init_momentum(d: int) -> State:
-    """The same, and momentum (d,) float64."""
-    return {**init_plain(d), "momentum": torch.zeros(d, dtype=torch.float64)}
-
-
-def init_adaptive(d: int) -> State:
-    """The same, and second moments (d,) float64; the first step starts these at tau squared."""
-    return {**init_momentum(d), "second": torch.zeros(d, dtype=torch.float64)}
-
-
-def fedavg(
-    state: Mapping[str, Tensor | int], delta: Array, *, lr: float = 1.0
-) -> tuple[Tensor, State]:
-    """lr x delta. Also the server's half of FedProx and, with a delta of equal weights, of
-    SCAFFOLD.
+class FedAvg:
+    """Apply lr x delta. Also the server's half of FedProx, and of SCAFFOLD with equal weights.
 
     Source: McMahan et al. 2017 (arXiv:1602.05629).
     """
-    change = _delta(state, delta, lr=lr)
-    return _applied(lr * change.double(), change), {**state, "rounds": _rounds(state) + 1}
+
+    lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def init(self, d: int) -> State:
+        """The state before the first round, of deltas (d,): no memory."""
+        return _plain(d)
+
+    def step(self, state: StateView, delta: Array) -> tuple[Tensor, State]:
+        """What to add to the global parameters (d,), and the next state.
+
+        Raises:
+            AggregationError: a delta that is not finite or not of the state's length, or a state
+                that this optimiser did not make (so for every optimiser here).
+        """
+        change = _delta(state, delta)
+        return _applied(self.lr * change.double(), change), _next(state)
 
 
-def fedavgm(
-    state: Mapping[str, Tensor | int],
-    delta: Array,
-    *,
-    lr: float = 1.0,
-    beta1: float = 0.9,
-    variant: Variant = "textbook",
-) -> tuple[Tensor, State]:
+@dataclass(frozen=True)
+class FedAvgM:
     """Server momentum: m <- beta1 m + delta, apply lr x m.
 
-    Args:
+    Attributes:
         variant: "official" takes m <- beta1 m + (1 - beta1) delta from the second round on, ten
             times less in the long run.
 
     Source: Hsu et al. 2019 (arXiv:1909.06335).
     """
-    change = _delta(state, delta, lr=lr, beta1=beta1, variant=variant)
-    fresh = 1.0 if variant == "textbook" or _rounds(state) == 0 else 1 - beta1
-    momentum = beta1 * _moment(state, "momentum") + fresh * change.double()
-    return _applied(lr * momentum, change), {
-        **state,
-        "rounds": _rounds(state) + 1,
-        "momentum": momentum,
-    }
+
+    lr: float = 1.0
+    beta1: float = 0.9
+    variant: Variant = "textbook"
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def init(self, d: int) -> State:
+        """The state before the first round, of deltas (d,): momentum of zero."""
+        return {**_plain(d), "momentum": torch.zeros(d, dtype=torch.float64)}
+
+    def step(self, state: StateView, delta: Array) -> tuple[Tensor, State]:
+        """What to add to the global parameters (d,), and the next state."""
+        change = _delta(state, delta)
+        first = _integer(state, "rounds") == 0
+        fresh = 1.0 if self.variant == "textbook" or first else 1 - self.beta1
+        momentum = self.beta1 * _moment(state, "momentum") + fresh * change.double()
+        return _applied(self.lr * momentum, change), _next(state, momentum=momentum)
 
 
-def fedadagrad(
-    state: Mapping[str, Tensor | int],
-    delta: Array,
-    *,
-    lr: float = 1e-3,
-    beta1: float = 0.0,
-    tau: float = 1e-3,
-    variant: Variant = "textbook",
-) -> tuple[Tensor, State]:
+@dataclass(frozen=True)
+class FedAdagrad:
     """m <- beta1 m + (1 - beta1) delta, v <- v + delta^2, apply lr x m / (sqrt(v) + tau).
 
-    V starts at tau^2.
+    v starts at tau^2.
 
     Source: Reddi et al. 2021 (arXiv:2003.00295), Algorithm 2, FedAdagrad; beta1 = 0 as in its
         experiments.
     """
-    return _adaptive(
-        state,
-        delta,
-        lambda second, square: second + square,
-        lr=lr,
-        beta1=beta1,
-        tau=tau,
-        variant=variant,
-    )
+
+    lr: float = 1e-3
+    beta1: float = 0.0
+    tau: float = 1e-3
+    variant: Variant = "textbook"
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def init(self, d: int) -> State:
+        """The state before the first round, of deltas (d,)."""
+        return _two_moments(d)
+
+    def step(self, state: StateView, delta: Array) -> tuple[Tensor, State]:
+        """What to add to the global parameters (d,), and the next state."""
+        return _adaptive(self, state, delta)
+
+    def second(self, before: Tensor, square: Tensor) -> Tensor:
+        """The next second moment (d,), of the former one and the delta squared."""
+        return before + square
 
 
-def fedyogi(
-    state: Mapping[str, Tensor | int],
-    delta: Array,
-    *,
-    lr: float = 1e-3,
-    beta1: float = 0.9,
-    beta2: float = 0.99,
-    tau: float = 1e-3,
-    variant: Variant = "textbook",
-) -> tuple[Tensor, State]:
+@dataclass(frozen=True)
+class FedYogi:
     """As FedAdagrad, with v <- v - (1 - beta2) delta^2 sign(v - delta^2).
 
     Source: Reddi et al. 2021 (arXiv:2003.00295), Algorithm 2, FedYogi.
     """
-    _check_options(beta2=beta2)
-    return _adaptive(
-        state,
-        delta,
-        lambda second, square: second - (1 - beta2) * square * torch.sign(second - square),
-        lr=lr,
-        beta1=beta1,
-        tau=tau,
-        variant=variant,
-    )
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+    variant: Variant = "textbook"
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def init(self, d: int) -> State:
+        """The state before the first round, of deltas (d,)."""
+        return _two_moments(d)
+
+    def step(self, state: StateView, delta: Array) -> tuple[Tensor, State]:
+        """What to add to the global parameters (d,), and the next state."""
+        return _adaptive(self, state, delta)
+
+    def second(self, before: Tensor, square: Tensor) -> Tensor:
+        """The next second moment (d,), of the former one and the delta squared."""
+        return before - (1 - self.beta2) * square * torch.sign(before - square)
 
 
-def fedadam(
-    state: Mapping[str, Tensor | int],
-    delta: Array,
-    *,
-    lr: float = 1e-3,
-    beta1: float = 0.9,
-    beta2: float = 0.99,
-    tau: float = 1e-3,
-    variant: Variant = "textbook",
-) -> tuple[Tensor, State]:
+@dataclass(frozen=True)
+class FedAdam:
     """As FedAdagrad, with v <- beta2 v + (1 - beta2) delta^2.
 
     Source: Reddi et al. 2021 (arXiv:2003.00295), Algorithm 2, FedAdam.
     """
-    _check_options(beta2=beta2)
-    return _adaptive(
-        state,
-        delta,
-        lambda second, square: beta2 * second + (1 - beta2) * square,
-        lr=lr,
-        beta1=beta1,
-        tau=tau,
-        variant=variant,
-    )
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+    variant: Variant = "textbook"
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID, OptionError)
+
+    def init(self, d: int) -> State:
+        """The state before the first round, of deltas (d,)."""
+        return _two_moments(d)
+
+    def step(self, state: StateView, delta: Array) -> tuple[Tensor, State]:
+        """What to add to the global parameters (d,), and the next state."""
+        return _adaptive(self, state, delta)
+
+    def second(self, before: Tensor, square: Tensor) -> Tensor:
+        """The next second moment (d,), of the former one and the delta squared."""
+        return self.beta2 * before + (1 - self.beta2) * square
 
 
-SERVER_OPTIMIZERS: dict[str, ServerOptimizer] = {
-    "fedavg": ServerOptimizer(init_plain, fedavg),
-    "fedprox": ServerOptimizer(init_plain, fedavg),
-    "scaffold": ServerOptimizer(init_plain, fedavg),
-    "fedavgm": ServerOptimizer(init_momentum, fedavgm),
-    "fedadagrad": ServerOptimizer(init_adaptive, fedadagrad),
-    "fedyogi": ServerOptimizer(init_adaptive, fedyogi),
-    "fedadam": ServerOptimizer(init_adaptive, fedadam),
+ServerOptimizer = FedAvg | FedAvgM | FedAdagrad | FedYogi | FedAdam
+
+SERVER_OPTIMIZERS: Mapping[str, type[ServerOptimizer]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedAvg,
+    "scaffold": FedAvg,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedyogi": FedYogi,
+    "fedadam": FedAdam,
 }
 
 
-def server_optimizer(name: str) -> ServerOptimizer:
-    """The server optimiser of this name.
+def make_server_optimizer(name: str, /, **options: Any) -> ServerOptimizer:
+    """The server optimiser of this name with these options, checked now.
 
     Raises:
-        AggregationError: there is none; the message lists the names there are.
+        ConfigError: no such optimiser or option (the message lists the valid ones), or a value that
+            is not valid.
     """
-    if name not in SERVER_OPTIMIZERS:
-        raise AggregationError(
-            f"got server optimiser {name!r}; expected one of {', '.join(SERVER_OPTIMIZERS)}"
-        )
-    return SERVER_OPTIMIZERS[name]
+    return named("server", name, SERVER_OPTIMIZERS, options, OptionError)
 
 
 def proximal_gradient(parameters: Tensor, start: Tensor, mu: float) -> Tensor:
-    """What FedProx adds to a client's gradient.
+    """What FedProx adds to a client's gradient: mu x (parameters - start).
 
-    Mu x (parameters - start), of the loss mu / 2 |parameters - start|^2.
+    The gradient of mu / 2 |parameters - start|^2.
 
     Args:
         start: the round's global parameters, of the same shape.
@@ -228,9 +238,9 @@ def scaffold_correction(server_variate: Tensor, client_variate: Tensor) -> Tenso
 def scaffold_client_variate(
     server_variate: Tensor, client_variate: Tensor, delta: Tensor, *, steps: int, lr: float
 ) -> Tensor:
-    """The client's next control variate, option II.
+    """The client's next control variate, option II: c_i - c - delta / (steps x lr).
 
-    C_i - c - delta / (steps x lr), delta being after - before.
+    delta is after - before.
 
     It follows from the submitted delta, so a server that keeps the variates needs no claim of the
     client's. It is the mean gradient of plain SGD steps; under another local optimiser it is one
@@ -250,9 +260,7 @@ def scaffold_client_variate(
 def scaffold_server_variate(
     server_variate: Array, changes: Array, weights: Array, *, num_clients: int
 ) -> Tensor:
-    """The server's next control variate.
-
-    C + the sum of the changes of c_i, divided by the number of all clients.
+    """The server's next control variate: c + the sum of the changes of c_i / all clients.
 
     Args:
         changes: (n, d), next less former variate of the round's clients.
@@ -272,25 +280,34 @@ def scaffold_server_variate(
 
 
 def _adaptive(
-    state: Mapping[str, Tensor | int],
-    delta: Array,
-    second_moment: Callable[[Tensor, Tensor], Tensor],
-    *,
-    lr: float,
-    beta1: float,
-    tau: float,
-    variant: Variant,
+    optimizer: FedAdagrad | FedYogi | FedAdam, state: StateView, delta: Array
 ) -> tuple[Tensor, State]:
-    change = _delta(state, delta, lr=lr, beta1=beta1, tau=tau, variant=variant)
-    first = _rounds(state) == 0
-    fresh = 1.0 if variant == "official" and first else 1 - beta1
-    momentum = beta1 * _moment(state, "momentum") + fresh * change.double()
-    before = torch.full_like(momentum, tau**2) if first else _moment(state, "second")
-    second = second_moment(
-        before, torch.square(momentum if variant == "official" else change.double())
-    )
-    applied = _applied(lr * momentum / (second.sqrt() + tau), change)
-    return applied, {**state, "rounds": _rounds(state) + 1, "momentum": momentum, "second": second}
+    change = _delta(state, delta)
+    first = _integer(state, "rounds") == 0
+    official = optimizer.variant == "official"
+    fresh = 1.0 if official and first else 1 - optimizer.beta1
+    momentum = optimizer.beta1 * _moment(state, "momentum") + fresh * change.double()
+    # The first step starts second moments at tau squared.
+    start = torch.full_like(momentum, optimizer.tau**2)
+    before = start if first else _moment(state, "second")
+    second = optimizer.second(before, torch.square(momentum if official else change.double()))
+    applied = _applied(optimizer.lr * momentum / (second.sqrt() + optimizer.tau), change)
+    return applied, _next(state, momentum=momentum, second=second)
+
+
+def _plain(d: int) -> State:
+    if d < 1:
+        raise AggregationError(f"got d={d}; expected the length of a delta, at least 1")
+    return {"rounds": 0, "size": int(d)}
+
+
+def _two_moments(d: int) -> State:
+    zero = torch.zeros(d, dtype=torch.float64)
+    return {**_plain(d), "momentum": zero, "second": zero.clone()}
+
+
+def _next(state: StateView, **moments: Tensor) -> State:
+    return {**state, "rounds": _integer(state, "rounds") + 1, **moments}
 
 
 def _applied(step: Tensor, change: Tensor) -> Tensor:
@@ -302,26 +319,11 @@ def _applied(step: Tensor, change: Tensor) -> Tensor:
     return applied
 
 
-def _delta(
-    state: Mapping[str, Tensor | int], delta: Array, *, variant: str = "textbook", **options: float
-) -> Tensor:
-    """The delta, checked together with the options."""
-    if variant not in ("textbook", "official"):
-        raise AggregationError(f"got variant {variant!r}; expected one of textbook, official")
-    _check_options(**options)
+def _delta(state: StateView, delta: Array) -> Tensor:
     return vector(delta, _integer(state, "size"), "delta")
 
 
-def _check_options(**options: float) -> None:
-    for name, value in options.items():
-        if name.startswith("beta"):
-            if not 0 <= value < 1:
-                raise AggregationError(f"got {name}={value}; expected at least 0 and less than 1")
-        elif not 0 < value < float("inf"):
-            raise AggregationError(f"got {name}={value}; expected a finite number above 0")
-
-
-def _moment(state: Mapping[str, Tensor | int], key: str) -> Tensor:
+def _moment(state: StateView, key: str) -> Tensor:
     value = state.get(key)
     if not isinstance(value, Tensor) or value.shape != (_integer(state, "size"),):
         raise AggregationError(
@@ -331,7 +333,7 @@ def _moment(state: Mapping[str, Tensor | int], key: str) -> Tensor:
     return value
 
 
-def _integer(state: Mapping[str, Tensor | int], key: str) -> int:
+def _integer(state: StateView, key: str) -> int:
     value = state.get(key)
     if not isinstance(value, int):
         raise AggregationError(
@@ -339,16 +341,6 @@ def _integer(state: Mapping[str, Tensor | int], key: str) -> int:
             " made by this optimiser's init"
         )
     return value
-
-
-def _rounds(state: Mapping[str, Tensor | int]) -> int:
-    return _integer(state, "rounds")
-
-
-def _length(d: int) -> int:
-    if d < 1:
-        raise AggregationError(f"got d={d}; expected the length of a delta, at least 1")
-    return int(d)
 
 
 def _same_shape(first: Tensor, second: Tensor, name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +17,10 @@ from ..config import ClientsConfig
 from ..defense.defense import Defense
 from ..defense.levels import LOCAL_STEPS
 from ..errors import AggregationError, ConfigError
-from ..rules.attacks import attack
+from ..rules.attacks import ProbeEvasion
 
 # Colluding attackers do not send equal bytes, which any server would notice; of an update's norm.
 _JITTER = 1e-6
-_USES_OWN = ("scaling", "probe_evasion")
 
 
 def attacked(
@@ -35,16 +33,15 @@ def attacked(
 ) -> dict[str, Trained]:
     """The round's updates after the malicious clients applied the configured attack.
 
-    They know all honest ones.
-
-    An attacker also forges the last of its step evidence, so that it equals what it sends.
+    They know all honest ones. An attacker also forges the last of its step evidence, so that it equals what it sends.
 
     Raises:
         AggregationError: the attack cannot be made in this round, for want of honest clients or as
             their updates are not finite.
         ConfigError: the probe has no single direction for "probe_evasion".
     """
-    if config.update_attack is None or not malicious:
+    attack = config.make_attack()
+    if attack is None or not malicious:
         return dict(trained)
     trajectory = defense.level is not None and defense.level.evidence == LOCAL_STEPS
     layout = Layout.of(next(iter(trained.values())).delta)
@@ -57,18 +54,18 @@ def attacked(
         client: pack(one.delta, layout)[0].numpy().astype(np.float64)
         for client, one in trained.items()
     }
-    options: dict[str, Any] = dict(config.update_attack_options)
-    own = np.stack([rows[client] for client in malicious])
-    if config.update_attack in _USES_OWN:
-        options["own"] = own
-    if config.update_attack == "probe_evasion" and defense.probe is not None:
-        options.setdefault("direction", probe_direction(defense.probe, layout))
-    sent = attack(config.update_attack)(
-        np.stack([rows[client] for client in honest]), len(malicious), rng=generator, **options
+    direction = None
+    if isinstance(attack.options, ProbeEvasion) and defense.probe is not None:
+        direction = probe_direction(defense.probe, layout)
+    sent = attack(
+        np.stack([rows[client] for client in honest]),
+        len(malicious),
+        rng=generator,
+        own=np.stack([rows[client] for client in malicious]),
+        direction=direction,
     )
-    sent = sent + _JITTER * np.linalg.norm(sent, axis=1, keepdims=True) * generator.standard_normal(
-        sent.shape
-    ) / np.sqrt(sent.shape[1])
+    jitter = _JITTER * np.linalg.norm(sent, axis=1, keepdims=True)
+    sent = sent + jitter * generator.standard_normal(sent.shape) / np.sqrt(sent.shape[1])
     changed = dict(trained)
     for client, row in zip(malicious, sent, strict=True):
         delta = unpack(

@@ -17,11 +17,11 @@ from loraprobe.adapters.adapter import Adapter, Layout, pack
 from ..client.training import LocalTraining
 from ..config import AggregationConfig
 from ..rules.server_optimizers import (
+    make_server_optimizer,
     proximal_gradient,
     scaffold_client_variate,
     scaffold_correction,
     scaffold_server_variate,
-    server_optimizer,
 )
 
 if TYPE_CHECKING:
@@ -73,19 +73,18 @@ class ServerSide:
         num_clients: of the whole federation, which SCAFFOLD's variates are averaged over.
 
     Raises:
-        AggregationError: an option of the optimiser is out of range.
+        ConfigError: an option of the optimiser is not valid.
     """
 
     def __init__(
         self, of: AggregationConfig, layout: Layout, proximal: float, num_clients: int
     ) -> None:
-        self._name, self._options, self._layout = of.server, dict(of.server_options), layout
-        self._proximal, self._num_clients = proximal, num_clients
-        self._optimizer = server_optimizer(of.server)
+        self._name = of.server
+        self._layout = layout
+        self._proximal = proximal
+        self._num_clients = num_clients
+        self._optimizer = make_server_optimizer(of.server, **of.server_options)
         self._state = self._optimizer.init(layout.size)
-        self._optimizer.step(
-            self._state, torch.zeros(layout.size), **self._options
-        )  # options out of range are found now, not after a round
         self._variate = torch.zeros(layout.size)
         self._client_variates: dict[str, Tensor] = {}
 
@@ -110,7 +109,7 @@ class ServerSide:
         """What to add to the global LoRA, (d,), given the aggregate (d,) and the deltas (n, d) of
         the clients that counted.
         """
-        applied, self._state = self._optimizer.step(self._state, delta, **self._options)
+        applied, self._state = self._optimizer.step(self._state, delta)
         if self._name == "scaffold":
             former = [
                 self._client_variates.get(client, torch.zeros_like(self._variate))

@@ -31,7 +31,7 @@ from ..config import ClientsConfig, Config, LoRAConfig, ModelConfig, TrainingCon
 from ..data.clients import Client, Group, Role, make_clients
 from ..data.corpora import load_corpus
 from ..data.examples import Example
-from ..data.partition import by_column, iid, mixtures
+from ..data.partition import by_column, dirichlet, iid, mixtures
 from ..defense.defense import Defense
 from ..defense.types import RoundRecord
 from ..errors import ConfigError, StateError
@@ -274,6 +274,9 @@ def _benign_parts(
         return [part[: of.examples] for part in by_value.values()], list(by_value)
     names = ["+".join(of.benign)] * of.count
     if of.partition == "dirichlet":
+        parts = dirichlet(examples, labels, of.count, of.alpha, rng)
+        return [part[: of.examples] for part in parts], names
+    if of.partition == "mixtures":
         return mixtures(examples, labels, of.count, of.alpha, rng, size=of.examples), names
     return iid(examples, of.count, rng, size=of.examples), names
 

@@ -90,7 +90,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
         [["builtin:unknown"], ["/no/such/file.jsonl"], ["hub:unknown"]],
         "expected one of builtin:",
     ),
-    ("clients.partition", ["random", None], "'iid', 'dirichlet', 'by_source' or 'by_column'"),
+    ("clients.partition", ["random", None], "'iid', 'dirichlet', 'mixtures', 'by_source' or 'by_column'"),
     ("clients.column", [3], "valid string"),
     ("clients.alpha", [0, INF], "greater than 0|finite number"),
     ("clients.malicious", [-1, True], "valid integer|greater than or equal to 0"),
@@ -227,10 +227,6 @@ def test_all_wrong_fields_are_named_at_once() -> None:
         ),
         ({"clients": {"sampled": 11}}, "got sampled 11 of 10"),
         ({"clients": {"partition": "by_column"}}, "column is missing"),
-        (
-            {"clients": {"update_attack": "alie", "update_attack_options": {"zeal": 1}}},
-            "no option 'zeal'; expected any of z, tau",
-        ),
         ({"clients": {"update_attack_options": {"z": 1}}}, "without an update_attack"),
         ({"defense": {"probe": None}}, "probe is missing; level 'cumulative' needs"),
         (
@@ -240,24 +236,6 @@ def test_all_wrong_fields_are_named_at_once() -> None:
         ({"defense": {"options": {"cut": 1}}}, "no field 'cut'; expected any of threshold, shrink"),
         ({"defense": {"options": {"shrink": -1}}}, "CumulativeLevel.shrink: got -1; expected"),
         ({"defense": {"options": {"threshold": 1.0}}}, "CumulativeLevel.threshold: got 1.0"),
-        ({"aggregation": {"rule": "krum"}}, "rule 'krum' needs the option f"),
-        (
-            {"aggregation": {"rule": "krum", "options": {"f": 1, "n": 2}}},
-            "no option 'n'; expected any of f, neighbours, variant",
-        ),
-        *(
-            ({"aggregation": {"rule": "krum", "options": {"f": f}}}, "whole number of at least 0")
-            for f in (-1, 1.5, True, "1", None)
-        ),
-        ({"aggregation": {"rule": "dnc", "options": {"f": 1, "rng": 0}}}, "no option 'rng'"),
-        (
-            {"aggregation": {"rule": "mean", "options": {"weights": 0}}},
-            "no option 'weights'; expected any of f",
-        ),
-        (
-            {"aggregation": {"server": "fedavg", "server_options": {"beta1": 0.9}}},
-            "server 'fedavg' has no option 'beta1'; expected any of lr",
-        ),
         (
             {"aggregation": {"lora": "exact", "rule": "median"}},
             "weighted mean of products; got rule 'median'",

@@ -1,6 +1,4 @@
-"""Splits of data: no example in two clients, none lost, the seed decides, and alpha does what it
-says.
-"""
+"""Splits of data: no example in two clients, none lost, and alpha does what it says."""
 
 from __future__ import annotations
 
@@ -12,9 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedloop.config import Config
+from fedloop.data.corpora import load_corpus
 from fedloop.data.examples import Example
 from fedloop.data.partition import by_column, dirichlet, iid, mixtures
 from fedloop.errors import ConfigError
+from fedloop.run.simulate import build_clients
 
 patient = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 Parts = Sequence[Sequence[Example]]
@@ -26,7 +27,7 @@ def rows(count: int, kinds: int = 4) -> tuple[list[Example], list[str]]:
     return [Example(f"question {number}", label) for number, label in enumerate(labels)], labels
 
 
-def rng(seed: int = 0) -> np.random.Generator:
+def rng(seed: int | list[int] = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
@@ -112,6 +113,23 @@ def test_dirichlet_draws_again_until_everybody_has_enough() -> None:
         min(map(len, dirichlet(examples, labels, 6, 0.2, rng(seed), min_size=4))) >= 4
         for seed in range(20)
     )
+
+
+def test_an_experiment_runs_the_split_that_it_names() -> None:
+    names = ("builtin:benign/facts", "builtin:benign/code")
+    loaded = [load_corpus(name).examples for name in names]
+    labels = [name for name, part in zip(names, loaded, strict=True) for _ in part]
+    examples = [example for part in loaded for example in part]
+    cuts = {
+        "dirichlet": dirichlet(examples, labels, 4, 0.3, rng([5, 0])),
+        "mixtures": mixtures(examples, labels, 4, 0.3, rng([5, 0]), size=20),
+    }
+    for partition, parts in cuts.items():
+        clients = {"count": 4, "examples": 20, "benign": names, "partition": partition}
+        values = {"seed": 5, "model": {"base": "none"}, "clients": {**clients, "alpha": 0.3}}
+        made = [client.examples for client in build_clients(Config.of(values))]
+        assert made == [part[:20] for part in parts]
+    assert len({len(part) for part in cuts["dirichlet"]}) > 1
 
 
 def test_mixtures_end_where_all_is_used_up() -> None:

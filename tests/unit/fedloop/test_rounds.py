@@ -417,7 +417,7 @@ def test_clients_hold_what_the_configuration_says(tiny_files: Files, tmp_path: P
     mixed = settings(
         tiny_files,
         clients={
-            "partition": "dirichlet",
+            "partition": "mixtures",
             "column": "category",
             "hard_negatives": 1,
             "hard_negative_source": "builtin:refusals",
