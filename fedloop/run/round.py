@@ -28,7 +28,7 @@ from ..data.clients import Client
 from ..defense.defense import Defense
 from ..defense.types import RoundRecord
 from ..errors import AggregationError
-from ..rules.lora import average_exactly
+from ..rules.lora import exact_residual
 from .attackers import attacked
 from .server_state import GradientChange, ServerSide
 
@@ -170,13 +170,14 @@ class GlobalLoRA:
                 [part * (slot.factor == "B") for slot, part in self._parts(moved)]
             )  # nobody moves A, whatever was sent
         vector, _ = pack(self.lora, self._layout)
-        if self._config.aggregation.lora == "exact":
-            self._fold(self.lora, [trained[client].delta for client in counted], shares)
+        former = self.lora
         self.lora = unpack(
             (vector.double() + moved.double()).float(),
             self._layout,
             base_model=self.lora.base_model,
         )
+        if self._config.aggregation.lora == "exact":
+            self._fold(former, [trained[client].delta for client in counted], shares)
 
     def _parts(self, vector: Tensor) -> list[tuple[Slot, Tensor]]:
         return list(
@@ -189,15 +190,15 @@ class GlobalLoRA:
 
     def _fold(self, former: Adapter, deltas: Sequence[Adapter], shares: Tensor) -> None:
         """Add to the base what averaging A and B apart loses of the average of their products."""
-        residual = {}
-        for module, pair in former.items():
-            averaged = average_exactly(
-                [(pair.A + d[module].A, pair.B + d[module].B) for d in deltas],
+        residual = {
+            module: exact_residual(
+                [(pair.A + delta[module].A, pair.B + delta[module].B) for delta in deltas],
                 shares,
+                (self.lora[module].A, self.lora[module].B),
                 scaling=pair.scaling,
             )
-            if averaged.left is not None and averaged.right is not None:
-                residual[module] = averaged.left @ averaged.right
+            for module, pair in former.items()
+        }
         self._base.add(residual)
 
     def state_dict(self) -> dict[str, Any]:

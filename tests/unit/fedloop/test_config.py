@@ -58,6 +58,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("model.revision", [1.0], "valid string"),
     ("model.dtype", ["float64", "fp16", None, 16], "'float32', 'float16' or 'bfloat16'"),
     ("model.quantization", ["2bit", None, True], "'none', '8bit' or '4bit'"),
+    ("model.template", ["llama", None], "'alpaca', 'chat' or 'auto'"),
     ("lora.r", [0, "8", True, 2.5], "valid integer|greater than or equal to 1"),
     ("lora.alpha", [0, -1, INF, NAN, "16", True], "valid number|greater than 0|finite number"),
     (
