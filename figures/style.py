@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from loraprobe.study.embed import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS, MALICIOUS_MARKERS
+from loraprobe.colours import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS, MALICIOUS_MARKERS
 
 __all__ = [
     "BENIGN_COLOURS",

@@ -24,9 +24,10 @@ import torch
 
 from loraprobe.adapters.adapter import Layout, Slot
 from loraprobe.featurizer import FeatureRecipe, Featurizer
-from loraprobe.fit.calibration import Calibration
-from loraprobe.heads import Head, LinearHead, MLPHead, XGBoostHead
+from loraprobe.calibration import Calibration
+from loraprobe.heads import Head, LinearHead, MLPHead
 from loraprobe.probe import Probe
+from loraprobe.trees import trees_from_xgboost
 
 Files = dict[str, bytes]  # name -> content, of one folder
 
@@ -111,7 +112,7 @@ def mlp_head(width: int) -> Head:
 
 def xgboost_head(width: int) -> Head:
     """Five random trees."""
-    return XGBoostHead(json.dumps(model(width, trees=5)).encode(), width)
+    return trees_from_xgboost(json.dumps(model(width, trees=5)).encode(), width)
 
 
 def model(width: int, trees: int, seed: int = 3) -> dict[str, Any]:

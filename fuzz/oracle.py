@@ -23,7 +23,6 @@ import torch
 from loraprobe.adapters.adapter import Adapter, factor_delta
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import LoraprobeError
-from loraprobe.heads import XGBoostHead
 from loraprobe.probe import Probe
 
 from . import reread
@@ -71,11 +70,7 @@ def probe_content(probe: Probe) -> tuple[Any, ...]:
     """All that a probe is, comparable bit for bit."""
     recipe, layout = probe.featurizer.recipe, probe.featurizer.layout
     head = probe.head
-    arrays = (
-        {"json": head.to_json()}
-        if isinstance(head, XGBoostHead)
-        else {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in head.arrays().items()}
-    )
+    arrays = {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in head.arrays().items()}
     said = {
         "recipe": recipe.to_dict(),
         "slots": [[slot.module, slot.factor, slot.shape] for slot in layout.slots],

@@ -9,52 +9,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapters.adapter import Adapter, Layout, factor_delta, pack, unpack, weight_delta
-    from .adapters.pair import LoRAPair
-    from .adapters.peft_io import load_adapter
-    from .featurizer import FeatureRecipe, Featurizer
-    from .metrics import EvalReport
-    from .probe import Probe, Verdict, evaluate, fit_probe
-    from .study.leave_out import detectors_of, leave_one_out
-    from .study.report import LeaveOneOutReport
+    from ._version import library_version
+    from .adapters.adapter import Adapter as Adapter
+    from .adapters.adapter import Layout as Layout
+    from .adapters.adapter import factor_delta as factor_delta
+    from .adapters.adapter import pack as pack
+    from .adapters.adapter import unpack as unpack
+    from .adapters.adapter import weight_delta as weight_delta
+    from .adapters.pair import LoRAPair as LoRAPair
+    from .adapters.peft_io import load_adapter as load_adapter
+    from .evaluation import EvalReport as EvalReport
+    from .evaluation import evaluate as evaluate
+    from .featurizer import FeatureRecipe as FeatureRecipe
+    from .featurizer import Featurizer as Featurizer
+    from .fit.fit import fit_probe as fit_probe
+    from .probe import Probe as Probe
+    from .probe import Verdict as Verdict
 
-# Importing torch takes a second or more; the names are looked up when they are first used, so that
-# the command line can print its help without it.
-_HOMES = {
-    "adapters.adapter": ("Adapter", "Layout", "factor_delta", "pack", "unpack", "weight_delta"),
-    "featurizer": ("FeatureRecipe", "Featurizer"),
-    "study.leave_out": ("detectors_of", "leave_one_out"),
-    "study.report": ("LeaveOneOutReport",),
-    "metrics": ("EvalReport",),
-    "adapters.pair": ("LoRAPair",),
-    "adapters.peft_io": ("load_adapter",),
-    "probe": ("Probe", "Verdict", "evaluate", "fit_probe"),
+    __version__ = library_version()
+
+# Importing the numerical libraries takes a second or more; the names are looked up when they are
+# first used, so that the command line can print its help without them.
+_MODULE_OF = {
+    "Adapter": "adapters.adapter",
+    "EvalReport": "evaluation",
+    "FeatureRecipe": "featurizer",
+    "Featurizer": "featurizer",
+    "Layout": "adapters.adapter",
+    "LoRAPair": "adapters.pair",
+    "Probe": "probe",
+    "Verdict": "probe",
+    "evaluate": "evaluation",
+    "factor_delta": "adapters.adapter",
+    "fit_probe": "fit.fit",
+    "load_adapter": "adapters.peft_io",
+    "pack": "adapters.adapter",
+    "unpack": "adapters.adapter",
+    "weight_delta": "adapters.adapter",
 }
-_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "Adapter",
-    "EvalReport",
-    "FeatureRecipe",
-    "Featurizer",
-    "Layout",
-    "LeaveOneOutReport",
-    "LoRAPair",
-    "Probe",
-    "Verdict",
-    "detectors_of",
-    "evaluate",
-    "factor_delta",
-    "fit_probe",
-    "leave_one_out",
-    "load_adapter",
-    "pack",
-    "unpack",
-    "weight_delta",
-]
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("._version", __name__).library_version()
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'loraprobe' has no attribute {name!r}")
     return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+
 
 class LoraprobeError(ValueError):
     """Bad input or an operation that cannot be done safely; the base of all others."""
@@ -69,10 +71,29 @@ class ServiceError(LoraprobeError):
         self.type, self.status = type, status
 
 
-class MissingExtra(ImportError):
+class MissingExtra(LoraprobeError, ImportError):
     """An optional dependency is not installed; the message holds the pip line that installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs {package}, which is not installed: pip install 'loraprobe[{extra}]'"
         )
+
+
+def quoted(value: object, limit: int = 60, *, keep: str = "") -> str:
+    """A stranger's text or value for a message, a table or a log.
+
+    Text is cut after `limit` characters, anything else shown shortened; what a terminal or a log
+    would act upon is escaped, but for the characters of `keep`.
+
+    >>> quoted("caf\u00e9 " + chr(27) + "[2J"), quoted("abcdef", 3), quoted([1.5, None])
+    ('café \\x1b[2J', 'abc...', '[1.5, None]')
+    """
+    if not isinstance(value, str):
+        cut = reprlib.repr(value)
+    else:
+        cut = value if len(value) <= limit else value[:limit] + "..."
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
+        for char in cut
+    )

@@ -5,7 +5,7 @@ Featurizer is a recipe tied to the layout seen in training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -16,7 +16,14 @@ from torch import Tensor
 
 from .adapters.adapter import Adapter, Layout, layer_of
 from .adapters.pair import Factor, all_finite
-from .errors import KindMismatch, LayoutMismatch, LoraprobeError, NonFiniteError, RecipeError
+from .errors import (
+    KindMismatch,
+    LayoutMismatch,
+    LoraprobeError,
+    NonFiniteError,
+    RecipeError,
+    quoted,
+)
 from .features import (
     FEATURES,
     SLOT_FEATURES,
@@ -142,6 +149,31 @@ class FeatureRecipe:
         return cls(**values)
 
 
+RECIPES: dict[str, Callable[[], FeatureRecipe]] = {
+    "paper": FeatureRecipe.paper,
+    "all_b": FeatureRecipe.all_b,
+    "all_a": FeatureRecipe.all_a,
+    "norm_only": FeatureRecipe.norm_only,
+    "spectral": FeatureRecipe.spectral,
+}
+"""Recipes by the name that `fit_probe` and the command line take."""
+
+
+def named_recipe(recipe: FeatureRecipe | str) -> FeatureRecipe:
+    """A recipe by its name; one that is a recipe already as it is.
+
+    Raises:
+        RecipeError: there is none of that name.
+    """
+    if isinstance(recipe, FeatureRecipe):
+        return recipe
+    if not isinstance(recipe, str) or recipe not in RECIPES:
+        raise RecipeError(
+            f"got recipe {quoted(recipe)}; expected a FeatureRecipe or one of {', '.join(RECIPES)}"
+        )
+    return RECIPES[recipe]()
+
+
 @dataclass(frozen=True)
 class Featurizer:
     """A recipe and the layout of the adapters it was fitted on: adapters in, (n, p) float32 out.
@@ -176,6 +208,13 @@ class Featurizer:
             with _naming(index, len(adapters)):
                 featurizer.check(adapter)
         return featurizer
+
+    def __repr__(self) -> str:
+        recipe = self.recipe
+        return (
+            f"Featurizer({'+'.join(recipe.features)} of {''.join(recipe.factors)}, layers"
+            f" {recipe.layers}, {self.layout.kind}, {self.num_features} features)"
+        )
 
     @property
     def num_features(self) -> int:

@@ -1,29 +1,30 @@
-"""Heads: arrays in, probabilities out.
+"""Heads: arrays in, probabilities out, by NumPy alone.
 
 A head is the small frozen thing that a probe publishes: it maps features (n, p) to P(malicious)
-(n,). It knows nothing of adapters, of files or of training (see :mod:`loraprobe.fit.heads`). What
-it holds is checked when it is constructed, so a head that exists can score.
+(n,). It knows nothing of adapters, of files or of training (see `loraprobe.fit.heads`). What it
+holds is checked when it is constructed, so a head that exists can score.
 """
 
 from __future__ import annotations
 
-import json
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.special
 from numpy.typing import NDArray
 
-from .errors import LayoutMismatch, MissingExtra, NonFiniteError, ProbeFormatError
-from .xgb_json import validate_xgboost_json
+from .errors import LayoutMismatch, NonFiniteError, ProbeFormatError, quoted
 
 FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int32]
 Probabilities = NDArray[np.float64]
+
+MAX_NODES = 1 << 22  # of all trees; a probe of 300 shallow ones has a few thousand
+MAX_DEPTH = 64
+_MAX_WALKS = 1 << 18  # rows times trees that are walked at once
+_TREE_ARRAYS = ("roots", "feature", "value", "left", "right")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +43,7 @@ class LinearHead:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "coef", _frozen("coef", self.coef, ndim=1))
-        with np.errstate(over="ignore"):  # beyond float32 becomes inf, which _frozen refuses
-            intercept = np.array([self.intercept], dtype=np.float32)
-        object.__setattr__(self, "intercept", float(_frozen("intercept", intercept, ndim=1)[0]))
+        object.__setattr__(self, "intercept", _float32("intercept", self.intercept))
 
     @property
     def num_features(self) -> int:
@@ -59,16 +58,12 @@ class LinearHead:
             NonFiniteError: x holds NaN or infinity.
         """
         x = _as_rows(x, self.num_features)  # (n, p)
-        # float64: with 40,960 columns the rounding of a float32 sum is visible in the third digit
-        # of the logit
-        # Row by row, and by einsum, which widens a few thousand numbers at a time: a wide copy
-        # costs more than the product, and BLAS wakes threads
-        logits = np.array(
-            [np.einsum("p,p->", row, self._wide_coef) for row in x], np.float64
-        )  # (n,)
-        if not np.isfinite(
-            logits
-        ).all():  # as it is wherever a feature is not finite, whatever its coefficient
+        # In float64: with 40,960 columns the rounding of a float32 sum is visible in the third
+        # digit of the logit. Row by row, and by einsum, which widens a few thousand numbers at a
+        # time: a wide copy costs more than the product, and BLAS wakes threads.
+        products = [np.einsum("p,p->", row, self._wide_coef) for row in x]
+        logits = np.array(products, np.float64)  # (n,)
+        if not np.isfinite(logits).all():  # as wherever a feature is not, whatever its coefficient
             check_features(x, self.num_features)
         return _probabilities(logits + self.intercept)
 
@@ -118,7 +113,7 @@ class MLPHead:
     def __post_init__(self) -> None:
         if not self.weights or len(self.weights) != len(self.biases):
             raise ProbeFormatError(
-                f"MLP head: got {len(self.weights)} weights and {len(self.biases)} biases, expected"
+                f"MLP head: got {len(self.weights)} weights and {len(self.biases)} biases; expected"
                 " one bias for each of 1 or more weights"
             )
         object.__setattr__(
@@ -186,77 +181,118 @@ class MLPHead:
 
 @dataclass(frozen=True, eq=False)
 class XGBoostHead:
-    """Boosted trees, held as validated JSON text.
+    """Boosted trees, P(malicious) = sigmoid(intercept + one leaf of every tree), as XGBoost fits.
 
-    XGBoost is imported and the booster built at the first score.
+    The nodes of all trees stand in one row of m; scoring walks them and needs no XGBoost. A child
+    has a higher number than its parent, which is what makes every walk end.
 
-    The width check is ours: a booster trained on 20 columns scores 19 without a word when handed a
-        DMatrix.
+    Attributes:
+        roots: (t,) int32, the first node of every tree.
+        feature: (m,) int32, the column that a node splits on; 0 at a leaf.
+        value: (m,) float32, where it splits: a row goes left if its number is smaller; at a leaf,
+            what it adds to the logit.
+        left, right: (m,) int32, the children; both -1 at a leaf.
+        intercept: the logit of no tree at all, at float32 precision.
+        num_features: p, the width of a feature row.
+
+    Raises:
+        ProbeFormatError: the arrays are not such trees.
     """
 
     name: ClassVar[str] = "xgboost"
 
-    model_json: bytes
-    """The model in canonical form.
-
-    ``json.dumps`` of the validated document, so that XGBoost parses exactly what was checked.
-    """
+    roots: IntArray
+    feature: IntArray
+    value: FloatArray
+    left: IntArray
+    right: IntArray
+    intercept: float
     num_features: int
-    """p, the width of a feature row."""
 
     def __post_init__(self) -> None:
-        document = validate_xgboost_json(self.model_json, self.num_features)
-        object.__setattr__(
-            self, "model_json", json.dumps(document, separators=(",", ":")).encode("ascii")
-        )
+        for name in ("roots", "feature", "left", "right"):
+            frozen = _frozen(name, getattr(self, name), 1, np.dtype(np.int32))
+            object.__setattr__(self, name, frozen)
+        object.__setattr__(self, "value", _frozen("value", self.value, ndim=1))
+        object.__setattr__(self, "intercept", _float32("intercept", self.intercept))
+        nodes = len(self.value)
+        if nodes > MAX_NODES:
+            raise ProbeFormatError(f"trees: got {nodes} nodes; expected at most {MAX_NODES}")
+        for name in ("feature", "left", "right"):
+            _expect_shape(name, getattr(self, name).shape, (nodes,))
+        self._check_nodes(nodes)
 
-    @cached_property
-    def _booster(self) -> Any:
-        xgboost = import_xgboost()
-        booster = xgboost.Booster()
-        try:
-            booster.load_model(bytearray(self.model_json))
-            booster.set_param(
-                {"nthread": 1}
-            )  # a round scores tens of rows: starting a thread pool costs more than the trees
-        except xgboost.core.XGBoostError as error:
-            raise ProbeFormatError(
-                "XGBoost head: got a model that passes our checks and that XGBoost"
-                f" {xgboost.__version__} cannot read, expected one written by XGBoost 3.x. Install"
-                " the xgboost version named in the probe's card, or fit the probe anew"
-            ) from error
-        return booster
+    def _check_nodes(self, nodes: int) -> None:
+        leaf = self.left == -1
+        number = np.arange(nodes)
+        _in_range("roots", self.roots, 0, nodes - 1)
+        _in_range("feature", self.feature, 0, self.num_features - 1)
+        for name, child in (("left", self.left), ("right", self.right)):
+            _in_range(name, child, -1, nodes - 1)
+            if not (leaf | (child > number)).all() or (child[leaf] != -1).any():
+                raise ProbeFormatError(
+                    f"head array {name!r}: got a child that does not come after its node; expected"
+                    " a higher number, or -1 on both sides of a leaf. Download the probe again"
+                )
+        _ = self._steps  # refuses trees that are too deep
 
     def __call__(self, x: FloatArray) -> Probabilities:
         """P(malicious) of each row: (n, p) -> (n,) float64.
 
         Raises:
             LayoutMismatch: x is not a numeric (n, p) array.
-            NonFiniteError: x holds NaN (which XGBoost would read as "missing") or infinity.
-            MissingExtra: xgboost is not installed.
-            ProbeFormatError: the installed XGBoost cannot read the model.
+            NonFiniteError: x holds NaN or infinity.
         """
-        x = check_features(x, self.num_features)  # (n, p)
-        scores = np.asarray(self._booster.inplace_predict(x), dtype=np.float64)
-        if scores.shape != (len(x),) or not np.isfinite(scores).all():
-            raise NonFiniteError(
-                f"XGBoost head: got scores of shape {scores.shape}, expected ({len(x)},) finite"
-                " ones. Fit the probe anew"
-            )
-        return scores
+        rows = check_features(x, self.num_features)  # (n, p)
+        block = max(1, _MAX_WALKS // len(self.roots))  # rows at a time, so that memory stays flat
+        logits = [self._logits(rows[start : start + block]) for start in range(0, len(rows), block)]
+        return _probabilities(np.concatenate([np.empty(0), *logits]))
 
-    def to_json(self) -> bytes:
-        """What to save. ``from_json(to_json())`` gives the same bytes again."""
-        return self.model_json
+    def _logits(self, rows: FloatArray) -> Probabilities:
+        """Logits (n,) of rows (n, p): all walk down all trees at once, a level a step."""
+        left, right, depth = self._steps
+        at = np.broadcast_to(self.roots, (len(rows), len(self.roots)))  # (n, t)
+        for _ in range(depth):
+            smaller = np.take_along_axis(rows, self.feature[at], axis=1) < self.value[at]
+            at = np.where(smaller, left[at], right[at])
+        return np.asarray(self.value[at].sum(axis=1, dtype=np.float64) + self.intercept)
+
+    @cached_property
+    def _steps(self) -> tuple[IntArray, IntArray, int]:
+        """Where a step left and right leads from every node (a leaf to itself), and the depth."""
+        leaf = self.left == -1
+        number = np.arange(len(leaf), dtype=np.int32)
+        left = np.where(leaf, number, self.left)
+        right = np.where(leaf, number, self.right)
+        level = np.unique(self.roots[~leaf[self.roots]])
+        depth = 0
+        while len(level):
+            if depth == MAX_DEPTH:
+                raise ProbeFormatError(
+                    f"trees: got more than {MAX_DEPTH} levels of splits; expected at most that"
+                )
+            depth += 1
+            below = np.unique(np.concatenate([left[level], right[level]]))
+            level = below[~leaf[below]]
+        return left, right, depth
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What to save: the arrays above, and ``intercept`` (1,) float32."""
+        named = {name: getattr(self, name) for name in _TREE_ARRAYS}
+        return named | {"intercept": np.array([self.intercept], np.float32)}
 
     @classmethod
-    def from_json(cls, data: bytes, num_features: int) -> XGBoostHead:
-        """A head from a published file. The constructor validates before XGBoost sees anything.
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], num_features: int) -> XGBoostHead:
+        """The inverse of :meth:`arrays`, checked.
 
         Raises:
-            ProbeFormatError: naming the JSON path at fault.
+            ProbeFormatError: naming the array at fault.
         """
-        return cls(model_json=data, num_features=num_features)
+        _check_names(arrays, (*_TREE_ARRAYS, "intercept"))
+        _expect_shape("intercept", arrays["intercept"].shape, (1,))
+        intercept = _frozen("intercept", arrays["intercept"], ndim=1)
+        named = {name: arrays[name] for name in _TREE_ARRAYS}
+        return cls(**named, intercept=float(intercept[0]), num_features=num_features)
 
 
 Head = LinearHead | MLPHead | XGBoostHead
@@ -267,19 +303,6 @@ HEADS: dict[str, type[LinearHead] | type[MLPHead] | type[XGBoostHead]] = {
     "xgboost": XGBoostHead,
 }
 """Head classes by the name that a saved probe carries."""
-
-
-def import_xgboost() -> ModuleType:
-    """The xgboost module.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        import xgboost
-    except ImportError as error:
-        raise MissingExtra("xgboost", "xgboost", "an XGBoost head") from error
-    return xgboost
 
 
 def check_features(x: Any, num_features: int) -> FloatArray:
@@ -295,7 +318,7 @@ def check_features(x: Any, num_features: int) -> FloatArray:
         bad = np.flatnonzero(~finite)
         raise NonFiniteError(
             f"features: got NaN or infinity in {len(bad)} of {len(array)} rows, the first being row"
-            f" {bad[0]}, expected finite numbers. Leave those adapters out and treat them as"
+            f" {bad[0]}; expected finite numbers. Leave those adapters out and treat them as"
             " rejected"
         )
     return array
@@ -309,12 +332,12 @@ def _as_rows(x: Any, num_features: int) -> FloatArray:
     array = np.asarray(x)
     if array.dtype.kind not in "fiu":
         raise LayoutMismatch(
-            f"features: got dtype {array.dtype}, expected float32. Pass the array that a Featurizer"
+            f"features: got dtype {array.dtype}; expected float32. Pass the array that a Featurizer"
             " returns"
         )
     if array.ndim != 2 or array.shape[1] != num_features:
         raise LayoutMismatch(
-            f"features: got shape {array.shape}, expected (n, {num_features}). The rows come from"
+            f"features: got shape {array.shape}; expected (n, {num_features}). The rows come from"
             " another recipe, base model, rank or layer set than the head was trained on; use the"
             " probe's own featurizer"
         )
@@ -326,42 +349,61 @@ def _as_rows(x: Any, num_features: int) -> FloatArray:
         return array.astype(np.float32)
 
 
+def sigmoid(logits: Probabilities) -> Probabilities:
+    """1 / (1 + exp(-x)) of (n,) logits: (n,) float64."""
+    with np.errstate(over="ignore"):  # exp(-x) is infinite below -709, and the quotient 0
+        return np.asarray(1.0 / (1.0 + np.exp(-np.asarray(logits, np.float64))))
+
+
 def _probabilities(logits: Probabilities) -> Probabilities:
     """Sigmoid of (n,) logits; a logit that overflowed has no probability."""
     if not np.isfinite(logits).all():
         raise NonFiniteError(
-            f"head: got {int((~np.isfinite(logits)).sum())} non-finite logits, expected finite"
+            f"head: got {int((~np.isfinite(logits)).sum())} non-finite logits; expected finite"
             " ones. The features are far outside the range of the training data; treat those"
             " adapters as rejected"
         )
-    return np.asarray(scipy.special.expit(logits), dtype=np.float64)
+    return sigmoid(logits)
 
 
-def _frozen(name: str, array: Any, ndim: int) -> FloatArray:
-    """A read-only float32 copy, so that nobody edits a published head by way of the array it was
-    built from.
-    """
+def _frozen(name: str, array: Any, ndim: int, dtype: Any = np.float32) -> Any:
+    """A read-only copy, so that nobody edits a published head through the array it was made of."""
     array = np.asarray(array)
-    if array.dtype != np.float32 or array.ndim != ndim or array.size == 0:
+    if array.dtype != dtype or array.ndim != ndim or array.size == 0:
         raise ProbeFormatError(
-            f"head array {name!r}: got dtype {array.dtype} and shape {array.shape}, expected"
-            f" float32 with {ndim} non-empty dimensions. Fit the head anew or download the probe"
-            " again"
+            f"head array {name!r}: got dtype {array.dtype} and shape {array.shape}; expected"
+            f" {np.dtype(dtype)} with {ndim} non-empty dimensions. Fit the head anew or download"
+            " the probe again"
         )
     if not np.isfinite(array).all():
         raise ProbeFormatError(
-            f"head array {name!r}: got NaN or infinity, expected finite numbers. Fit it anew or"
+            f"head array {name!r}: got NaN or infinity; expected finite numbers. Fit it anew or"
             " download it again"
         )
-    copy = np.array(array, dtype=np.float32, order="C")
+    copy = np.array(array, dtype=dtype, order="C")
     copy.setflags(write=False)
     return copy
+
+
+def _float32(name: str, number: float) -> float:
+    """A number at float32 precision, so that a saved head scores as the fitted one did."""
+    with np.errstate(over="ignore"):  # beyond float32 becomes inf, which _frozen refuses
+        array = np.array([number], dtype=np.float32)
+    return float(_frozen(name, array, ndim=1)[0])
+
+
+def _in_range(name: str, array: IntArray, low: int, high: int) -> None:
+    if array.min() < low or array.max() > high:
+        raise ProbeFormatError(
+            f"head array {name!r}: got numbers from {array.min()} to {array.max()}; expected {low}"
+            f" to {high}. The file is of another layout or damaged; download it again"
+        )
 
 
 def _check_names(arrays: Mapping[str, np.ndarray], expected: list[str] | tuple[str, ...]) -> None:
     if set(arrays) != set(expected):
         raise ProbeFormatError(
-            f"head arrays: got the names {reprlib.repr(sorted(arrays))}, expected"
+            f"head arrays: got the names {quoted(sorted(arrays))}; expected"
             f" {sorted(expected)}. The file belongs to another kind of head or is damaged; download"
             " the probe again"
         )
@@ -370,6 +412,6 @@ def _check_names(arrays: Mapping[str, np.ndarray], expected: list[str] | tuple[s
 def _expect_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if got != expected:
         raise ProbeFormatError(
-            f"head array {name!r}: got shape {got}, expected {expected}. The file is of another"
+            f"head array {name!r}: got shape {got}; expected {expected}. The file is of another"
             " layout or damaged; download it again"
         )

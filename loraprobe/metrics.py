@@ -1,5 +1,4 @@
-"""How good a probe is: AUROC, TPR at a small FPR and calibration, with intervals that respect
-groups.
+"""AUROC, TPR at a small FPR and calibration error, with intervals that respect groups.
 
 The steps or rounds of one client share a data set and a starting point, so they are not independent
 samples. Every interval here counts groups (a client, a run), never rows: the AUROC by resampling
@@ -18,14 +17,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import FitError, NonFiniteError
+from .errors import FitError, NonFiniteError, quoted
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 Bools: TypeAlias = NDArray[np.bool_]
 Groups: TypeAlias = Sequence[Hashable] | NDArray[Any]
 
-FPR_LEVELS = (0.01, 0.05)
 # of one (rows, resamples) work array: 4 MB of int64 stay in the cache, and memory stays flat
 _BLOCK_CELLS = 500_000
 
@@ -41,7 +39,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     infinite scores.
     Source: Hanley and McNeil 1982, Radiology 143:29, Eq. 1.
     """
-    y, s = _two_classes(labels, scores)
+    y, s = two_classes(labels, scores)
     return float(_weighted_auroc(_pair_index(y, s), np.ones((len(y), 1), dtype=np.int64))[0])
 
 
@@ -84,8 +82,8 @@ def auroc_ci(
     Source: Field and Welsh 2007, J. R. Stat. Soc. B 69:369 (cluster bootstrap); Clopper and Pearson
     1934, Biometrika 26:404, and Hanley and Lippman-Hand 1983, JAMA 249:1743 (no failures seen).
     """
-    y, s = _two_classes(labels, scores)
-    codes = _group_codes(groups, len(y))
+    y, s = two_classes(labels, scores)
+    codes = group_codes(groups, len(y))
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
         raise FitError(
             f"resamples is {resamples!r}; expected an integer of at least 1; 2000 is usual"
@@ -120,7 +118,7 @@ def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, max_fpr: float) -> float:
     Raises FitError if lengths or labels are wrong, a class is missing or max_fpr lies outside [0,
     1], NonFiniteError for NaN or infinite scores.
     """
-    y, s = _two_classes(labels, scores)
+    y, s = two_classes(labels, scores)
     if not 0.0 <= max_fpr <= 1.0:
         raise FitError(f"max_fpr is {max_fpr!r}; expected a rate in [0, 1], such as 0.01 for 1 %")
     benign = np.sort(s[~y])[::-1]
@@ -148,7 +146,7 @@ def ece(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:
     Source: Naeini et al. 2015 (AAAI), Sec. "Calibration metrics"; Guo et al., arXiv:1706.04599, Eq.
         3.
     """
-    y, p = _probabilities(labels, probabilities)
+    y, p = probabilities_of(labels, probabilities)
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
         raise FitError(f"bins is {bins!r}; expected an integer of at least 1; 10 is usual")
     index = np.minimum((p * bins).astype(np.int64), bins - 1)
@@ -163,193 +161,11 @@ def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
     Raises FitError if lengths, labels or range are wrong, NonFiniteError for NaN or infinity.
     Source: Brier 1950, Mon. Weather Rev. 78:1.
     """
-    y, p = _probabilities(labels, probabilities)
+    y, p = probabilities_of(labels, probabilities)
     return float(np.mean((p - y) ** 2))
 
 
-@dataclass(frozen=True)
-class GroupRow:
-    """One line of the table "by source", "by attack", ...: the rows that share a name."""
-
-    name: str
-    """The name given in `by`."""
-    label: int | None
-    """1 malicious, 0 benign, None if rows of both carry this name."""
-    n: int
-    """Number of rows."""
-    n_groups: int
-    """Number of groups that have a row of this name."""
-    flagged: float
-    """Share of the rows with score >= threshold.
-
-    A TPR for malicious names, an FPR for benign ones.
-    """
-    mean_score: float
-    """Mean of the scores, in [0, 1]."""
-    auroc: float | None
-    """AUROC of these rows against all rows of the opposite class.
-
-    None if the name carries both labels.
-    """
-
-
-@dataclass(frozen=True)
-class EvalReport:
-    """What a probe did on labelled rows that it was not fitted on.
-
-    Intervals are at 95 % and count groups, not rows.
-    """
-
-    auroc: float
-    """Probability that a malicious row scores above a benign one."""
-    auroc_ci: tuple[float, float]
-    """Cluster-bootstrap interval of the AUROC.
-
-    For what it is at an AUROC of exactly 0 or 1 see the function auroc_ci.
-    """
-    tpr_at_fpr: dict[float, float]
-    """Highest FPR allowed -> highest TPR reached, thresholds picked on these rows, without
-    interpolation.
-    """
-    tpr: float
-    """Share of malicious rows with score >= threshold."""
-    fpr: float
-    """Share of benign rows with score >= threshold."""
-    tpr_ci: tuple[float, float]
-    """Clopper-Pearson interval of tpr on the effective number of malicious groups."""
-    fpr_ci: tuple[float, float]
-    """Clopper-Pearson interval of fpr on the effective number of benign groups."""
-    ece: float
-    """Expected calibration error of the scores in 10 equal-width bins."""
-    brier: float
-    """Mean squared difference of score and label."""
-    n: int
-    """Number of rows."""
-    n_malicious: int
-    """Number of rows with label 1."""
-    n_groups: int
-    """Number of groups (clients, runs): the sample size that counts."""
-    threshold: float
-    """The probe's threshold; a score that reaches it is flagged."""
-    by: tuple[GroupRow, ...] = ()
-    """One row per name, benign names first; empty if no names were given."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain dicts, lists, numbers and None only.
-
-        Json.dumps(..., allow_nan=False) takes it.
-        """
-        facts = dict(vars(self))
-        facts["tpr_at_fpr"] = {f"{level:g}": rate for level, rate in self.tpr_at_fpr.items()}
-        facts |= {name: list(facts[name]) for name in ("auroc_ci", "tpr_ci", "fpr_ci")}
-        facts["by"] = [dict(vars(row)) for row in self.by]
-        return facts
-
-    def table(self) -> str:
-        """Return the report as aligned plain text."""
-        head = (
-            f"{self.n} rows ({self.n_malicious} malicious) in {self.n_groups} groups; [95 %"
-            " intervals] count groups"
-        )
-        lines = [["AUROC", f"{self.auroc:.3f}", _interval(self.auroc_ci)]]
-        lines += [
-            [f"TPR at FPR <= {level:g}", f"{rate:.3f}", ""]
-            for level, rate in self.tpr_at_fpr.items()
-        ]
-        lines += [
-            [f"TPR at score >= {self.threshold:g}", f"{self.tpr:.3f}", _interval(self.tpr_ci)],
-            [f"FPR at score >= {self.threshold:g}", f"{self.fpr:.3f}", _interval(self.fpr_ci)],
-            ["calibration error (ECE)", f"{self.ece:.3f}", ""],
-            ["Brier score", f"{self.brier:.3f}", ""],
-        ]
-        text = head + "\n" + _aligned(lines, left=1)
-        if not self.by:
-            return text
-        kinds = {0: "benign", 1: "malicious", None: "both"}
-        rows = [["name", "label", "rows", "groups", "flagged", "mean score", "AUROC"]]
-        for row in self.by:
-            area = "-" if row.auroc is None else f"{row.auroc:.3f}"
-            counts = [str(row.n), str(row.n_groups), f"{row.flagged:.3f}", f"{row.mean_score:.3f}"]
-            rows.append([row.name, kinds[row.label], *counts, area])
-        return text + "\n\n" + _aligned(rows, left=2)
-
-    def __str__(self) -> str:
-        return self.table()
-
-
-def report(
-    labels: ArrayLike,
-    scores: ArrayLike,
-    groups: Groups | None,
-    *,
-    threshold: float,
-    by: Sequence[str] | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> EvalReport:
-    """Evaluate P(malicious) against labels.
-
-    labels (n,) in {0, 1}; scores (n,) in [0, 1]; groups (n,) strings, integers or tuples, None for
-    each row its own group (right only if no two rows share a client or run); by (n,) optional names
-    (data source, attack) for one table line each. A group may hold rows of both labels, as a client
-    that turns malicious does; it is resampled as one and counts in both.
-
-    Raises FitError if lengths, labels, range, groups or threshold are wrong or a class is missing,
-    NonFiniteError for NaN or infinite scores.
-    """
-    y, s = _two_classes(labels, scores)
-    _probabilities(y, s)
-    if not np.isfinite(threshold):
-        raise FitError(
-            f"threshold is {threshold!r}; expected a finite number; pass the probe's threshold"
-        )
-    codes = _group_codes(groups, len(y))
-    flagged = s >= threshold
-    return EvalReport(
-        auroc=auroc(y, s),
-        auroc_ci=auroc_ci(y, s, codes, resamples=resamples, seed=seed),
-        tpr_at_fpr={level: tpr_at_fpr(y, s, level) for level in FPR_LEVELS},
-        tpr=float(flagged[y].mean()),
-        fpr=float(flagged[~y].mean()),
-        tpr_ci=_rate_ci(flagged[y], codes[y]),
-        fpr_ci=_rate_ci(flagged[~y], codes[~y]),
-        ece=ece(y, s),
-        brier=brier(y, s),
-        n=len(y),
-        n_malicious=int(y.sum()),
-        n_groups=int(codes.max()) + 1,
-        threshold=float(threshold),
-        by=() if by is None else _group_rows(y, s, codes, flagged, by),
-    )
-
-
-def _group_rows(
-    y: Bools, s: Floats, codes: Ints, flagged: Bools, by: Sequence[str]
-) -> tuple[GroupRow, ...]:
-    if len(by) != len(y):
-        raise FitError(f"got {len(by)} names in by for {len(y)} rows; expected one name a row")
-    names = np.array([str(name) for name in by])
-    rows = []
-    for name in np.unique(names):
-        mine = names == name
-        pure = bool(y[mine].all() or not y[mine].any())
-        label = int(y[mine][0]) if pure else None
-        against = mine | (y != y[mine][0])
-        rows.append(
-            GroupRow(
-                name=str(name),
-                label=label,
-                n=int(mine.sum()),
-                n_groups=len(np.unique(codes[mine])),
-                flagged=float(flagged[mine].mean()),
-                mean_score=float(s[mine].mean()),
-                auroc=auroc(y[against], s[against]) if pure else None,
-            )
-        )
-    return tuple(sorted(rows, key=lambda row: (2 if row.label is None else row.label, row.name)))
-
-
-def _rate_ci(flagged: Bools, codes: Ints, level: float = 0.95) -> tuple[float, float]:
+def rate_ci(flagged: Bools, codes: Ints, level: float = 0.95) -> tuple[float, float]:
     """Return a Clopper-Pearson interval of the mean of flagged (m,) for rows that are alike within
     their group.
 
@@ -432,19 +248,45 @@ def _resampled_aurocs(y: Bools, s: Floats, codes: Ints, resamples: int, seed: in
     return np.concatenate(values)
 
 
+def checked_labels(labels: ArrayLike, n: int | None = None) -> Ints:
+    """Labels as (n,) int64, 0 = benign and 1 = malicious: the one check of them.
+
+    Raises:
+        FitError: not one a row, or something else than 0 and 1.
+    """
+    y = np.asarray(labels)
+    if y.ndim != 1 or not len(y) or (n is not None and len(y) != n):
+        rows = "at least one row" if n is None else f"{n} rows"
+        raise FitError(f"got labels of shape {y.shape} for {rows}; expected one label a row")
+    if y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
+        some = quoted(np.unique(y[:1000].astype(str))[:4].tolist())
+        raise FitError(f"got labels such as {some}; expected only 0 (benign) and 1 (malicious)")
+    return y.astype(np.int64)
+
+
+def both_classes(labels: Ints) -> Ints:
+    """The labels (n,) as they are.
+
+    Raises:
+        FitError: all are of one class.
+    """
+    if labels.all() or not labels.any():
+        kind = "malicious" if labels.all() else "benign"
+        raise FitError(
+            f"all {len(labels)} rows are {kind}; expected rows of both classes; add some of the"
+            " other"
+        )
+    return labels
+
+
 def _labelled(labels: ArrayLike, scores: ArrayLike) -> tuple[Bools, Floats]:
     """Return labels as (n,) bool and scores as (n,) float64, or raise."""
-    y, s = np.asarray(labels), np.asarray(scores)
-    if y.ndim != 1 or y.shape != s.shape or not len(y):
+    s = np.asarray(scores)
+    if s.ndim != 1 or s.dtype.kind not in "biuf":
         raise FitError(
-            f"got labels of shape {y.shape} and scores of shape {s.shape}; expected one label and"
-            " one score a row"
+            f"got scores of dtype {s.dtype} and shape {s.shape}; expected one number a row"
         )
-    if y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
-        some = ", ".join(repr(value) for value in np.unique(y[:1000].astype(str))[:4].tolist())
-        raise FitError(f"got labels such as {some}; expected only 0 (benign) and 1 (malicious)")
-    if s.dtype.kind not in "biuf":
-        raise FitError(f"got scores of dtype {s.dtype}; expected numbers")
+    y = checked_labels(labels, len(s))
     s = s.astype(np.float64)
     if not np.isfinite(s).all():
         bad = int((~np.isfinite(s)).sum())
@@ -455,17 +297,15 @@ def _labelled(labels: ArrayLike, scores: ArrayLike) -> tuple[Bools, Floats]:
     return y.astype(bool), s
 
 
-def _two_classes(labels: ArrayLike, scores: ArrayLike) -> tuple[Bools, Floats]:
+def two_classes(labels: ArrayLike, scores: ArrayLike) -> tuple[Bools, Floats]:
+    """Labels (n,) of both classes as booleans and finite scores (n,) as float64, or raise."""
     y, s = _labelled(labels, scores)
-    if y.all() or not y.any():
-        kind = "malicious" if y.all() else "benign"
-        raise FitError(
-            f"all {len(y)} rows are {kind}; expected rows of both classes; add some of the other"
-        )
+    both_classes(y.astype(np.int64))
     return y, s
 
 
-def _probabilities(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Bools, Floats]:
+def probabilities_of(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Bools, Floats]:
+    """Labels (n,) as booleans and probabilities (n,) in [0, 1] as float64, or raise."""
     y, p = _labelled(labels, probabilities)
     if p.min() < 0.0 or p.max() > 1.0:
         raise FitError(
@@ -475,7 +315,7 @@ def _probabilities(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Bools, 
     return y, p
 
 
-def _group_codes(groups: Groups | None, n: int) -> Ints:
+def group_codes(groups: Groups | None, n: int) -> Ints:
     """Return group numbers (n,) that run from 0 without gaps.
 
     Sorted by name, so the order of rows does not matter.
@@ -501,14 +341,3 @@ def _group_codes(groups: Groups | None, n: int) -> Ints:
         ordered = sorted(distinct, key=repr)
     codes = {name: code for code, name in enumerate(ordered)}
     return np.array([codes[name] for name in names], dtype=np.int64)
-
-
-def _interval(ends: tuple[float, float]) -> str:
-    return f"[{ends[0]:.3f}, {ends[1]:.3f}]"
-
-
-def _aligned(rows: list[list[str]], left: int) -> str:
-    """Pad cells to columns: the first `left` columns to the left, numbers to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    formats = [f"{{:{'<' if i < left else '>'}{width}}}" for i, width in enumerate(widths)]
-    return "\n".join("  ".join(formats).format(*row).rstrip() for row in rows)

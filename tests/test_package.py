@@ -182,7 +182,8 @@ from loraprobe.errors import MissingExtra
 from loraprobe import Probe, load_adapter
 
 folder = Path(sys.argv[1])
-print(repr(float(Probe.from_pretrained(folder / "linear")([load_adapter(folder / "adapter")])[0])))
+for head in ("linear", "xgboost"):
+    print(repr(float(Probe.from_pretrained(folder / head)(folder / "adapter")[0])))
 
 import fedloop
 from fedloop.evaluate import refuses_by_rule
@@ -192,8 +193,7 @@ from loraprobe.embed import Coordinates, draw_embedding, embed
 adapters = [load_adapter(folder / "adapter")]
 points = Coordinates(np.zeros((1, 2), np.float32), np.zeros(1, np.int8), np.array(["a"]), "pca", 0)
 attempts = (
-    lambda: Probe.from_pretrained(folder / "xgboost")(adapters),
-    lambda: loraprobe.fit_probe(adapters * 4, [0, 1, 0, 1], "xgboost"),
+    lambda: loraprobe.fit_probe(adapters * 4, [0, 1, 0, 1], head="xgboost"),
     lambda: embed(np.eye(8), "umap"),
     lambda: draw_embedding(folder / "x.png", points),
     lambda: load_base(folder),
@@ -222,7 +222,7 @@ def test_a_core_only_installation_scores_and_says_what_it_lacks(tmp_path: Path) 
     fitted = {}
     for head, options in (("linear", {}), ("xgboost", {"n_estimators": 3})):
         fitted[head] = probes.fit_probe(
-            data.adapters, data.labels, head, groups=data.groups, **options
+            data.adapters, data.labels, head=head, groups=data.groups, head_options=options
         )
         fitted[head].save_pretrained(tmp_path / head)
     done = subprocess.run(
@@ -234,8 +234,10 @@ def test_a_core_only_installation_scores_and_says_what_it_lacks(tmp_path: Path) 
         env={**os.environ},
     )
     assert done.returncode == 0, done.stderr
-    score, *complaints = done.stdout.splitlines()
-    assert float(score) == pytest.approx(float(fitted["linear"](data.adapters[1:2])[0]), rel=1e-12)
+    linear, trees, *complaints = done.stdout.splitlines()
+    for head, score in (("linear", linear), ("xgboost", trees)):
+        expected = float(fitted[head](data.adapters[1])[0])
+        assert float(score) == pytest.approx(expected, rel=1e-12)
     lines = [
         re.fullmatch(
             r".+ needs ([\w-]+), which is not installed: pip install 'loraprobe\[(\w+)\]'", line
@@ -243,7 +245,6 @@ def test_a_core_only_installation_scores_and_says_what_it_lacks(tmp_path: Path) 
         for line in complaints
     ]
     assert [found and found.groups() for found in lines] == [
-        ("xgboost", "xgboost"),
         ("xgboost", "xgboost"),
         ("umap-learn", "figures"),
         ("matplotlib", "figures"),

@@ -21,7 +21,8 @@ from loraprobe.adapters.adapter import Adapter, add_delta
 from loraprobe.adapters.peft_io import save_adapter
 from loraprobe.errors import DataError
 from loraprobe.manifest import Row, read_labelled, read_manifest
-from loraprobe.metrics import auroc, report
+from loraprobe.evaluation import report
+from loraprobe.metrics import auroc
 from loraprobe.probe import Probe
 
 from .client_design import Client, Design, poison_name

@@ -26,10 +26,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from loraprobe._version import library_version
 from loraprobe.errors import HubError, LoraprobeError, MissingExtra
-from loraprobe.hub.card import card
+from loraprobe.hub.card import CARD_NAME, card
 from loraprobe.hub.errors import hub_errors
-from loraprobe.hub.format import CARD_NAME, CONFIG_NAME, library_version
+from loraprobe.hub.format import CONFIG_NAME
 from loraprobe.hub.hub import PUBLISHED_FILES, looks_like_repo_id
 from loraprobe.hub.snapshot import hub_api, listing
 from loraprobe.probe import Probe

@@ -22,10 +22,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from loraprobe.featurizer import FeatureRecipe, Featurizer
-from loraprobe.fit.calibration import Method
-from loraprobe.hub.card_figure import distribution_of
-from loraprobe.metrics import auroc, report
-from loraprobe.probe import Probe, default_head_options, fit_features, out_of_fold_scores
+from loraprobe.calibration import Method
+from loraprobe.distribution import distribution_of
+from loraprobe.evaluation import report
+from loraprobe.fit.fit import default_head_options, fit_features, out_of_fold_scores
+from loraprobe.metrics import auroc
+from loraprobe.probe import Probe
 
 from .client_design import HARD_SHARE, Client, twin_of
 from .deltas import DeltaSet
@@ -119,10 +121,10 @@ class Study:
             self.featurizer,
             self.features[rows],
             self.labels[rows],
-            self.entry.head,
-            [self.names[row] for row in rows],
-            threshold,
-            self.seed,
+            head=self.entry.head,
+            groups=[self.names[row] for row in rows],
+            threshold=threshold,
+            seed=self.seed,
             calibration=calibration,
             folds=FOLDS,
             unit="client update, last local step",
@@ -223,7 +225,13 @@ class Study:
     def _out_of_fold(self, folds: int) -> np.ndarray:
         options = default_head_options(self.entry.head, self.entry.recipe)
         return out_of_fold_scores(
-            self.features, self.labels, self.names, self.entry.head, self.seed, folds, **options
+            self.features,
+            self.labels,
+            self.names,
+            head=self.entry.head,
+            head_options=options,
+            seed=self.seed,
+            folds=folds,
         )
 
     def _told_apart(self, probe: Probe, positives: np.ndarray, negatives: np.ndarray) -> Row:

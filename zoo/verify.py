@@ -27,10 +27,10 @@ from pathlib import Path
 
 from fedloop.errors import FedloopError
 from loraprobe.errors import DataError, LoraprobeError, MissingExtra
-from loraprobe.hub.card import card_files
+from loraprobe.hub.card import CARD_NAME, card_files
 from loraprobe.hub.card_figure import FIGURE_NAME, can_draw
 from loraprobe.hub.errors import hub_errors
-from loraprobe.hub.format import CARD_NAME, PROBE_FILES
+from loraprobe.hub.format import PROBE_FILES
 from loraprobe.probe import Probe
 
 from .client_design import Design, plan

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import MissingExtra
-from loraprobe.study.embed import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
+from loraprobe.colours import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

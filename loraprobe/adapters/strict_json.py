@@ -13,6 +13,10 @@ import math
 from collections import Counter
 from typing import Any
 
+from ..errors import quoted
+
+__all__ = ["MAX_NESTING", "quoted", "read_json"]
+
 MAX_NESTING = 32
 
 
@@ -39,18 +43,6 @@ def read_json(data: bytes, *, finite: bool = True) -> Any:
     ):  # an escaped surrogate, of which only a pair is a character
         json.dumps(value, ensure_ascii=False).encode()  # raises UnicodeEncodeError, a ValueError
     return value
-
-
-def quoted(text: str, limit: int = 60) -> str:
-    """Text for an error message: cut, and with whatever a terminal or a log would act upon escaped.
-
-    >>> quoted("caf\\u00e9 " + chr(27) + "[2J"), quoted("abcdef", 3)
-    ('café \\\\x1b[2J', 'abc...')
-    """
-    cut = text if len(text) <= limit else text[:limit] + "..."
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut
-    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -117,8 +117,8 @@ def card(
     subfolder: SubfolderOption = None,
 ) -> None:
     """Write or print the model card of a probe, from the facts in its config.json."""
-    from ..hub.card import card_files
-    from ..hub.format import CARD_NAME, load_probe
+    from ..hub.card import CARD_NAME, card_files
+    from ..hub.format import load_probe
 
     pages = card_files(load_probe(folder), repo, subfolder)
     if out is None:
@@ -188,7 +188,7 @@ def zoo_pull(
 
 
 def _zoo(source: str | None, revision: str | None) -> tuple[str, str | None, list[str]]:
-    """Where the probes are, at which commit if that is on the Hub, and the names of their folders."""
+    """Where the probes are, at which commit if on the Hub, and the names of their folders."""
     from ..hub.format import CONFIG_NAME
     from ..hub.hub import ZOO_REPO, looks_like_repo_id, probe_names
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
-from ..errors import DataError, KindMismatch, LoraprobeError
+from ..errors import DataError, KindMismatch, LoraprobeError, RecipeError
 from .terminal import (
     Exit,
     JsonOption,
@@ -30,10 +30,11 @@ from .terminal import (
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
+    from ..calibration import Method
     from ..featurizer import FeatureRecipe
     from ..probe import Probe
 
-RECIPES = ("paper", "all_b", "all_a", "norm_only", "spectral")
+RECIPES = ("paper", "all_b", "all_a", "norm_only", "spectral")  # RECIPES of loraprobe.featurizer
 
 BaseOption = Annotated[
     str | None,
@@ -162,28 +163,26 @@ def train(
     baselines.
     """
     from ..fit.baselines import baseline_recipes
+    from ..fit.fit import fit_probe
     from ..manifest import FRESH, kinds_of, read_labelled, read_manifest
-    from ..probe import fit_probe
 
     rows = read_manifest(manifest)
     adapters = read_labelled(
         track(rows, "reading", console=complaints, disable=len(rows) < 200), kind, base
     )
-    labels, groups, chosen = (
-        [row.label for row in rows],
-        [row.group for row in rows],
-        _recipe(recipe),
-    )
-    cut, kinds = _threshold(threshold), kinds_of(rows) if by_kind else None
+    labels = [row.label for row in rows]
+    groups = [row.group for row in rows]
+    chosen = _recipe(recipe)
+    kinds = kinds_of(rows) if by_kind else None
     probe = fit_probe(
         adapters,
         labels,
-        head,
-        chosen,
-        groups,
-        cut,
-        seed,
-        calibration=calibration,
+        head=head,
+        recipe=chosen,
+        groups=groups,
+        threshold=threshold,
+        seed=seed,
+        calibration=cast("Method | None", calibration),
         folds=folds,
         kinds=kinds,
     )
@@ -203,7 +202,15 @@ def train(
             compared = (
                 probe
                 if own is chosen and own_head == head
-                else fit_probe(adapters, labels, own_head, own, groups, seed=seed, kinds=kinds)
+                else fit_probe(
+                    adapters,
+                    labels,
+                    head=own_head,
+                    recipe=own,
+                    groups=groups,
+                    seed=seed,
+                    kinds=kinds,
+                )
             )
         except KindMismatch:  # with --base fresh there is no change of A
             table.add_row(name, f"needs --base with an adapter, not {FRESH}", "", "")
@@ -311,9 +318,8 @@ def evaluate(
             " models are read where a recipe can"
         )
     recipes = {name: _recipe(name) for name in recipe or ()}
-    cuts = [_threshold(one) for one in cut or ()]
     options = LeaveOutOptions(
-        leave_out, pairs, head, recipes, cuts, calibration, folds, bins, edges, keep_twins
+        leave_out, pairs, head, recipes, cut, calibration, folds, bins, edges, keep_twins
     )
     leave_out_command(manifest, kind or "factor_delta", base, seed, options, out, as_json)
 
@@ -321,9 +327,9 @@ def evaluate(
 def _evaluate_probe(
     manifest: Path, probe: str, base: str | None, any_base: bool, seed: int, as_json: bool
 ) -> None:
+    from ..evaluation import evaluate as measure
     from ..manifest import read_labelled, read_manifest
     from ..probe import Probe
-    from ..probe import evaluate as measure
 
     detector, rows = Probe.from_pretrained(probe), read_manifest(manifest)
     adapters = read_labelled(
@@ -443,15 +449,20 @@ def _held_out(
     """AUROC with its interval and the TPRs of a probe's recipe and head on adapters of groups, or
     of kinds of data, that were held out.
     """
-    from ..metrics import report
-    from ..probe import out_of_fold_scores, out_of_kind_scores
+    from ..evaluation import report
+    from ..fit.fit import held_out_scores
 
-    training, features, y = probe.facts["training"], probe.featurizer(adapters), _array(labels)
-    head, options = training["head"], training["head_options"]
-    if kinds is None:
-        scores = out_of_fold_scores(features, y, groups, head, seed, folds, **options)
-    else:
-        scores = out_of_kind_scores(features, y, groups, kinds, head, seed, **options)
+    training = probe.facts["training"]
+    scores = held_out_scores(
+        probe.featurizer(adapters),
+        _array(labels),
+        groups,
+        head=training["head"],
+        head_options=training["head_options"],
+        seed=seed,
+        folds=folds,
+        kinds=kinds,
+    )
     measured = report(labels, scores, groups, threshold=0.5, seed=seed)
     low, high = measured.auroc_ci
     return [
@@ -489,29 +500,16 @@ def _score_table(results: list[dict[str, Any]], probe: Probe) -> Table:
 
 
 def _recipe(text: str) -> FeatureRecipe:
-    from ..errors import RecipeError
-    from ..featurizer import FeatureRecipe
+    from ..featurizer import FeatureRecipe, named_recipe
 
-    if text in RECIPES:
-        made: FeatureRecipe = getattr(FeatureRecipe, text)()
-        return made
+    if not text.lstrip().startswith("{"):
+        return named_recipe(text)
     try:
-        values = json.loads(text)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise RecipeError(
-            f"got recipe {text!r}; expected one of {', '.join(RECIPES)}, or a JSON object of"
-            " FeatureRecipe fields"
-        )
-    return FeatureRecipe.from_dict(values)
-
-
-def _threshold(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+        return FeatureRecipe.from_dict(json.loads(text))
+    except ValueError as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(f"got a recipe that is not readable JSON ({error})") from None
 
 
 def _array(values: list[Any]) -> Any:

@@ -9,68 +9,55 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal
 
 import numpy as np
-from scipy.special import expit, logit
 
-from ..errors import FitError
-
-Method = Literal["platt", "isotonic"]
-METHODS: tuple[Method, ...] = ("platt", "isotonic")
-_CLIP = 1e-12  # keeps the logit of a saturated score finite
+from ..calibration import Calibration, Method, check_method, logit
+from ..errors import FitError, quoted
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """A monotone map of scores to probabilities.
+class Budget:
+    """A share of errors that a cut may cost: "fpr:0.01" or "fnr:0.05"."""
 
-    Attributes:
-        method: "platt", sigmoid(a * logit(p) + b), or "isotonic", a step-wise linear map.
-        inputs, outputs: (a,) and (b,) for Platt; the knots of the map for isotonic.
-        unit: what one row was when it was fitted ("client update", "local step", ...).
-        rows, groups: how much it was fitted on.
+    name: str
+    share: float
 
-    Source: Platt 1999; Zadrozny & Elkan, KDD 2002.
+
+def parse_cut(value: float | str, name: str) -> float | Budget:
+    """A cut as a number, or as a budget that `fit_features` turns into one.
+
+    >>> parse_cut("fpr:0.01", "fpr"), parse_cut(0.8, "fpr")
+    (Budget(name='fpr', share=0.01), 0.8)
+
+    Raises:
+        FitError: it is neither.
     """
+    prefix, colon, share = str(value).partition(":")
+    try:
+        number = float(share if colon else prefix)
+    except ValueError:
+        number = math.nan
+    if not colon and 0 <= number <= np.nextafter(1.0, 2.0):
+        return number
+    if colon and prefix == name and 0 < number < 1:
+        return Budget(name, number)
+    raise FitError(
+        f"got {quoted(value)}; expected a number in [0, 1], or '{name}:' and a share between 0 and"
+        f" 1 such as '{name}:0.01'"
+    )
 
-    method: Method
-    inputs: tuple[float, ...]
-    outputs: tuple[float, ...]
-    unit: str
-    rows: int
-    groups: int
 
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise FitError(f"got calibration {self.method!r}; expected one of {', '.join(METHODS)}")
-        numbers = (*self.inputs, *self.outputs)
-        if (
-            not numbers
-            or len(self.inputs) != len(self.outputs)
-            or not all(math.isfinite(number) for number in numbers)
-        ):
-            raise FitError("a calibration needs as many finite inputs as outputs, at least one")
-        if self.method == "platt" and (len(self.inputs) != 1 or self.inputs[0] <= 0):
-            raise FitError(
-                f"got Platt slope {self.inputs}; expected one slope above 0: scores must rise with"
-                " the probability"
-            )
-        if self.method == "isotonic" and not (
-            _rises(self.inputs)
-            and _rises(self.outputs)
-            and 0 <= self.outputs[0] <= self.outputs[-1] <= 1
-        ):
-            raise FitError("isotonic knots must rise, and their outputs must lie in [0, 1]")
+def budget_of(text: str, name: str) -> float:
+    """The share in "fpr:0.01".
 
-    def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """(n,) scores in [0, 1] -> (n,) probabilities."""
-        if self.method == "platt":
-            return np.asarray(
-                expit(self.inputs[0] * logit(np.clip(scores, _CLIP, 1 - _CLIP)) + self.outputs[0])
-            )
-        return np.asarray(np.interp(scores, self.inputs, self.outputs))
+    Raises:
+        FitError: the text is not of this form.
+    """
+    cut = parse_cut(text, name)
+    if not isinstance(cut, Budget):
+        raise FitError(f"got {quoted(text)}; expected '{name}:' and a share such as '{name}:0.01'")
+    return cut.share
 
 
 def fit_calibration(
@@ -85,20 +72,20 @@ def fit_calibration(
     Raises:
         FitError: unknown method, or the scores do not rise with the labels.
     """
-    if method not in METHODS:
-        raise FitError(f"got calibration {method!r}; expected one of {', '.join(METHODS)}")
+    check_method(method)
     if len(set(labels.tolist())) < 2:
         raise FitError("got labels of one class only; a calibration needs both")
     weights = 0.5 * len(labels) / np.bincount(labels, minlength=2)[labels]  # (n,)
     if method == "platt":
-        slope, offset = _platt(logit(np.clip(scores, _CLIP, 1 - _CLIP)), labels, weights)
+        slope, offset = _platt(logit(scores), labels, weights)
         return Calibration(method, (slope,), (offset,), unit, len(scores), len(set(groups)))
     from sklearn.isotonic import IsotonicRegression
 
     curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(
         scores, labels, sample_weight=weights
     )
-    inputs, outputs = tuple(map(float, curve.X_thresholds_)), tuple(map(float, curve.y_thresholds_))
+    inputs = tuple(map(float, curve.X_thresholds_))
+    outputs = tuple(map(float, curve.y_thresholds_))
     if outputs[0] == outputs[-1]:
         raise FitError(
             "got scores that do not rise with the labels; an isotonic map of them would give every"
@@ -108,20 +95,21 @@ def fit_calibration(
 
 
 def _platt(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Slope and offset by maximum likelihood of Platt's smoothed targets, (n+1)/(n+2) for a
-    malicious row and 1/(n+2) for a benign one.
+    """Slope and offset by maximum likelihood of Platt's smoothed targets.
 
-    With targets of 1 and 0 a score that separates the classes would be called certain after ten
-    rows of each.
+    These are (n+1)/(n+2) for a malicious row and 1/(n+2) for a benign one: with targets of 1 and 0
+    a score that separates the classes would be called certain after ten rows of each.
     """
     from sklearn.linear_model import LogisticRegression
 
-    # The solver stops at an absolute gradient: unscaled, logits that span 1e-4 would get a slope of
-    # 0.
-    low, width = float(logits.min()), float(np.ptp(logits)) or 1.0
-    malicious, benign = int((labels == 1).sum()), int((labels == 0).sum())
+    # The solver stops at an absolute gradient: unscaled, logits that span 1e-4 would get slope 0.
+    low = float(logits.min())
+    width = float(np.ptp(logits)) or 1.0
+    malicious = int((labels == 1).sum())
+    benign = int((labels == 0).sum())
     target = np.where(labels == 1, (malicious + 1) / (malicious + 2), 1 / (benign + 2))
-    both, answers = np.tile((logits - low) / width, 2)[:, None], np.repeat([1, 0], len(logits))
+    both = np.tile((logits - low) / width, 2)[:, None]
+    answers = np.repeat([1, 0], len(logits))
     model = LogisticRegression(C=1e6, max_iter=1000, tol=1e-8).fit(
         both, answers, sample_weight=np.concatenate([weights * target, weights * (1 - target)])
     )
@@ -132,8 +120,7 @@ def _platt(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple
 def fpr_threshold(
     budget: float, scores: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable]
 ) -> float:
-    """The lowest threshold at which a new benign group is flagged with probability at most
-    `budget`.
+    """The lowest threshold that flags a new benign group with probability at most `budget`.
 
     Split-conformal: a group counts with its highest score, and the ceil((m + 1)(1 - budget))-th of
     m benign groups is the last one let through. Holds for groups exchangeable with these, not for a
@@ -145,14 +132,9 @@ def fpr_threshold(
     Source: Vovk et al., Algorithmic Learning in a Random World, 2005 (inductive conformal
         prediction).
     """
-    return float(
-        np.nextafter(
-            _conformal_bound(
-                budget, scores[labels == 0], _of(groups, labels == 0), "benign", "fpr"
-            ),
-            2.0,
-        )
-    )
+    benign = labels == 0
+    bound = _conformal_bound(budget, scores[benign], _kept(groups, benign), "benign", "fpr")
+    return float(np.nextafter(bound, 2.0))
 
 
 def fnr_threshold(
@@ -162,28 +144,9 @@ def fnr_threshold(
 
     The mirror image of `fpr_threshold`, on the lowest score of each malicious group.
     """
-    return -_conformal_bound(
-        budget, -scores[labels == 1], _of(groups, labels == 1), "malicious", "fnr"
-    )
-
-
-def budget_of(text: str, name: str) -> float:
-    """The number in "fpr:0.01".
-
-    Raises:
-        FitError: the text is not of this form.
-    """
-    head, _, number = text.partition(":")
-    try:
-        value = float(number)
-    except ValueError:
-        value = math.nan
-    if head != name or not 0 < value < 1:
-        raise FitError(
-            f"got {text!r}; expected a number in [0, 1], or '{name}:' and a share between 0 and 1"
-            f" such as '{name}:0.01'"
-        )
-    return value
+    malicious = labels == 1
+    members = _kept(groups, malicious)
+    return -_conformal_bound(budget, -scores[malicious], members, "malicious", "fnr")
 
 
 def _conformal_bound(
@@ -202,9 +165,5 @@ def _conformal_bound(
     return sorted(highest.values())[rank - 1]
 
 
-def _of(groups: Sequence[Hashable], mask: np.ndarray) -> list[Hashable]:
+def _kept(groups: Sequence[Hashable], mask: np.ndarray) -> list[Hashable]:
     return [group for group, keep in zip(groups, mask, strict=True) if keep]
-
-
-def _rises(values: tuple[float, ...]) -> bool:
-    return all(a <= b for a, b in pairwise(values))

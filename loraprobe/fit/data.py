@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,29 +12,37 @@ from numpy.typing import NDArray
 
 from ..errors import FitError, LayoutMismatch, NonFiniteError
 from ..heads import FloatArray, check_features
+from ..metrics import both_classes, checked_labels
 
 Groups = Iterable[Hashable] | None
+Kinds = Sequence[Sequence[Hashable]]
+"""One entry a row: the kind of data it was trained on, then the kinds that were mixed into it."""
 Float64 = NDArray[np.float64]
 
-_COLUMN_BLOCK = (
-    4096  # columns cast to float64 at a time: a (2000, 40960) matrix in float64 would be 655 MB
-)
+_COLUMN_BLOCK = 4096  # columns in float64 at a time: (2000, 40960) at once would be 655 MB
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Checked inputs of a fit."""
+    """Checked inputs of a fit.
+
+    Attributes:
+        x: (n, p) float32, finite.
+        y: (n,), 0 = benign, 1 = malicious, both present.
+        groups: (n,), equal numbers for rows that belong together.
+        kinds: (n,) the kind of data that each row names first; its group where none are named.
+    """
 
     x: FloatArray
-    """(n, p) float32, finite."""
     y: NDArray[np.int64]
-    """(n,), 0 = benign, 1 = malicious, both present."""
     groups: NDArray[np.int64]
-    """(n,), equal numbers for rows that belong together."""
+    kinds: tuple[Hashable, ...]
 
 
-def check_training_data(x: Any, y: Any, groups: Groups) -> TrainingData:
-    """Check x (n, p), y (n,) and groups (n,); ``groups=None`` makes each row its own group.
+def check_training_data(x: Any, y: Any, groups: Groups, kinds: Kinds | None = None) -> TrainingData:
+    """Check x (n, p), y (n,), groups (n,) and kinds (n,).
+
+    Without groups, each row is a group of its own.
 
     Raises:
         FitError: lengths differ, x is not a finite numeric (n, p), or the labels are not 0 and 1
@@ -44,47 +51,51 @@ def check_training_data(x: Any, y: Any, groups: Groups) -> TrainingData:
     shape = np.shape(x)
     if len(shape) != 2 or 0 in shape:
         raise FitError(
-            f"fit: got features of shape {shape}, expected a non-empty (n, p). Pass the array that"
+            f"fit: got features of shape {shape}; expected a non-empty (n, p). Pass the array that"
             " a Featurizer returns"
         )
     try:
         features = check_features(x, shape[1])
     except (LayoutMismatch, NonFiniteError) as error:
         raise FitError(f"fit: {error}") from error
-    labels = np.asarray(y)
+    labels = both_classes(checked_labels(y, len(features)))
+    codes = _group_numbers(range(len(features)) if groups is None else groups)
+    if codes.shape != (len(features),):
+        raise FitError(f"fit: got {len(codes)} groups for {len(features)} rows; expected one a row")
+    own = codes.tolist() if kinds is None else own_kinds(kinds, len(features))
+    return TrainingData(x=features, y=labels, groups=codes, kinds=tuple(own))
+
+
+def _group_numbers(groups: Iterable[Hashable]) -> NDArray[np.int64]:
     seen: dict[Hashable, int] = {}
     try:
-        codes = np.array(
-            [
-                seen.setdefault(group, len(seen))
-                for group in (range(len(features)) if groups is None else groups)
-            ]
-        )
+        return np.array([seen.setdefault(group, len(seen)) for group in groups], np.int64)
     except TypeError as error:
         raise FitError(
-            f"fit: got a group that cannot be compared ({error}), expected a hashable one a row,"
+            f"fit: got a group that cannot be compared ({error}); expected a hashable one a row,"
             " such as a client id"
         ) from error
-    if labels.shape != (len(features),) or codes.shape != (len(features),):
+
+
+def own_kinds(kinds: Kinds, count: int) -> list[Hashable]:
+    """The kind that every row names first.
+
+    Raises:
+        FitError: not one entry a row, or an entry that is empty.
+    """
+    entries = [tuple(entry) for entry in kinds]
+    if len(entries) != count or not all(entries):
         raise FitError(
-            f"fit: got {len(features)} rows, labels of shape {labels.shape} and {len(codes)}"
-            " groups, expected one label and one group a row"
+            f"got kinds of {sum(map(bool, entries))} adapters for {count}; expected at least its"
+            " own kind for each"
         )
-    if labels.dtype.kind not in "biuf" or set(labels.tolist()) != {0, 1}:
-        shown = sorted(set(map(str, labels.tolist())))[:5]
-        raise FitError(
-            f"fit: got the labels {shown}, expected both 0 (benign) and 1 (malicious) and nothing"
-            " else"
-        )
-    return TrainingData(x=features, y=labels.astype(np.int64), groups=codes)
+    return [entry[0] for entry in entries]
 
 
 def held_out_mask(
     y: NDArray[np.int64], groups: NDArray[np.int64], fraction: float, seed: int
 ) -> NDArray[np.bool_]:
-    """Choose whole groups to hold out.
-
-    About ``fraction`` of the rows of each class, and at least one group of each.
+    """Choose whole groups to hold out: about ``fraction`` of the rows of each class.
 
     Args:
         y: (n,) labels 0/1.
@@ -100,7 +111,7 @@ def held_out_mask(
     """
     if not 0.0 < fraction < 1.0:
         raise FitError(
-            f"held-out fraction: got {fraction}, expected a number between 0 and 1, such as 0.2"
+            f"held-out fraction: got {fraction}; expected a number between 0 and 1, such as 0.2"
         )
     groups_of = {label: set(groups[y == label].tolist()) for label in (0, 1)}
     if min(len(members) for members in groups_of.values()) < 2:
@@ -111,23 +122,16 @@ def held_out_mask(
         )
     rng = np.random.default_rng(seed)
     held: set[int] = set()
-    for label in sorted(
-        groups_of, key=lambda c: len(groups_of[c])
-    ):  # the class with fewer groups has less choice, so it goes first
+    # The class with fewer groups has less choice, so it goes first.
+    for label in sorted(groups_of, key=lambda c: len(groups_of[c])):
         numbers, sizes = np.unique(groups[y == label], return_counts=True)
-        missing = (
-            fraction * sizes.sum() - sizes[np.isin(numbers, list(held))].sum()
-        )  # rows still wanted
+        missing = fraction * sizes.sum() - sizes[np.isin(numbers, list(held))].sum()  # rows
         for i in rng.permutation(len(numbers)):
             group = int(numbers[i])
-            wanted = not held & groups_of[label] or abs(missing - sizes[i]) < abs(
-                missing
-            )  # the first one, or one that brings it nearer
-            if (
-                group not in held
-                and wanted
-                and all(members - held - {group} for members in groups_of.values())
-            ):
+            nearer = abs(missing - sizes[i]) < abs(missing)
+            wanted = nearer or not held & groups_of[label]
+            spared = all(members - held - {group} for members in groups_of.values())
+            if group not in held and wanted and spared:
                 held.add(group)
                 missing -= sizes[i]
     return np.isin(groups, list(held))
@@ -175,17 +179,8 @@ def pos_weight_of(y: NDArray[np.int64]) -> float:
     return float((y == 0).sum() / (y == 1).sum())
 
 
-def require_positive(**options: float) -> None:
-    """Raise FitError for an option that is not finite and above zero."""
-    for name, value in options.items():
-        if not (math.isfinite(value) and value > 0):
-            raise FitError(f"fit option {name}: got {value}, expected a positive number")
-
-
 def logistic(x: Float64, y: NDArray[np.int64], C: float, max_iter: int) -> tuple[Float64, float]:
-    """Class-balanced L2 logistic regression, solved to convergence.
-
-    Coefficients (p,) and intercept.
+    """Class-balanced L2 logistic regression to convergence: coefficients (p,) and intercept.
 
     Raises:
         FitError: no convergence within `max_iter`.

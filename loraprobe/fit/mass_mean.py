@@ -9,54 +9,37 @@ comes to rest on, and a new source need not have it.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FitError
 from ..heads import FloatArray, LinearHead
-from .data import Float64, Groups, check_training_data
-
-Kinds = Sequence[Sequence[Hashable]]
-"""One entry a row: the kind of data it was trained on, then the kinds that were mixed into it, if
-any.
-"""
+from .data import Float64, TrainingData
+from .options import MassMeanOptions
 
 # of the squared distance, the smallest variance: rows without any would make every score 0 or 1
 _SHARPEST = 1e-3
 _NO_DIRECTION = 1e-9  # rows have norm 1 or so: below this a difference of means is rounding
 
 
-def fit_mass_mean(
-    x: Any, y: Any, groups: Groups, *, seed: int, kinds: Kinds | None = None
-) -> LinearHead:
-    """P = sigmoid(a (x.w - c)), w from the mean of the benign kinds to that of the malicious ones,
-    a kind being the mean of its rows.
+def fit_mass_mean(data: TrainingData, options: MassMeanOptions, seed: int) -> LinearHead:
+    """P = sigmoid(a (x.w - c)), w from the mean of the benign kinds to that of the malicious ones.
 
-    Kinds weigh alike, so that one with many rows does not stand for its class. c is half-way
-    between the two means, and a is what makes P the posterior of two normal distributions of one
-    variance (that of the rows along w within a class) and a prior of one half. Of
-    kinds that were not trained on, P says too much: calibrate on scores by kind
-    (`loraprobe.probe.out_of_kind_scores`), which fails where the direction does not carry over.
-    Deterministic; `seed` is not used.
-
-    Args:
-        x: (n, p) features, best L2-normalised.
-        kinds: (n,) see `Kinds`; rows belong to the kind they name first. None: every group is a
-            kind.
+    A kind is the mean of its rows, and kinds weigh alike, so that one with many rows does not stand
+    for its class. c is half-way between the two means, and a is what makes P the posterior of two
+    normal distributions of one variance (that of the rows along w within a class) and a prior of
+    one half. Of kinds that were not trained on, P says too much: calibrate on scores by kind
+    (`loraprobe.fit.fit.out_of_kind_scores`), which fails where the direction does not carry over.
+    Deterministic; the seed is not used.
 
     Raises:
-        FitError: bad data, not one entry of kinds a row, or no difference between the means.
+        FitError: no difference between the means.
 
     Source: mass-mean probing, Marks & Tegmark, arXiv:2310.06824, without its covariance; kinds are
         this project's.
     """
-    data = check_training_data(x, y, groups)
-    own: list[Hashable] = (
-        list(data.groups.tolist()) if kinds is None else own_kinds(kinds, len(data.y))
-    )
-    means = [_mean_of_kinds(data.x, data.y == label, own) for label in (0, 1)]
+    means = [_mean_of_kinds(data.x, data.y == label, data.kinds) for label in (0, 1)]
     difference = means[1] - means[0]
     distance = float(np.linalg.norm(difference))
     if distance < _NO_DIRECTION:
@@ -70,21 +53,6 @@ def fit_mass_mean(
     variance = float(np.mean([along[data.y == label].var() for label in (0, 1)]))
     scale = distance / max(variance, distance**2 * _SHARPEST)
     return LinearHead((scale * direction).astype(np.float32), -scale * middle)
-
-
-def own_kinds(kinds: Kinds, count: int) -> list[Hashable]:
-    """The kind that every row names first.
-
-    Raises:
-        FitError: not one entry a row, or an entry that is empty.
-    """
-    entries = [tuple(entry) for entry in kinds]
-    if len(entries) != count or not all(entries):
-        raise FitError(
-            f"got kinds of {sum(map(bool, entries))} adapters for {count}; expected at least its"
-            " own kind for each"
-        )
-    return [entry[0] for entry in entries]
 
 
 def _mean_of_kinds(x: FloatArray, counted: NDArray[np.bool_], own: Sequence[Hashable]) -> Float64:

@@ -6,26 +6,23 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..distribution import score_distribution
 from ..errors import ProbeFormatError
-from .card_figure import FIGURE_NAME, can_draw, draw_scores, score_distribution
-from .format import CARD_NAME
+from .card_figure import FIGURE_NAME, can_draw, draw_scores
 
 if TYPE_CHECKING:
     from ..probe import Probe
 
+CARD_NAME = "README.md"
 PAGES = (CARD_NAME, FIGURE_NAME)
 TASK = "tabular-classification"
-_KNOWN_METRICS = (
-    "roc_auc",
-    "brier_score",
-)  # those of huggingface.co/metrics; the others are in the model-index alone
+# Those of huggingface.co/metrics; the others are in the model-index alone.
+_KNOWN_METRICS = ("roc_auc", "brier_score")
 _HUB_MODEL = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
 def card(probe: Probe, repo_id: str | None = None, subfolder: str | None = None) -> str:
-    """README.md of a probe.
-
-    Front matter for the Hub, then what it detects, how well, and how to use it.
+    """README.md of a probe: front matter for the Hub, what it detects, how well, how to use it.
 
     The facts it knows are all optional: title, detects (text), does_not_detect, known_failures
     (lists of text), licence, data (rows of name, role, licence, hub_id), metrics (rows of protocol,
@@ -54,9 +51,7 @@ def card(probe: Probe, repo_id: str | None = None, subfolder: str | None = None)
 def card_files(
     probe: Probe, repo_id: str | None = None, subfolder: str | None = None
 ) -> dict[str, bytes]:
-    """The card and, if there are scores to show and matplotlib to draw them, its figure.
-
-    File name -> content.
+    """The card, and its figure where there are scores and matplotlib: file name -> content.
 
     Raises:
         ProbeFormatError: as `card`.
@@ -126,10 +121,7 @@ def _front_matter(probe: Probe, repo_id: str | None, subfolder: str | None) -> s
 
 
 def _eval_results(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """The metrics as the Hub's model-index has them.
-
-    What they were measured on is the data set, named by its protocol.
-    """
+    """The metrics as the Hub's model-index has them; the protocol stands for the data set."""
     from huggingface_hub import EvalResult
 
     results = []
@@ -157,8 +149,8 @@ def _eval_results(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
 def metric_type(name: str) -> str:
     """The identifier of a metric in a model-index.
 
-    >>> metric_type("AUROC, worst of 36 cells"), metric_type("TPR at 1 % FPR"), metric_type("Brier score")
-    ('roc_auc', 'tpr@fpr0.01', 'brier_score')
+    >>> [metric_type(name) for name in ("AUROC, worst of 36", "TPR at 1 % FPR", "Brier score")]
+    ['roc_auc', 'tpr@fpr0.01', 'brier_score']
     """
     if re.match(r"(AUROC|ROC AUC)\b", name):
         return "roc_auc"

@@ -1,6 +1,4 @@
-"""The figure on a probe's card.
-
-How its scores are distributed, a histogram for each kind of adapter, with the threshold.
+"""The figure on a probe's card: a histogram of the scores of each kind of adapter.
 
 It is drawn from counts in the probe's facts, so that a card can be written from the probe alone.
 """
@@ -13,75 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from ..study.embed import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
+from ..colours import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
+from ..errors import quoted
 
 FIGURE_NAME = "scores.png"
-BINS = 40
-_FIELDS = {"what", "unit", "bins", "counts"}
-_MAX_BINS, _MAX_GROUPS = 1000, 24
 _STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#666666",
 }
-
-
-def distribution_of(what: str, unit: str, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The fact that the figure is drawn from.
-
-    Group name -> its scores (n,) in [0, 1], counted in 40 bins.
-
-    >>> distribution_of("scores", "adapter", {"benign": np.array([0.0, 0.01, 1.0])})["counts"]["benign"][::39]
-    [2, 1]
-    """
-    counts = {
-        name: np.histogram(scores, BINS, (0.0, 1.0))[0].tolist() for name, scores in groups.items()
-    }
-    return {"what": what, "unit": unit, "bins": BINS, "counts": counts}
-
-
-def score_distribution(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What `distribution_of` made.
-
-    Facts["score_distribution"], or else facts["training"]["score_distribution"]; None without.
-
-    Raises:
-        TypeError, ValueError: it is of another form.
-    """
-    found = facts.get("score_distribution", facts.get("training", {}).get("score_distribution"))
-    if found is None:
-        return None
-    if (
-        not isinstance(found, Mapping)
-        or set(found) != _FIELDS
-        or not isinstance(found["counts"], Mapping)
-    ):
-        raise TypeError(
-            f"score_distribution: expected an object with the fields {', '.join(sorted(_FIELDS))},"
-            " counts an object of groups"
-        )
-    if not isinstance(found["what"], str) or not isinstance(found["unit"], str):
-        raise TypeError("score_distribution: expected what and unit to be text")
-    if (
-        type(found["bins"]) is not int
-        or not 1 < found["bins"] <= _MAX_BINS
-        or not 0 < len(found["counts"]) <= _MAX_GROUPS
-    ):
-        raise ValueError(
-            f"score_distribution: expected 2 to {_MAX_BINS} bins and 1 to {_MAX_GROUPS} groups"
-        )
-    for name, counts in found["counts"].items():
-        if (
-            not isinstance(counts, list)
-            or len(counts) != found["bins"]
-            or not all(type(count) is int and count >= 0 for count in counts)
-        ):
-            raise ValueError(
-                f"score_distribution: group {name!r}: expected {found['bins']} counts, whole"
-                " numbers of at least 0"
-            )
-    return found
 
 
 def can_draw() -> bool:
@@ -100,7 +39,7 @@ def draw_scores(distribution: Mapping[str, Any], threshold: float, lower_cut: fl
     a rare score are as visible as the others.
 
     Args:
-        distribution: as `score_distribution` returns it.
+        distribution: as `loraprobe.distribution.score_distribution` returns it.
         threshold, lower_cut: drawn as lines; the second only where it differs.
     """
     import matplotlib
@@ -155,9 +94,7 @@ def draw_scores(distribution: Mapping[str, Any], threshold: float, lower_cut: fl
 
 
 def _colours(names: Sequence[str]) -> list[str]:
-    """Warm for malicious, grey for hard negatives, cool for the others, as in every figure of this
-    library.
-    """
+    """Warm for malicious, grey for hard negatives, cool for the others, as in every figure here."""
     used = dict.fromkeys(range(3), 0)
     colours = []
     for name in names:
@@ -169,7 +106,5 @@ def _colours(names: Sequence[str]) -> list[str]:
 
 
 def _shown(text: str) -> str:
-    """Text from a stranger's file as it stands, on one line: $ would start a formula."""
-    return "".join(char for char in " ".join(str(text).split())[:80] if char.isprintable()).replace(
-        "$", r"\$"
-    )
+    """Text from a stranger's file on one line; $ would start a formula."""
+    return quoted(" ".join(str(text).split()), 80).replace("$", r"\$")

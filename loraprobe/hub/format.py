@@ -11,43 +11,45 @@ _READERS, with a test that loads a folder of that version.
 Version 1: as below, without a digest: a changed digit of the threshold was loaded as if it were
     meant.
 Version 2: "digest", the sha256 of all the other fields, is checked before any of them is believed.
+Version 3: trees are arrays in head.safetensors; before, they were XGBoost's JSON in head.json.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import reprlib
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from .._version import library_version
 from ..adapters.adapter import KINDS, Layout, Slot
 from ..adapters.safetensors import check_header
-from ..adapters.strict_json import quoted, read_json
-from ..errors import LoraprobeError, ProbeFormatError
+from ..adapters.strict_json import read_json
+from ..calibration import Calibration
+from ..errors import LoraprobeError, ProbeFormatError, quoted
 from ..featurizer import FeatureRecipe, Featurizer
-from ..fit.calibration import Calibration
-from ..heads import HEADS, Head, XGBoostHead
+from ..heads import HEADS, Head
 from ..probe import CLASSES, Probe, check_cuts
+from ..trees import trees_from_xgboost
+from .card import CARD_NAME, PAGES, card_files
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CONFIG_NAME = "config.json"
-CARD_NAME = "README.md"
-HEAD_FILES = {"linear": "head.safetensors", "mlp": "head.safetensors", "xgboost": "head.json"}
-PROBE_FILES = (CONFIG_NAME, "head.safetensors", "head.json", CARD_NAME)
+HEAD_NAME = "head.safetensors"
+TREES_NAME = "head.json"  # of an XGBoost head, in versions 1 and 2
+PROBE_FILES = (CONFIG_NAME, HEAD_NAME, TREES_NAME, CARD_NAME)
 MAX_CONFIG_BYTES = 16 << 20
 MAX_HEAD_BYTES = 1 << 30
 MAX_FEATURES = MAX_HEAD_BYTES // 4  # more columns than that no head can have a number for
 
+Read = TypeVar("Read")
 _FIELDS = {
-    "format_version",
     "library",
     "library_version",
     "classes",
@@ -71,13 +73,11 @@ def save_probe(probe: Probe, folder: Path) -> Path:
     Raises:
         ProbeFormatError: a fact is not JSON-ready, or the path is a file.
     """
-    from .card import PAGES, card_files
-
     if folder.exists() and not folder.is_dir():
         raise ProbeFormatError(
             f"got {folder}, which is a file; expected a folder to save the probe in"
         )
-    weights = _head_bytes(probe.head)
+    weights = safetensors.numpy.save(probe.head.arrays())
     try:
         # What is written is what is read: {1: ..., "1": ...} becomes one object with the key "1"
         # twice, and is refused here.
@@ -99,9 +99,9 @@ def save_probe(probe: Probe, folder: Path) -> Path:
             f" {MAX_CONFIG_BYTES}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for name in {*HEAD_FILES.values(), *PAGES} - {HEAD_FILES[probe.head.name], *pages}:
+    for name in {TREES_NAME, *PAGES} - set(pages):
         (folder / name).unlink(missing_ok=True)
-    (folder / HEAD_FILES[probe.head.name]).write_bytes(weights)
+    (folder / HEAD_NAME).write_bytes(weights)
     for name, page in pages.items():
         (folder / name).write_bytes(page)
     (folder / CONFIG_NAME).write_bytes(text)
@@ -118,7 +118,7 @@ def load_probe(folder: Path) -> Probe:
     found = config.get("format_version")
     if isinstance(found, bool) or not isinstance(found, int) or found not in _READERS:
         raise ProbeFormatError(
-            f"{folder / CONFIG_NAME}: got format_version {_show(found)}; this version of loraprobe"
+            f"{folder / CONFIG_NAME}: got format_version {quoted(found)}; this version of loraprobe"
             f" reads {sorted(_READERS)}. Upgrade loraprobe, or load an older revision of the probe."
         )
     try:
@@ -133,10 +133,8 @@ def load_probe(folder: Path) -> Probe:
 def config_digest(fields: Mapping[str, Any]) -> str:
     """sha256 of all fields but "digest", as JSON with sorted keys and without spaces.
 
-    64 hexadecimal digits.
-
     It finds damage and edits by hand. It is no signature: whoever replaces the folder can compute
-        it too.
+    it too.
     """
     rest = {name: value for name, value in fields.items() if name != "digest"}
     return hashlib.sha256(
@@ -154,7 +152,7 @@ def _config(probe: Probe, weights: bytes) -> dict[str, Any]:
         "head": {
             "kind": probe.head.name,
             "num_features": probe.head.num_features,
-            "file": HEAD_FILES[probe.head.name],
+            "file": HEAD_NAME,
             "bytes": len(weights),
             "sha256": hashlib.sha256(weights).hexdigest(),
         },
@@ -168,58 +166,55 @@ def _config(probe: Probe, weights: bytes) -> dict[str, Any]:
     }
 
 
-def _read_version_1(config: dict[str, Any], folder: Path) -> Probe:
+def head_file(config: Any) -> str | None:
+    """Which file holds the head by a config.json that nobody has checked yet; None if none."""
+    try:
+        kind = config["head"]["kind"]
+        old = config["format_version"] in (1, 2)
+        return (TREES_NAME if old and kind == "xgboost" else HEAD_NAME) if kind in HEADS else None
+    except (LookupError, TypeError):
+        return None
+
+
+def _read(config: dict[str, Any], folder: Path) -> Probe:
     where = folder / CONFIG_NAME
-    _fields(config, _FIELDS, str(where))
+    _fields({name: config[name] for name in config if name != "format_version"}, _FIELDS, where)
     if config["library"] != "loraprobe":
         raise ProbeFormatError(
-            f"{where}: got library {_show(config['library'])}; expected 'loraprobe'"
+            f"{where}: got library {quoted(config['library'])}; expected 'loraprobe'"
         )
     _text(config["library_version"], f"{where}: library_version")
     if config["classes"] != list(CLASSES):
         raise ProbeFormatError(
-            f"{where}: got classes {_show(config['classes'])}; expected {list(CLASSES)}"
+            f"{where}: got classes {quoted(config['classes'])}; expected {list(CLASSES)}"
         )
-    base_model = (
-        None
-        if config["base_model"] is None
-        else _text(config["base_model"], f"{where}: base_model")
-    )
+    base_model = _optional(_text, config["base_model"], f"{where}: base_model")
     facts = _object(config["facts"], f"{where}: facts")
     featurizer = _featurizer(config, where)
     threshold = _number(config["threshold"], f"{where}: threshold")
-    benign_below = (
-        None
-        if config["benign_below"] is None
-        else _number(config["benign_below"], f"{where}: benign_below")
-    )
+    benign_below = _optional(_number, config["benign_below"], f"{where}: benign_below")
     check_cuts(threshold, threshold if benign_below is None else benign_below)
-    calibration = (
-        None
-        if config["calibration"] is None
-        else _calibration(config["calibration"], f"{where}: calibration")
-    )
-    head = _read_head(config["head"], folder, featurizer.num_features)
+    calibration = _optional(_calibration, config["calibration"], f"{where}: calibration")
+    head = _read_head(config, folder, featurizer.num_features)
     return Probe(featurizer, head, threshold, benign_below, calibration, base_model, facts)
 
 
-def _read_version_2(config: dict[str, Any], folder: Path) -> Probe:
+def _read_with_digest(config: dict[str, Any], folder: Path) -> Probe:
     expected = config_digest(config)
     if config.get("digest") != expected:
         raise ProbeFormatError(
-            f"{folder / CONFIG_NAME}: got digest {_show(config.get('digest'))}; its other fields"
+            f"{folder / CONFIG_NAME}: got digest {quoted(config.get('digest'))}; its other fields"
             f" have {expected}. The file was damaged, or edited by hand. Fetch the probe again; to"
             " change a value, load it, dataclasses.replace(probe, threshold=...) and"
             " save_pretrained()."
         )
-    return _read_version_1(
-        {name: value for name, value in config.items() if name != "digest"}, folder
-    )
+    return _read({name: value for name, value in config.items() if name != "digest"}, folder)
 
 
 _READERS: dict[int, Callable[[dict[str, Any], Path], Probe]] = {
-    1: _read_version_1,
-    2: _read_version_2,
+    1: _read,
+    2: _read_with_digest,
+    3: _read_with_digest,
 }
 
 
@@ -265,48 +260,36 @@ def _featurizer(config: dict[str, Any], where: Path) -> Featurizer:
     featurizer = Featurizer(recipe, layout, frozenset(modules))
     if not 0 < featurizer.num_features <= MAX_FEATURES:
         raise ProbeFormatError(
-            f"{where}: recipe and layout make {_show(featurizer.num_features)} features; expected"
+            f"{where}: recipe and layout make {quoted(featurizer.num_features)} features; expected"
             f" at most {MAX_FEATURES}"
         )
     return featurizer
 
 
-def _read_head(value: Any, folder: Path, num_features: int) -> Head:
+def _read_head(config: dict[str, Any], folder: Path, num_features: int) -> Head:
     where = f"{folder / CONFIG_NAME}: head"
-    facts = _fields(value, _HEAD_FIELDS, where)
+    facts = _fields(config["head"], _HEAD_FIELDS, where)
     kind = _text(facts["kind"], f"{where}.kind")
-    if kind not in HEADS:
+    name = head_file(config)
+    if name is None:
         raise ProbeFormatError(
-            f"{where}: got kind {_show(kind)}; expected one of {', '.join(HEADS)}"
+            f"{where}: got kind {quoted(kind)}; expected one of {', '.join(HEADS)}"
         )
     # The name is looked up, not taken from the file: a probe cannot point outside its folder.
-    path = folder / HEAD_FILES[kind]
-    if facts["file"] != path.name or not path.is_file():
+    path = folder / name
+    if facts["file"] != name or not path.is_file():
         raise ProbeFormatError(
-            f"{where}: expected the {kind} head in {path.name}; got file {_show(facts['file'])},"
+            f"{where}: expected the {kind} head in {name}; got file {quoted(facts['file'])},"
             f" exists: {path.is_file()}"
         )
     if _count(facts["num_features"], f"{where}.num_features") != num_features:
         raise ProbeFormatError(
-            f"{where}: the head reads {_show(facts['num_features'])} features, recipe and layout"
+            f"{where}: the head reads {quoted(facts['num_features'])} features, recipe and layout"
             f" make {num_features}"
         )
-    size = path.stat().st_size
-    if size > MAX_HEAD_BYTES or size != _count(facts["bytes"], f"{where}.bytes"):
-        raise ProbeFormatError(
-            f"{path} has {size} bytes; {CONFIG_NAME} says {_show(facts['bytes'])}. The file is"
-            " incomplete or was exchanged."
-        )
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != facts["sha256"]:
-        raise ProbeFormatError(
-            f"{path} has sha256 {digest}; {CONFIG_NAME} says {_show(facts['sha256'])}. The file is"
-            " damaged or was exchanged."
-        )
-    head = HEADS[kind]
-    if issubclass(head, XGBoostHead):
-        return head.from_json(data, num_features)
+    data = _checked_bytes(path, facts, where)
+    if name == TREES_NAME:
+        return trees_from_xgboost(data, num_features)
     check_header(data)
     try:
         arrays = safetensors.numpy.load(data)
@@ -314,13 +297,25 @@ def _read_head(value: Any, folder: Path, num_features: int) -> Head:
         raise ProbeFormatError(
             f"{path} is not a readable safetensors file: {quoted(str(error), 200)}"
         ) from None
-    return head.from_arrays(arrays, num_features)
+    return HEADS[kind].from_arrays(arrays, num_features)
 
 
-def _head_bytes(head: Head) -> bytes:
-    return (
-        head.to_json() if isinstance(head, XGBoostHead) else safetensors.numpy.save(head.arrays())
-    )
+def _checked_bytes(path: Path, facts: Mapping[str, Any], where: str) -> bytes:
+    """The bytes of the head's file, after its size and sha256 were compared with what is stated."""
+    size = path.stat().st_size
+    if size > MAX_HEAD_BYTES or size != _count(facts["bytes"], f"{where}.bytes"):
+        raise ProbeFormatError(
+            f"{path} has {size} bytes; {CONFIG_NAME} says {quoted(facts['bytes'])}. The file is"
+            " incomplete or was exchanged."
+        )
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != facts["sha256"]:
+        raise ProbeFormatError(
+            f"{path} has sha256 {digest}; {CONFIG_NAME} says {quoted(facts['sha256'])}. The file is"
+            " damaged or was exchanged."
+        )
+    return data
 
 
 def _layout_to_json(layout: Layout) -> dict[str, Any]:
@@ -335,11 +330,11 @@ def _layout_from_json(value: Any, where: Path) -> Layout:
     layout = _fields(value, _LAYOUT_FIELDS, f"{where}: layout")
     if layout["kind"] not in KINDS:
         raise ProbeFormatError(
-            f"{where}: got layout.kind {_show(layout['kind'])}; expected one of {', '.join(KINDS)}"
+            f"{where}: got layout.kind {quoted(layout['kind'])}; expected one of {', '.join(KINDS)}"
         )
     named = _object(layout["scalings"], f"{where}: layout.scalings")
     scalings = {
-        module: _number(scaling, f"{where}: layout.scalings[{_show(module)}]")
+        module: _number(scaling, f"{where}: layout.scalings[{quoted(module)}]")
         for module, scaling in named.items()
     }
     rows = layout["slots"]
@@ -359,7 +354,7 @@ def _slot(row: Any, where: str) -> Slot:
         ):
             return Slot(module, factor, (rows, columns))
     raise ProbeFormatError(
-        f"{where}: got {_show(row)}; expected [module, 'A' or 'B', [rows, columns]]"
+        f"{where}: got {quoted(row)}; expected [module, 'A' or 'B', [rows, columns]]"
     )
 
 
@@ -369,30 +364,37 @@ def _calibration(value: Any, where: str) -> Calibration:
     for name in ("inputs", "outputs"):
         if not isinstance(values[name], list):
             raise ProbeFormatError(
-                f"{where}.{name}: got {_show(values[name])}; expected a list of numbers"
+                f"{where}.{name}: got {quoted(values[name])}; expected a list of numbers"
             )
         knots[name] = tuple(_number(number, f"{where}.{name}") for number in values[name])
-    unit, rows, groups = (
+    return Calibration(
+        values["method"],
+        knots["inputs"],
+        knots["outputs"],
         _text(values["unit"], f"{where}.unit"),
         _count(values["rows"], f"{where}.rows"),
         _count(values["groups"], f"{where}.groups"),
     )
-    return Calibration(values["method"], knots["inputs"], knots["outputs"], unit, rows, groups)
+
+
+def _optional(read: Callable[[Any, str], Read], value: Any, where: str) -> Read | None:
+    return None if value is None else read(value, where)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ProbeFormatError(f"{where}: got {_show(value)}; expected a JSON object")
+        raise ProbeFormatError(f"{where}: got {quoted(value)}; expected a JSON object")
     return value
 
 
-def _fields(value: Any, fields: Collection[str], where: str) -> dict[str, Any]:
+def _fields(value: Any, fields: Collection[str], where: str | Path) -> dict[str, Any]:
     """A JSON object with exactly these fields."""
-    found = _object(value, where)
+    found = _object(value, str(where))
     if set(found) != set(fields):
-        missing, unknown = sorted(set(fields) - set(found)), sorted(set(found) - set(fields))
+        missing = sorted(set(fields) - set(found))
+        unknown = sorted(set(found) - set(fields))
         raise ProbeFormatError(
-            f"{where}: missing fields {_show(missing)}, unknown fields {_show(unknown)}; expected"
+            f"{where}: missing fields {quoted(missing)}, unknown fields {quoted(unknown)}; expected"
             " those of this format version"
         )
     return found
@@ -400,14 +402,14 @@ def _fields(value: Any, fields: Collection[str], where: str) -> dict[str, Any]:
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise ProbeFormatError(f"{where}: got {_show(value)}; expected text")
+        raise ProbeFormatError(f"{where}: got {quoted(value)}; expected text")
     return value
 
 
 def _count(value: Any, where: str) -> int:
     if type(value) is not int or value < 0:  # True is an int to isinstance
         raise ProbeFormatError(
-            f"{where}: got {_show(value)}; expected a whole number, not negative"
+            f"{where}: got {quoted(value)}; expected a whole number, not negative"
         )
     return value
 
@@ -415,21 +417,5 @@ def _count(value: Any, where: str) -> int:
 def _number(value: Any, where: str) -> float:
     # The comparison is exact also for integers that no float can hold.
     if type(value) not in (int, float) or not -sys.float_info.max <= value <= sys.float_info.max:
-        raise ProbeFormatError(f"{where}: got {_show(value)}; expected a finite number")
+        raise ProbeFormatError(f"{where}: got {quoted(value)}; expected a finite number")
     return float(value)
-
-
-def _show(value: Any) -> str:
-    """A short, escaped form.
-
-    What a stranger's file holds may be huge, or may be terminal control codes.
-    """
-    return reprlib.repr(value)
-
-
-def library_version() -> str:
-    """This package's version."""
-    try:
-        return version("loraprobe")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0+unknown"

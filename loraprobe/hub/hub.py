@@ -19,22 +19,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._version import library_version
 from ..adapters.peft_io import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from ..adapters.peft_io import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
 from ..adapters.peft_io import MAX_WEIGHT_BYTES, WEIGHT_NAMES
 from ..adapters.strict_json import read_json
 from ..errors import HubError
-from .card import card
+from .card import CARD_NAME, card
 from .card_figure import FIGURE_NAME
 from .errors import hub_errors
 from .format import (
-    CARD_NAME,
     CONFIG_NAME,
-    HEAD_FILES,
     MAX_CONFIG_BYTES,
     MAX_HEAD_BYTES,
     PROBE_FILES,
-    library_version,
+    head_file,
     load_probe,
     save_probe,
 )
@@ -59,8 +58,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def looks_like_repo_id(source: str) -> bool:
     """Whether a string has the form org/name.
 
-    >>> looks_like_repo_id("org/name"), looks_like_repo_id("./folder/name"), looks_like_repo_id("name")
-    (True, False, False)
+    >>> [looks_like_repo_id(text) for text in ("org/name", "./folder/name", "name")]
+    [True, False, False]
     """
     return bool(_REPO_ID.fullmatch(source)) and ".." not in source
 
@@ -290,15 +289,11 @@ def _check_published(api: HfApi, repo_id: str, commit: str, prefix: str, folder:
 
 
 def _head_file(config: Path) -> str | None:
-    """Which file holds the head by a config.json that nobody has checked yet.
-
-    None if it does not say.
-    """
+    """Which file holds the head by a config.json that nobody has checked yet; None if none."""
     try:
-        kind = read_json(config.read_bytes())["head"]["kind"]
-    except (ValueError, LookupError, TypeError):
+        return head_file(read_json(config.read_bytes()))
+    except ValueError:
         return None
-    return HEAD_FILES.get(kind) if isinstance(kind, str) else None
 
 
 def _prefix(subfolder: str | None) -> str:

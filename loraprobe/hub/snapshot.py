@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from .._version import library_version
 from ..errors import HubError
 from .errors import hub_errors
-from .format import library_version
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+from .._version import library_version
 from ..errors import MissingExtra
-from ..hub.format import library_version
 from ..probe import Probe
 from . import openapi
 from .answers import Refusal

@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters.adapter import Adapter
+from ..calibration import Method, check_method
 from ..errors import FitError, LayoutMismatch, LoraprobeError
 from ..featurizer import FeatureRecipe, Featurizer
 from ..fit.baselines import baseline_recipes
-from ..fit.calibration import METHODS, Method, budget_of, fit_calibration, fpr_threshold
+from ..fit.calibration import Budget, budget_of, fit_calibration, fpr_threshold, parse_cut
+from ..fit.fit import default_head_options, out_of_fold_scores
 from ..fit.heads import HEAD_FITTERS, fit_head
 from ..manifest import Row
-from ..probe import check_cuts, default_head_options, out_of_fold_scores
 from .folds import Fold, Mask, Part, kind_of, pair_folds, value_folds, values_of
 from .report import LeaveOneOutReport, Outcome, measured
 
@@ -127,11 +128,10 @@ def leave_one_out(
         range(len(rows)), key=lambda row: (rows[row].group, str(rows[row].path), repr(rows[row]))
     )
     rows, adapters = [rows[row] for row in order], [adapters[row] for row in order]
-    _check(rows, adapters, field, pairs, folds, cuts)
-    if calibration not in (None, *METHODS):
-        raise FitError(
-            f"got calibration {calibration!r}; expected one of {', '.join(METHODS)}, or none"
-        )
+    _check(rows, adapters, field, pairs, folds)
+    cut_numbers = tuple(_number_or_budget(cut) for cut in cuts)
+    if calibration is not None:
+        check_method(calibration)
     if pairs:
         values_of(rows, adapters, "source")  # for what it refuses
         chosen = pair_folds(rows, keep_twins)
@@ -144,7 +144,7 @@ def leave_one_out(
             seed,
             keep_twins,
         )
-    study = _Study(adapters, rows, tuple(cuts), calibration, seed)
+    study = _Study(adapters, rows, cut_numbers, calibration, seed)
     jobs = [
         (detector, fold)
         for detector in (detectors_of() if detectors is None else detectors)
@@ -162,7 +162,7 @@ def leave_one_out(
         "pairs": pairs,
         "folds": folds,
         "cut_folds": CUT_FOLDS,
-        "cuts": [str(cut) for cut in cuts],
+        "cuts": [str(cut) for cut in cut_numbers],
         "calibration": calibration,
         "keep_twins": keep_twins,
         "seed": seed,
@@ -175,13 +175,17 @@ def leave_one_out(
     return LeaveOneOutReport(protocol, outcomes)
 
 
+def _number_or_budget(cut: str | float) -> str | float:
+    number = parse_cut(cut, "fpr")
+    return str(cut) if isinstance(number, Budget) else number
+
+
 def _check(
     rows: Sequence[Row],
     adapters: Sequence[Adapter],
     field: str,
     pairs: bool,
     folds: int,
-    cuts: Sequence[str | float],
 ) -> None:
     if len(rows) != len(adapters) or len({row.label for row in rows}) != 2:
         raise FitError(
@@ -197,11 +201,6 @@ def _check(
         raise FitError(
             f"got folds {folds}; expected at least 2: one to test and the others to train on"
         )
-    for cut in cuts:
-        if isinstance(cut, str):
-            budget_of(cut, "fpr")
-        else:
-            check_cuts(cut, cut)
 
 
 @dataclass
@@ -264,9 +263,8 @@ class _Study:
                 f"all {len(y)} rows left for training are"
                 f" {('benign', 'malicious')[int(y.max(initial=0))]}; expected both classes"
             )
-        scores = np.asarray(
-            fit_head(detector.head, x, y, groups, self.seed, **options)(x_test), dtype=np.float64
-        )
+        fitted = fit_head(detector.head, x, y, groups, seed=self.seed, options=options)
+        scores = np.asarray(fitted(x_test), dtype=np.float64)
         cuts: dict[str | float, float | str] = {
             cut: cut for cut in self.cuts if not isinstance(cut, str)
         }
@@ -275,7 +273,13 @@ class _Study:
             return scores, cuts
         try:
             held_out = out_of_fold_scores(
-                x, y, groups, detector.head, self.seed, CUT_FOLDS, **options
+                x,
+                y,
+                groups,
+                head=detector.head,
+                head_options=options,
+                seed=self.seed,
+                folds=CUT_FOLDS,
             )
             if self.calibration is not None:
                 calibrated = fit_calibration(self.calibration, held_out, y, groups, "adapter")

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metrics import EvalReport, auroc, report
+from ..evaluation import EvalReport, report
+from ..metrics import auroc
 from .folds import Mask, Side
 
 _DIGITS = 4  # after the point, of numbers in plain data; in a JSON file more would only take space

@@ -36,7 +36,8 @@ from fedloop.measure.refusal import answers, refuses_strictly
 from fedloop.measure.utility import answer_loss
 from loraprobe.adapters.adapter import Layout
 from loraprobe.featurizer import FeatureRecipe
-from loraprobe.probe import Probe, fit_probe
+from loraprobe import fit_probe
+from loraprobe.probe import Probe
 
 from ..common.held_out import PROBES
 from ..common.paths import FOLDER

@@ -23,7 +23,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.metrics import auroc, auroc_ci
-from loraprobe.probe import fit_features
+from loraprobe.fit.fit import fit_features
 from zoo.client_design import SHARES, plan
 from zoo.deltas import read_deltas
 
@@ -95,9 +95,9 @@ def _fit(reading: Reading, head: str, rows: np.ndarray) -> Any:
         reading.featurizer,
         reading.features[rows],
         reading.labels[rows],
-        head,
+        head=head,
         threshold=0.5,
-        **HEADS[head],
+        head_options=HEADS[head],
     )
 
 

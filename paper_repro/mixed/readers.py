@@ -15,7 +15,8 @@ import torch
 
 from loraprobe.adapters.adapter import unpack
 from loraprobe.featurizer import FeatureRecipe, Featurizer
-from loraprobe.probe import Probe, fit_features
+from loraprobe.fit.fit import fit_features
+from loraprobe.probe import Probe
 from zoo.client_design import Client, twin_of
 from zoo.deltas import DeltaSet
 
@@ -103,9 +104,9 @@ class Reading:
             self.featurizer,
             self.features[rows],
             self.labels[rows],
-            self.reader.head,
-            names,
-            threshold,
+            head=self.reader.head,
+            groups=names,
+            threshold=threshold,
             **options,
         )
 

@@ -92,7 +92,7 @@ def fitted_heads(
         )
         labels = np.array([deltas.clients[row].label for row in keep])
         heads[malicious] = cast(
-            LinearHead, fit_head("linear", x[keep], labels, None, 0)
+            LinearHead, fit_head("linear", x[keep], labels)
         )  # what "linear" fits
     return heads, np.flatnonzero(columns_of(featurizer, deltas))
 

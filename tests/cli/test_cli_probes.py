@@ -18,7 +18,8 @@ from loraprobe.adapters.peft_io import load_adapter
 from loraprobe.cli import probes as commands
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.manifest import read_labelled, read_manifest
-from loraprobe.probe import Probe, evaluate, fit_probe
+from loraprobe import evaluate, fit_probe
+from loraprobe.probe import Probe
 from loraprobe.study import embed as embedding
 from loraprobe.study.embed import load_coordinates
 from tests.helpers import probes
@@ -80,11 +81,10 @@ def test_a_trained_probe_is_saved_and_scores(box: Path, tmp_path: Path) -> None:
     fitted = fit_probe(
         deltas,
         [row.label for row in own],
-        "linear",
-        FeatureRecipe.all_b(),
-        [row.group for row in own],
-        0.6,
-        3,
+        recipe="all_b",
+        groups=[row.group for row in own],
+        threshold=0.6,
+        seed=3,
     )
     np.testing.assert_array_equal(probe(deltas), fitted(deltas))
     assert [

@@ -21,7 +21,7 @@ from loraprobe.adapters.adapter import Adapter, factor_delta
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.cli import hub as commands_hub
 from loraprobe.featurizer import FeatureRecipe
-from loraprobe.probe import fit_probe
+from loraprobe import fit_probe
 from tests.helpers import make, probes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,9 +95,8 @@ def filled_box(box: Path) -> Path:
         fit_probe(
             adapters,
             weights().labels,
-            "linear",
-            FeatureRecipe.all_b(),
-            weights().groups,
+            recipe="all_b",
+            groups=weights().groups,
             threshold=0.5,
         ).save_pretrained(box / f"of {kind}")
     return box

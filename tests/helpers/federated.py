@@ -28,7 +28,8 @@ from fedloop.defense.types import ClientUpdate, RoundRecord
 from fedloop.run.simulate import RunResult, simulate
 from loraprobe.adapters.adapter import Adapter, Layout, pack, unpack
 from loraprobe.adapters.pair import LoRAPair
-from loraprobe.probe import Probe, fit_probe
+from loraprobe import fit_probe
+from loraprobe.probe import Probe
 from tests.helpers import probes, tiny
 
 LEVELS: dict[str, Level] = {
@@ -159,7 +160,7 @@ class Files(NamedTuple):
 def fitted(recipe: str = "all_b", **options: Any) -> Probe:
     """A linear probe of two random classes of changes of the tiny Llama's LoRA."""
     data = probes.labelled(24, 2, **{**LORA, **options})
-    return fit_probe(data.adapters, data.labels, "linear", probes.RECIPES[recipe], data.groups)
+    return fit_probe(data.adapters, data.labels, recipe=probes.RECIPES[recipe], groups=data.groups)
 
 
 def written(folder: Path) -> Files:

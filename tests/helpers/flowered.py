@@ -203,7 +203,7 @@ def telling_probe(files: Files) -> Probe:
     ]
     labels = [client.label for client in clients]
     return fit_probe(
-        deltas, labels, "linear", FeatureRecipe.all_b(), [client.client_id for client in clients]
+        deltas, labels, recipe="all_b", groups=[client.client_id for client in clients]
     )
 
 

@@ -105,7 +105,13 @@ def tiny_probe(
     With a signal of 0.2 the classes overlap.
     """
     data = training_data(signal)
-    options: dict[str, Any] = {**HEAD_OPTIONS[head], "calibration": calibration}
     return fit_probe(
-        data.adapters, data.labels, head, RECIPES[recipe], data.groups, threshold, **options
+        data.adapters,
+        data.labels,
+        head=head,
+        recipe=RECIPES[recipe],
+        groups=data.groups,
+        threshold=threshold,
+        calibration=calibration,
+        head_options=HEAD_OPTIONS[head],
     )

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from loraprobe.adapters.adapter import Adapter, add_delta, factor_delta
 from loraprobe.adapters.peft_io import save_adapter
-from loraprobe.probe import Probe, fit_probe
+from loraprobe import fit_probe
+from loraprobe.probe import Probe
 from loraprobe.serve.answers import Result
 from loraprobe.serve.client import ScoringClient
 from loraprobe.serve.slices import save_whole
@@ -218,7 +219,7 @@ def served_probes() -> dict[str, Probe]:
         "all_b": probes.tiny_probe("mlp", "all_b"),
         "spectral": probes.tiny_probe("linear", "spectral"),
         "of_weights": fit_probe(
-            weights.adapters, weights.labels, "linear", probes.RECIPES["all_b"], weights.groups
+            weights.adapters, weights.labels, recipe="all_b", groups=weights.groups
         ),
     }
 

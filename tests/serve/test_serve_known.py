@@ -27,7 +27,8 @@ from loraprobe.errors import (
     NonFiniteError,
 )
 from loraprobe.featurizer import FeatureRecipe
-from loraprobe.probe import Probe, fit_probe
+from loraprobe import fit_probe
+from loraprobe.probe import Probe
 from loraprobe.serve import known
 from loraprobe.serve.known import KnownSlices
 from loraprobe.serve.scoring import Question, Scorer
@@ -354,7 +355,7 @@ def test_slices_that_hold_the_numbers_in_another_way_are_read_every_time(name: s
 )
 def test_probes_whose_features_are_something_else_know_none(recipe: FeatureRecipe) -> None:
     data = probes.labelled(16, 1)
-    probe = fit_probe(data.adapters, data.labels, "linear", recipe, data.groups)
+    probe = fit_probe(data.adapters, data.labels, recipe=recipe, groups=data.groups)
     slices = KnownSlices(probe)
     slices.remember(body(0, probe))
     assert slices.verdict(body(0, probe), "factor_delta") is None

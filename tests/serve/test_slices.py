@@ -30,7 +30,8 @@ from loraprobe.errors import (
     UnsupportedAdapterError,
 )
 from loraprobe.featurizer import FeatureRecipe, Featurizer
-from loraprobe.probe import Probe, fit_probe
+from loraprobe import fit_probe
+from loraprobe.probe import Probe
 from loraprobe.serve.slices import (
     SLICE,
     WHOLE,
@@ -73,7 +74,7 @@ def probe_of(kind: str, recipe: FeatureRecipe) -> Probe:
     if kind == "weight_delta":
         first = probes.labelled_adapter(999, kind="weights")
         adapters = [weight_delta(adapter, first) for adapter in adapters]
-    return fit_probe(adapters, data.labels, "linear", recipe, data.groups)
+    return fit_probe(adapters, data.labels, recipe=recipe, groups=data.groups)
 
 
 # --- the theorem

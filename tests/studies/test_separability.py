@@ -70,7 +70,7 @@ def test_a_fit_in_coordinates_is_the_package_s_linear_head() -> None:
     )  # more columns than rows
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     own, train = Rows(features, CLIENTS), np.arange(len(CLIENTS)) % 3 != 0
-    head = fit_head("linear", features[train], own.labels[train], None, 0)
+    head = fit_head("linear", features[train], own.labels[train])
     assert isinstance(head, LinearHead)
     np.testing.assert_allclose(own.scores(train), features @ head.coef + head.intercept, atol=1e-3)
 

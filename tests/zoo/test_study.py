@@ -15,7 +15,7 @@ from fedloop.errors import ConfigError
 from loraprobe.adapters.adapter import Adapter, Layout
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError
-from loraprobe.probe import fit_features
+from loraprobe.fit.fit import fit_features
 from zoo.client_design import SHARES, ZOO_DESIGN, Design, plan
 from zoo.deltas import DeltaSet
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
@@ -152,10 +152,9 @@ def test_the_distribution_of_scores_counts_every_client_once_and_the_probes_own_
         study.featurizer,
         study.features,
         study.labels,
-        "linear",
-        study.names,
-        0.5,
-        study.seed,
+        groups=study.names,
+        threshold=0.5,
+        seed=study.seed,
         calibration="platt",
         folds=FOLDS,
     )

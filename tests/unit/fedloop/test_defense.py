@@ -30,7 +30,8 @@ from fedloop.errors import ConfigError, EvidenceError
 from loraprobe.adapters.adapter import Adapter, Layout, add_delta, pack
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.heads import MLPHead
-from loraprobe.probe import Probe, fit_probe
+from loraprobe import fit_probe
+from loraprobe.probe import Probe
 from tests.helpers import federated, make, probes
 from tests.helpers.federated import CLIENTS, LEVELS, same_tree, untimed, update, updates
 
@@ -476,7 +477,12 @@ def unnormalised(head: str) -> Probe:
     recipe = replace(probes.RECIPES["all_b"], normalize="none")
     data = probes.training_data()
     probe = fit_probe(
-        data.adapters, data.labels, head, recipe, data.groups, **probes.HEAD_OPTIONS[head]
+        data.adapters,
+        data.labels,
+        head=head,
+        recipe=recipe,
+        groups=data.groups,
+        head_options=probes.HEAD_OPTIONS[head],
     )
     if isinstance(probe.head, MLPHead):
         probe = replace(

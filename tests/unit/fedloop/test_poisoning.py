@@ -22,7 +22,7 @@ from fedloop.rules.attacks import ATTACKS
 from fedloop.run import attackers as poisoning
 from fedloop.run.attackers import attacked, probe_direction
 from loraprobe.adapters.adapter import Layout, add_delta, factor_delta, pack
-from loraprobe.probe import fit_probe
+from loraprobe import fit_probe
 from tests.helpers import federated, make, probes
 
 START = make.adapter(r=2, base_model=probes.BASE, seed=77)
@@ -237,9 +237,7 @@ def test_the_direction_of_a_probe_is_its_logit(recipe: str) -> None:
 def test_other_probes_have_no_direction() -> None:
     layout = Layout.of(probes.labelled_adapter(0))
     data = probes.training_data()
-    spectral = fit_probe(
-        data.adapters, data.labels, "linear", probes.RECIPES["spectral"], data.groups
-    )
+    spectral = fit_probe(data.adapters, data.labels, recipe="spectral", groups=data.groups)
     for probe in (probes.tiny_probe("mlp"), spectral):
         with pytest.raises(ConfigError, match="no single direction"):
             probe_direction(probe, layout)

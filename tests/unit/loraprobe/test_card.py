@@ -20,8 +20,9 @@ import loraprobe
 from loraprobe import Probe, fit_probe
 from loraprobe.errors import ProbeFormatError
 from loraprobe.hub.card import card, card_files
-from loraprobe.hub.card_figure import distribution_of, draw_scores, score_distribution
-from loraprobe.study.embed import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
+from loraprobe.distribution import distribution_of, score_distribution
+from loraprobe.hub.card_figure import draw_scores
+from loraprobe.colours import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
 from tests.helpers.probes import BASE, HEAD_OPTIONS, RECIPES, labelled, tiny_probe
 
 FACTS: dict[str, Any] = {

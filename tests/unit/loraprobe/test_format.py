@@ -8,6 +8,7 @@ import hashlib
 import json
 import pickle
 import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from loraprobe import Adapter, LoRAPair, Probe
 from loraprobe.errors import ProbeFormatError
-from loraprobe.hub.format import FORMAT_VERSION, HEAD_FILES
+from loraprobe.hub.format import FORMAT_VERSION
 from tests.helpers.probes import BASE, HEAD_OPTIONS, RECIPES, labelled_adapter, new_data, tiny_probe
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -75,17 +76,16 @@ def test_the_folder_holds_no_pickle_and_loading_reads_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
     folder = tiny_probe(head).save_pretrained(tmp_path)
-    weights = "head.json" if head == "xgboost" else "head.safetensors"
-    assert {path.name for path in folder.iterdir()} == {"config.json", weights, "README.md"}
+    names = {"config.json", "head.safetensors", "README.md"}
+    assert {path.name for path in folder.iterdir()} == names
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, None)
     monkeypatch.setattr(torch, "load", None)
     scores_of(folder)
     for path in folder.iterdir():
         if path.suffix == ".safetensors":
-            assert all(
-                array.dtype == np.float32 for array in safetensors.numpy.load_file(path).values()
-            )
+            kinds = {array.dtype.str for array in safetensors.numpy.load_file(path).values()}
+            assert kinds == ({"<f4", "<i4"} if head == "xgboost" else {"<f4"})
         else:  # text: a pickle since protocol 2, or a zip of them, is none
             path.read_text(encoding="utf-8")
 
@@ -98,10 +98,11 @@ def test_saving_over_another_probe_leaves_nothing_of_it(
 ) -> None:
     tiny_probe(first).save_pretrained(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "head.json").write_text("of version 2")
     tiny_probe(second).save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "config.json",
-        HEAD_FILES[second],
+        "head.safetensors",
         "README.md",
         "notes.txt",
     }
@@ -172,11 +173,14 @@ def wave(number: int) -> Adapter:
 
 
 @pytest.mark.parametrize("name", ["linear", "xgboost"])
-def test_version_1_folders_load_and_score_as_they_did(name: str) -> None:
+def test_version_1_folders_load_and_score_as_they_did(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The folders under data/probe-v1 were written by the first release and are never written
     again.
     """
     recorded = json.loads((DATA / "probe-v1" / "scores.json").read_text())[name]
+    monkeypatch.setitem(sys.modules, "xgboost", None)  # trees of every version score without it
     probe = Probe.from_pretrained(DATA / "probe-v1" / name)
     assert probe([wave(number) for number in range(6)]) == pytest.approx(
         recorded["scores"], abs=1e-6
@@ -193,6 +197,17 @@ def test_version_1_folders_load_and_score_as_they_did(name: str) -> None:
     assert np.std(recorded["scores"]) > 0.01
 
 
+def test_trees_of_version_2_become_arrays_of_version_3(tmp_path: Path) -> None:
+    """The zoo's were written as XGBoost's JSON."""
+    old = Probe.from_pretrained(DATA / "probe-v1" / "xgboost")
+    again = Probe.from_pretrained(old.save_pretrained(tmp_path))
+    adapters = [wave(number) for number in range(6)]
+    assert again(adapters).tobytes() == old(adapters).tobytes()
+    assert not (tmp_path / "head.json").exists()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["format_version"], config["head"]["file"]) == (3, "head.safetensors")
+
+
 V1_CONFIG = """{
   "format_version": 1, "library": "loraprobe", "library_version": "0.1.0", "classes": ["benign", "malicious"], "base_model": "org/base",
   "head": {"kind": "linear", "num_features": 2, "file": "head.safetensors", "bytes": %d, "sha256": "%s"},
@@ -204,7 +219,7 @@ V1_HEADER = b'{"coef":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"intercep
 V1_HEAD = struct.pack("<Q", len(V1_HEADER)) + V1_HEADER + struct.pack("<3f", 1.0, -2.0, 0.5)
 
 
-def test_a_folder_of_version_1_is_read_and_saved_again_as_version_2(tmp_path: Path) -> None:
+def test_a_folder_of_version_1_is_read_and_saved_again_as_version_3(tmp_path: Path) -> None:
     (tmp_path / "head.safetensors").write_bytes(V1_HEAD)
     (tmp_path / "config.json").write_text(
         V1_CONFIG % (len(V1_HEAD), hashlib.sha256(V1_HEAD).hexdigest())
@@ -221,7 +236,7 @@ def test_a_folder_of_version_1_is_read_and_saved_again_as_version_2(tmp_path: Pa
     assert score == pytest.approx(1 / (1 + np.exp(-1.0)))  # 1 * 1 - 2 * 0.25 + 0.5 = 1
     probe.save_pretrained(tmp_path / "again")
     saved = json.loads((tmp_path / "again" / "config.json").read_text())
-    assert saved["format_version"] == FORMAT_VERSION == 2
+    assert saved["format_version"] == FORMAT_VERSION == 3
     old = json.loads((tmp_path / "config.json").read_text())
     assert {name for name in saved if saved[name] != old.get(name)} <= {
         "format_version",

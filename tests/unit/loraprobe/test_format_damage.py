@@ -65,9 +65,7 @@ def forbid_heads(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a head was built before the checks were over")
 
     for head in HEADS.values():
-        monkeypatch.setattr(
-            head, "from_json" if hasattr(head, "from_json") else "from_arrays", built
-        )
+        monkeypatch.setattr(head, "from_arrays", built)
 
 
 @pytest.fixture
@@ -158,10 +156,10 @@ def remove(name: str) -> Damage:
 WIDTH = 32  # columns of the probe that is tampered with
 BEFORE: dict[str, Damage] = {
     "version 0": set_to("format_version", 0),
-    "version 3": set_to("format_version", 3),
+    "version 4": set_to("format_version", 4),
     "version 1 with a digest": set_to("format_version", 1),
-    "version 1 with the digest of version 2": text(
-        lambda t: t.replace('"format_version": 2', '"format_version": 1')
+    "version 1 with a digest that was not its own": text(
+        lambda t: t.replace('"format_version": 3', '"format_version": 1')
     ),
     "another threshold": text(lambda t: t.replace('"benign_below": 0.01', '"benign_below": 0.02')),
     "another fact": text(lambda t: t.replace('"auroc"', '"auprc"')),
@@ -257,7 +255,8 @@ BEFORE: dict[str, Damage] = {
     "head in the other file": set_to("head.file", "head.json"),
     "pickled head": both(set_to("head.kind", "pickle"), set_to("head.file", "head.pkl")),
     "head name of a fitter": set_to("head.kind", "cosine"),
-    "xgboost head that is not there": both(
+    "xgboost head of version 2 that is not there": both(
+        set_to("format_version", 2),
         set_to("head.kind", "xgboost"), set_to("head.file", "head.json")
     ),
     "other width": set_to("head.num_features", WIDTH + 1),

@@ -5,9 +5,7 @@ Fitters learn what is there, nothing else, and the same thing twice.
 
 from __future__ import annotations
 
-import json
 import random
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,16 +18,10 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from loraprobe.errors import (
-    FitError,
-    LayoutMismatch,
-    MissingExtra,
-    NonFiniteError,
-    ProbeFormatError,
-)
+from loraprobe.errors import FitError, LayoutMismatch, NonFiniteError, ProbeFormatError
 from loraprobe.fit.data import held_out_mask, row_space
-from loraprobe.fit.heads import HEAD_FITTERS, fit_cosine, fit_head, fit_linear, fit_xgboost
-from loraprobe.fit.torch_heads import fit_linear_paper, fit_mlp
+from loraprobe.fit.heads import HEAD_FITTERS, fit_head
+from loraprobe.fit.options import HEAD_OPTIONS, LinearPaperOptions, head_options
 from loraprobe.heads import HEADS, Head, LinearHead, MLPHead, XGBoostHead
 
 SEEDED = ("linear_paper", "mlp", "xgboost")  # the others take the seed and have no use for it
@@ -52,10 +44,10 @@ def rows(n: int, p: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), y, groups
 
 
-def fit(name: str, x: Any, y: Any, groups: Any, seed: int = 0) -> Head:
+def fit(name: str, x: Any, y: Any, groups: Any, seed: int = 0, **options: Any) -> Any:
     if name == "xgboost":
         pytest.importorskip("xgboost")
-    return fit_head(name, x, y, groups, seed, **QUICK.get(name, {}))
+    return fit_head(name, x, y, groups, seed=seed, options={**QUICK.get(name, {}), **options})
 
 
 def an_mlp() -> MLPHead:
@@ -91,27 +83,13 @@ def test_input_that_was_not_trained_on_is_refused(name: str) -> None:
             head(damaged)
 
 
-def test_xgboost_itself_scores_a_row_that_is_too_narrow() -> None:
-    """Why the width check is ours."""
-    xgboost = pytest.importorskip("xgboost")
-    x, y, groups = rows(48, 20, 0)
-    booster = xgboost.Booster()
-    booster.load_model(bytearray(fit_xgboost(x, y, groups, seed=0).to_json()))
-    assert booster.predict(xgboost.DMatrix(x[:, :19])).shape == (48,)
-
-
 @pytest.mark.parametrize("name", HEAD_FITTERS)
 def test_saved_and_loaded_heads_score_bit_for_bit_alike(name: str) -> None:
     x, y, groups = rows(48, 20, 0)
     head = fit(name, x, y, groups)
-    loaded: Head
-    if isinstance(head, XGBoostHead):
-        loaded = XGBoostHead.from_json(head.to_json(), 20)
-        assert loaded.to_json() == head.to_json()
-    else:
-        saved = safetensors.numpy.save(head.arrays())
-        loaded = type(head).from_arrays(safetensors.numpy.load(saved), 20)
-        assert safetensors.numpy.save(loaded.arrays()) == saved
+    saved = safetensors.numpy.save(head.arrays())
+    loaded = HEADS[head.name].from_arrays(safetensors.numpy.load(saved), 20)
+    assert safetensors.numpy.save(loaded.arrays()) == saved
     assert type(loaded) is HEADS[head.name]
     assert (loaded(x) == head(x)).all()
     assert not (fit(name, x[:40], y[:40], groups[:40], seed=1)(x) == head(x)).all()
@@ -208,31 +186,6 @@ def test_damaged_arrays_are_refused_by_name(case: tuple[str, str]) -> None:
         type(head).from_arrays(damage(head.arrays()), 4)
 
 
-def test_xgboost_head_validates_first_and_builds_its_booster_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pytest.importorskip("xgboost")
-    x, y, groups = rows(48, 20, 0)
-    data = fit_xgboost(x, y, groups, seed=0).to_json()
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "xgboost", None)  # importing it now raises ImportError
-        head = XGBoostHead.from_json(data, 20)
-        for refused in (
-            lambda: XGBoostHead(data, 19),
-            lambda: XGBoostHead.from_json(data[:-1], 20),
-        ):
-            with pytest.raises(ProbeFormatError):
-                refused()
-        for missing in (lambda: head(x), lambda: fit_xgboost(x, y, groups, seed=0)):
-            with pytest.raises(MissingExtra, match=r"loraprobe\[xgboost\]"):
-                missing()
-    assert "_booster" not in vars(head)
-    head(x)
-    booster = vars(head)["_booster"]
-    head(x)
-    assert vars(head)["_booster"] is booster
-
-
 # ---- fitters ----
 
 
@@ -270,13 +223,15 @@ def test_fits_are_reproducible_and_leave_global_generators_alone(name: str) -> N
 def test_linear_is_scikit_learns_solution_also_when_wide(p: int) -> None:
     x, y, groups = rows(60, p, 0)
     y = np.where(groups < 3, 0, y)  # unbalanced and not separable
-    head = fit_linear(x, y, groups, seed=0)
+    head = fit("linear", x, y, groups, seed=0)
     plain = LogisticRegression(C=100.0, class_weight="balanced", max_iter=5000, tol=1e-10).fit(
         x.astype(np.float64), y
     )
     assert head.coef == pytest.approx(plain.coef_[0], abs=1e-4)
     assert head.intercept == pytest.approx(plain.intercept_[0], abs=1e-4)
-    assert fit_linear(x, y, groups, seed=0, C=50.0).coef != pytest.approx(plain.coef_[0], abs=1e-2)
+    assert fit("linear", x, y, groups, seed=0, C=50.0).coef != pytest.approx(
+        plain.coef_[0], abs=1e-2
+    )
 
 
 def test_row_space_is_an_isometry_of_the_rows() -> None:
@@ -294,7 +249,7 @@ def test_linear_paper_has_the_papers_constants_and_first_step() -> None:
 
     From zero weights, AdamW's first step is -lr times the sign of the gradient.
     """
-    assert fit_linear_paper.__kwdefaults__ == {
+    assert vars(LinearPaperOptions()) == {
         "lr": 0.01,
         "weight_decay": 2.0,
         "batch_size": 256,
@@ -309,11 +264,12 @@ def test_linear_paper_has_the_papers_constants_and_first_step() -> None:
     fitted = ~held_out_mask(y, groups, 0.1, 0)
     weight = np.where(y == 1, (y[fitted] == 0).sum() / (y[fitted] == 1).sum(), 1.0)
     gradient = (weight * (0.5 - y))[fitted] @ x[fitted]
-    assert fit_linear_paper(x, y, groups, seed=0, max_epochs=1).coef == pytest.approx(
+    assert fit("linear_paper", x, y, groups, seed=0, max_epochs=1).coef == pytest.approx(
         -0.01 * np.sign(gradient), abs=1e-5
     )
     long, undecayed = (
-        fit_linear_paper(x, y, groups, seed=0, weight_decay=decay) for decay in (2.0, 0.0)
+        fit("linear_paper", x, y, groups, seed=0, max_epochs=100, weight_decay=decay)
+        for decay in (2.0, 0.0)
     )
     assert (
         np.abs(long.coef).max() < 0.5 + 1e-6
@@ -329,8 +285,16 @@ def test_training_ends_at_the_epoch_with_the_lowest_held_out_loss() -> None:
     held = held_out_mask(y, groups, 0.1, 0)
     losses = []
     for epochs in range(1, 13):  # the same seed: each run is the beginning of the next
-        p = fit_linear_paper(
-            x, y, groups, seed=0, max_epochs=epochs, lr=0.1, weight_decay=0.0, min_delta=0.0
+        p = fit(
+            "linear_paper",
+            x,
+            y,
+            groups,
+            seed=0,
+            max_epochs=epochs,
+            lr=0.1,
+            weight_decay=0.0,
+            min_delta=0.0,
         )(x[held])
         losses.append(float(-np.log(np.where(y[held] == 1, p, 1 - p)).mean()))
     assert (np.diff(losses) <= 1e-6).all()
@@ -344,7 +308,7 @@ def test_mlp_folds_its_standardisation_into_the_first_layer(p: int) -> None:
     x, y, groups = rows(64, p, 0)
     scale = np.geomspace(1.0, 8.0, p, dtype=np.float32)
     moved = x * scale + 1.0
-    heads = [fit_mlp(data, y, groups, seed=0, max_epochs=20) for data in (x, moved)]
+    heads = [fit("mlp", data, y, groups, seed=0, max_epochs=20) for data in (x, moved)]
     assert heads[0](x) == pytest.approx(heads[1](moved), abs=5e-3)
     assert heads[0](x) != pytest.approx(heads[1](x), abs=0.1)
 
@@ -352,11 +316,11 @@ def test_mlp_folds_its_standardisation_into_the_first_layer(p: int) -> None:
 def test_mlp_ignores_constant_columns_and_what_lies_outside_the_training_span() -> None:
     x, y, groups = rows(64, 150, 0)
     x[:, 7] = 0.25
-    head = fit_mlp(x, y, groups, seed=0, max_epochs=20)
+    head = fit("mlp", x, y, groups, seed=0, max_epochs=20)
     assert (head.weights[0][:, 7] == 0).all()
     assert (head.weights[0][:, 8] != 0).any()
     with pytest.raises(FitError, match="all the same"):
-        fit_mlp(np.tile(x[:1] + 3.3, (64, 1)), y, groups, seed=0)
+        fit("mlp", np.tile(x[:1] + 3.3, (64, 1)), y, groups, seed=0)
     # W_1 in standardised columns lies in the span of the standardised training rows
     fitted = x[~held_out_mask(y, groups, 0.2, 0)].astype(np.float64)
     deviation = np.where(fitted.std(axis=0) > 1e-7, fitted.std(axis=0), np.inf)
@@ -376,10 +340,11 @@ def test_a_standardized_linear_fit_does_not_depend_on_units_and_an_unstandardize
     x, y, groups = rows(60, 8, 0)
     rescaled = x * np.array([1e3, 1, 1e-3, 1, 10, 1, 0.1, 1], np.float32) + 5
     plain, other = (
-        fit_linear(data, y, groups, seed=0, standardize=True, C=1.0)(data) for data in (x, rescaled)
+        fit("linear", data, y, groups, seed=0, standardize=True, C=1.0)(data)
+        for data in (x, rescaled)
     )
     np.testing.assert_allclose(other, plain, atol=1e-3)
-    plain, other = (fit_linear(data, y, groups, seed=0, C=0.01)(data) for data in (x, rescaled))
+    plain, other = (fit("linear", data, y, groups, seed=0, C=0.01)(data) for data in (x, rescaled))
     assert np.abs(other - plain).max() > 0.01
 
 
@@ -387,12 +352,9 @@ def test_xgboost_keeps_the_trees_up_to_the_best_round() -> None:
     pytest.importorskip("xgboost")
     x, y, groups = rows(96, 6, 0)
     noise = np.random.default_rng(0).permutation(24)[groups] % 2  # nothing to learn: stops early
-    documents = [
-        json.loads(fit_xgboost(x, labels, groups, seed=0, colsample=0.5).to_json())
-        for labels in (y, noise)
-    ]
     learned, stopped = (
-        len(document["learner"]["gradient_booster"]["model"]["trees"]) for document in documents
+        len(fit("xgboost", x, labels, groups, n_estimators=300, colsample=0.5).roots)
+        for labels in (y, noise)
     )
     assert 1 <= stopped < 50 < learned < 300
 
@@ -400,17 +362,17 @@ def test_xgboost_keeps_the_trees_up_to_the_best_round() -> None:
 def test_cosine_ranks_by_the_cosine_to_the_mean_benign_direction() -> None:
     x, y, groups = rows(60, 30, 0)
     fresh = rows(60, 30, 1)[0]
-    head = fit_cosine(x, y, groups, seed=0)
+    head = fit("cosine", x, y, groups, seed=0)
     mean = x[y == 0].mean(axis=0)
     cosine = fresh @ mean / np.linalg.norm(mean)
     assert (np.argsort(head(fresh)) == np.argsort(-cosine)).all()
     assert not (np.argsort(head(fresh)) == np.argsort(-(fresh @ x[y == 1].mean(axis=0)))).all()
     x[0] = 0.0  # an empty row is a row
-    fit_cosine(x, y, groups, seed=0)
+    fit("cosine", x, y, groups, seed=0)
     with pytest.raises(FitError, match="L2 norms"):
-        fit_cosine(2 * x, y, groups, seed=0)
+        fit("cosine", 2 * x, y, groups, seed=0)
     with pytest.raises(FitError, match="mean of benign rows that is zero"):
-        fit_cosine(x, y, np.where(y == 0, 0, groups), seed=0)
+        fit("cosine", x, y, np.where(y == 0, 0, groups), seed=0)
 
 
 def test_cosine_is_calibrated_for_rows_that_are_not_in_the_mean() -> None:
@@ -421,7 +383,7 @@ def test_cosine_is_calibrated_for_rows_that_are_not_in_the_mean() -> None:
     x = np.random.default_rng(0).normal(size=(400, 2000))
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     y = np.arange(100) % 2
-    head = fit_cosine(x[:100], y, None, seed=0)
+    head = fit("cosine", x[:100], y, None, seed=0)
     assert abs(float(head(x[100:]).mean()) - 0.5) < 0.1
     cosine = x @ head.coef / np.linalg.norm(head.coef)
     cut = (
@@ -474,12 +436,12 @@ def test_data_that_cannot_be_fitted_is_refused(name: str) -> None:
     damaged = x.copy()
     damaged[2, 2] = np.nan
     cases: list[tuple[Any, Any, Any, str]] = [
-        (x, y[:-1], groups, "one label and one group"),
-        (x, y, groups[:-1], "one label and one group"),
-        (x, y[:, None], groups, "one label and one group"),
-        (x, np.zeros(24), groups, "both 0"),
-        (x, y + 1, groups, "both 0"),
-        (x, np.where(y == 1, "malicious", "benign"), groups, "both 0"),
+        (x, y[:-1], groups, "one label a row|one a row"),
+        (x, y, groups[:-1], "one label a row|one a row"),
+        (x, y[:, None], groups, "one label a row|one a row"),
+        (x, np.zeros(24), groups, "both classes|only 0"),
+        (x, y + 1, groups, "both classes|only 0"),
+        (x, np.where(y == 1, "malicious", "benign"), groups, "both classes|only 0"),
         (damaged, y, groups, "NaN or infinity in 1 of 24 rows"),
         (x[0], y, groups, "non-empty"),
         (x[:, :0], y, groups, "non-empty"),
@@ -496,25 +458,42 @@ def test_data_that_cannot_be_fitted_is_refused(name: str) -> None:
 
 
 def test_unknown_heads_and_options_are_refused_with_the_valid_ones() -> None:
+    assert set(HEAD_OPTIONS) == set(HEAD_FITTERS)
     x, y, groups = rows(24, 6, 0)
-    assert fit_head("linear", x, y, groups, 0, C=1.0).num_features == 6
-    with pytest.raises(FitError, match=r"'liner'.*'linear_paper', 'mass_mean', 'mlp', 'xgboost'"):
-        fit_head("liner", x, y, groups, 0)
+    assert fit("linear", x, y, groups, C=1.0).num_features == 6
+    with pytest.raises(FitError, match=r"liner; expected one of linear, linear_paper, mlp"):
+        fit_head("liner", x, y, groups)
     with pytest.raises(FitError, match=r"\['c'\].*\['C', 'max_iter', 'standardize'\]"):
-        fit_head("linear", x, y, groups, 0, c=1.0)
-    wrong: list[tuple[str, dict[str, Any]]] = [
+        fit("linear", x, y, groups, c=1.0)
+    with pytest.raises(FitError, match="expected none"):
+        fit("cosine", x, y, groups, C=1.0)
+    with pytest.raises(FitError, match="no convergence"):
+        fit("linear", x, y, groups, max_iter=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
         ("linear", {"C": 0.0}),
-        ("linear", {"max_iter": 1}),
+        ("linear", {"C": "1"}),
+        ("linear", {"C": True}),
+        ("linear", {"max_iter": 10.0}),
+        ("linear", {"standardize": 1}),
         ("linear_paper", {"lr": float("nan")}),
+        ("linear_paper", {"clip": float("inf")}),
         ("mlp", {"dropout": 1.0}),
         ("mlp", {"hidden": (0,)}),
+        ("mlp", {"hidden": 8}),
         ("mlp", {"val_fraction": 1.0}),
         ("mlp", {"max_epochs": 0}),
         ("xgboost", {"eta": -1.0}),
         ("xgboost", {"subsample": 2.0}),
-    ]
-    for name, options in wrong:
-        if name == "xgboost":
-            pytest.importorskip("xgboost")
-        with pytest.raises(FitError, match=r"got|subsample"):
-            fit_head(name, x, y, groups, 0, **options)
+        ("xgboost", {"max_depth": "3"}),
+        ("linear", [("C", 1.0)]),
+    ],
+)
+def test_an_option_of_a_wrong_type_or_range_is_refused_when_it_is_made(
+    name: str, options: Any
+) -> None:
+    with pytest.raises(FitError, match=r"got .*; expected"):
+        head_options(name, options)

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loraprobe import probe as probe_module
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError, FitError, LoraprobeError
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.manifest import Row
 from loraprobe.metrics import auroc
-from loraprobe.probe import evaluate, fit_features, out_of_fold_scores
+from loraprobe.evaluation import evaluate
+from loraprobe.fit.fit import fit_features, out_of_fold_scores
 from loraprobe.study import folds as leave_out_folds
 from loraprobe.study import leave_out
 from loraprobe.study.folds import Fold, kind_of, pair_folds, value_folds, values_of
@@ -223,7 +223,7 @@ def test_no_fit_ever_sees_a_row_that_is_left_out(
             yield detector, fold
 
     monkeypatch.setattr(leave_out, "fit_head", spy)
-    monkeypatch.setattr(probe_module, "fit_head", spy)
+    monkeypatch.setattr("loraprobe.fit.fit.fit_head", spy)
     report = leave_one_out(
         adapters, rows, field, [LINEAR], folds=3, cuts=("fpr:0.2", 0.8), progress=watched, **options
     )
@@ -282,7 +282,7 @@ def test_a_leak_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     adapters = [adapter(number, row) for number, row in enumerate(rows)]
     labels, groups = np.array([row.label for row in rows]), [row.group for row in rows]
     features = Featurizer.fit(ALL_B, adapters)(adapters)
-    assert auroc(labels, out_of_fold_scores(features, labels, groups, "linear", 0, 3)) == 1.0
+    assert auroc(labels, out_of_fold_scores(features, labels, groups, head="linear", folds=3)) == 1.0
 
     def malicious_auroc() -> float:
         [row] = [
@@ -320,9 +320,8 @@ def test_scores_and_cuts_are_those_of_a_probe_fitted_on_the_same_rows() -> None:
             featurizer,
             featurizer([theirs[n] for n in train]),
             [labels[n] for n in train],
-            "linear",
-            [groups[n] for n in train],
-            "fpr:0.1",
+            groups=[groups[n] for n in train],
+            threshold="fpr:0.1",
             calibration="platt",
             folds=CUT_FOLDS,
         )

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from loraprobe import fit_probe
 from loraprobe.errors import FitError
-from loraprobe.featurizer import FeatureRecipe
 from loraprobe.fit.calibration import fit_calibration, fpr_threshold
+from loraprobe.fit.fit import kind_splits, out_of_fold_scores, out_of_kind_scores
 from loraprobe.fit.heads import fit_head
-from loraprobe.fit.mass_mean import fit_mass_mean
 from loraprobe.metrics import auroc
-from loraprobe.probe import Probe, fit_probe, out_of_fold_scores, out_of_kind_scores
+from loraprobe.probe import Probe
 from tests.helpers.probes import labelled
 
 P = 60
@@ -62,7 +62,7 @@ def slow_direction(x: np.ndarray, y: np.ndarray, kinds: list[tuple[str]]) -> np.
 
 def test_the_direction_is_the_difference_of_the_means_of_the_kinds() -> None:
     x, y, kinds = kinds_of_rows()
-    head = fit_mass_mean(x, y, None, seed=0, kinds=kinds)
+    head = fit_head("mass_mean", x, y, None, seed=0, kinds=kinds)
     assert np.allclose(
         head.coef / np.linalg.norm(head.coef), slow_direction(x, y, kinds), atol=1e-6
     )
@@ -73,11 +73,11 @@ def test_more_rows_of_a_kind_do_not_move_it_and_without_kinds_they_do() -> None:
     again = [row for row, kind in enumerate(kinds) if kind == ("b0",)] * 5
     more = np.r_[np.arange(len(y)), again]
     balanced = [
-        fit_mass_mean(x[rows], y[rows], None, seed=0, kinds=[kinds[row] for row in rows]).coef
+        fit_head("mass_mean", x[rows], y[rows], None, seed=0, kinds=[kinds[row] for row in rows]).coef
         for rows in (np.arange(len(y)), more)
     ]
     plain = [
-        fit_mass_mean(x[rows], y[rows], None, seed=0).coef for rows in (np.arange(len(y)), more)
+        fit_head("mass_mean", x[rows], y[rows], None, seed=0).coef for rows in (np.arange(len(y)), more)
     ]
     unit = [[coef / np.linalg.norm(coef) for coef in pair] for pair in (balanced, plain)]
     assert np.allclose(*unit[0], atol=1e-6)
@@ -88,8 +88,8 @@ def test_the_order_of_rows_does_not_matter() -> None:
     x, y, kinds = kinds_of_rows()
     order = np.random.default_rng(1).permutation(len(y))
     one, other = (
-        fit_mass_mean(x, y, None, seed=0, kinds=kinds),
-        fit_mass_mean(x[order], y[order], None, seed=9, kinds=[kinds[row] for row in order]),
+        fit_head("mass_mean", x, y, None, seed=0, kinds=kinds),
+        fit_head("mass_mean", x[order], y[order], None, seed=9, kinds=[kinds[row] for row in order]),
     )
     assert np.allclose(one.coef, other.coef, rtol=1e-4, atol=1e-6)
 
@@ -116,7 +116,7 @@ def test_it_is_the_posterior_of_two_normal_distributions() -> None:
     )
     densities = [norm.pdf(along, centre, variance**0.5) for centre in (-half, half)]
     assert np.allclose(
-        fit_mass_mean(x, y, None, seed=0, kinds=kinds)(x), densities[1] / sum(densities), atol=1e-5
+        fit_head("mass_mean", x, y, None, seed=0, kinds=kinds)(x), densities[1] / sum(densities), atol=1e-5
     )
 
 
@@ -130,42 +130,31 @@ def test_a_direction_that_turns_round_on_unseen_kinds_cannot_be_calibrated() -> 
         [centre for centre in centres.values() for _ in range(8)], np.float32
     ) + np.random.default_rng(0).normal(0, 0.01, (32, 3))
     kinds, y = [(name,) for name in centres for _ in range(8)], np.repeat([0, 1], 16)
-    scores = out_of_kind_scores(x.astype(np.float32), y, list(range(32)), kinds, "mass_mean", 0)
+    scores = out_of_kind_scores(x.astype(np.float32), y, list(range(32)), kinds, head="mass_mean")
     with pytest.raises(FitError, match=r"must rise|slope above 0"):
         fit_calibration("platt", scores, y, list(range(32)), "adapter")
 
 
-def test_a_kind_never_trains_the_head_that_scores_it_nor_do_mixtures_with_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    x, y, kinds = kinds_of_rows(per_kind=4)
+def test_a_kind_never_trains_the_head_that_scores_it_nor_do_mixtures_with_it() -> None:
+    _, y, kinds = kinds_of_rows(per_kind=4)
     mixed = [
         (*kind, "b0") if kind[0].startswith("m") and row % 2 else kind
         for row, kind in enumerate(kinds)
     ]
-    seen = []
-
-    def spy(
-        name: str, x: Any, y: Any, groups: Any, seed: int, kinds: Any = None, **options: Any
-    ) -> Any:
-        seen.append({one for kind in kinds for one in kind})
-        return fit_head(name, x, y, groups, seed, kinds, **options)
-
-    monkeypatch.setattr("loraprobe.probe.fit_head", spy)
-    scores = out_of_kind_scores(x, y, list(range(len(y))), mixed, "mass_mean", 0)
-    assert np.isfinite(scores).all()
-    names = list(dict.fromkeys(kind[0] for kind in mixed))
-    assert len(seen) == len(names)
-    for name, trained in zip(names, seen, strict=True):
-        assert name not in trained
+    splits = list(kind_splits(mixed, len(y)))
+    assert sorted(row for _, test in splits for row in test) == list(range(len(y)))
+    for train, test in splits:
+        [scored] = {mixed[row][0] for row in test}
+        assert train
+        assert all(scored not in mixed[row] for row in train)
 
 
 def test_out_of_kind_scores_are_lower_than_out_of_fold_scores_where_kinds_differ() -> None:
     x, y, kinds = kinds_of_rows(shift=0.2)
     clients = list(range(len(y)))
     assert (
-        auroc(y, out_of_fold_scores(x, y, clients, "linear", 0))
-        > auroc(y, out_of_kind_scores(x, y, clients, kinds, "linear", 0)) + 0.1
+        auroc(y, out_of_fold_scores(x, y, clients, head="linear"))
+        > auroc(y, out_of_kind_scores(x, y, clients, kinds, head="linear")) + 0.1
     )
 
 
@@ -180,14 +169,14 @@ def test_a_probe_with_kinds_takes_its_cut_from_kinds_that_were_left_out() -> Non
         "recipe": FeatureRecipe.all_b(),
     }
     with_kinds = fit_probe(
-        made.adapters, made.labels, "mass_mean", groups=made.groups, kinds=kinds, **options
+        made.adapters, made.labels, head="mass_mean", groups=made.groups, kinds=kinds, **options
     )
     training = with_kinds.facts["training"]
     assert training["kinds"] == len(set(kinds))
     assert "out-of-kind" in training["score_distribution"]["what"]
     assert "folds" not in training
     features = with_kinds.featurizer(made.adapters)
-    scores = out_of_kind_scores(features, made.labels, made.groups, kinds, "mass_mean", 0)
+    scores = out_of_kind_scores(features, made.labels, made.groups, kinds, head="mass_mean")
     calibration = fit_calibration("platt", scores, made.labels, made.groups, "adapter")
     assert with_kinds.calibration == calibration
     assert with_kinds.threshold == fpr_threshold(0.1, calibration(scores), made.labels, made.groups)
@@ -195,7 +184,9 @@ def test_a_probe_with_kinds_takes_its_cut_from_kinds_that_were_left_out() -> Non
 
 def test_a_saved_mass_mean_probe_is_a_linear_head(tmp_path: Path) -> None:
     made = labelled()
-    probe = fit_probe(made.adapters, made.labels, "mass_mean", FeatureRecipe.all_b(), made.groups)
+    probe = fit_probe(
+        made.adapters, made.labels, head="mass_mean", recipe="all_b", groups=made.groups
+    )
     loaded = Probe.from_pretrained(probe.save_pretrained(tmp_path / "probe"))
     assert np.array_equal(loaded(made.adapters), probe(made.adapters))
 
@@ -204,22 +195,22 @@ def test_a_saved_mass_mean_probe_is_a_linear_head(tmp_path: Path) -> None:
 def test_kinds_that_do_not_allow_a_fit_are_refused(kinds: Any) -> None:
     x, y = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32), np.arange(24) % 2
     with pytest.raises(FitError, match=r"expected"):
-        out_of_kind_scores(x, y, list(range(24)), kinds, "linear", 0)
+        out_of_kind_scores(x, y, list(range(24)), kinds, head="linear")
 
 
 def test_means_that_are_the_same_are_refused() -> None:
     x, y = np.ones((24, 5), np.float32), np.arange(24) % 2
     with pytest.raises(FitError, match="the same"):
-        fit_mass_mean(x, y, None, seed=0)
+        fit_head("mass_mean", x, y, None, seed=0)
 
 
 def test_any_hashable_names_a_kind() -> None:
     x, y, kinds = kinds_of_rows()
-    named = fit_mass_mean(x, y, None, seed=0, kinds=kinds).coef
+    named = fit_head("mass_mean", x, y, None, seed=0, kinds=kinds).coef
     others = {
         kind: (("site", kind[0]),) if index else (None,)
         for index, kind in enumerate(dict.fromkeys(kinds))
     }
     assert np.array_equal(
-        fit_mass_mean(x, y, None, seed=0, kinds=[others[kind] for kind in kinds]).coef, named
+        fit_head("mass_mean", x, y, None, seed=0, kinds=[others[kind] for kind in kinds]).coef, named
     )

@@ -19,7 +19,8 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from loraprobe import metrics
 from loraprobe.errors import FitError, NonFiniteError
-from loraprobe.metrics import auroc, auroc_ci, brier, ece, report, tpr_at_fpr
+from loraprobe.evaluation import report
+from loraprobe.metrics import auroc, auroc_ci, brier, ece, tpr_at_fpr
 
 
 def slow_auroc(pairs: list[tuple[bool, float]]) -> float:

@@ -4,8 +4,8 @@ what they cannot score.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,21 +22,25 @@ from loraprobe import (
     fit_probe,
     weight_delta,
 )
-from loraprobe import probe as probe_module
+from loraprobe import errors
+from loraprobe.adapters.peft_io import save_adapter
 from loraprobe.errors import (
+    AdapterFormatError,
     BaseModelMismatch,
     FitError,
     KindMismatch,
     LayoutMismatch,
     LoraprobeError,
     NonFiniteError,
+    RecipeError,
 )
+from loraprobe.evaluation import report
 from loraprobe.featurizer import Featurizer
-from loraprobe.fit.baselines import baseline_recipes, fit_baselines
+from loraprobe.fit.baselines import baseline_recipes
 from loraprobe.fit.calibration import fpr_threshold
+from loraprobe.fit.fit import fit_features, fold_splits, out_of_fold_scores
 from loraprobe.heads import Head, LinearHead
-from loraprobe.metrics import auroc, report
-from loraprobe.probe import fit_features, out_of_fold_scores
+from loraprobe.metrics import auroc
 from tests.helpers import make
 from tests.helpers.probes import (
     BASE,
@@ -76,9 +80,8 @@ def featurizer_of(columns: int) -> Featurizer:
 def test_heads_learn_separable_adapters_and_not_permuted_labels(head: str) -> None:
     data, new = labelled(24, 2), labelled(40, 1, seed=1)
     recipe = RECIPES["all_b"]
-    learnt = fit_probe(data.adapters, data.labels, head, recipe, data.groups, **HEAD_OPTIONS[head])(
-        new.adapters
-    )
+    options: dict[str, Any] = {"head": head, "recipe": recipe, "head_options": HEAD_OPTIONS[head]}
+    learnt = fit_probe(data.adapters, data.labels, groups=data.groups, **options)(new.adapters)
     assert learnt.shape == (40,)
     assert learnt.dtype == np.float64
     assert learnt.min() >= 0
@@ -86,18 +89,21 @@ def test_heads_learn_separable_adapters_and_not_permuted_labels(head: str) -> No
     assert auroc(new.labels, learnt) > 0.95
     # Negative control: half of the clients of each class under either label.
     other = np.arange(48) // 4 % 2
-    noise = fit_probe(data.adapters, other, head, recipe, data.groups, **HEAD_OPTIONS[head])(
-        new.adapters
-    )
+    noise = fit_probe(data.adapters, other, groups=data.groups, **options)(new.adapters)
     assert abs(auroc(np.arange(40) // 2 % 2, noise) - 0.5) < 0.25
 
 
 @pytest.mark.parametrize("head", HEAD_OPTIONS)
 def test_the_same_seed_gives_the_same_probe_bit_for_bit(head: str) -> None:
     data, new = training_data(), new_data()
-    options = {**HEAD_OPTIONS[head], "threshold": "fpr:0.2", "calibration": "platt"}
+    options: dict[str, Any] = {
+        "head": head,
+        "head_options": HEAD_OPTIONS[head],
+        "threshold": "fpr:0.2",
+        "calibration": "platt",
+    }
     first, again = (
-        fit_probe(data.adapters, data.labels, head, groups=data.groups, seed=5, **options)
+        fit_probe(data.adapters, data.labels, groups=data.groups, seed=5, **options)
         for _ in range(2)
     )
     assert first(new.adapters).tobytes() == again(new.adapters).tobytes()
@@ -107,7 +113,7 @@ def test_the_same_seed_gives_the_same_probe_bit_for_bit(head: str) -> None:
         again.facts,
     )
     if head in ("linear_paper", "mlp", "xgboost"):  # negative control: the seed is used
-        other = fit_probe(data.adapters, data.labels, head, groups=data.groups, seed=6, **options)
+        other = fit_probe(data.adapters, data.labels, groups=data.groups, seed=6, **options)
         assert (
             first.head(np.eye(first.head.num_features, dtype=np.float32)).tobytes()
             != other.head(np.eye(first.head.num_features, dtype=np.float32)).tobytes()
@@ -161,7 +167,7 @@ def test_the_distribution_of_out_of_fold_scores_is_recorded_as_the_threshold_see
         unit="update",
     )
     scores = out_of_fold_scores(
-        probe.featurizer(data.adapters), data.labels, data.groups, "linear", 0
+        probe.featurizer(data.adapters), data.labels, data.groups, head="linear"
     )
     if probe.calibration is not None:
         scores = probe.calibration(scores)
@@ -193,35 +199,19 @@ def test_out_of_fold_scores_do_not_leak_the_group() -> None:
     x = (np.eye(60)[groups] + 0.03 * rng.normal(size=(360, 60))).astype(
         np.float32
     )  # says which group a row is of, and nothing else
-    apart = auroc(y, out_of_fold_scores(x, y, groups.tolist(), "linear", 0))
-    mixed = auroc(y, out_of_fold_scores(x, y, list(range(360)), "linear", 0))
+    apart = auroc(y, out_of_fold_scores(x, y, groups.tolist(), head="linear"))
+    mixed = auroc(y, out_of_fold_scores(x, y, list(range(360)), head="linear"))
     assert abs(apart - 0.5) < 0.15
     assert mixed > 0.98  # negative control: rows of one group on both sides
 
 
-def test_every_row_is_scored_once_by_a_head_that_never_saw_its_group(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    fits: list[set[str]] = []
-
-    class Spy:
-        """A head that says which fit it is of."""
-
-        def __call__(self, x: np.ndarray) -> np.ndarray:
-            return np.full(len(x), len(fits) - 1, dtype=float)
-
-    def fit_head(name: str, x: np.ndarray, y: np.ndarray, groups: Sequence[str], seed: int) -> Spy:
-        fits.append(set(groups))
-        return Spy()
-
-    monkeypatch.setattr(probe_module, "fit_head", fit_head)
+def test_every_row_is_scored_once_by_a_head_that_never_saw_its_group() -> None:
     groups = [f"g{row % 13}" for row in range(52)]
     y = np.array([row % 13 % 2 for row in range(52)])
-    fold = out_of_fold_scores(np.zeros((52, 2), np.float32), y, groups, "linear", 3, folds=4)
-    assert len(fits) == 4
-    for row, number in enumerate(fold.astype(int)):
-        assert groups[row] not in fits[number]
-    assert fits[0] | fits[1] == set(groups)
+    splits = list(fold_splits(y, groups, folds=4, seed=3))
+    assert sorted(row for _, test in splits for row in test) == list(range(52))
+    for train, test in splits:
+        assert not {groups[row] for row in train} & {groups[row] for row in test}
 
 
 def test_out_of_fold_scores_need_enough_groups() -> None:
@@ -278,7 +268,7 @@ def test_thresholds_from_budgets_are_those_of_the_calibrated_out_of_fold_scores(
         calibration=calibration,
     )
     scores = out_of_fold_scores(
-        probe.featurizer(data.adapters), data.labels, data.groups, "linear", 0
+        probe.featurizer(data.adapters), data.labels, data.groups, head="linear"
     )
     if probe.calibration is not None:
         assert probe.threshold != fpr_threshold(0.25, scores, data.labels, data.groups)
@@ -401,12 +391,11 @@ def test_calibrated_probes_keep_the_order_and_record_the_unit(head: str, method:
         fit_probe(
             data.adapters,
             data.labels,
-            head,
-            RECIPES["paper"],
-            data.groups,
+            head=head,
+            groups=data.groups,
             calibration=wanted,
             unit="client update",
-            **HEAD_OPTIONS[head],
+            head_options=HEAD_OPTIONS[head],
         )
         for wanted in (None, method)
     )
@@ -472,8 +461,6 @@ def test_adapters_that_do_not_fit_are_refused(recipe: str) -> None:
             probe([new_data().adapters[0], adapter])
         with pytest.raises(error):
             probe.verdicts([adapter])
-    with pytest.raises(LayoutMismatch, match=r"write \[adapter\]"):
-        probe(new_data().adapters[0])  # type: ignore[arg-type]
     with pytest.raises(LayoutMismatch):
         probe([])
 
@@ -494,12 +481,8 @@ def test_training_data_that_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(FitError, match="31 groups"):
         fit_probe(data.adapters, data.labels, groups=data.groups[:-1])
     with pytest.raises(FitError, match="linear"):
-        fit_probe(data.adapters, data.labels, "forest")
-    with pytest.raises(FitError, match="'fpr:'"):
-        fit_probe(data.adapters, data.labels, groups=data.groups, threshold="high")
-    with pytest.raises(FitError, match="platt"):
-        fit_probe(data.adapters, data.labels, groups=data.groups, calibration="beta")
-    with pytest.raises(LayoutMismatch):
+        fit_probe(data.adapters, data.labels, head="forest")
+    with pytest.raises(FitError, match="both classes"):
         fit_probe(data.adapters[0], [0])  # type: ignore[arg-type]
     with pytest.raises(LayoutMismatch):
         fit_probe([*data.adapters[:-1], labelled_adapter(3, r=3)], data.labels)
@@ -536,18 +519,18 @@ def test_evaluate_is_the_report_on_the_scores() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_has_baselines_that_can_be_fitted(recipe: str) -> None:
     data = training_data()
-    found = fit_baselines(data.adapters, data.labels, RECIPES[recipe], data.groups)
-    assert (
-        list(found) == ["norm_only", "a_only", "cosine"] == list(baseline_recipes(RECIPES[recipe]))
-    )
+    found = {
+        name: fit_probe(
+            data.adapters, data.labels, head=head, recipe=baseline, groups=data.groups
+        )
+        for name, (baseline, head) in baseline_recipes(RECIPES[recipe]).items()
+    }
+    assert list(found) == ["norm_only", "a_only", "cosine"]
     for probe in found.values():
         assert set(probe.featurizer.layout.scalings) == set(
             tiny_probe("linear", recipe).featurizer.layout.scalings
         )
         assert auroc(data.labels, probe(data.adapters)) > 0.9
-    assert found["norm_only"].featurizer.recipe.features == ("norms",)
-    assert found["a_only"].featurizer.recipe.factors == ("A",)
-    assert found["cosine"].facts["training"]["head"] == "cosine"
     # what each is blind to: a flipped direction, and the B factors
     new = new_data().adapters[0]
     flipped = make.with_pairs(
@@ -555,4 +538,90 @@ def test_every_recipe_has_baselines_that_can_be_fitted(recipe: str) -> None:
     )
     assert found["norm_only"]([flipped]) == pytest.approx(found["norm_only"]([new]))
     assert found["a_only"]([flipped]) == found["a_only"]([new])
-    assert isinstance(found["cosine"], Probe)
+
+
+# ---- the edge of the API ----
+
+
+class Unread:
+    """Adapters that must not be looked at."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("an adapter was read before the options were checked")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"threshold": "fpr=0.01"}, FitError),
+        ({"threshold": "fpr:0"}, FitError),
+        ({"threshold": "high"}, FitError),
+        ({"threshold": True}, FitError),
+        ({"threshold": 1.5}, FitError),
+        ({"benign_below": "fpr:0.1"}, FitError),
+        ({"benign_below": 0.9}, FitError),
+        ({"calibration": "beta"}, FitError),
+        ({"head": "forest"}, FitError),
+        ({"head_options": {"calibratoin": "platt"}}, FitError),
+        ({"head_options": {"C": "much"}}, FitError),
+        ({"folds": 1}, FitError),
+        ({"seed": -1}, FitError),
+        ({"recipe": "all_c"}, RecipeError),
+        ({"recipe": 3}, RecipeError),
+    ],
+)
+def test_options_are_checked_before_anything_is_read(
+    options: dict[str, Any], error: type[LoraprobeError]
+) -> None:
+    with pytest.raises(error, match=r"got .*expected|unknown"):
+        fit_probe(Unread(), [0, 1], **options)  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="read before"):  # negative control
+        fit_probe(Unread(), [0, 1])  # type: ignore[arg-type]
+
+
+def test_an_unknown_keyword_is_no_option_of_anything() -> None:
+    with pytest.raises(TypeError, match="calibratoin"):
+        fit_probe([], [], calibratoin="platt")  # type: ignore[call-arg]
+
+
+def test_adapters_are_taken_by_path_and_alone(tmp_path: Path) -> None:
+    data = labelled(16, 1, kind="weights")
+    probe = fit_probe(data.adapters, data.labels, recipe="all_b", groups=data.groups)
+    for row in (0, 1):
+        save_adapter(data.adapters[row], tmp_path / str(row))
+    expected = probe(data.adapters[:2])
+    assert expected[0] != expected[1]
+    for asked in (
+        [tmp_path / "0", str(tmp_path / "1")],
+        (tmp_path / "0", data.adapters[1]),
+        iter(data.adapters[:2]),
+    ):
+        assert probe(asked) == pytest.approx(expected, abs=1e-12)
+    assert probe(data.adapters[1]) == pytest.approx(expected[1:], abs=1e-12)
+    assert probe(str(tmp_path / "1")) == pytest.approx(expected[1:], abs=1e-12)
+    assert (probe.predict_proba(data.adapters) == probe(data.adapters)).all()
+    assert probe.predict(data.adapters).tolist() == data.labels.tolist()
+    assert probe.verdicts(tmp_path / "1")[0].score == pytest.approx(expected[1], abs=1e-12)
+    assert evaluate(probe, [tmp_path / "0", tmp_path / "1"], [0, 1]).auroc == 1.0
+
+
+@pytest.mark.parametrize("wrong", [3, None, [3], {"lora_A": 1}, b"folder", ["nowhere"]])
+def test_what_is_no_adapter_is_refused_by_its_type(wrong: Any) -> None:
+    with pytest.raises(AdapterFormatError, match=r"got|no file or folder"):
+        tiny_probe()(wrong)
+
+
+def test_every_repr_is_one_short_line() -> None:
+    probe = tiny_probe()
+    report_of = evaluate(probe, new_data().adapters, new_data().labels)
+    for thing in (probe, probe.featurizer, new_data().adapters[0], report_of):
+        assert len(repr(thing)) < 200
+        assert "\n" not in repr(thing)
+    assert "linear head" in repr(probe)
+    assert "org/base" in repr(probe)
+
+
+def test_all_errors_have_one_root() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    assert len(kinds) > 10
+    assert all(issubclass(kind, LoraprobeError) for kind in kinds)
