@@ -23,8 +23,8 @@ import safetensors.torch
 import torch
 
 from loraprobe.adapters.adapter import Layout, Slot
-from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.calibration import Calibration
+from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import Head, LinearHead, MLPHead
 from loraprobe.probe import Probe
 from loraprobe.trees import trees_from_xgboost

@@ -87,7 +87,7 @@ def quoted(value: object, limit: int = 60, *, keep: str = "") -> str:
     would act upon is escaped, but for the characters of `keep`.
 
     >>> quoted("caf\u00e9 " + chr(27) + "[2J"), quoted("abcdef", 3), quoted([1.5, None])
-    ('café \\x1b[2J', 'abc...', '[1.5, None]')
+    ('café \\\\x1b[2J', 'abc...', '[1.5, None]')
     """
     if not isinstance(value, str):
         cut = reprlib.repr(value)

@@ -20,8 +20,8 @@ from scipy.stats import binomtest
 from loraprobe.adapters.adapter import Adapter, add_delta
 from loraprobe.adapters.peft_io import save_adapter
 from loraprobe.errors import DataError
-from loraprobe.manifest import Row, read_labelled, read_manifest
 from loraprobe.evaluation import report
+from loraprobe.manifest import Row, read_labelled, read_manifest
 from loraprobe.metrics import auroc
 from loraprobe.probe import Probe
 

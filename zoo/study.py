@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.calibration import Method
 from loraprobe.distribution import distribution_of
 from loraprobe.evaluation import report
+from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.fit.fit import default_head_options, fit_features, out_of_fold_scores
 from loraprobe.metrics import auroc
 from loraprobe.probe import Probe

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.errors import MissingExtra
 from loraprobe.colours import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
+from loraprobe.errors import MissingExtra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -34,9 +34,9 @@ from fedloop.client.training import quiet, write_adapter
 from fedloop.data.corpora import load_corpus, load_prompts
 from fedloop.measure.refusal import answers, refuses_strictly
 from fedloop.measure.utility import answer_loss
+from loraprobe import fit_probe
 from loraprobe.adapters.adapter import Layout
 from loraprobe.featurizer import FeatureRecipe
-from loraprobe import fit_probe
 from loraprobe.probe import Probe
 
 from ..common.held_out import PROBES

@@ -22,8 +22,8 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from loraprobe.featurizer import FeatureRecipe
-from loraprobe.metrics import auroc, auroc_ci
 from loraprobe.fit.fit import fit_features
+from loraprobe.metrics import auroc, auroc_ci
 from zoo.client_design import SHARES, plan
 from zoo.deltas import read_deltas
 

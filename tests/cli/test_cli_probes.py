@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from fedloop.cli import run as fed_commands
+from loraprobe import evaluate, fit_probe
 from loraprobe.adapters.peft_io import load_adapter
 from loraprobe.cli import probes as commands
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.manifest import read_labelled, read_manifest
-from loraprobe import evaluate, fit_probe
 from loraprobe.probe import Probe
 from loraprobe.study import embed as embedding
 from loraprobe.study.embed import load_coordinates

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from typer.testing import CliRunner
 
+from loraprobe import fit_probe
 from loraprobe.adapters.adapter import Adapter, factor_delta
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.cli import hub as commands_hub
 from loraprobe.featurizer import FeatureRecipe
-from loraprobe import fit_probe
 from tests.helpers import make, probes
 
 ROOT = Path(__file__).resolve().parents[2]

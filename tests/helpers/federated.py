@@ -26,9 +26,9 @@ from fedloop.defense.levels import (
 )
 from fedloop.defense.types import ClientUpdate, RoundRecord
 from fedloop.run.simulate import RunResult, simulate
+from loraprobe import fit_probe
 from loraprobe.adapters.adapter import Adapter, Layout, pack, unpack
 from loraprobe.adapters.pair import LoRAPair
-from loraprobe import fit_probe
 from loraprobe.probe import Probe
 from tests.helpers import probes, tiny
 

@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from loraprobe import fit_probe
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import (
@@ -27,7 +28,6 @@ from loraprobe.errors import (
     NonFiniteError,
 )
 from loraprobe.featurizer import FeatureRecipe
-from loraprobe import fit_probe
 from loraprobe.probe import Probe
 from loraprobe.serve import known
 from loraprobe.serve.known import KnownSlices

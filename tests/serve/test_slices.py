@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraprobe import fit_probe
 from loraprobe.adapters.adapter import KINDS, Adapter, factor_delta, weight_delta
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.adapters.safetensors_bytes import MAX_HEADER_BYTES, read_safetensors
@@ -30,7 +31,6 @@ from loraprobe.errors import (
     UnsupportedAdapterError,
 )
 from loraprobe.featurizer import FeatureRecipe, Featurizer
-from loraprobe import fit_probe
 from loraprobe.probe import Probe
 from loraprobe.serve.slices import (
     SLICE,

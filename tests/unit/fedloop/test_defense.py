@@ -27,10 +27,10 @@ from fedloop.defense.levels import (
 )
 from fedloop.defense.types import ClientUpdate, RoundRecord
 from fedloop.errors import ConfigError, EvidenceError
+from loraprobe import fit_probe
 from loraprobe.adapters.adapter import Adapter, Layout, add_delta, pack
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.heads import MLPHead
-from loraprobe import fit_probe
 from loraprobe.probe import Probe
 from tests.helpers import federated, make, probes
 from tests.helpers.federated import CLIENTS, LEVELS, same_tree, untimed, update, updates

@@ -21,8 +21,8 @@ from fedloop.errors import AggregationError, ConfigError
 from fedloop.rules.attacks import ATTACKS
 from fedloop.run import attackers as poisoning
 from fedloop.run.attackers import attacked, probe_direction
-from loraprobe.adapters.adapter import Layout, add_delta, factor_delta, pack
 from loraprobe import fit_probe
+from loraprobe.adapters.adapter import Layout, add_delta, factor_delta, pack
 from tests.helpers import federated, make, probes
 
 START = make.adapter(r=2, base_model=probes.BASE, seed=77)

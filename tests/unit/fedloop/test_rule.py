@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paper_repro.attackers_replay import aggregated, name
 
 from fedloop import AGGREGATORS, ClientUpdate, Defense, make_rule
 from fedloop.client.client import Trained
@@ -18,7 +19,6 @@ from fedloop.plugins import Reply, defend_round
 from fedloop.rules.rule import RULES
 from fedloop.run.round import GlobalLoRA
 from loraprobe.adapters.adapter import Adapter, Layout, pack, unpack
-from paper_repro.attackers_replay import aggregated, name
 from tests.helpers import make
 
 SEED = 7

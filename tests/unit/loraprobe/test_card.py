@@ -18,11 +18,11 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import loraprobe
 from loraprobe import Probe, fit_probe
+from loraprobe.colours import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
+from loraprobe.distribution import distribution_of, score_distribution
 from loraprobe.errors import ProbeFormatError
 from loraprobe.hub.card import card, card_files
-from loraprobe.distribution import distribution_of, score_distribution
 from loraprobe.hub.card_figure import draw_scores
-from loraprobe.colours import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
 from tests.helpers.probes import BASE, HEAD_OPTIONS, RECIPES, labelled, tiny_probe
 
 FACTS: dict[str, Any] = {

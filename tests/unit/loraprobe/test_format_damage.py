@@ -257,7 +257,8 @@ BEFORE: dict[str, Damage] = {
     "head name of a fitter": set_to("head.kind", "cosine"),
     "xgboost head of version 2 that is not there": both(
         set_to("format_version", 2),
-        set_to("head.kind", "xgboost"), set_to("head.file", "head.json")
+        set_to("head.kind", "xgboost"),
+        set_to("head.file", "head.json"),
     ),
     "other width": set_to("head.num_features", WIDTH + 1),
     "width as text": set_to("head.num_features", str(WIDTH)),

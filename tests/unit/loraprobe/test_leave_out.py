@@ -17,11 +17,11 @@ import pytest
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError, FitError, LoraprobeError
+from loraprobe.evaluation import evaluate
 from loraprobe.featurizer import FeatureRecipe, Featurizer
+from loraprobe.fit.fit import fit_features, out_of_fold_scores
 from loraprobe.manifest import Row
 from loraprobe.metrics import auroc
-from loraprobe.evaluation import evaluate
-from loraprobe.fit.fit import fit_features, out_of_fold_scores
 from loraprobe.study import folds as leave_out_folds
 from loraprobe.study import leave_out
 from loraprobe.study.folds import Fold, kind_of, pair_folds, value_folds, values_of
@@ -282,7 +282,9 @@ def test_a_leak_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     adapters = [adapter(number, row) for number, row in enumerate(rows)]
     labels, groups = np.array([row.label for row in rows]), [row.group for row in rows]
     features = Featurizer.fit(ALL_B, adapters)(adapters)
-    assert auroc(labels, out_of_fold_scores(features, labels, groups, head="linear", folds=3)) == 1.0
+    assert (
+        auroc(labels, out_of_fold_scores(features, labels, groups, head="linear", folds=3)) == 1.0
+    )
 
     def malicious_auroc() -> float:
         [row] = [
@@ -477,8 +479,8 @@ def test_hard_negatives_are_reported_apart() -> None:
         ("lr", {}, {"bins": 1}, FitError, "got 1 bins"),
         ("source", {}, {"edges": (0.003,)}, FitError, "got edges for source"),
         ("source", {}, {"folds": 1}, FitError, "got folds 1"),
-        ("source", {}, {"cuts": ("fnr:0.1",)}, FitError, "got 'fnr:0.1'"),
-        ("source", {}, {"cuts": (2.0,)}, FitError, "got threshold 2.0"),
+        ("source", {}, {"cuts": ("fnr:0.1",)}, FitError, "got fnr:0.1"),
+        ("source", {}, {"cuts": (2.0,)}, FitError, "got 2.0"),
         ("source", {"label": 0}, {}, FitError, "of 1 classes; expected one each, of both classes"),
     ],
 )

@@ -73,11 +73,14 @@ def test_more_rows_of_a_kind_do_not_move_it_and_without_kinds_they_do() -> None:
     again = [row for row, kind in enumerate(kinds) if kind == ("b0",)] * 5
     more = np.r_[np.arange(len(y)), again]
     balanced = [
-        fit_head("mass_mean", x[rows], y[rows], None, seed=0, kinds=[kinds[row] for row in rows]).coef
+        fit_head(
+            "mass_mean", x[rows], y[rows], None, seed=0, kinds=[kinds[row] for row in rows]
+        ).coef
         for rows in (np.arange(len(y)), more)
     ]
     plain = [
-        fit_head("mass_mean", x[rows], y[rows], None, seed=0).coef for rows in (np.arange(len(y)), more)
+        fit_head("mass_mean", x[rows], y[rows], None, seed=0).coef
+        for rows in (np.arange(len(y)), more)
     ]
     unit = [[coef / np.linalg.norm(coef) for coef in pair] for pair in (balanced, plain)]
     assert np.allclose(*unit[0], atol=1e-6)
@@ -89,7 +92,9 @@ def test_the_order_of_rows_does_not_matter() -> None:
     order = np.random.default_rng(1).permutation(len(y))
     one, other = (
         fit_head("mass_mean", x, y, None, seed=0, kinds=kinds),
-        fit_head("mass_mean", x[order], y[order], None, seed=9, kinds=[kinds[row] for row in order]),
+        fit_head(
+            "mass_mean", x[order], y[order], None, seed=9, kinds=[kinds[row] for row in order]
+        ),
     )
     assert np.allclose(one.coef, other.coef, rtol=1e-4, atol=1e-6)
 
@@ -116,7 +121,9 @@ def test_it_is_the_posterior_of_two_normal_distributions() -> None:
     )
     densities = [norm.pdf(along, centre, variance**0.5) for centre in (-half, half)]
     assert np.allclose(
-        fit_head("mass_mean", x, y, None, seed=0, kinds=kinds)(x), densities[1] / sum(densities), atol=1e-5
+        fit_head("mass_mean", x, y, None, seed=0, kinds=kinds)(x),
+        densities[1] / sum(densities),
+        atol=1e-5,
     )
 
 
@@ -166,7 +173,7 @@ def test_a_probe_with_kinds_takes_its_cut_from_kinds_that_were_left_out() -> Non
     options: dict[str, Any] = {
         "threshold": "fpr:0.1",
         "calibration": "platt",
-        "recipe": FeatureRecipe.all_b(),
+        "recipe": "all_b",
     }
     with_kinds = fit_probe(
         made.adapters, made.labels, head="mass_mean", groups=made.groups, kinds=kinds, **options
@@ -212,5 +219,6 @@ def test_any_hashable_names_a_kind() -> None:
         for index, kind in enumerate(dict.fromkeys(kinds))
     }
     assert np.array_equal(
-        fit_head("mass_mean", x, y, None, seed=0, kinds=[others[kind] for kind in kinds]).coef, named
+        fit_head("mass_mean", x, y, None, seed=0, kinds=[others[kind] for kind in kinds]).coef,
+        named,
     )

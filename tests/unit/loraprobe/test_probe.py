@@ -17,12 +17,12 @@ from loraprobe import (
     FeatureRecipe,
     LoRAPair,
     Probe,
+    errors,
     evaluate,
     factor_delta,
     fit_probe,
     weight_delta,
 )
-from loraprobe import errors
 from loraprobe.adapters.peft_io import save_adapter
 from loraprobe.errors import (
     AdapterFormatError,
@@ -520,9 +520,7 @@ def test_evaluate_is_the_report_on_the_scores() -> None:
 def test_every_recipe_has_baselines_that_can_be_fitted(recipe: str) -> None:
     data = training_data()
     found = {
-        name: fit_probe(
-            data.adapters, data.labels, head=head, recipe=baseline, groups=data.groups
-        )
+        name: fit_probe(data.adapters, data.labels, head=head, recipe=baseline, groups=data.groups)
         for name, (baseline, head) in baseline_recipes(RECIPES[recipe]).items()
     }
     assert list(found) == ["norm_only", "a_only", "cosine"]
