@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._version import library_version
+    from ._version import __version__ as __version__
     from .adapters.adapter import Adapter as Adapter
     from .adapters.adapter import Layout as Layout
     from .adapters.adapter import factor_delta as factor_delta
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .fit.fit import fit_probe as fit_probe
     from .probe import Probe as Probe
     from .probe import Verdict as Verdict
-
-    __version__ = library_version()
 
 # Importing the numerical libraries takes a second or more; the names are looked up when they are
 # first used, so that the command line can print its help without them.
@@ -53,7 +51,7 @@ __all__ = sorted(_MODULE_OF)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return import_module("._version", __name__).library_version()
+        return import_module("._version", __name__).__version__
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'loraprobe' has no attribute {name!r}")
     return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-
-def library_version() -> str:
-    """This package's version; "0+unknown" in a source tree that is not installed."""
-    try:
-        return version("loraprobe")
-    except PackageNotFoundError:
-        return "0+unknown"
+try:
+    __version__ = version("loraprobe")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0+unknown"

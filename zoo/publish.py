@@ -26,7 +26,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from loraprobe._version import library_version
+from loraprobe._version import __version__
 from loraprobe.errors import HubError, LoraprobeError, MissingExtra
 from loraprobe.hub.card import CARD_NAME, card
 from loraprobe.hub.errors import hub_errors
@@ -277,7 +277,7 @@ def _commit(api: HfApi, target: Target, before: State, private: bool | None) -> 
             CommitOperationAdd(name, target.files[name]) for name in (*before.new, *before.changed)
         ]
         delete = [CommitOperationDelete(name) for name in before.deleted]
-        message = f"Upload the zoo with loraprobe {library_version()}"
+        message = f"Upload the zoo with loraprobe {__version__}"
         return str(
             api.create_commit(
                 target.repo_id, [*add, *delete], commit_message=message, parent_commit=parent

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from .._version import library_version
+from .._version import __version__
 from ..adapters.adapter import KINDS, Layout, Slot
 from ..adapters.safetensors import check_header
 from ..adapters.strict_json import read_json
@@ -146,7 +146,7 @@ def _config(probe: Probe, weights: bytes) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "library": "loraprobe",
-        "library_version": library_version(),
+        "library_version": __version__,
         "classes": list(CLASSES),
         "base_model": probe.base_model,
         "head": {

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._version import library_version
+from .._version import __version__
 from ..adapters.peft_io import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from ..adapters.peft_io import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
 from ..adapters.peft_io import MAX_WEIGHT_BYTES, WEIGHT_NAMES
@@ -228,8 +228,7 @@ def push_probe(
                 revision=branch,
                 create_pr=create_pr,
                 parent_commit=parent,
-                commit_message=commit_message
-                or f"Upload a probe with loraprobe {library_version()}",
+                commit_message=commit_message or f"Upload a probe with loraprobe {__version__}",
             ).oid
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise HubError(

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from .._version import library_version
+from .._version import __version__
 from ..errors import HubError
 from .errors import hub_errors
 
@@ -362,7 +362,7 @@ def hub_api(token: str | bool | None) -> HfApi:
     """The library's client, which tells the Hub who is asking."""
     from huggingface_hub import HfApi
 
-    return HfApi(token=token, library_name="loraprobe", library_version=library_version())
+    return HfApi(token=token, library_name="loraprobe", library_version=__version__)
 
 
 def repo_info(

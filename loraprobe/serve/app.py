@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from .._version import library_version
+from .._version import __version__
 from ..errors import MissingExtra
 from ..probe import Probe
 from . import openapi
@@ -75,7 +75,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> "FastAPI":
     app = FastAPI(
         title="loraprobe",
         summary="P(malicious) of LoRA adapters",
-        version=library_version(),
+        version=__version__,
         docs_url=None,
         redoc_url=None,
     )
