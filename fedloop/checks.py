@@ -54,10 +54,11 @@ def number(
     *,
     above: float | None = None,
     at_least: float | None = None,
+    at_most: float | None = None,
     below: float | None = None,
 ) -> Validity:
     """A finite number within these bounds."""
-    bounds = {"above": above, "of at least": at_least, "below": below}
+    bounds = {"above": above, "of at least": at_least, "at most": at_most, "below": below}
     stated = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
 
     def holds(value: Any) -> bool:
@@ -65,6 +66,7 @@ def number(
             is_number(value)
             and (above is None or value > above)
             and (at_least is None or value >= at_least)
+            and (at_most is None or value <= at_most)
             and (below is None or value < below)
         )
 

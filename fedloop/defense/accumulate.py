@@ -1,35 +1,34 @@
 """Evidence added up in feature space: what a client's features are on average over its rounds.
 
 A client that poisons a part of its data moves a little in the same direction every round, while
-what
-its sampling adds is different every time: the mean keeps the one and loses the other. What goes in
-is what the server computed itself, so there is nothing to forge beyond the update. What the mean
-cannot
-see soon is a client that changes: one that was benign for T rounds needs about as many to move its
-    mean.
+what its sampling adds is different every time: the mean keeps the one and loses the other. What
+goes in is what the server computed itself, so there is nothing to forge beyond the update. What the
+mean cannot see soon is a client that changes: one that was benign for T rounds needs about as many
+to move its mean.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ConfigError, EvidenceError, StateError
+from ..checks import Validity, boolean, check_fields, integer, or_none
+from ..errors import EvidenceError, StateError
 
 Features = NDArray[np.float64]
 State = dict[str, dict[str, Any]]
 
-Validity = Mapping[
-    str, tuple[Callable[[Any], bool], str]
-]  # field name -> whether a value is valid, and what is
-
 MIN_COHORT = 3  # clients of a round below which their median says nothing about the benign ones
+
+_VALID: Mapping[str, Validity] = {
+    **dict.fromkeys(("normalize", "relative"), boolean()),
+    "sketch": or_none(integer(1)),
+    "seed": integer(0),
+}
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,9 @@ class FeatureMean:
             of a round is benign: otherwise the median is the attackers'. With fewer than three
             clients nothing is subtracted.
         sketch: keep a CountSketch of this many numbers for each client in place of its p; None
-            keeps all. The
-            returned means are then unbiased estimates: a coordinate is off by about norm /
-            sqrt(sketch), and so is the dot product with a fixed vector, times that vector's norm. A
-            nonlinear head sees noise.
+            keeps all. The returned means are then unbiased estimates: a coordinate is off by about
+            norm / sqrt(sketch), and so is the dot product with a fixed vector, times that vector's
+            norm. A nonlinear head sees noise.
         seed: of the sketch's hashes. The same for every client and round, or they would not add up.
 
     Source: this project; the sketch: Charikar, Chen, Farach-Colton, Finding frequent items in data
@@ -129,14 +127,14 @@ class FeatureMean:
         vector: Features,
         hashes: tuple[NDArray[Any], NDArray[Any]] | None,
     ) -> dict[str, Any]:
-        kept = (
-            vector
-            if hashes is None
-            else np.bincount(hashes[0], vector * hashes[1], self.sketch or 0).astype(np.float64)
-        )
+        kept = vector
+        if hashes is not None:
+            bucket, sign = hashes
+            kept = np.bincount(bucket, vector * sign, self.sketch or 0).astype(np.float64)
         if entry is None:
             return {"count": 1, "size": vector.size, "mean": _frozen(kept)}
-        mean, count = entry["mean"], entry["count"] + 1
+        mean = entry["mean"]
+        count = entry["count"] + 1
         if mean.shape != kept.shape:
             raise StateError(
                 f"client {client!r}: its kept mean has shape {mean.shape}; expected {kept.shape},"
@@ -196,36 +194,3 @@ def _frozen(array: Features) -> Features:
     """Read-only: a returned mean may share memory with the state."""
     array.setflags(write=False)
     return array
-
-
-def is_integer(value: Any, low: int) -> bool:
-    """Whether a value is an integer, not a bool, of at least `low`."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite real number, not a bool."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def check_fields(owner: Any, valid: Validity) -> None:
-    """Check every field of a dataclass of hyper-parameters.
-
-    Raises:
-        ConfigError: a value is not valid; the message names the field.
-    """
-    for field in fields(owner):
-        got = getattr(owner, field.name)
-        check, expected = valid[field.name]
-        if not check(got):
-            raise ConfigError(
-                f"{type(owner).__name__}.{field.name}: got {got!r}; expected {expected}"
-            )
-
-
-_VALID: Validity = {
-    "normalize": (lambda value: isinstance(value, bool), "true or false"),
-    "relative": (lambda value: isinstance(value, bool), "true or false"),
-    "sketch": (lambda value: value is None or is_integer(value, 1), "None or an integer >= 1"),
-    "seed": (lambda value: is_integer(value, 0), "an integer >= 0"),
-}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..checks import is_integer, is_number, is_share
 from ..errors import ConfigError, EvidenceError
 from .accumulate import checked_vectors
 
@@ -27,8 +27,8 @@ def aggregation_weights(
 
     Returns:
         client -> weight, summing to 1; exactly 0.0 for a client of factor 0. None if the round is
-        to be
-        skipped and the global LoRA kept: mean factor < min_mean_factor, or every weight is zero.
+        to be skipped and the global LoRA kept: mean factor < min_mean_factor, or every weight is
+        zero.
 
     Raises:
         ConfigError: min_mean_factor is not in [0, 1].
@@ -37,11 +37,7 @@ def aggregation_weights(
 
     Source: arXiv:2601.07177, aggregation and safety gate.
     """
-    if (
-        not isinstance(min_mean_factor, Real)
-        or isinstance(min_mean_factor, bool)
-        or not 0 <= min_mean_factor <= 1
-    ):
+    if not is_share(min_mean_factor):
         raise ConfigError(f"min_mean_factor: got {min_mean_factor!r}; expected a number in [0, 1]")
     if not factors:
         raise EvidenceError(
@@ -54,9 +50,7 @@ def aggregation_weights(
             " client of the round"
         )
     for client, factor in factors.items():
-        if (
-            not isinstance(factor, Real) or isinstance(factor, bool) or not 0 <= factor <= 1
-        ):  # NaN fails the comparison
+        if not is_share(factor):
             raise EvidenceError(
                 f"client {client!r}: got factor {factor!r}; expected a number in [0, 1]"
             )
@@ -74,9 +68,7 @@ def counted_examples(
     max_count_ratio: float | None = 3.0,
     registered: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """How many examples count for each client.
-
-    A claim is the client's word, and weights grow with it.
+    """How many examples count for each client: a claim is its word, and weights grow with it.
 
     By default a claim counts up to floor(max_count_ratio x the round's lower median). While no more
     than half of a round's clients overstate, that is at most max_count_ratio x the largest honest
@@ -168,7 +160,7 @@ def _check_count(client: str, count: int) -> None:
         raise EvidenceError(
             f"client {client!r}: got an id of type {type(client).__name__}; expected a string"
         )
-    if not isinstance(count, Integral) or isinstance(count, bool) or count <= 0:
+    if not is_integer(count, 1):
         raise EvidenceError(
             f"client {client!r}: got num_examples {count!r}; expected a positive integer"
         )
@@ -180,7 +172,7 @@ def check_ratio(name: str, value: float) -> None:
     Raises:
         ConfigError: it is not a finite number >= 1.
     """
-    if not isinstance(value, Real) or isinstance(value, bool) or not 1 <= value < math.inf:
+    if not is_number(value) or value < 1:
         raise ConfigError(
             f"{name}: got {value!r}; expected a finite number >= 1, or None for no cap"
         )

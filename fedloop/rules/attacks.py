@@ -2,7 +2,7 @@
 
 As functions, all called alike, and as what a configuration makes, options checked:
 
-    sent = ATTACKS["alie"](honest, n_byzantine, rng=generator, z=1.5)     # (h, d) -> (n_byzantine, d)
+    sent = ATTACKS["alie"](honest, n_byzantine, rng=generator, z=1.5)  # (h, d) -> (n, d)
     sent = make_attack("alie", z=1.5)(honest, n_byzantine, rng=generator)
 
 They work on deltas, in float64. What comes back is of the kind that `honest` was: a NumPy array or
@@ -20,17 +20,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..checks import Validity, check_fields, integer, is_integer, is_number, named, number, or_none
+from ..checks import Validity, check_fields, integer, is_integer, named, number, or_none
 from ..errors import AggregationError, OptionError
-
-Array = TypeVar("Array", NDArray[Any], torch.Tensor)
-Floats = NDArray[np.float64]
+from .evasion import evade
+from .updates import Array, Floats, as_given, checked_array, checked_row, unit
 
 # Field -> what is valid; a name means the same in every attack that has it.
 _VALID: Mapping[str, Validity] = {
@@ -273,52 +272,8 @@ class ProbeEvasion:
         mean = scene.honest.mean(axis=0)
         own = _own_or(scene, -mean)
         direction = own.mean(axis=0) - mean if scene.direction is None else scene.direction
-        target = float(mean @ _unit(direction)) if self.target is None else self.target
+        target = float(mean @ unit(direction)) if self.target is None else self.target
         return np.stack([evade(row, direction, target, self.max_norm) for row in own])
-
-
-def evade(
-    update: Array,
-    direction: NDArray[Any] | torch.Tensor,
-    target: float = 0.0,
-    max_norm: float | None = None,
-) -> Array:
-    """The nearest vector with a signed length along a direction, and a norm within a bound.
-
-    With u = direction / ‖direction‖: what is orthogonal to u is kept, and shortened if the norm
-    asks for it; the part along u is replaced by target × u. A score sigmoid(w·x + c) becomes
-    sigmoid(target × ‖w‖ + c).
-
-    Args:
-        update: (d,).
-        direction: (d,), of any length but 0.
-        target: the signed length, x·u, to end up with.
-        max_norm: bound on the L2 norm of the result, at least |target|; None for no bound.
-
-    Raises:
-        AggregationError: the direction is zero, shapes differ, something is not finite, or
-            max_norm < |target|.
-
-    Source: orthogonal projection on the intersection of a hyperplane and a ball.
-    """
-    x = _row(update, "update")
-    u = _unit(_row(direction, "direction", len(x)))
-    aim = _finite(target, "target")
-    rest = x - (x @ u) * u
-    # Once more: the first subtraction leaves a rounding error of the size of x·u.
-    rest -= (rest @ u) * u
-    if max_norm is not None:
-        bound = _finite(max_norm, "max_norm")
-        if bound < abs(aim):
-            raise AggregationError(
-                f"got max_norm {bound} and target {aim}; expected a max_norm of at least |target|,"
-                " or no update fulfils both"
-            )
-        length = float(np.linalg.norm(rest))
-        room = math.sqrt((bound - aim) * (bound + aim))
-        if length > room:
-            rest *= room / length
-    return _like(update, aim * u + rest)
 
 
 Options = SignFlip | Scaling | Gaussian | IPM | ALIE | Mimic | ProbeEvasion
@@ -364,7 +319,7 @@ class Attack:
             AggregationError: updates that are not finite numbers of these shapes, or so few that
                 the attack cannot be made.
         """
-        x = _array(honest, "honest", "(clients, d)", 2)
+        x = checked_array(honest, "honest", "(clients, d)", 2)
         if not is_integer(n_byzantine, 1):
             raise AggregationError(
                 f"got n_byzantine {n_byzantine!r}; expected at least 1. Without attackers there is"
@@ -375,9 +330,9 @@ class Attack:
             int(n_byzantine),
             rng,
             None if own is None else _own(own, (int(n_byzantine), x.shape[1])),
-            None if direction is None else _row(direction, "direction", x.shape[1]),
+            None if direction is None else checked_row(direction, "direction", x.shape[1]),
         )
-        return _like(honest, self.options.send(scene))
+        return as_given(honest, self.options.send(scene))
 
 
 def make_attack(name: str, /, **options: Any) -> Attack:
@@ -414,40 +369,8 @@ ATTACKS: Mapping[str, Callable[..., Any]] = {name: _function(name) for name in K
 """Name -> the attack as a function: (honest, n_byzantine, *, rng, own, direction, **options)."""
 
 
-def _array(values: Any, name: str, form: str, ndim: int) -> Floats:
-    """A float64 array of this many dimensions, none of them empty, and everything in it finite."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().to("cpu", torch.float64).numpy()
-    try:
-        array = np.asarray(values)
-    except ValueError as error:  # rows of several lengths
-        raise AggregationError(
-            f"got {name} of no single shape ({error}); expected {form}"
-        ) from error
-    if array.dtype.kind not in "fiu" or array.ndim != ndim or array.size == 0:
-        raise AggregationError(
-            f"got {name} of shape {array.shape} and type {array.dtype}; expected numbers of shape"
-            f" {form}, none of them empty"
-        )
-    if not np.isfinite(array).all():
-        raise AggregationError(
-            f"got {name} with NaN or infinity in it; expected finite numbers. Reject such updates"
-            " first."
-        )
-    return array.astype(np.float64)
-
-
-def _row(values: Any, name: str, length: int | None = None) -> Floats:
-    row = _array(values, name, "(d,)", 1)
-    if length is not None and len(row) != length:
-        raise AggregationError(
-            f"got {name} of length {len(row)}; expected {length}, the length of an update"
-        )
-    return row
-
-
 def _own(own: Any, shape: tuple[int, int]) -> Floats:
-    rows = _array(own, "own", "(clients, d)", 2)
+    rows = checked_array(own, "own", "(clients, d)", 2)
     if rows.shape != shape:
         raise AggregationError(
             f"got own of shape {rows.shape}; expected {shape}: one update of each attacker"
@@ -460,26 +383,8 @@ def _own_or(scene: Scene, otherwise: Floats) -> Floats:
     return _copies(otherwise, scene.attackers) if scene.own is None else scene.own
 
 
-def _finite(value: Any, name: str) -> float:
-    if not is_number(value):
-        raise AggregationError(f"got {name} {value!r}; expected a finite number")
-    return float(value)
-
-
 def _copies(row: Floats, n: int) -> Floats:
     return np.repeat(row[None, :], n, axis=0)  # (n, d)
-
-
-def _unit(direction: Floats) -> Floats:
-    # By the largest entry first: squares of very small numbers would underflow.
-    largest = np.abs(direction).max()
-    if largest == 0:
-        raise AggregationError(
-            "got a direction of length 0; expected the weights of a probe, or own updates that"
-            " differ from the honest mean"
-        )
-    scaled: Floats = direction / largest
-    return scaled / np.linalg.norm(scaled)
 
 
 def _main_direction(x: Floats) -> Floats:
@@ -490,30 +395,4 @@ def _main_direction(x: Floats) -> Floats:
     centred = x - x.mean(axis=0)  # (n, d)
     _, vectors = np.linalg.eigh(centred @ centred.T)
     axis: Floats = vectors[:, -1] @ centred
-    return _unit(axis) if axis.any() else axis
-
-
-def _like(given: Array, result: Floats) -> Array:
-    """The result as an array or tensor of the type that was given.
-
-    Raises:
-        AggregationError: it overflows this type.
-    """
-    if not isinstance(given, torch.Tensor):
-        kind = getattr(given, "dtype", None)
-        with np.errstate(over="ignore"):
-            array = result.astype(kind if kind is not None and kind.kind == "f" else np.float64)
-        _still_finite(bool(np.isfinite(array).all()))
-        return array
-    dtype = given.dtype if given.is_floating_point() else torch.float64
-    tensor = torch.from_numpy(result).to(given.device, dtype)
-    _still_finite(bool(torch.isfinite(tensor).all()))
-    return tensor
-
-
-def _still_finite(finite: bool) -> None:
-    if not finite:
-        raise AggregationError(
-            "the attack's update overflows the type of the honest updates; expected a smaller"
-            " scale, factor, std, tau or z"
-        )
+    return unit(axis) if axis.any() else axis

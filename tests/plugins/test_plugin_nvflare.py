@@ -273,7 +273,7 @@ def test_wrong_arguments_are_found_where_the_job_is_written_and_a_missing_probe_
 ):
     with pytest.raises(ConfigError, match="expected one of step, client"):
         DefendedAggregator("probe", 16, "cumulativ")
-    with pytest.raises(ConfigError, match="no field 'treshold'"):
+    with pytest.raises(ConfigError, match="no option 'treshold'"):
         DefendedAggregator("probe", 16, level_options={"treshold": 0.5})
     with pytest.raises(AggregationError, match="mean, median"):
         DefendedAggregator("probe", 16, rule="average")

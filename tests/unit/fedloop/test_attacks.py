@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fedloop.config import Config
 from fedloop.errors import AggregationError, ConfigError
-from fedloop.rules.attacks import ATTACKS, alie_z, evade, make_attack
+from fedloop.rules.attacks import ATTACKS, alie_z, make_attack
+from fedloop.rules.evasion import evade
 
 H, D, N = 7, 23, 3
 

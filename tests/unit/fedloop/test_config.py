@@ -234,7 +234,7 @@ def test_all_wrong_fields_are_named_at_once() -> None:
             {"defense": {"level": "none", "options": {"decay": 1}}},
             r"options \['decay'\] for level 'none'",
         ),
-        ({"defense": {"options": {"cut": 1}}}, "no field 'cut'; expected any of threshold, shrink"),
+        ({"defense": {"options": {"cut": 1}}}, "no option 'cut'; expected any of threshold, shrink"),
         ({"defense": {"options": {"shrink": -1}}}, "CumulativeLevel.shrink: got -1; expected"),
         ({"defense": {"options": {"threshold": 1.0}}}, "CumulativeLevel.threshold: got 1.0"),
         (

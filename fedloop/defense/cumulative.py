@@ -1,0 +1,126 @@
+"""A level of this project's own: evidence adds up in feature space, and the cut moves with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from numpy.typing import ArrayLike
+
+from ..checks import Validity, boolean, check_fields, integer, is_integer, number, one_of, or_none
+from ..errors import EvidenceError
+from .accumulate import FeatureMean
+from .trust import (
+    SHADOW_GRADIENT,
+    UPDATE_FEATURES,
+    Evidence,
+    Scores,
+    State,
+    Trust,
+    everyone,
+    fresh_state,
+    play_round,
+    sigmoid,
+)
+
+_VALID: Mapping[str, Validity] = {
+    **dict.fromkeys(("threshold", "floor"), number(above=0, below=1)),
+    "shrink": number(at_least=0),
+    "sketch": or_none(integer(1)),
+    "sketch_seed": integer(0),
+    **dict.fromkeys(("graded", "normalize", "relative"), boolean()),
+    "evidence": one_of((UPDATE_FEATURES, SHADOW_GRADIENT)),
+}
+
+
+@dataclass(frozen=True)
+class CumulativeLevel:
+    """A cut on the score of a client's mean features, which moves as rounds go into the mean.
+
+    The features are averaged by `accumulator` and the mean is scored by the probe; here that one
+    score is compared with cut(T), T the rounds in which this client was scored; in log odds it is
+    floor + (threshold - floor) T^-shrink. f is 0 at or above the cut, else 1. Averaging over T
+    independent rounds divides the noise by sqrt(T), so a score nearer to the floor then tells as
+    much as one at the threshold did. Ours, not the paper's.
+
+    Attributes:
+        threshold: cut(1), in (0, 1); from it the cut moves towards the floor.
+        shrink: at least 0. 0 for a fixed cut; 1 for the sequential test, which adds up the log odds
+            of independent rounds.
+        floor: what the cut tends to, in (0, 1). One half where nothing is known; lower where benign
+            clients of unseen kinds were seen to stay far below it, because what is left when the
+            noise is gone is how kinds of data differ.
+        graded: f = 1 - score / cut below the cut.
+        evidence: "update_features", or "shadow_gradient".
+        normalize, relative, sketch, sketch_seed: `normalize`, `relative`, `sketch` and `seed` of
+            the `FeatureMean`.
+    """
+
+    threshold: float = 0.8
+    shrink: float = 0.5
+    floor: float = 0.5
+    graded: bool = False
+    evidence: Evidence = UPDATE_FEATURES
+    normalize: bool = True
+    relative: bool = False
+    sketch: int | None = None
+    sketch_seed: int = 0
+    name: ClassVar[str] = "cumulative"
+
+    def __post_init__(self) -> None:
+        check_fields(self, _VALID)
+
+    @property
+    def accumulator(self) -> FeatureMean | None:
+        """What averages the features over rounds."""
+        return FeatureMean(self.normalize, self.relative, self.sketch, self.sketch_seed)
+
+    def cut(self, rounds: int) -> float:
+        """The score from which a client with this many scored rounds is rejected.
+
+        Raises:
+            EvidenceError: rounds is not an integer >= 1.
+        """
+        if not is_integer(rounds, 1):
+            raise EvidenceError(
+                f"got rounds {rounds!r}; expected an integer >= 1, there is no cut before the first"
+                " score"
+            )
+        if self.shrink == 0 or rounds == 1:
+            return self.threshold
+        start = _log_odds(self.threshold)
+        end = _log_odds(self.floor)
+        return sigmoid(end + (start - end) * float(rounds) ** -self.shrink)
+
+    def init(self) -> State:
+        """The state before the first round."""
+        return fresh_state(self)
+
+    def wanted(self, state: State, clients: Iterable[str]) -> set[str]:
+        """All."""
+        return everyone(self, state, clients)
+
+    def update(
+        self, state: State, scores: Mapping[str, ArrayLike], num_examples: Mapping[str, int]
+    ) -> tuple[dict[str, float], State]:
+        """Play one round; see `fedloop.defense.trust.play_round`."""
+        return play_round(self, state, scores, num_examples)
+
+    def status(self, state: State) -> dict[str, str]:
+        """No standing verdicts."""
+        return {}
+
+    def judge(self, trust: Trust | None, scores: Scores, examples: int) -> Trust:
+        """The trust after one more scored round."""
+        rounds = (trust["rounds"] if trust else 0) + 1
+        score = float(scores[-1])
+        cut = self.cut(rounds)
+        if score >= cut:
+            return {"rounds": rounds, "factor": 0.0}
+        return {"rounds": rounds, "factor": 1 - score / cut if self.graded else 1.0}
+
+
+def _log_odds(p: float) -> float:
+    return math.log(p / (1 - p))
