@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .errors import FitError
+from .errors import FitError, quoted
 from .heads import sigmoid
 
 Method = Literal["platt", "isotonic"]
@@ -66,10 +66,16 @@ class Calibration:
         return np.asarray(np.interp(scores, self.inputs, self.outputs))
 
 
-def check_method(method: object) -> None:
-    """Raise FitError for a method of calibration that there is not."""
-    if method not in METHODS:
-        raise FitError(f"got calibration {method!r}; expected one of {', '.join(METHODS)}")
+def check_method(method: object) -> Method:
+    """A method of calibration, by its name.
+
+    Raises:
+        FitError: there is none of that name.
+    """
+    for known in METHODS:
+        if method == known:
+            return known
+    raise FitError(f"got calibration {quoted(method)}; expected one of {', '.join(METHODS)}")
 
 
 def logit(scores: np.ndarray) -> np.ndarray:

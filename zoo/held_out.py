@@ -61,7 +61,7 @@ def write_samples(samples: DeltaSet, initial: Adapter, out: Path) -> None:
 
 def write_designed(clients: Iterable[Client], adapters: Path, out: Path) -> Path:
     """The manifest of the same adapters with every column that their design decides, for `loraprobe
-    evaluate --leave-out`.
+    leave-out`.
 
     Args:
         adapters: the folder that `write_samples` wrote.

@@ -6,7 +6,7 @@ Their manifest with every column of the design, and the command that measures.
     measured yet, minutes each
     python -m zoo.leave_out --anew   # measures again
 
-Each result is what one `loraprobe evaluate zoo/leave_out/designed.csv --leave-out ...` writes; the
+Each result is what one `loraprobe leave-out zoo/leave_out/designed.csv ...` writes; the
 commands are printed. The page zoo/leave_out/README.md follows from the results.
 """
 
@@ -30,11 +30,10 @@ OUT = ZOO / "leave_out"
 # 88 benign clients: a budget of 1 % would need 99 of them in training, so the cut is that of 5 %.
 CUTS = ("--cut", "fpr:0.05", "--cut", "0.8")
 RUNS = {  # the quickest first; baselines come with every recipe
-    "lr": ("--leave-out", "lr", "--head", "linear", *CUTS),
-    "pairs": ("--leave-out", "source", "--pairs", "--head", "linear", "--recipe", "all_b", *CUTS),
-    "source": ("--leave-out", "source", "--head", "linear", "--folds", "3", *CUTS),
+    "lr": ("lr", "--head", "linear", *CUTS),
+    "pairs": ("source", "--pairs", "--head", "linear", "--recipe", "all_b", *CUTS),
+    "source": ("source", "--head", "linear", "--folds", "3", *CUTS),
     "source_twins_kept": (
-        "--leave-out",
         "source",
         "--keep-twins",
         "--head",
@@ -46,7 +45,6 @@ RUNS = {  # the quickest first; baselines come with every recipe
         *CUTS,
     ),
     "source_published": (
-        "--leave-out",
         "source",
         "--head",
         "linear_paper",
@@ -84,14 +82,14 @@ def main() -> None:
     )
     parser.add_argument("--anew", action="store_true", help="measure again what has a result")
     anew = parser.parse_args().anew
-    from loraprobe.cli.probes import app
+    from loraprobe.cli.commands import app
 
     manifest = write_designed(plan(SAMPLE, SAMPLE_SEED), ZOO / ADAPTERS, OUT)
     for name, options in RUNS.items():
         out = OUT / f"{name}.json"
         if out.exists() and not anew:
             continue
-        arguments = ["evaluate", str(manifest), *options, "--out", str(out)]
+        arguments = ["leave-out", str(manifest), *options, "--out", str(out)]
         print(f"loraprobe {' '.join(arguments)}", flush=True)
         with same_rounding(1):
             result = CliRunner().invoke(app, arguments)
@@ -110,7 +108,7 @@ def page() -> str:
             continue
         found = json.loads(path.read_text())
         command = (
-            f"loraprobe evaluate zoo/leave_out/{DESIGNED} {' '.join(RUNS[name])} --out"
+            f"loraprobe leave-out zoo/leave_out/{DESIGNED} {' '.join(RUNS[name])} --out"
             f" zoo/leave_out/{name}.json"
         )
         parts.append(f"## {TITLES[name]}\n\n```\n{command}\n```\n\n{_summary(found)}\n")

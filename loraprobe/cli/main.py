@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from ..errors import MissingExtra
@@ -9,19 +10,26 @@ from ..errors import MissingExtra
 
 def main() -> None:
     """Run the command line; without its extra, say how to install it."""
+    _prepare_streams()
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ImportError as error:
         print(MissingExtra(str(error.name), "cli", "The loraprobe command"), file=sys.stderr)
         raise SystemExit(2) from None
-    from . import probes as commands  # noqa: F401  # they join the app
-    from . import report as report_command  # noqa: F401  # likewise
-    from . import scan as scan_command  # noqa: F401  # likewise
-    from . import serve as command  # noqa: F401  # likewise
-    from .terminal import app
+    from .commands import app
 
     app()
+
+
+def _prepare_streams() -> None:
+    """Let output neither fail on a terminal without UTF-8 nor on a stream that is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for good
+        else:
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

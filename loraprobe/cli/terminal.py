@@ -1,10 +1,8 @@
-"""What all sub-commands share.
-
-The app they join, the console, one way to show a stranger's text, one way to report an error.
-"""
+"""What all sub-commands share: the app, the console, one way to show text, one for errors."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from enum import IntEnum
@@ -15,16 +13,15 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..errors import LoraprobeError, MissingExtra
+from ..errors import LoraprobeError, quoted
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Featurize LoRA adapters and detect malicious ones.",
 )
-console = Console(
-    width=None if sys.stdout.isatty() else 160
-)  # rich takes 80 for a pipe, too narrow for module names
+# rich takes 80 for a pipe, too narrow for module names
+console = Console(width=None if sys.stdout.isatty() else 160)
 complaints = Console(stderr=True)
 
 ProbeOption = Annotated[str, typer.Option("--probe", "-p", help="A probe's folder or Hub id.")]
@@ -47,32 +44,51 @@ class Exit(IntEnum):
     BAD_INPUT = 2
     FLAGGED = 3
     INCONCLUSIVE = 4
+    INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+    NO_READER = 141  # 128 + SIGPIPE
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if version:
+        from .._version import __version__
+
+        print(__version__)
+        raise typer.Exit
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn the library's errors, and files that cannot be read or written, into one line on stderr
-    and exit code 2.
+    """Turn errors that are about the input into one line on stderr and exit code 2.
+
+    They are the library's own and those of files that cannot be read or written. Ctrl-C is exit
+    code 130, a reader that closed the pipe 141.
     """
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
-        except (LoraprobeError, MissingExtra, OSError) as error:
-            complaints.print(
-                Text.assemble((type(error).__name__, "red"), ": ", plain(error)), soft_wrap=True
-            )
+            try:
+                command(*args, **kwargs)
+            finally:
+                sys.stdout.flush()  # a reader that has gone is noticed here, not at exit
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for good
+            raise typer.Exit(Exit.NO_READER) from None
+        except KeyboardInterrupt:
+            complaints.print("interrupted")
+            raise typer.Exit(Exit.INTERRUPTED) from None
+        except (LoraprobeError, OSError) as error:
+            line = Text.assemble((type(error).__name__, "red"), ": ", plain(error))
+            complaints.print(line, soft_wrap=True)
             raise typer.Exit(Exit.BAD_INPUT) from None
 
     return run
 
 
 def plain(text: object) -> Text:
-    """Text as it stands: no markup is read from it, and control characters are shown instead of
-    obeyed.
-    """
-    return Text(
-        "".join(
-            char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in str(text)
-        )
-    )
+    """Text as it stands: no markup is read from it, control characters are shown, not obeyed."""
+    return Text(quoted(str(text), sys.maxsize, keep="\n"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..calibration import Calibration, Method, check_method, logit
+from ..calibration import Calibration, check_method, logit
 from ..errors import FitError, quoted
 
 
@@ -61,7 +61,7 @@ def budget_of(text: str, name: str) -> float:
 
 
 def fit_calibration(
-    method: Method, scores: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable], unit: str
+    method: str, scores: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable], unit: str
 ) -> Calibration:
     """Fit on out-of-fold scores (n,) in [0, 1] and labels (n,) 0 / 1.
 
@@ -72,13 +72,13 @@ def fit_calibration(
     Raises:
         FitError: unknown method, or the scores do not rise with the labels.
     """
-    check_method(method)
+    name = check_method(method)
     if len(set(labels.tolist())) < 2:
         raise FitError("got labels of one class only; a calibration needs both")
     weights = 0.5 * len(labels) / np.bincount(labels, minlength=2)[labels]  # (n,)
-    if method == "platt":
+    if name == "platt":
         slope, offset = _platt(logit(scores), labels, weights)
-        return Calibration(method, (slope,), (offset,), unit, len(scores), len(set(groups)))
+        return Calibration(name, (slope,), (offset,), unit, len(scores), len(set(groups)))
     from sklearn.isotonic import IsotonicRegression
 
     curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(
@@ -91,7 +91,7 @@ def fit_calibration(
             "got scores that do not rise with the labels; an isotonic map of them would give every"
             " adapter the same probability"
         )
-    return Calibration(method, inputs, outputs, unit, len(scores), len(set(groups)))
+    return Calibration(name, inputs, outputs, unit, len(scores), len(set(groups)))
 
 
 def _platt(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..calibration import Calibration, Method, check_method
+from ..calibration import Calibration, check_method
 from ..distribution import distribution_of
 from ..errors import BaseModelMismatch, FitError
 from ..featurizer import FeatureRecipe, Featurizer, named_recipe
@@ -47,7 +47,7 @@ class FitPlan:
     head_options: Mapping[str, Any] = field(default_factory=dict)
     threshold: float | str = 0.8
     benign_below: float | str | None = None
-    calibration: Method | None = None
+    calibration: str | None = None
     unit: str = "adapter"
     folds: int = 5
     seed: int = 0
@@ -95,7 +95,7 @@ def fit_probe(
     threshold: float | str = 0.8,
     seed: int = 0,
     benign_below: float | str | None = None,
-    calibration: Method | None = None,
+    calibration: str | None = None,
     unit: str = "adapter",
     folds: int = 5,
     kinds: Kinds | None = None,
@@ -138,7 +138,7 @@ def fit_features(
     threshold: float | str = 0.8,
     seed: int = 0,
     benign_below: float | str | None = None,
-    calibration: Method | None = None,
+    calibration: str | None = None,
     unit: str = "adapter",
     folds: int = 5,
     kinds: Kinds | None = None,

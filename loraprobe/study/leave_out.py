@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters.adapter import Adapter
-from ..calibration import Method, check_method
+from ..calibration import check_method
 from ..errors import FitError, LayoutMismatch, LoraprobeError
 from ..featurizer import FeatureRecipe, Featurizer
 from ..fit.baselines import baseline_recipes
@@ -89,7 +89,7 @@ def leave_one_out(
     pairs: bool = False,
     folds: int = 5,
     cuts: Sequence[str | float] = ("fpr:0.01", 0.8),
-    calibration: Method | None = None,
+    calibration: str | None = None,
     bins: int = 4,
     edges: Sequence[float] | None = None,
     keep_twins: bool = False,
@@ -210,7 +210,7 @@ class _Study:
     adapters: Sequence[Adapter]
     rows: Sequence[Row]
     cuts: tuple[str | float, ...]
-    calibration: Method | None
+    calibration: str | None
     seed: int
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from fedloop.cli import run as fed_commands
 from loraprobe.adapters.peft_io import load_adapter
-from loraprobe.cli import probes as commands
+from loraprobe.cli import commands
 from loraprobe.probe import Probe
 from tests.helpers import make
 from tests.helpers.boxed import filled_box, invoke, run, scores

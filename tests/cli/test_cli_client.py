@@ -21,7 +21,7 @@ from fedloop.client.training import (
 from fedloop.data.examples import read_jsonl
 from loraprobe.adapters.adapter import factor_delta, pack
 from loraprobe.adapters.peft_io import load_adapter
-from loraprobe.cli import probes as commands
+from loraprobe.cli import commands
 from tests.helpers import tiny
 from tests.helpers.boxed import invoke
 

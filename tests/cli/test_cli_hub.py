@@ -16,8 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from loraprobe import Probe, factor_delta
-from loraprobe.cli import hub as commands_hub
-from loraprobe.cli import probes as commands
+from loraprobe.cli import commands
 from loraprobe.hub.card import card, card_files
 from tests.helpers import make
 from tests.helpers.fake_hub import REPO, FakeHub, flipped
@@ -53,7 +52,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 def invoke(*arguments: object, code: int = 0) -> Any:
     """Run the command in this process, without letting an exception pass for an exit code."""
-    result = CliRunner().invoke(commands_hub.app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(commands.app, [str(argument) for argument in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output
@@ -273,7 +272,7 @@ def adapters(hub: FakeHub) -> FakeHub:
 
 def scored(*arguments: object) -> dict[str, Any]:
     """What `score --json` prints, whatever its verdict."""
-    result = CliRunner().invoke(commands_hub.app, ["score", *map(str, arguments), "--json"])
+    result = CliRunner().invoke(commands.app, ["score", *map(str, arguments), "--json"])
     printed: dict[str, Any] = json.loads(result.stdout)
     assert result.exit_code == printed["exit_code"]
     return printed

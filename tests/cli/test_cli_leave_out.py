@@ -1,4 +1,4 @@
-"""`loraprobe evaluate --leave-out`.
+"""`loraprobe leave-out`.
 
 What it prints and writes is what the library finds, and what it refuses.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from loraprobe.cli import probes as commands
+from loraprobe.cli import commands
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.manifest import read_labelled, read_manifest
 from loraprobe.study.leave_out import detectors_of, leave_one_out
@@ -92,9 +92,7 @@ def test_what_is_printed_and_written_is_what_the_library_finds(
         2,
     ]
     printed = json.loads(
-        invoke(
-            "evaluate", manifest, "--leave-out", "source", *options, "--out", out, "--json"
-        ).stdout
+        invoke("leave-out", manifest, "source", *options, "--out", out, "--json").stdout
     )
     rows = read_manifest(manifest)
     expected = leave_one_out(
@@ -120,9 +118,8 @@ def test_what_is_printed_and_written_is_what_the_library_finds(
 
 def test_the_table_names_detectors_sources_and_what_could_not_be_measured(manifest: Path) -> None:
     shown = invoke(
-        "evaluate",
+        "leave-out",
         manifest,
-        "--leave-out",
         "source",
         "--head",
         "linear",
@@ -164,7 +161,6 @@ def test_pairs_recipes_in_json_and_a_start_for_rows_without_one(
     without.write_text("\n".join(lines) + "\n")
     recipe = '{"layers": [0], "factors": ["B"], "modules": ["q_proj"]}'
     options = [
-        "--leave-out",
         "source",
         "--pairs",
         "--head",
@@ -176,14 +172,14 @@ def test_pairs_recipes_in_json_and_a_start_for_rows_without_one(
         "--json",
     ]
     found = json.loads(
-        invoke("evaluate", without, *options, "--base", manifest.parent / "initial").stdout
+        invoke("leave-out", without, *options, "--base", manifest.parent / "initial").stdout
     )
-    assert found == json.loads(invoke("evaluate", manifest, *options).stdout)
+    assert found == json.loads(invoke("leave-out", manifest, *options).stdout)
     assert {row["recipe"] for row in found["outcomes"]} == {recipe}
     pairs = {f"{bad} | {good}" for bad in SOURCES[1] for good in SOURCES[0]}
     assert {row["left_out"] for row in found["outcomes"]} == pairs
-    assert "pass --base" in invoke("evaluate", without, *options, code=2).stderr
-    fresh = json.loads(invoke("evaluate", without, *options, "--base", "fresh").stdout)
+    assert "pass --base" in invoke("leave-out", without, *options, code=2).stderr
+    fresh = json.loads(invoke("leave-out", without, *options, "--base", "fresh").stdout)
     assert {
         row["error"].split(":")[0] for row in fresh["outcomes"] if row["detector"] == "a_only"
     } == {"KindMismatch"}
@@ -192,18 +188,14 @@ def test_pairs_recipes_in_json_and_a_start_for_rows_without_one(
 def test_learning_rates_are_ranges(manifest: Path) -> None:
     options = ["--head", "linear", "--recipe", "all_b", "--cut", "0.5", "--json"]
     found = json.loads(
-        invoke(
-            "evaluate", manifest, "--leave-out", "lr", *options, "--edges", "0.0015,0.0035"
-        ).stdout
+        invoke("leave-out", manifest, "lr", *options, "--edges", "0.0015,0.0035").stdout
     )
     assert {row["left_out"] for row in found["outcomes"]} == {
         "1: 0.001 to 0.0015",
         "2: 0.0015 to 0.0035",
         "3: 0.0035 to 0.005",
     }
-    found = json.loads(
-        invoke("evaluate", manifest, "--leave-out", "lr", *options, "--bins", 5).stdout
-    )
+    found = json.loads(invoke("leave-out", manifest, "lr", *options, "--bins", 5).stdout)
     assert {row["left_out"] for row in found["outcomes"]} == {
         "0.001",
         "0.002",
@@ -216,27 +208,20 @@ def test_learning_rates_are_ranges(manifest: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "DataError: expected either --probe, .* or --leave-out"),
-        (("--probe", "p", "--leave-out", "source"), "DataError: expected either --probe"),
-        (
-            ("--probe", "p", "--head", "linear", "--pairs"),
-            "DataError: got --pairs, --head with --probe; expected them with --leave-out",
-        ),
-        (("--leave-out", "source", "--any-base"), "DataError: got --any-base with --leave-out"),
-        (("--leave-out", "[/]"), r"FitError: got '\[/\]' to leave out; expected one of source"),
-        (("--leave-out", "attack"), "DataError: 20 of 40 rows have no attack, first .*a1;"),
-        (("--leave-out", "rank"), "FitError: got 1 values of rank"),
-        (("--leave-out", "source", "--head", "[/]"), r"FitError: got the heads \['\[/\]'\]"),
-        (("--leave-out", "source", "--recipe", "[/]"), r"RecipeError: got recipe '\[/\]'"),
-        (("--leave-out", "source", "--cut", "[/]"), r"FitError: got '\[/\]'"),
-        (("--leave-out", "lr", "--edges", "[/]"), r"DataError: got --edges '\[/\]'"),
-        (("--leave-out", "source", "--calibration", "[/]"), r"FitError: .*\[/\]"),
-        (("--leave-out", "source", "--kind", "[/]"), r"DataError: .*got kind '\[/\]'"),
+        (("[/]",), r"FitError: got '\[/\]' to leave out; expected one of source"),
+        (("attack",), "DataError: 20 of 40 rows have no attack, first .*a1;"),
+        (("rank",), "FitError: got 1 values of rank"),
+        (("source", "--head", "[/]"), r"FitError: got the heads \['\[/\]'\]"),
+        (("source", "--recipe", "[/]"), r"RecipeError: got recipe \[/\]"),
+        (("source", "--cut", "[/]"), r"FitError: got \[/\]"),
+        (("lr", "--edges", "[/]"), r"DataError: got --edges '\[/\]'"),
+        (("source", "--calibration", "[/]"), r"FitError: .*\[/\]"),
+        (("source", "--kind", "[/]"), r"DataError: .*got kind '\[/\]'"),
     ],
 )
 def test_what_is_wrong_is_one_line_on_stderr(
     manifest: Path, arguments: tuple[str, ...], says: str
 ) -> None:
-    result = invoke("evaluate", manifest, *arguments, code=2)
+    result = invoke("leave-out", manifest, *arguments, code=2)
     assert result.stdout == ""
     assert re.match(says, result.stderr.replace("\n", " ")), result.stderr

@@ -16,7 +16,7 @@ import pytest
 from fedloop.cli import run as fed_commands
 from loraprobe import evaluate, fit_probe
 from loraprobe.adapters.peft_io import load_adapter
-from loraprobe.cli import probes as commands
+from loraprobe.cli import commands
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.manifest import read_labelled, read_manifest
 from loraprobe.probe import Probe

@@ -1,23 +1,29 @@
-"""Starting the two commands: help is quick, and without the extra they say how to get it."""
+"""Starting the two commands: quick help, the pip line of what is missing, how they end."""
 
 from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 
-from tests.helpers.boxed import PIP_LINE, run
+import loraprobe
+from tests.helpers.boxed import PIP_LINE, ROOT, run
 
 HELP = """
 import sys
-from {package}.cli import main
+from {package}.cli.main import main
 sys.argv = ["{package}", *{arguments!r}]
 try:
     main()
 except SystemExit as leaving:
     assert not leaving.code, leaving.code
-heavy = {{"torch", "numpy", "scipy", "sklearn", "safetensors", "transformers", "peft", "huggingface_hub", "matplotlib", "umap", "xgboost"}}
+heavy = {{
+    "torch", "numpy", "scipy", "sklearn", "safetensors", "transformers", "peft",
+    "huggingface_hub", "matplotlib", "umap", "xgboost",
+}}
 print(sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
 
@@ -62,7 +68,7 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Absent())
-from {package}.cli import main
+from {package}.cli.main import main
 main()
 """
 
@@ -78,3 +84,55 @@ def test_without_the_cli_extra_the_command_says_how_to_get_it(package: str, bloc
     assert re.fullmatch(
         rf"The {package} command needs {blocked}, which is not installed: {PIP_LINE}\n", done.stderr
     )
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    done = run("-m", "loraprobe.cli.main", "--version")
+    assert (done.returncode, done.stdout) == (0, f"{loraprobe.__version__}\n")
+
+
+ENDING = """
+import sys
+from loraprobe.cli.main import main
+from loraprobe.cli import probes, terminal
+
+@terminal.app.command()
+@terminal.reports_errors
+def probe_end():
+    {body}
+
+sys.argv = ["loraprobe", "probe-end"]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "stderr"),
+    [
+        ("raise KeyboardInterrupt", 130, "interrupted\n"),
+        ("raise PermissionError('locked')", 2, "PermissionError: locked\n"),
+        ("raise terminal.LoraprobeError('a\\x1b[2Jb')", 2, "LoraprobeError: a\\x1b[2Jb\n"),
+        ("raise terminal.typer.Exit(3)", 3, ""),
+        ("terminal.console.print('\u00e9\u4e2d')", 0, ""),
+        ("print('\u00e9\u4e2d')", 0, ""),
+    ],
+)
+def test_how_a_command_ends(body: str, code: int, stderr: str) -> None:
+    done = run("-c", ENDING.format(body=body), PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (code, stderr)
+
+
+@pytest.mark.parametrize("body", ["print('x' * 10)", "print('x' * 10**6)"])
+def test_a_reader_that_has_gone_is_no_traceback_and_no_success(body: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", ENDING.format(body=body)],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+    assert (done.returncode, done.stderr) == (141, "")

@@ -20,8 +20,7 @@ from typer.testing import CliRunner
 from loraprobe import fit_probe
 from loraprobe.adapters.adapter import Adapter, factor_delta
 from loraprobe.adapters.pair import LoRAPair
-from loraprobe.cli import hub as commands_hub
-from loraprobe.featurizer import FeatureRecipe
+from loraprobe.cli import commands
 from tests.helpers import make, probes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +101,7 @@ def filled_box(box: Path) -> Path:
     return box
 
 
-def invoke(*arguments: object, code: int = 0, app: Any = commands_hub.app) -> Any:
+def invoke(*arguments: object, code: int = 0, app: Any = commands.app) -> Any:
     """Run the command in this process, without letting an exception pass for an exit code."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):

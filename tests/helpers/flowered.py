@@ -26,7 +26,7 @@ from fedloop.flower.nodes import Node, write_nodes
 from fedloop.flower.server import serve
 from fedloop.run.folder import RunFolder
 from fedloop.run.simulate import RunResult, build_clients, build_federation, plan_round, roles_of
-from loraprobe import FeatureRecipe, Probe, fit_probe
+from loraprobe import Probe, fit_probe
 from loraprobe.adapters.adapter import pack
 from tests.helpers.federated import Files, settings
 

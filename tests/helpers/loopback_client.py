@@ -220,8 +220,7 @@ def cli(*arguments: str) -> dict[str, Any]:
     """The loraprobe command, as from a shell: exit code and what it prints."""
     from typer.testing import CliRunner
 
-    from loraprobe.cli import probes as commands  # noqa: F401  # they join the app
-    from loraprobe.cli.terminal import app
+    from loraprobe.cli.commands import app
 
     result = CliRunner().invoke(app, list(arguments))
     if result.exception and not isinstance(result.exception, SystemExit):

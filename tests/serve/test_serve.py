@@ -387,9 +387,7 @@ def test_any_base_scores_under_another_name(
 
 def command(*options: str, **environment: str) -> tuple[int, str]:
     """Exit code and last line of stderr of a command that is meant to fail before it serves."""
-    from loraprobe.cli import probes as commands  # noqa: F401  # they join the app
-    from loraprobe.cli import serve as command  # noqa: F401  # likewise
-    from loraprobe.cli.terminal import app
+    from loraprobe.cli.commands import app
 
     done = CliRunner().invoke(app, ["serve", *options], env=environment)
     return done.exit_code, done.stderr.strip()

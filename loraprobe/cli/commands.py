@@ -1,0 +1,6 @@
+"""Every sub-command, joined to the app."""
+
+from . import hub, probes, report, scan, serve, study, train
+from .terminal import app, console
+
+__all__ = ["app", "console", "hub", "probes", "report", "scan", "serve", "study", "train"]

@@ -1,0 +1,70 @@
+"""Options that several sub-commands share, and how they are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import track
+
+from ..errors import RecipeError
+from .terminal import complaints
+
+if TYPE_CHECKING:
+    from ..adapters.adapter import Adapter
+    from ..featurizer import FeatureRecipe
+    from ..manifest import Row
+
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base", "-b", help="The adapter that training started from; 'fresh' if its B was zero."
+    ),
+]
+ManifestArgument = Annotated[
+    Path, typer.Argument(help="CSV with columns path, label[, group, source, ...].")
+]
+RecipeOption = Annotated[
+    str,
+    typer.Option(
+        help="A recipe's name, such as all_b or spectral, or a JSON object of its fields."
+    ),
+]
+KindOption = Annotated[
+    str, typer.Option(help="weights, factor_delta or weight_delta; deltas need --base.")
+]
+AnyBaseOption = Annotated[
+    bool, typer.Option("--any-base", help="Score adapters of a base model with another name.")
+]
+SeedOption = Annotated[int, typer.Option(help="Everything random follows from it.")]
+CalibrationOption = Annotated[str | None, typer.Option(help="platt or isotonic.")]
+ManyHeadsOption = Annotated[
+    list[str] | None, typer.Option("--head", help="Heads to fit; repeat it.")
+]
+
+
+def recipe_of(text: str) -> FeatureRecipe:
+    """A recipe by its name, or from a JSON object of its fields.
+
+    Raises:
+        RecipeError: there is none of that name, or the text is no such object.
+    """
+    from ..featurizer import FeatureRecipe, named_recipe
+
+    if not text.lstrip().startswith("{"):
+        return named_recipe(text)
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"got a recipe that is not readable JSON ({error})") from None
+    return FeatureRecipe.from_dict(fields)
+
+
+def read_adapters(rows: list[Row], kind: str, base: str | None, quiet: bool) -> list[Adapter]:
+    """The adapters of a manifest, with a progress bar on stderr where there are many."""
+    from ..manifest import read_labelled
+
+    shown = track(rows, "reading", console=complaints, disable=quiet or len(rows) < 200)
+    return read_labelled(shown, kind, base)

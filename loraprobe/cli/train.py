@@ -1,0 +1,177 @@
+"""`loraprobe train` and `evaluate`. The library is imported inside: help must be quick."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ..errors import KindMismatch
+from .options import (
+    AnyBaseOption,
+    BaseOption,
+    CalibrationOption,
+    KindOption,
+    ManifestArgument,
+    RecipeOption,
+    SeedOption,
+    read_adapters,
+    recipe_of,
+)
+from .terminal import JsonOption, ProbeOption, app, console, plain, reports_errors
+
+if TYPE_CHECKING:
+    from ..adapters.adapter import Adapter
+    from ..probe import Probe
+
+
+@app.command()
+@reports_errors
+def train(
+    manifest: ManifestArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to save the probe in.")],
+    base: BaseOption = None,
+    kind: KindOption = "factor_delta",
+    head: Annotated[
+        str, typer.Option(help="linear, linear_paper, mlp, xgboost, cosine or mass_mean.")
+    ] = "linear",
+    recipe: RecipeOption = "all_b",
+    threshold: Annotated[
+        str, typer.Option(help="A number, or fpr:0.01 for a budget of false positives.")
+    ] = "0.8",
+    calibration: CalibrationOption = None,
+    folds: Annotated[int, typer.Option(help="Folds of the out-of-fold scores.")] = 5,
+    by_kind: Annotated[
+        bool,
+        typer.Option(
+            "--by-kind",
+            help="Leave out one kind of data (source, host) after the other in place of folds.",
+        ),
+    ] = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Fit a probe on labelled adapters and save it.
+
+    Prints its out-of-fold report beside those of trivial baselines.
+    """
+    from ..fit.baselines import baseline_recipes
+    from ..fit.fit import fit_probe
+    from ..manifest import FRESH, kinds_of, read_manifest
+
+    rows = read_manifest(manifest)
+    adapters = read_adapters(rows, kind, base, quiet=False)
+    labels = [row.label for row in rows]
+    groups = [row.group for row in rows]
+    chosen = recipe_of(recipe)
+    kinds = kinds_of(rows) if by_kind else None
+    probe = fit_probe(
+        adapters,
+        labels,
+        head=head,
+        recipe=chosen,
+        groups=groups,
+        threshold=threshold,
+        seed=seed,
+        calibration=calibration,
+        folds=folds,
+        kinds=kinds,
+    )
+    title = f"{len(rows)} adapters, {len(set(groups))} groups, seed {seed}"
+    table = Table(
+        "detector",
+        f"AUROC, out of {'kind' if by_kind else 'fold'}",
+        "TPR at 1 % FPR",
+        "TPR at 5 % FPR",
+        title=title,
+    )
+    for name, (own, own_head) in {
+        f"this probe ({head})": (chosen, head),
+        **baseline_recipes(chosen),
+    }.items():
+        try:
+            compared = (
+                probe
+                if own is chosen and own_head == head
+                else fit_probe(
+                    adapters,
+                    labels,
+                    head=own_head,
+                    recipe=own,
+                    groups=groups,
+                    seed=seed,
+                    kinds=kinds,
+                )
+            )
+        except KindMismatch:  # with --base fresh there is no change of A
+            table.add_row(name, f"needs --base with an adapter, not {FRESH}", "", "")
+            continue
+        table.add_row(name, *_held_out(compared, adapters, labels, groups, kinds, folds, seed))
+    probe.save_pretrained(out)
+    console.print(table)
+    console.print(plain(f"saved to {out}"), soft_wrap=True)
+
+
+@app.command()
+@reports_errors
+def evaluate(
+    manifest: ManifestArgument,
+    probe: ProbeOption,
+    base: BaseOption = None,
+    any_base: AnyBaseOption = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a probe on labelled adapters that it was not trained on."""
+    from ..evaluation import evaluate as measure
+    from ..manifest import read_manifest
+    from ..probe import Probe
+
+    detector = Probe.from_pretrained(probe)
+    rows = read_manifest(manifest)
+    result = measure(
+        detector,
+        read_adapters(rows, detector.featurizer.layout.kind, base, quiet=as_json),
+        [row.label for row in rows],
+        [row.group for row in rows],
+        by=[row.source for row in rows],
+        seed=seed,
+        check_base=not any_base,
+    )
+    print(json.dumps(result.to_dict(), indent=2) if as_json else result.table())
+
+
+def _held_out(
+    probe: Probe,
+    adapters: list[Adapter],
+    labels: list[int],
+    groups: list[str],
+    kinds: list[tuple[str, ...]] | None,
+    folds: int,
+    seed: int,
+) -> list[str]:
+    """AUROC with its interval and TPRs of a probe's recipe and head on what was held out."""
+    import numpy as np
+
+    from ..evaluation import report
+    from ..fit.fit import held_out_scores
+
+    training = probe.facts["training"]
+    scores = held_out_scores(
+        probe.featurizer(adapters),
+        np.asarray(labels),
+        groups,
+        head=training["head"],
+        head_options=training["head_options"],
+        seed=seed,
+        folds=folds,
+        kinds=kinds,
+    )
+    measured = report(labels, scores, groups, threshold=0.5, seed=seed)
+    low, high = measured.auroc_ci
+    return [
+        f"{measured.auroc:.3f} [{low:.3f}, {high:.3f}]",
+        *(f"{tpr:.3f}" for tpr in measured.tpr_at_fpr.values()),
+    ]
