@@ -1,6 +1,12 @@
-"""Every error fedloop raises on purpose: what was got, what was expected, what to do."""
+"""Every error fedloop raises on purpose: what was got, what was expected, what to do.
+
+Two are also loraprobe's, so that who catches either sees them; adapters and probes that cannot be
+read raise loraprobe's own errors.
+"""
 
 from __future__ import annotations
+
+from loraprobe import errors as loraprobe_errors
 
 
 class FedloopError(ValueError):
@@ -36,3 +42,11 @@ class MessageError(FedloopError):
 
 class EngineError(FedloopError):
     """A distributed engine could not be started, or came to an end before its last round."""
+
+
+class DataError(FedloopError, loraprobe_errors.DataError):
+    """A data set or a base model cannot be read, or a row in it cannot be used."""
+
+
+class MissingExtra(FedloopError, loraprobe_errors.MissingExtra):
+    """An optional dependency is not installed; the message holds the pip line that installs it."""

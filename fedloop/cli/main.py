@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from loraprobe.errors import MissingExtra
+from ..errors import MissingExtra
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprobe.adapters.adapter import Adapter, Kind, Layout, factor_delta
-from loraprobe.errors import DataError, MissingExtra
 
 from ..data.examples import Example, Tokens, collate, encode
 from ..data.templates import use_template
+from ..errors import DataError, MissingExtra
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -17,9 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loraprobe.errors import DataError, MissingExtra
-
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError, MissingExtra
 from .builtin import PROMPTS, SETS
 from .examples import Example
 

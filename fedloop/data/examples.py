@@ -15,8 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from loraprobe.errors import DataError
-
+from ..errors import DataError
 from .templates import around_request, prompt_text, template_of
 
 ALPACA_TEMPLATE = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.errors import DataError
+from ..errors import DataError
 
 if TYPE_CHECKING:
     from .examples import Example

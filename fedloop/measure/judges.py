@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from loraprobe.errors import DataError, MissingExtra
-
-from ..errors import FedloopError
+from ..errors import DataError, FedloopError, MissingExtra
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

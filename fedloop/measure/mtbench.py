@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.errors import DataError
-
+from ..errors import DataError
 from . import refusal as evaluate
 
 if TYPE_CHECKING:

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from loraprobe.errors import DataError, MissingExtra
-
 from ..data.examples import IGNORE_INDEX, Example, collate, encode
-from ..errors import FedloopError
+from ..errors import DataError, FedloopError, MissingExtra
 from .refusal import answers
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.colours import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
-from loraprobe.errors import MissingExtra
+
+from ..errors import MissingExtra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
