@@ -1,47 +1,54 @@
 """What an attack costs the model against what the defence sees of it.
 
-A curve an attack, a point a strength.
+    python -m figures.attackers
 
-python -m figures.attackers
+A picture a group of attacks, a panel an attack, a point a strength.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from figures import style
-from figures.arrays import RESULTS, Row
-from figures.options import folder_of
-from loraprobe.errors import DataError
+from figures import common
+from figures.common import RESULTS, Row
 
 NUMBERS = RESULTS / "attackers.json"
-# Panel -> its attacks; what belongs together shares a panel, so that five lines are enough for
-# each.
-PANELS = {
-    "How the update is made": (
-        "poison share",
-        "norm matching and rescaling",
-        "mimicry of the mean",
-        "mimicry of one client",
-        "mimicry, made longer",
+COMMAND = "paper_repro.attackers.page"
+FIELDS = ("attack", "strength", "defence", "damage", "malicious")
+# picture -> (its title, its attacks)
+PICTURES = {
+    "made": (
+        "How the update is made",
+        (
+            "poison share",
+            "norm matching and rescaling",
+            "mimicry of the mean",
+            "mimicry of one client",
+            "mimicry, made longer",
+        ),
     ),
-    "What the update looks like": (
-        "projection, probe known",
-        "projection, own probe",
-        "poison in A alone",
-        "cancelling noise",
-        "re-factorisation: rotation",
+    "looks": (
+        "What the update looks like",
+        (
+            "projection, probe known",
+            "projection, own probe",
+            "poison in A alone",
+            "cancelling noise",
+            "re-factorisation: rotation",
+        ),
     ),
-    "When poison is sent": (
-        "from round k",
-        "from round k, made up for",
-        "every k-th round",
-        "every k-th round, made up for",
+    "when": (
+        "When poison is sent",
+        (
+            "from round k",
+            "from round k, made up for",
+            "every k-th round",
+            "every k-th round, made up for",
+        ),
     ),
 }
 DEFENCES = {
@@ -56,110 +63,77 @@ def read_rows(path: Path = NUMBERS) -> list[Row]:
     Raises:
         DataError: the file is missing, damaged or holds no such results.
     """
-    try:
-        rows = list(json.loads(path.read_text(encoding="utf-8")))
-        missing = {"attack", "strength", "defence", "damage", "malicious"} - set(rows[0])
-    except (OSError, ValueError, TypeError, IndexError) as error:
-        raise DataError(
-            f"cannot read {path}: {error!r}. Write it with python -m paper_repro.attackers.page"
-        ) from None
-    if missing:
-        raise DataError(
-            f"{path} has no {', '.join(sorted(missing))}. Write it with python -m"
-            " paper_repro.attackers.page"
-        )
-    return rows
+    rows = common.read_json(path, COMMAND)
+    first = rows[0] if isinstance(rows, list) and rows else {}
+    common.with_fields(first, FIELDS, path, COMMAND)
+    return list(rows)
 
 
-def plot(ax: Axes, rows: Sequence[Row], attacks: Sequence[str], defence: str) -> None:
-    """Draw the share of the poison that a defence rejects over the damage of the attack without a
-    defence.
-    """
+def plot(ax: Axes, rows: Sequence[Row], attack: str) -> None:
+    """The share of the poison that each defence rejects over what the attack does undefended."""
     damage = {
-        (row["attack"], row["strength"]): row["damage"]
+        row["strength"]: row["damage"]
         for row in rows
-        if row["defence"] == "no defence"
+        if (row["attack"], row["defence"]) == (attack, "no defence")
     }
-    for (colour, marker), attack in zip(style.LINES, attacks, strict=False):
-        own = sorted(
-            (row for row in rows if row["attack"] == attack and row["defence"] == defence),
-            key=lambda row: row["strength"],
-        )
-        if not own:
-            continue
-        places = [damage[attack, row["strength"]] for row in own]
-        seen = [row["malicious"]["rejected"] for row in own]
-        ends = [
-            [
-                max(0.0, rate - row["malicious"]["rejected_ci"][0])
-                for row, rate in zip(own, seen, strict=True)
-            ]
+    for number, (defence, label) in enumerate(DEFENCES.items()):
+        chosen = [row for row in rows if (row["attack"], row["defence"]) == (attack, defence)]
+        chosen.sort(key=lambda row: row["strength"])
+        places = [damage[row["strength"]] for row in chosen]
+        seen = [
+            {"auroc": row["malicious"]["rejected"], "auroc_ci": row["malicious"]["rejected_ci"]}
+            for row in chosen
         ]
-        ends.append(
-            [
-                max(0.0, row["malicious"]["rejected_ci"][1] - rate)
-                for row, rate in zip(own, seen, strict=True)
-            ]
-        )
-        ax.errorbar(
-            places,
-            seen,
-            ends,
-            color=colour,
-            marker=marker,
-            markersize=5,
-            linewidth=1.2,
-            elinewidth=0.6,
-            capsize=2,
-            label=attack,
-        )
-        for place, rate, row in zip(places, seen, own, strict=True):
-            ax.annotate(
-                f"{row['strength']:g}",
-                (place, rate),
-                textcoords="offset points",
-                xytext=(4, 4),
-                fontsize=7,
-                color=colour,
-            )
-    ax.set_ylim(-0.06, 1.1)
+        look = {"linestyle": ("-", "--")[number], "markersize": (7, 4)[number], "clip_on": False}
+        common.points(ax, number, places, seen, label=label, **look)
+        if number == 0:
+            strengths = [f"{row['strength']:g}" for row in chosen]
+            _name_points(ax, strengths, places, [row["auroc"] for row in seen])
+    ax.set(xlim=(-5, 105), ylim=(0, 1))
+    ax.set_title(attack, pad=10)
+    ax.axhspan(0, 0.5, xmin=0.5, color="#f2e6d8", zorder=-1)
 
 
-def draw(rows: Sequence[Row]) -> Any:
-    """The figure: a column a group of attacks, a row a defence."""
-    fig, axes = style.panels(len(DEFENCES), len(PANELS), (13.0, 7.6), sharey=True, sharex="col")
-    for line, (defence, title) in enumerate(DEFENCES.items()):
-        for column, (group, attacks) in enumerate(PANELS.items()):
-            ax = axes[line, column]
-            plot(ax, rows, attacks, defence)
-            if line == 0:  # above the panel, where it covers nothing
-                ax.legend(
-                    title=group,
-                    loc="lower left",
-                    bbox_to_anchor=(0, 1.02),
-                    ncols=2,
-                    fontsize=7.5,
-                    frameon=False,
-                    alignment="left",
-                )
-        axes[line, 0].set_ylabel(f"{title}:\nshare of the poison that is rejected")
-    for ax in axes[-1]:
-        ax.set_xlabel("damage without a defence, points of refusal lost")
+def _name_points(
+    ax: Axes, names: Sequence[str], places: Sequence[float], heights: Sequence[float]
+) -> None:
+    """Say beside each point what it is; points that lie on each other share one text."""
+    spots: dict[tuple[int, float], list[str]] = {}
+    for name, place, height in zip(names, places, heights, strict=True):
+        spots.setdefault((round(place / 8), round(height, 1)), []).append(name)
+    for (column, height), found in spots.items():
+        look = {"textcoords": "offset points", "xytext": (6, 5), "fontsize": 7.5}
+        ax.annotate(", ".join(found), (8 * column, height), color="#333333", **look)
+
+
+def draw(rows: Sequence[Row], picture: str) -> Any:
+    """The figure of one group of attacks."""
+    title, attacks = PICTURES[picture]
+    fig, axes = common.panels(1, len(attacks), (2.6 * len(attacks), 3.6), sharey=True)
+    for ax, attack in zip(axes[0], attacks, strict=True):
+        plot(ax, rows, attack)
+    axes[0, 0].set_ylabel("share of the poison that is rejected")
+    axes[0, len(attacks) // 2].set_xlabel("damage without a defence, points of refusal lost")
+    common.legend_above(fig, axes[0, 0], len(DEFENCES), title)
     row = rows[0]
-    style.caption(
+    common.caption(
         fig,
         f"A point: up to {row['recordings']} recordings (two malicious sources that the probe never"
         " met, two seeds); 4 of 10 clients attack, over 4 rounds or, if they wait, 8;"
         f" {row['goals']} goals of AdvBench; bars: 95 % intervals over"
         f" {row['malicious']['clients']} attackers.\nNumbers beside points: the strength of the"
-        " attack, or the k of a schedule. Lower right is where an attack wins.",
+        " attack, or the k of a schedule. Shaded: where an attack wins, much damage and little"
+        " rejected.",
     )
     return fig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write attackers.png and attackers.pdf."""
-    style.save_both(draw(read_rows()), folder_of("attackers", __doc__, argv), "attackers", dpi=110)
+    """Write attackers_made, attackers_looks and attackers_when, each .png and .pdf."""
+    folder = common.folder_of("attackers", __doc__, argv)
+    rows = read_rows()
+    for picture in PICTURES:
+        common.save_both(draw(rows, picture), folder, f"attackers_{picture}", dpi=110)
 
 
 if __name__ == "__main__":

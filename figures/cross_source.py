@@ -14,11 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
-from figures import style
-from figures.arrays import Row, chosen, read_numbers
-from figures.options import folder_of
-
-RECIPES = ("paper (B, first layer)", "all B")
+from figures import common
+from figures.common import RECIPES, Row, chosen, read_numbers
 
 
 def matrix(
@@ -63,7 +60,7 @@ def plot(
 def draw(numbers: dict[str, Any]) -> Any:
     """The figure: a row a poison share, a column a recipe."""
     design, rows = numbers["about"]["zoo_design"], numbers["cross_source"]
-    fig, axes = style.panels(
+    fig, axes = common.panels(
         len(design["shares"]), len(RECIPES), (11.0, 9.0), sharex=True, sharey=True
     )
     for line, share in zip(axes, design["shares"], strict=True):
@@ -76,7 +73,7 @@ def draw(numbers: dict[str, Any]) -> Any:
         ax.set_xlabel("benign source")
     fig.colorbar(image, ax=axes, label="AUROC (0.5 is guessing)", shrink=0.5)
     full, mixed = (chosen(rows, share=share)[0] for share in (1.0, design["shares"][1]))
-    style.caption(
+    common.caption(
         fig,
         f"A cell: {full['n_malicious']} malicious clients at 100 %, {mixed['n_malicious']} below,"
         f" against {full['n_benign']} benign ones; linear head, seed {numbers['about']['seed']}."
@@ -87,9 +84,8 @@ def draw(numbers: dict[str, Any]) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write cross_source.png and cross_source.pdf."""
-    style.save_both(
-        draw(read_numbers()), folder_of("cross_source", __doc__, argv), "cross_source", dpi=120
-    )
+    folder = common.folder_of("cross_source", __doc__, argv)
+    common.save_both(draw(read_numbers()), folder, "cross_source", dpi=120)
 
 
 if __name__ == "__main__":

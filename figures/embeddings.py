@@ -5,7 +5,7 @@ By label, by source and by poison share.
     python -m figures.embeddings
 
 No label was used to place a point. The pictures are for looking at: how far islands lie apart means
-    nothing.
+nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
-from figures import style
-from figures.arrays import read_coordinates
-from figures.options import folder_of
+from figures import common, points
 from loraprobe.errors import DataError
 
 RECIPES = {"paper": "the paper's feature", "all_b": "all B"}
@@ -30,97 +26,79 @@ METHODS = {
     "umap50": "UMAP, 50 neighbours",
 }
 COLOURINGS = ("label", "source", "share")
-Kind = tuple[str, str, str, np.ndarray]  # name, colour, marker, (n,) which points
-_SHARES = {1.0: "#7f0000", 0.5: "#d7301f", 0.25: "#fc8d59", 0.1: "#fdcc8a"}  # darker is more poison
+BLUE, ORANGE, PALE, GREY = "#0072B2", "#D55E00", "#9ecae1", "#555555"
+SHARES = {1.0: "#4d0019", 0.5: "#b5123e", 0.25: "#f06a35", 0.1: "#fdbe5a"}  # darker: more poison
+ATTACKS = (("#D55E00", "^"), ("#CC79A7", "v"), ("#882255", "D"), ("#E69F00", "*"))
+SAFE = (("#0072B2", "o"), ("#009E73", "s"), ("#56B4E9", "P"), ("#777777", "X"), ("#44bb99", "p"))
 
 
-def kinds(arrays: Mapping[str, np.ndarray], colouring: str) -> list[Kind]:
-    """What is drawn as one colour and marker, in drawing order; every point is in exactly one kind.
+def kinds(arrays: Mapping[str, np.ndarray], colouring: str) -> list[points.Kind]:
+    """What is drawn as one colour and marker; every point is in exactly one kind.
 
     Raises:
         DataError: an unknown colouring.
     """
-    role, source, share = (
-        arrays["zoo_role"],
-        arrays["zoo_source"],
-        arrays["zoo_share"].astype(float),
-    )
-    benign, hard, malicious = role == "benign", role == "hard_negative", role == "malicious"
-    pale = [("benign", "#c6dbef", "o", benign), ("hard negatives", "#bdbdbd", "s", hard)]
+    role = arrays["zoo_role"]
+    benign, hard, malicious = (role == name for name in ("benign", "hard_negative", "malicious"))
+    share = arrays["zoo_share"].astype(float)
     if colouring == "label":
         return [
-            ("benign", style.LINES[0][0], "o", benign),
-            ("hard negatives", "#555555", "s", hard),
-            ("malicious", style.LINES[1][0], "^", malicious),
+            ("benign", BLUE, "o", benign),
+            ("hard negatives", GREY, "s", hard),
+            ("malicious", ORANGE, "^", malicious),
         ]
     if colouring == "share":
-        shares = sorted({float(value) for value in share[malicious]})
-        return pale + [
-            (f"{_near(one):.0%} poison", _SHARES[_near(one)], "^", malicious & (share == one))
-            for one in shares
+        return [
+            ("benign", PALE, "o", benign),
+            ("hard negatives", "#bdbdbd", "s", hard),
+            *(
+                (f"{near:.0%} poison", colour, "^", malicious & np.isclose(share, near, rtol=1e-2))
+                for near, colour in sorted(SHARES.items())
+            ),
         ]
     if colouring != "source":
         raise DataError(f"got the colouring {colouring!r}; expected one of {', '.join(COLOURINGS)}")
-    found: list[Kind] = []
-    for mask, colours, markers in (
-        (benign, style.BENIGN_COLOURS, ("o",)),
-        (hard, style.HARD_COLOURS, ("s",)),
-        (malicious, style.MALICIOUS_COLOURS, style.MALICIOUS_MARKERS),
-    ):
-        for number, name in enumerate(sorted(set(source[mask].tolist()))):
-            found.append(
-                (
-                    name.replace("_", " "),
-                    colours[number % len(colours)],
-                    markers[number % len(markers)],
-                    mask & (source == name),
-                )
-            )
+    source = arrays["zoo_source"]
+    found: list[points.Kind] = [("benign, nine kinds", PALE, "o", benign)]
+    for mask, looks in ((hard, SAFE), (malicious, ATTACKS)):
+        for (colour, marker), name in zip(looks, sorted(set(source[mask].tolist())), strict=False):
+            found.append((name.replace("_", " "), colour, marker, mask & (source == name)))
     return found
-
-
-def plot(ax: Axes, coordinates: np.ndarray, points: Sequence[Kind]) -> None:
-    """Scatter coordinates (n, 2) into ax."""
-    for _, colour, marker, rows in points:
-        x, y = coordinates[rows].astype(float).T
-        ax.scatter(x, y, s=9, c=colour, marker=marker, linewidths=0, alpha=0.8)
-    ax.set(xticks=[], yticks=[])
 
 
 def draw(arrays: Mapping[str, np.ndarray], colouring: str) -> Any:
     """One picture: a row a recipe, a column a method."""
-    fig, axes = style.panels(len(RECIPES), len(METHODS), (13.0, 6.6))
-    points = kinds(arrays, colouring)
+    fig, axes = common.panels(len(RECIPES), len(METHODS), (13.0, 6.6))
+    drawn = kinds(arrays, colouring)
+    malicious = arrays["zoo_role"] == "malicious"
     for line, (recipe, name) in zip(axes, RECIPES.items(), strict=True):
         for ax, (method, title) in zip(line, METHODS.items(), strict=True):
-            plot(ax, arrays[f"zoo_{recipe}_{method}"], points)
-            ax.set_title(title)
+            coordinates = arrays[f"zoo_{recipe}_{method}"]
+            points.plot(ax, coordinates, drawn)
+            ax.set_title(f"{title}: {points.separability(coordinates, malicious):.2f}")
         line[0].set_ylabel(name, fontsize=11)
-    look: dict[str, Any] = {"linestyle": "", "markersize": 6}
     handles = [
-        Line2D([], [], marker=marker, color=colour, label=f"{name} ({rows.sum()})", **look)
-        for name, colour, marker, rows in points
+        points.handle(marker, colour, f"{name} ({rows.sum()})")
+        for name, colour, marker, rows in drawn
     ]
     fig.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8.5)
-    style.caption(
+    common.caption(
         fig,
-        f"{len(arrays['zoo_role'])} clients of the zoo after 5 local steps, seed"
-        f" {int(arrays['seed'])}, UMAP by cosine; mixed clients count to their malicious source. No"
-        " label was used to place a point; distances between islands mean nothing.",
+        f"{len(malicious)} clients of the zoo after 5 local steps, seed {int(arrays['seed'])}, UMAP"
+        " by cosine; mixed clients count to their malicious source. No label was used to place a"
+        " point; distances between islands mean nothing.\nPoints are drawn in a random order, so"
+        " that no class covers another. Numbers: AUROC of malicious against all others by how many"
+        f" of the {points.NEIGHBOURS} nearest points in that panel are malicious; 0.5 is mixed.",
     )
     return fig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write embeddings_label, embeddings_source and embeddings_share, each .png and .pdf."""
-    folder, arrays = folder_of("embeddings", __doc__, argv), read_coordinates()
+    folder = common.folder_of("embeddings", __doc__, argv)
+    arrays = common.read_coordinates()
     for colouring in COLOURINGS:
-        style.save_both(draw(arrays, colouring), folder, f"embeddings_{colouring}", dpi=90)
-
-
-def _near(share: float) -> float:
-    """The share that a float16 stands for."""
-    return min(_SHARES, key=lambda known: abs(known - share))
+        common.save_both(draw(arrays, colouring), folder, f"embeddings_{colouring}", dpi=90)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from figures import style
-from figures.arrays import Row, bars, chosen, read_numbers
-from figures.options import folder_of
+from figures import common
+from figures.common import Row, chosen, read_numbers
 
 PROTOCOLS = {"in distribution": "all benign", "unseen": "the unseen benign source"}
 LAYERS, FACTORS = ("0", "1", "2", "3", "all"), ("A", "B", "AB")
@@ -22,47 +21,17 @@ LAYERS, FACTORS = ("0", "1", "2", "3", "all"), ("A", "B", "AB")
 
 def plot(ax: Axes, rows: Sequence[Row], protocol: str, share: float) -> None:
     """Draw one panel into ax: a line a factor over the layers."""
+    where = {"modules": "all", "step": 5, "protocol": protocol, "share": share}
     for number, factors in enumerate(FACTORS):
         own = [
-            chosen(
-                rows,
-                layer=layer,
-                factors=factors,
-                modules="all",
-                step=5,
-                protocol=protocol,
-                against=PROTOCOLS[protocol],
-                share=share,
-            )[0]
+            chosen(rows, layer=layer, factors=factors, against=PROTOCOLS[protocol], **where)[0]
             for layer in LAYERS
         ]
-        values, ends = bars(own)
-        colour, marker = style.LINES[number]
-        places = [
-            place + 0.12 * (number - 1) for place in range(len(LAYERS))
-        ]  # beside each other, or intervals cover each other
-        ax.errorbar(
-            places[:-1],
-            values[:-1],
-            ends[:, :-1],
-            color=colour,
-            marker=marker,
-            markersize=4.5,
-            linewidth=1.2,
-            capsize=2,
-            label=factors,
-        )
-        ax.errorbar(
-            places[-1:],
-            values[-1:],
-            ends[:, -1:],
-            color=colour,
-            marker=marker,
-            markersize=4.5,
-            linewidth=1.2,
-            capsize=2,
-        )
-    style.chance(ax)
+        # beside each other, or intervals cover each other
+        places = [place + 0.12 * (number - 1) for place in range(len(LAYERS))]
+        common.points(ax, number, places[:-1], own[:-1], label=factors)
+        common.points(ax, number, places[-1:], own[-1:])
+    common.chance(ax)
     ax.axvline(len(LAYERS) - 1.5, color="#dddddd", linewidth=0.8, zorder=0)
     ax.set_xticks(range(len(LAYERS)), LAYERS)
 
@@ -70,7 +39,7 @@ def plot(ax: Axes, rows: Sequence[Row], protocol: str, share: float) -> None:
 def draw(numbers: dict[str, Any]) -> Any:
     """The figure: a row a protocol, a column a poison share."""
     shares = numbers["about"]["zoo_design"]["shares"]
-    fig, axes = style.panels(2, len(shares), (11.5, 5.8), sharex=True, sharey=True)
+    fig, axes = common.panels(2, len(shares), (11.5, 5.8), sharex=True, sharey=True)
     for line, protocol in zip(axes, PROTOCOLS, strict=True):
         for ax, share in zip(line, shares, strict=True):
             plot(ax, numbers["views"], protocol, share)
@@ -78,9 +47,9 @@ def draw(numbers: dict[str, Any]) -> Any:
         line[0].set_ylabel("AUROC")
     for ax in axes[-1]:
         ax.set_xlabel("layer whose deltas are read")
-    style.legend_above(fig, axes[0, 0], len(FACTORS), "factor whose deltas are read")
+    common.legend_above(fig, axes[0, 0], len(FACTORS), "factor whose deltas are read")
     about = numbers["about"]
-    style.caption(
+    common.caption(
         fig,
         f"{about['clients']} clients ({about['malicious_clients']} malicious), linear head, 95 %"
         f" client-bootstrap intervals, seed {about['seed']}. Unseen: mean over 36 pairs of a"
@@ -91,7 +60,8 @@ def draw(numbers: dict[str, Any]) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write layers.png and layers.pdf."""
-    style.save_both(draw(read_numbers()), folder_of("layers", __doc__, argv), "layers")
+    folder = common.folder_of("layers", __doc__, argv)
+    common.save_both(draw(read_numbers()), folder, "layers")
 
 
 if __name__ == "__main__":

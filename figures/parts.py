@@ -10,9 +10,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from figures import style
-from figures.arrays import Row, bars, chosen, read_numbers
-from figures.options import folder_of
+from figures import common
+from figures.common import Row, chosen, read_numbers
 
 STEPS = (1, 2, 3, 4, 5)
 MODULES = {"q_proj": "q", "v_proj": "v", "all": "q and v"}
@@ -21,71 +20,24 @@ LAYERS = {"first layer's B": "0", "all B": "all"}
 
 
 def plot_steps(ax: Axes, rows: Sequence[Row], layer: str, shares: Sequence[float]) -> None:
-    """Draw AUROC over local steps into ax, a line a poison share.
-
-    Heads are fitted at the same step.
-    """
+    """Draw AUROC over local steps into ax, a line a poison share; heads fitted at the same step."""
+    where = {"layer": layer, "factors": "B", "modules": "all", "protocol": "unseen"}
     for number, share in enumerate(shares):
-        own = [
-            chosen(
-                rows,
-                layer=layer,
-                factors="B",
-                modules="all",
-                step=step,
-                protocol="unseen",
-                share=share,
-            )[0]
-            for step in STEPS
-        ]
-        values, ends = bars(own)
-        colour, marker = style.LINES[number]
+        own = [chosen(rows, step=step, share=share, **where)[0] for step in STEPS]
         places = [step + 0.08 * (number - 1.5) for step in STEPS]
-        ax.errorbar(
-            places,
-            values,
-            ends,
-            color=colour,
-            marker=marker,
-            markersize=4.5,
-            linewidth=1.2,
-            capsize=2,
-            label=f"{share:.0%} poison",
-        )
-    style.chance(ax)
+        common.points(ax, number, places, own, label=f"{share:.0%} poison")
+    common.chance(ax)
     ax.set_xticks(STEPS)
 
 
 def plot_modules(ax: Axes, rows: Sequence[Row], factors: str, shares: Sequence[float]) -> None:
     """Draw AUROC of each module, all layers, into ax."""
+    where = {"layer": "all", "factors": factors, "step": 5, "protocol": "unseen"}
     for number, share in enumerate(shares):
-        own = [
-            chosen(
-                rows,
-                layer="all",
-                factors=factors,
-                modules=modules,
-                step=5,
-                protocol="unseen",
-                share=share,
-            )[0]
-            for modules in MODULES
-        ]
-        values, ends = bars(own)
-        colour, marker = style.LINES[number]
+        own = [chosen(rows, modules=modules, share=share, **where)[0] for modules in MODULES]
         places = [place + 0.1 * (number - 1.5) for place in range(len(MODULES))]
-        ax.errorbar(
-            places,
-            values,
-            ends,
-            color=colour,
-            marker=marker,
-            markersize=4.5,
-            linewidth=0,
-            elinewidth=1.2,
-            capsize=2,
-        )
-    style.chance(ax)
+        common.points(ax, number, places, own, linewidth=0)
+    common.chance(ax)
     ax.set_xticks(range(len(MODULES)), MODULES.values())
     ax.set_xlim(-0.5, len(MODULES) - 0.5)
 
@@ -94,7 +46,7 @@ def draw(numbers: dict[str, Any]) -> Any:
     """The figure: two panels over steps, three over modules."""
     about, rows = numbers["about"], numbers["views"]
     shares = about["zoo_design"]["shares"]
-    fig, axes = style.panels(1, len(LAYERS) + len(FACTORS), (13.0, 3.8), sharey=True)
+    fig, axes = common.panels(1, len(LAYERS) + len(FACTORS), (13.0, 3.8), sharey=True)
     for ax, (name, layer) in zip(axes[0], LAYERS.items(), strict=False):
         plot_steps(ax, rows, layer, shares)
         ax.set(title=name, xlabel="local steps made")
@@ -102,8 +54,8 @@ def draw(numbers: dict[str, Any]) -> Any:
         plot_modules(ax, rows, factors, shares)
         ax.set(title=f"{' and '.join(factors)}, all layers", xlabel="module whose deltas are read")
     axes[0, 0].set_ylabel("AUROC, sources unseen")
-    style.legend_above(fig, axes[0, 0], len(shares))
-    style.caption(
+    common.legend_above(fig, axes[0, 0], len(shares))
+    common.caption(
         fig,
         f"{about['clients']} clients ({about['malicious_clients']} malicious), linear heads fitted"
         " on the same part; mean over 36 pairs of unseen sources, 95 % client-bootstrap intervals,"
@@ -114,7 +66,8 @@ def draw(numbers: dict[str, Any]) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write parts.png and parts.pdf."""
-    style.save_both(draw(read_numbers()), folder_of("parts", __doc__, argv), "parts", dpi=120)
+    folder = common.folder_of("parts", __doc__, argv)
+    common.save_both(draw(read_numbers()), folder, "parts", dpi=120)
 
 
 if __name__ == "__main__":

@@ -9,35 +9,27 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
-from matplotlib.axes import Axes
-
-from figures import style
-from loraprobe.study.embed import Coordinates, load_coordinates, plot_embedding
-
-
-def plot(ax: Axes, coords: Coordinates) -> None:
-    """Draw coords into ax, which style.figure(style.WIDE) made.
-
-    See loraprobe.study.embed.plot_embedding.
-    """
-    plot_embedding(ax, coords)
+from figures import common
+from loraprobe.study.embed import load_coordinates, plot_embedding
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the coordinates named on the command line and write the picture.
 
-    Raises DataError for an unreadable file.
+    Raises:
+        DataError: an unreadable file.
     """
     parser = argparse.ArgumentParser(
         prog="python -m figures.separability", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("coordinates", help="the .npz that save_coordinates wrote")
-    parser.add_argument("picture", help="the .png to write")
-    args = parser.parse_args(argv)
-    fig, ax = style.figure(style.WIDE)
-    plot(ax, load_coordinates(args.coordinates))
-    style.save(fig, args.picture)
+    parser.add_argument("picture", type=Path, help="the .png to write, or a .pdf")
+    options = parser.parse_args(argv)
+    fig, axes = common.panels(1, 1, (9.5, 6.0))
+    plot_embedding(axes[0, 0], load_coordinates(options.coordinates))
+    common.save(fig, options.picture)
 
 
 if __name__ == "__main__":

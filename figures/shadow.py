@@ -11,39 +11,24 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from figures import style
-from figures.arrays import Row, bars, chosen, read_numbers
-from figures.options import folder_of
+from figures import common
+from figures.common import CUT, RECIPES, Row, chosen, read_numbers
 
-RECIPES = ("paper (B, first layer)", "all B")
 WAYS = {
     "client": "client level: update since the round's global LoRA",
     "step": "step level: the same after every local step",
     "shadow": "shadow: from the fixed initial LoRA",
     "absolute": "submitted LoRA minus the initial one",
 }
-CUT = 1.3863  # the logit of 0.8, the paper's threshold
 
 
 def plot(ax: Axes, rows: Sequence[Row]) -> None:
     """Draw AUROC over rounds, a line a way to see the update."""
     for number, (way, label) in enumerate(WAYS.items()):
         own = [row for row in rows if row["way"] == way]
-        values, ends = bars(own)
-        colour, marker = style.LINES[number]
         places = [row["round"] + 0.08 * (number - 1.5) for row in own]
-        ax.errorbar(
-            places,
-            values,
-            ends,
-            color=colour,
-            marker=marker,
-            markersize=4,
-            linewidth=1.2,
-            capsize=2,
-            label=label,
-        )
-    style.chance(ax)
+        common.points(ax, number, places, own, label=label)
+    common.chance(ax)
 
 
 def plot_scores(ax: Axes, rows: Sequence[Row]) -> None:
@@ -51,28 +36,15 @@ def plot_scores(ax: Axes, rows: Sequence[Row]) -> None:
 
     The median and the middle 80 % of malicious and of honest clients, update and shadow.
     """
-    for way, line in (("client", "-"), ("shadow", "--")):
+    for way, line, alpha in (("client", "-", 0.18), ("shadow", "--", 0.08)):
         own = [row for row in rows if row["way"] == way]
         rounds = [row["round"] for row in own]
-        for who, colour in (("malicious", style.LINES[1][0]), ("honest", style.LINES[0][0])):
+        for who, (colour, _) in zip(("honest", "malicious"), common.LINES[:2], strict=True):
             low, middle, high = zip(*(row[f"logit_{who}"] for row in own), strict=True)
-            ax.plot(
-                rounds,
-                middle,
-                line,
-                color=colour,
-                linewidth=1.5,
-                label=f"{who}, {'update' if way == 'client' else way}",
-            )
-            ax.fill_between(
-                rounds,
-                low,
-                high,
-                color=colour,
-                alpha=0.18 if way == "client" else 0.08,
-                linewidth=0,
-            )
-    ax.axhline(CUT, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
+            label = f"{who}, {'update' if way == 'client' else way}"
+            ax.plot(rounds, middle, line, color=colour, linewidth=1.5, label=label)
+            ax.fill_between(rounds, low, high, color=colour, alpha=alpha, linewidth=0)
+    common.reference(ax, CUT)
 
 
 def plot_directions(ax: Axes, rows: Sequence[Row]) -> None:
@@ -84,17 +56,12 @@ def plot_directions(ax: Axes, rows: Sequence[Row]) -> None:
         if way == "step":
             continue  # the same updates as client level
         own = [row for row in rows if row["way"] == way]
-        colour, marker = style.LINES[number]
-        ax.plot(
-            [row["round"] for row in own],
-            [row["contrast_cosine"] for row in own],
-            color=colour,
-            marker=marker,
-            markersize=4,
-            linewidth=1.2,
-        )
+        colour, marker = common.LINES[number]
+        rounds = [row["round"] for row in own]
+        cosines = [row["contrast_cosine"] for row in own]
         lengths = [row["contrast_norm"] / own[0]["contrast_norm"] for row in own]
-        ax.plot([row["round"] for row in own], lengths, color=colour, linestyle=":", linewidth=1.2)
+        ax.plot(rounds, cosines, color=colour, marker=marker, markersize=4, linewidth=1.2)
+        ax.plot(rounds, lengths, color=colour, linestyle=":", linewidth=1.2)
 
 
 def draw(numbers: dict[str, Any]) -> Any:
@@ -104,7 +71,7 @@ def draw(numbers: dict[str, Any]) -> Any:
     """
     rows = numbers["drift"]
     shares = list(dict.fromkeys(row["share"] for row in rows))
-    fig, axes = style.panels(3, len(RECIPES) * len(shares), (13.0, 8.4), sharex=True, sharey="row")
+    fig, axes = common.panels(3, len(RECIPES) * len(shares), (13.0, 8.4), sharex=True, sharey="row")
     for column, (recipe, share) in enumerate(
         (recipe, share) for recipe in RECIPES for share in shares
     ):
@@ -117,16 +84,10 @@ def draw(numbers: dict[str, Any]) -> Any:
     axes[0, 0].set_ylabel("AUROC\nwithin a federation")
     axes[1, 0].set_ylabel("logit\n(dotted line: P = 0.8)")
     axes[2, 0].set_ylabel("malicious minus honest mean,\nagainst round 1:\ncosine (dotted: length)")
-    style.legend_above(fig, axes[0, 0], 2)
-    fig.legend(
-        *axes[1, 0].get_legend_handles_labels(),
-        loc="outside upper right",
-        ncols=2,
-        frameon=False,
-        fontsize=8.5,
-    )
+    common.legend_above(fig, axes[0, 0], 2)
+    common.legend_above(fig, axes[1, 0], 2, side="right")
     row = rows[0]
-    style.caption(
+    common.caption(
         fig,
         f"A point: {row['federations']} undefended federations of one malicious source each,"
         f" {row['n_malicious']} malicious and {row['n_benign']} honest clients (a refuser among"
@@ -139,7 +100,8 @@ def draw(numbers: dict[str, Any]) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write shadow.png and shadow.pdf."""
-    style.save_both(draw(read_numbers()), folder_of("shadow", __doc__, argv), "shadow", dpi=110)
+    folder = common.folder_of("shadow", __doc__, argv)
+    common.save_both(draw(read_numbers()), folder, "shadow", dpi=110)
 
 
 if __name__ == "__main__":

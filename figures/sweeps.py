@@ -12,12 +12,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from figures import style
-from figures.arrays import Row, bars, chosen, read_numbers
-from figures.options import folder_of
+from figures import common
+from figures.common import RECIPES, Row, chosen, read_numbers
 from loraprobe.errors import DataError
 
-RECIPES = ("paper (B, first layer)", "all B")
 ORDER = {
     "rank": ("2", "8", "32"),
     "modules": ("q, v", "attention", "attention, MLP"),
@@ -64,34 +62,14 @@ def plot(
     Hollow, heads of the zoo's clients.
     """
     for number, share in enumerate(shares):
-        colour, marker = style.LINES[number]
-        width = len(own[number])
-        values, ends = bars(own[number])
-        places = [place + 0.1 * (number - 1) for place in range(width)]
-        ax.errorbar(
-            places,
-            values,
-            ends,
-            color=colour,
-            marker=marker,
-            markersize=4.5,
-            linewidth=1.2,
-            capsize=2,
-            label=f"{share:.0%} poison",
-        )
+        colour, marker = common.LINES[number]
+        places = [place + 0.1 * (number - 1) for place in range(len(own[number]))]
+        common.points(ax, number, places, own[number], label=f"{share:.0%} poison")
         if transfer:
-            moved, _ = bars(transfer[number])
-            ax.plot(
-                places,
-                moved,
-                color=colour,
-                marker=marker,
-                markersize=6,
-                markerfacecolor="white",
-                linewidth=0.8,
-                linestyle="--",
-            )
-    style.chance(ax)
+            moved, _ = common.bars(transfer[number])
+            hollow = {"markersize": 6, "markerfacecolor": "white", "linestyle": "--"}
+            ax.plot(places, moved, color=colour, marker=marker, linewidth=0.8, **hollow)
+    common.chance(ax)
 
 
 def draw(numbers: dict[str, Any]) -> Any:
@@ -99,7 +77,7 @@ def draw(numbers: dict[str, Any]) -> Any:
     about = numbers["about"]
     shares = about["sweep_design"]["shares"]
     order = available(numbers["sweeps"], about["centre"])
-    fig, axes = style.panels(
+    fig, axes = common.panels(
         len(RECIPES), len(order), (max(9.0, 2.6 * len(order)), 6.2), sharey=True, sharex="col"
     )
     for line, recipe in zip(axes, RECIPES, strict=True):
@@ -134,10 +112,10 @@ def draw(numbers: dict[str, Any]) -> Any:
         line[0].set_ylabel(f"AUROC, sources unseen\n{recipe}")
     for ax, axis in zip(axes[-1], order, strict=True):
         ax.set_xlabel(axis)
-    style.legend_above(fig, axes[0, 0], len(shares))
+    common.legend_above(fig, axes[0, 0], len(shares))
     sizes = chosen(numbers["sweeps"], setting="centre", protocol="unseen", recipe=RECIPES[1])
     counts = ", ".join(f"{row['n_malicious']} malicious at {row['share']:.0%}" for row in sizes)
-    style.caption(
+    common.caption(
         fig,
         f"A setting: {counts}, {sizes[0]['n_benign']} benign clients, and hard negatives to learn"
         " from; mean over pairs of unseen sources, 95 % client-bootstrap intervals, seed"
@@ -150,7 +128,8 @@ def draw(numbers: dict[str, Any]) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write sweeps.png and sweeps.pdf."""
-    style.save_both(draw(read_numbers()), folder_of("sweeps", __doc__, argv), "sweeps", dpi=110)
+    folder = common.folder_of("sweeps", __doc__, argv)
+    common.save_both(draw(read_numbers()), folder, "sweeps", dpi=110)
 
 
 if __name__ == "__main__":

@@ -373,22 +373,21 @@ def test_the_page_and_the_summary_are_what_the_results_say() -> None:
 # -------------------------------------------------------------------------------------------------------
 
 
-def test_the_figure_puts_detection_over_the_damage_without_a_defence(tmp_path: Path) -> None:
-    fig = figure.draw(figure.read_rows())
-    drawn = [container for ax in fig.axes for container in ax.containers]
-    measured = {row["attack"] for row in figure.read_rows()}
-    assert {container.get_label() for container in drawn} == {
-        attack for attacks in figure.PANELS.values() for attack in attacks
-    } & measured
-    assert {"poison share", "projection, probe known", "from round k"} <= measured
+@pytest.mark.parametrize("picture", figure.PICTURES)
+def test_the_figure_puts_detection_over_the_damage_without_a_defence(picture: str) -> None:
     rows = {(row["attack"], row["strength"], row["defence"]): row for row in figure.read_rows()}
-    first = fig.axes[0].containers[0].lines[0]
-    attack = figure.PANELS["How the update is made"][0]
-    expected = {
-        (rows[key]["damage"], rows[attack, key[1], "cumulative"]["malicious"]["rejected"])
-        for key in rows
-        if key[0] == attack and key[2] == "no defence"
-    }
-    assert set(zip(first.get_xdata(), first.get_ydata(), strict=True)) == expected
+    fig = figure.draw(figure.read_rows(), picture)
+    for ax, attack in zip(fig.axes, figure.PICTURES[picture][1], strict=True):
+        for drawn, defence in zip(ax.containers, figure.DEFENCES, strict=True):
+            expected = {
+                (row["damage"], rows[name, strength, defence]["malicious"]["rejected"])
+                for (name, strength, other), row in rows.items()
+                if (name, other) == (attack, "no defence")
+            }
+            assert expected
+            assert set(zip(*drawn.lines[0].get_data(), strict=True)) == expected
+
+
+def test_a_figure_without_results_says_how_to_make_them(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="attackers.page"):
         figure.read_rows(tmp_path / "absent.json")

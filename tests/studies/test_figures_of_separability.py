@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from figures import arrays, cross_source, drift, embeddings, layers, rounds, style
+from figures import common, cross_source, drift, embeddings, layers, points, rounds
 from loraprobe.errors import DataError
 
 PICTURES = {
@@ -31,12 +31,12 @@ PICTURES = {
 
 @pytest.fixture(scope="module")
 def numbers() -> dict[str, Any]:
-    return arrays.read_numbers()
+    return common.read_numbers()
 
 
 @pytest.fixture(scope="module")
 def coordinates() -> dict[str, np.ndarray]:
-    return arrays.read_coordinates()
+    return common.read_coordinates()
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -55,11 +55,11 @@ def test_every_script_writes_its_pictures_which_are_small(name: str, tmp_path: P
 
 
 def test_the_pictures_of_the_page_are_there_in_both_formats() -> None:
-    page = (arrays.RESULTS.parent / "separability" / "README.md").read_text(encoding="utf-8")
+    page = (common.RESULTS.parent / "separability" / "README.md").read_text(encoding="utf-8")
     named = re.findall(r"\.\./figures/pictures/(\w+)\.png", page)
     assert len(named) >= 4
     assert all(
-        (style.PICTURES / f"{name}.{ending}").exists()
+        (common.PICTURES / f"{name}.{ending}").exists()
         for name in named
         for ending in ("png", "pdf")
     )
@@ -67,18 +67,18 @@ def test_the_pictures_of_the_page_are_there_in_both_formats() -> None:
 
 def test_equal_arrays_give_equal_bytes(coordinates: dict[str, np.ndarray], tmp_path: Path) -> None:
     first, second = (
-        style.save_both(rounds.draw(coordinates), tmp_path / name, "rounds", dpi=50)
+        common.save_both(rounds.draw(coordinates), tmp_path / name, "rounds", dpi=50)
         for name in ("a", "b")
     )
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 def test_the_lines_of_a_layer_plot_are_the_results(numbers: dict[str, Any]) -> None:
-    fig, axes = style.panels(1, 1, (4, 3))
+    fig, axes = common.panels(1, 1, (4, 3))
     layers.plot(axes[0, 0], numbers["views"], "unseen", 0.25)
     drawn = [container.lines[0].get_ydata().tolist() for container in axes[0, 0].containers]
     for number, factors in enumerate(layers.FACTORS):
-        own = arrays.chosen(
+        own = common.chosen(
             numbers["views"], factors=factors, modules="all", step=5, protocol="unseen", share=0.25
         )
         expected = [row["auroc"] for layer in layers.LAYERS for row in own if row["layer"] == layer]
@@ -97,7 +97,7 @@ def test_the_heat_map_is_the_results_and_says_every_number(numbers: dict[str, An
     for row in numbers["cross_source"]:
         if (row["recipe"], row["share"]) == ("all B", 0.1):
             assert values[bad.index(row["malicious"]), good.index(row["benign"])] == row["auroc"]
-    _, axes = style.panels(1, 1, (4, 3))
+    _, axes = common.panels(1, 1, (4, 3))
     cross_source.plot(axes[0, 0], values, bad, good)
     assert [text.get_text() for text in axes[0, 0].texts] == [
         f"{value:.2f}" for value in values.ravel()
@@ -107,8 +107,8 @@ def test_the_heat_map_is_the_results_and_says_every_number(numbers: dict[str, An
 def test_the_drift_figure_draws_every_participation_from_both_start_points(
     numbers: dict[str, Any],
 ) -> None:
-    own = arrays.chosen(numbers["sampled"], recipe="all B", share=1.0)
-    _, axes = style.panels(1, 1, (4, 3))
+    own = common.chosen(numbers["sampled"], recipe="all B", share=1.0)
+    _, axes = common.panels(1, 1, (4, 3))
     drift.plot(axes[0, 0], own)
     drawn = [container.lines[0].get_ydata().tolist() for container in axes[0, 0].containers]
     assert drawn == [[row["auroc"] for row in own if row["way"] == way] for way in drift.WAYS]
@@ -122,8 +122,8 @@ def test_every_point_has_one_colour_and_is_drawn_once(
     kinds = embeddings.kinds(coordinates, colouring)
     assert (np.sum([rows for *_, rows in kinds], axis=0) == 1).all()
     assert len({(colour, marker) for _, colour, marker, _ in kinds}) == len(kinds)
-    _, axes = style.panels(1, 1, (4, 3))
-    embeddings.plot(axes[0, 0], coordinates["zoo_all_b_pca"], kinds)
+    _, axes = common.panels(1, 1, (4, 3))
+    points.plot(axes[0, 0], coordinates["zoo_all_b_pca"], kinds)
     drawn = np.concatenate([np.asarray(points.get_offsets()) for points in axes[0, 0].collections])
     assert sorted(map(tuple, drawn.tolist())) == sorted(
         map(tuple, coordinates["zoo_all_b_pca"].astype(float).tolist())
@@ -136,23 +136,23 @@ def test_an_unknown_colouring_and_files_that_are_none_are_refused(
     with pytest.raises(DataError, match="expected one of label, source, share"):
         embeddings.kinds(coordinates, "host")
     with pytest.raises(DataError, match="Write it with python -m paper_repro"):
-        arrays.read_numbers(tmp_path / "none.json")
+        common.read_numbers(tmp_path / "none.json")
     some = tmp_path / "some.json"
     some.write_text(json.dumps({"about": {}}))
     with pytest.raises(DataError, match="has no cross_source, drift, mended"):
-        arrays.read_numbers(some)
+        common.read_numbers(some)
     with pytest.raises(DataError, match="separability.coordinates"):
-        arrays.read_coordinates(some)
+        common.read_coordinates(some)
     with (tmp_path / "bad.npz").open("wb") as file:
         np.savez(file, zoo_all_b_pca=np.array([[np.nan, 0.0]]))
     with pytest.raises(DataError, match="NaN or infinity"):
-        arrays.read_coordinates(tmp_path / "bad.npz")
+        common.read_coordinates(tmp_path / "bad.npz")
 
 
 def test_the_committed_coordinates_are_small_complete_and_of_the_plan(
     coordinates: dict[str, np.ndarray],
 ) -> None:
-    assert arrays.COORDINATES.stat().st_size < 500_000
+    assert common.COORDINATES.stat().st_size < 500_000
     count = len(coordinates["zoo_role"])
     for recipe in embeddings.RECIPES:
         for method in embeddings.METHODS:

@@ -309,7 +309,7 @@ def test_separability_figure_is_written_and_repeatable(
 ) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(str(ROOT))
-    from figures import separability, style
+    from figures import separability
 
     out = tmp_path / "out.png"
     pictures = []
@@ -318,5 +318,5 @@ def test_separability_figure_is_written_and_repeatable(
         pictures.append(out.read_bytes())
     assert pictures[0] == pictures[1]
     assert pictures[0].startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"ends in \.png"):
-        style.save(style.figure()[0], tmp_path / "out.pdf")
+    with pytest.raises(DataError, match=r"ends in \.png"):
+        separability.main([str(tmp_path / "c.npz"), str(tmp_path / "out.jpeg")])
