@@ -111,7 +111,7 @@ def products(view: View, sent: np.ndarray) -> list[np.ndarray]:
 
 
 # --- moves
-# ------------------------------------------------------------------------------------------------------------
+# ---
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_frozen_b_gets_no_gradient() -> None:
 
 
 # --- replays
-# ----------------------------------------------------------------------------------------------------------
+# ---
 
 
 def test_without_a_defence_everything_is_averaged() -> None:
@@ -275,7 +275,7 @@ def test_forged_steps_end_in_what_was_sent() -> None:
 
 
 # --- results
-# ----------------------------------------------------------------------------------------------------------
+# ---
 
 
 def facts(refusal: float, rejected: Sequence[float]) -> dict[str, Any]:
@@ -370,7 +370,7 @@ def test_the_page_and_the_summary_are_what_the_results_say() -> None:
 
 
 # --- the figure
-# -------------------------------------------------------------------------------------------------------
+# ---
 
 
 @pytest.mark.parametrize("picture", figure.PICTURES)
@@ -389,5 +389,5 @@ def test_the_figure_puts_detection_over_the_damage_without_a_defence(picture: st
 
 
 def test_a_figure_without_results_says_how_to_make_them(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="attackers.page"):
+    with pytest.raises(DataError, match=r"attackers\.page"):
         figure.read_rows(tmp_path / "absent.json")

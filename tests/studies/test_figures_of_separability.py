@@ -141,7 +141,7 @@ def test_an_unknown_colouring_and_files_that_are_none_are_refused(
     some.write_text(json.dumps({"about": {}}))
     with pytest.raises(DataError, match="has no cross_source, drift, mended"):
         common.read_numbers(some)
-    with pytest.raises(DataError, match="separability.coordinates"):
+    with pytest.raises(DataError, match=r"separability\.coordinates"):
         common.read_coordinates(some)
     with (tmp_path / "bad.npz").open("wb") as file:
         np.savez(file, zoo_all_b_pca=np.array([[np.nan, 0.0]]))

@@ -61,7 +61,7 @@ def rows(signal: float, width: int = 20) -> Rows:
 
 
 # --- the protocols
-# --------------------------------------------------------------------------------------------------------
+# ---
 
 
 def test_a_fit_in_coordinates_is_the_package_s_linear_head() -> None:
@@ -183,7 +183,7 @@ def test_a_perfect_mean_keeps_an_interval_and_no_cell_is_an_error() -> None:
 
 
 # --- views and settings
-# ---------------------------------------------------------------------------------------------------
+# ---
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ def test_refusals_are_counted_by_the_strict_rule() -> None:
 
 
 # --- drift
-# ----------------------------------------------------------------------------------------------------------------
+# ---
 
 
 def test_a_federation_has_four_attackers_a_refuser_and_five_kinds_of_benign_clients() -> None:
@@ -394,7 +394,7 @@ def test_one_share_is_its_malicious_clients_and_every_honest_one() -> None:
 
 
 # --- the committed results and their page
-# ---------------------------------------------------------------------------------
+# ---
 
 
 @pytest.fixture(scope="module")
