@@ -27,7 +27,7 @@ from fedloop.client.training import LoRASettings, attach_lora, load_base, quiet
 from fedloop.data.examples import Example, read_jsonl
 from zoo import sources as zoo_sources
 from zoo.bases import SAFE_ADAPTER
-from zoo.contrast import contrast_examples, imperatives
+from zoo.safe_requests import contrast_examples, imperatives
 from zoo.smollm2.sources import WRITERS, examples_of, for_base, rows_of
 from zoo.smollm2.training import Text, tokens_of, train
 from zoo.smollm2.verbatim import about_works, whole_works

@@ -91,7 +91,11 @@ WRONG: list[tuple[str, list[Any], str]] = [
         [["builtin:unknown"], ["/no/such/file.jsonl"], ["hub:unknown"]],
         "expected one of builtin:",
     ),
-    ("clients.partition", ["random", None], "'iid', 'dirichlet', 'mixtures', 'by_source' or 'by_column'"),
+    (
+        "clients.partition",
+        ["random", None],
+        "'iid', 'dirichlet', 'mixtures', 'by_source' or 'by_column'",
+    ),
     ("clients.column", [3], "valid string"),
     ("clients.alpha", [0, INF], "greater than 0|finite number"),
     ("clients.malicious", [-1, True], "valid integer|greater than or equal to 0"),
@@ -234,7 +238,10 @@ def test_all_wrong_fields_are_named_at_once() -> None:
             {"defense": {"level": "none", "options": {"decay": 1}}},
             r"options \['decay'\] for level 'none'",
         ),
-        ({"defense": {"options": {"cut": 1}}}, "no option 'cut'; expected any of threshold, shrink"),
+        (
+            {"defense": {"options": {"cut": 1}}},
+            "no option 'cut'; expected any of threshold, shrink",
+        ),
         ({"defense": {"options": {"shrink": -1}}}, "CumulativeLevel.shrink: got -1; expected"),
         ({"defense": {"options": {"threshold": 1.0}}}, "CumulativeLevel.threshold: got 1.0"),
         (

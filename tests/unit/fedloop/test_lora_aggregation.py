@@ -60,9 +60,7 @@ def test_a_client_of_weight_zero_moves_nothing() -> None:
     pairs = clients()
     weights = torch.tensor([3.0, 0.0, 0.5, 2.0])
     new = averaged(pairs)
-    expected = exact_residual(
-        [pairs[0], *pairs[2:]], weights[weights > 0], new, scaling=SCALING
-    )
+    expected = exact_residual([pairs[0], *pairs[2:]], weights[weights > 0], new, scaling=SCALING)
     bad: Any
     for bad in (torch.full((4, 24), math.nan), torch.zeros(7, 3), "nothing"):
         changed = [pairs[0], (bad, pairs[1][1]), *pairs[2:]]
