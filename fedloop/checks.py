@@ -37,7 +37,12 @@ def is_integer(value: Any, low: int | None = None) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite real number, not a bool."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def is_share(value: Any) -> bool:

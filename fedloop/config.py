@@ -14,8 +14,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from .checks import is_number
 from .data.corpora import check_source
 from .defense.levels import LEVELS, Level, make_level
 from .errors import ConfigError
@@ -31,14 +40,31 @@ Natural = Annotated[int, Field(strict=True, ge=0)]
 Number = Annotated[float, Field(strict=True)]
 Above = Annotated[Number, Field(gt=0)]
 NotBelow = Annotated[Number, Field(ge=0)]
+Ratio = Annotated[Number, Field(ge=1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-def _one_of(name: str, valid: Collection[str]) -> str:
-    if name not in valid:
-        raise ValueError(f"got {name!r}; expected one of {', '.join(valid)}")
-    return name
+def _one_of(valid: Collection[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in valid:
+            raise ValueError(f"got {name!r}; expected one of {', '.join(valid)}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _source(specification: str) -> str:
+    check_source(specification)
+    return specification
+
+
+def _sources(specifications: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(_source, specifications))
+
+
+Source = Annotated[str, AfterValidator(_source)]
+Sources = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_sources)]
 
 
 class _Section(BaseModel):
@@ -80,8 +106,7 @@ class LoRAConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """Local training. The learning rate falls from `lr` to `min_lr` over the rounds along a cosine,
-    or stays.
+    """Local training. The learning rate falls from `lr` to `min_lr` along a cosine, or stays.
 
     Attributes:
         shadow_lr: constant learning rate of the shadow branch; `lr` if None.
@@ -112,8 +137,8 @@ class ClientsConfig(_Section):
         benign: sources of ordinary data, dealt out by `partition`: "iid" mixes them all;
             "dirichlet" cuts every category over the clients in shares drawn with concentration
             `alpha`, so that they hold unequal numbers; "mixtures" gives every client as many
-            examples, in a mixture of categories drawn with `alpha`; "by_source" gives each client one source in turn; "by_column" makes one client of each
-            value of `column`.
+            examples, in a mixture of categories drawn with `alpha`; "by_source" gives each client
+            one source in turn; "by_column" makes one client of each value of `column`.
         column: the column that holds a row's category; without it the category is the source.
         malicious: how many clients are malicious; `poison_share` of their examples come from
             `malicious_source`.
@@ -126,36 +151,17 @@ class ClientsConfig(_Section):
     count: Positive = 10
     sampled: Positive | None = None
     examples: Positive = 500
-    benign: Names
+    benign: Sources
     partition: Literal["iid", "dirichlet", "mixtures", "by_source", "by_column"] = "iid"
     column: str | None = None
     alpha: Above = 0.5
     malicious: Natural = 0
-    malicious_source: str | None = None
+    malicious_source: Source | None = None
     poison_share: Share = 1.0
     hard_negatives: Natural = 0
-    hard_negative_source: str | None = None
-    update_attack: str | None = None
+    hard_negative_source: Source | None = None
+    update_attack: Annotated[str, _one_of(ATTACK_KINDS)] | None = None
     update_attack_options: dict[str, Any] = {}
-
-    @field_validator("benign")
-    @classmethod
-    def _known_sources(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
-        for source in sources:
-            check_source(source)
-        return sources
-
-    @field_validator("malicious_source", "hard_negative_source")
-    @classmethod
-    def _known_source(cls, source: str | None) -> str | None:
-        if source is not None:
-            check_source(source)
-        return source
-
-    @field_validator("update_attack")
-    @classmethod
-    def _known_attack(cls, name: str | None) -> str | None:
-        return name if name is None else _one_of(name, ATTACK_KINDS)
 
     @model_validator(mode="after")
     def _known_options(self) -> ClientsConfig:
@@ -210,26 +216,19 @@ class DefenseConfig(_Section):
             default.
     """
 
-    level: str = "none"
+    level: Annotated[str, _one_of(["none", *LEVELS])] = "none"
     probe: str | None = None
     probe_revision: str | None = None
     threshold: float | str | None = None
     options: dict[str, Any] = {}
     min_mean_factor: Annotated[NotBelow, Field(le=1)] = 0.2
-    max_count_ratio: Annotated[Number, Field(ge=1)] | None = 3.0
-    max_norm_ratio: Annotated[Number, Field(ge=1)] | None = None
-
-    @field_validator("level")
-    @classmethod
-    def _known_level(cls, name: str) -> str:
-        return _one_of(name, ["none", *LEVELS])
+    max_count_ratio: Ratio | None = 3.0
+    max_norm_ratio: Ratio | None = None
 
     @field_validator("threshold", mode="before")
     @classmethod
     def _a_cut(cls, value: Any) -> Any:
-        if value in (None, "probe") or (
-            isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1
-        ):
+        if value in (None, "probe") or (is_number(value) and 0 < value < 1):
             return value
         raise ValueError(
             f"got {value!r}; expected a number in (0, 1), or 'probe' for the probe's own"
@@ -269,26 +268,11 @@ class AggregationConfig(_Section):
             "frozen_a" trains B alone.
     """
 
-    rule: str = "mean"
+    rule: Annotated[str, _one_of(RULES)] = "mean"
     options: dict[str, Any] = {}
-    server: str = "fedavg"
+    server: Annotated[str, _one_of(SERVER_OPTIMIZERS)] = "fedavg"
     server_options: dict[str, Any] = {}
-    lora: str = "factors"
-
-    @field_validator("rule")
-    @classmethod
-    def _known_rule(cls, name: str) -> str:
-        return _one_of(name, RULES)
-
-    @field_validator("server")
-    @classmethod
-    def _known_server(cls, name: str) -> str:
-        return _one_of(name, SERVER_OPTIMIZERS)
-
-    @field_validator("lora")
-    @classmethod
-    def _known_lora(cls, name: str) -> str:
-        return _one_of(name, LORA_AGGREGATION)
+    lora: Annotated[str, _one_of(LORA_AGGREGATION)] = "factors"
 
     @model_validator(mode="after")
     def _consistent(self) -> AggregationConfig:
@@ -314,9 +298,9 @@ class AggregationConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """What is measured of the global model, after every `every` rounds and at the end; `every` 0.
+    """What is measured of the global model: after every `every` rounds and at the end.
 
-    Only at the end.
+    Only at the end if `every` is 0.
 
     Attributes:
         harmful: prompts that a safe model refuses; safe: prompts that only look harmful; utility:
@@ -328,9 +312,9 @@ class EvaluationConfig(_Section):
         limit: at most this many of each, chosen by the seed; None for all.
     """
 
-    harmful: str | None = None
-    safe: str | None = None
-    utility: str | None = None
+    harmful: Source | None = None
+    safe: Source | None = None
+    utility: Source | None = None
     judge: str | None = None
     reward_model: str | None = None
     every: Natural = 0
@@ -338,13 +322,6 @@ class EvaluationConfig(_Section):
     max_new_tokens: Positive = 32
     temperature: NotBelow = 0.0
     batch_size: Positive = 64
-
-    @field_validator("harmful", "safe", "utility")
-    @classmethod
-    def _known_source(cls, source: str | None) -> str | None:
-        if source is not None:
-            check_source(source)
-        return source
 
     @model_validator(mode="after")
     def _something_to_judge(self) -> EvaluationConfig:
@@ -431,19 +408,17 @@ _PATHS = {
 
 
 def _from_folder(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Relative paths that exist below the file's folder, made absolute, so that a run can be
-    resumed from anywhere; the output folder always.
+    """The values with paths below the file's folder made absolute, for a resume from anywhere.
+
+    Relative ones that exist there, and the output folder always.
     """
 
     def moved(value: Any, must: bool) -> Any:
         if isinstance(value, list):
             return [moved(item, must) for item in value]
-        found = (
-            isinstance(value, str)
-            and not Path(value).is_absolute()
-            and (must or (folder / value).exists())
-        )
-        return str(folder / value) if found else value
+        if not isinstance(value, str) or Path(value).is_absolute():
+            return value
+        return str(folder / value) if must or (folder / value).exists() else value
 
     changed = dict(values)
     for section, fields in _PATHS.items():
@@ -461,10 +436,8 @@ def _line(detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     got = "" if detail["type"] in ("missing", "value_error") else f"; got {detail['input']!r}"
     if detail["type"] == "extra_forbidden":
-        message, got = (
-            f"unknown field; expected one of {', '.join(_fields(detail['loc'][:-1]))}",
-            "",
-        )
+        message = f"unknown field; expected one of {', '.join(_fields(detail['loc'][:-1]))}"
+        got = ""
     return f"  {field}: {message}{got}"
 
 
@@ -472,5 +445,6 @@ def _fields(path: tuple[str | int, ...]) -> list[str]:
     """The valid fields of the table at this path."""
     section: type[BaseModel] = Config
     for part in path:
-        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]  # tables are sections, and only these forbid extra fields
+        # Tables are sections, and only these forbid extra fields.
+        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
     return list(section.model_fields)

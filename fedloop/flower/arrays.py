@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import is_number
 from ..errors import MessageError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def decode(array: Array, what: str, size: int, wire: str, scale: Any) -> np.ndar
             f"{what}: got {len(array.data)} bytes that are not {size} numbers of {wire} in NumPy's"
             " format"
         )
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 3e38:
+    if not is_number(scale) or not 0 < scale < 3e38:
         raise MessageError(f"{what}: got scale {str(scale)[:40]}; expected a finite number above 0")
     with np.errstate(over="ignore", invalid="ignore"):
         vector = np.frombuffer(array.data, dtype, offset=len(header)).astype(

@@ -5,11 +5,11 @@ What is trained stands in the experiment's own file.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..checks import is_integer, is_number
 from ..errors import ConfigError
 
 DTYPES = ("float32", "float16")
@@ -39,21 +39,13 @@ class EngineSettings:
     def __post_init__(self) -> None:
         for name in ("round_timeout", "connect_timeout"):
             value = getattr(self, name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not 0 < value < math.inf
-            ):
+            if not is_number(value) or value <= 0:
                 raise ConfigError(
                     f"{key(name)}: got {value!r}; expected a number of seconds above 0"
                 )
         if self.wire not in DTYPES:
             raise ConfigError(f"wire: got {self.wire!r}; expected one of {', '.join(DTYPES)}")
-        if (
-            isinstance(self.max_empty_rounds, bool)
-            or not isinstance(self.max_empty_rounds, int)
-            or self.max_empty_rounds < 1
-        ):
+        if not is_integer(self.max_empty_rounds, 1):
             raise ConfigError(
                 f"max-empty-rounds: got {self.max_empty_rounds!r}; expected a whole number of at"
                 " least 1"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checks import is_integer
 from ..errors import DataError
 from . import refusal as evaluate
 
@@ -146,13 +147,11 @@ def write_answers(
 
 
 def _question(row: Any) -> Question:
-    number, category, turns, reference = (
-        row["question_id"],
-        row["category"],
-        row["turns"],
-        row.get("reference") or [],
-    )
-    if not isinstance(number, int) or isinstance(number, bool):
+    number = row["question_id"]
+    category = row["category"]
+    turns = row["turns"]
+    reference = row.get("reference") or []
+    if not is_integer(number):
         raise TypeError(f"question_id {number!r}, not a whole number")
     if not isinstance(category, str):
         raise TypeError(f"category {category!r}, not a string")
