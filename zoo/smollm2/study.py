@@ -1,0 +1,272 @@
+"""Every study of the labelled adapters of SmolLM2, as one JSON.
+
+    python -m zoo.smollm2.study out/clients/safe --out zoo/records/smollm2-135m-safe.json
+
+Invariant features (`loraprobe.invariant`) of q and v with bases learnt on each fold's training
+adapters; heads as the zoo's. Trivial and published detectors beside them. A cut of 2 % comes from
+benign kinds that were left out of the fold's training one group after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from loraprobe import Adapter, load_adapter
+from loraprobe.errors import LoraprobeError
+from zoo.smollm2 import baselines
+from zoo.smollm2.features import Study
+from zoo.smollm2.folds import Fold, Table, benign_groups, in_distribution, pairs, settings
+from zoo.smollm2.measures import (
+    SHARES,
+    Row,
+    cell,
+    cut_of,
+    flagged_by_kind,
+    scores_of,
+    summary,
+)
+
+LEAVES = ("q_proj", "v_proj")
+HEADS = ("mass_mean", "linear", "mlp", "xgboost")
+QUICK = ("mass_mean", "linear")
+Maker = Callable[[np.ndarray], np.ndarray]
+
+
+def study(table: Table, adapters: Sequence[Adapter], rounded: dict[str, Path]) -> Row:
+    """All studies of one base model's adapters."""
+    invariant = Study(adapters, LEAVES)
+    cache: dict[bytes, np.ndarray] = {}
+
+    def features(train: np.ndarray) -> np.ndarray:
+        key = train.tobytes()
+        if key not in cache:
+            x = invariant.features(train).astype(np.float64)
+            cache[key] = baselines.coordinates(x @ x.T)
+        return cache[key]
+
+    found: Row = {"adapters": counts(table)}
+    _say("in distribution")
+    found["in_distribution"] = _heads(table, list(in_distribution(table)), features, HEADS)
+    _say("source and benign kinds unseen")
+    unseen = list(pairs(table))
+    found["pairs"] = _heads(table, unseen, features, HEADS, cuts=QUICK, by_source=True)
+    _say("source, benign kinds and initial adapter unseen")
+    everything = list(pairs(table, initials=2))
+    found["everything"] = _heads(table, everything, features, QUICK, cuts=QUICK, by_source=True)
+    for name, folds in settings(table).items():
+        _say(f"{name} unseen")
+        found[f"{name} unseen"] = _heads(table, folds, features, QUICK)
+    _say("baselines")
+    found["baselines"] = _baselines(table, adapters, unseen)
+    _say("number of benign kinds")
+    found["kinds_curve"] = kinds_curve(table, features)
+    if rounded:
+        _say("other roundings")
+        found["roundings"] = roundings(table, adapters, rounded)
+    return found
+
+
+def counts(table: Table) -> Row:
+    """What there is to learn from."""
+    label, role = table.label, table.role
+    shares = {f"{s:g}": int(((label == 1) & (table.share == s)).sum()) for s in SHARES}
+    return {
+        "n": len(table),
+        "malicious": {"n": int(label.sum()), "by_share": shares},
+        "benign": int((role == "benign").sum()),
+        "hard_negative": int((role == "hard_negative").sum()),
+        "benign_kinds": len(set(table.source[role == "benign"].tolist())),
+        "hard_kinds": len(set(table.source[role == "hard_negative"].tolist())),
+        "malicious_sources": sorted(set(table.source[label == 1].tolist())),
+        "initial_adapters": len(set(table.initial.tolist())),
+        "ranks": _tally(table.rank),
+        "modules": _tally(table.modules),
+        "long": int((table.steps >= 30).sum()),
+    }
+
+
+def _tally(values: np.ndarray) -> dict[str, int]:
+    names, numbers = np.unique(values, return_counts=True)
+    return {str(name): int(n) for name, n in zip(names, numbers, strict=True)}
+
+
+def _heads(
+    table: Table,
+    folds: Sequence[Fold],
+    features: Maker,
+    heads: Sequence[str],
+    cuts: Sequence[str] = (),
+    by_source: bool = False,
+) -> Row:
+    """Head -> summary and cells; flagged kinds where there are cuts."""
+    return {
+        head: _one_head(table, folds, features, head, head in cuts, by_source) for head in heads
+    }
+
+
+def _one_head(
+    table: Table, folds: Iterable[Fold], features: Maker, head: str, cut: bool, by_source: bool
+) -> Row:
+    cells: list[Row] = []
+    tested: list[tuple[Fold, np.ndarray, float | None]] = []
+    groups = benign_groups(table)
+    for fold in folds:
+        x = features(fold.train)
+        try:
+            scores = scores_of(head, x, table, fold.train)
+        except LoraprobeError as error:
+            cells.append({"fold": fold.name, "n_benign": 0, "n_hard": 0, "failed": str(error)})
+            continue
+        at = cut_of(head, x, table, fold.train, groups) if cut else None
+        tested.append((fold, scores, at))
+        own = fold.test & (table.label == 1)
+        sources = sorted(set(table.source[own].tolist())) if by_source else [""]
+        cells += [cell(table, fold, scores, at, source) for source in sources]
+    found: Row = {"summary": summary(cells)}
+    if by_source:
+        found["by_source"] = {
+            name: summary([row for row in cells if row.get("source") == name])
+            for name in sorted({row["source"] for row in cells if "source" in row})
+        }
+    if cut:
+        kinds = flagged_by_kind(table, tested)
+        found["flagged_by_kind"] = kinds
+        found["worst_kind"] = _worst(kinds)
+    return found | {"cells": cells}
+
+
+def _worst(kinds: dict[str, list[int]]) -> Row | None:
+    """The kind of benign data with the largest share flagged."""
+    if not kinds:
+        return None
+    name = max(kinds, key=lambda kind: (kinds[kind][0] / kinds[kind][1], kinds[kind][1]))
+    return {"kind": name, "flagged": kinds[name][0], "n": kinds[name][1]}
+
+
+def _baselines(table: Table, adapters: Sequence[Adapter], folds: Sequence[Fold]) -> Row:
+    """Detectors beside the probes, on the folds in which source and benign kinds are unseen."""
+    sizes, spread = baselines.norms(adapters), baselines.norm_spread(adapters)
+    ten = baselines.spectral(adapters, LEAVES)
+    twenty = baselines.spectral(adapters)
+    raw = {
+        f"{factor} of {'the first layer' if first else 'all layers'}": baselines.factors(
+            adapters, factor, first
+        )
+        for factor, first in (("B", False), ("B", True), ("A", False))
+    }
+    makers: dict[str, tuple[Maker, str]] = {
+        "norm only": (lambda train: baselines.standardised(sizes, train), "linear"),
+        "norm spread (2605.30189)": (lambda t: baselines.standardised(spread, t), "linear"),
+        "10 spectral numbers of q, v": (lambda t: baselines.standardised(ten, t), "linear"),
+    }
+    for name, rows in raw.items():
+        makers[f"{name}, mass-mean"] = (lambda train, x=rows: x, "mass_mean")  # type: ignore[misc]
+    makers["B of the first layer, linear (paper)"] = (
+        lambda t: raw["B of the first layer"],
+        "linear",
+    )
+    makers["B of all layers, cosine"] = (lambda train: raw["B of all layers"], "cosine")
+    found = {
+        name: _one_head(table, folds, maker, head, cut=False, by_source=True)["summary"]
+        for name, (maker, head) in makers.items()
+    }
+    there = ~np.isnan(twenty).any(axis=1)
+    four = [
+        Fold(f.name, f.train & there, f.test & there)
+        for f in folds
+        if (f.test & there & (table.label == 0)).any()
+    ]
+    filled = np.nan_to_num(twenty)
+    row = _one_head(table, four, lambda t: baselines.standardised(filled, t), "linear", False, True)
+    found["20 spectral numbers of q, k, v, o (2602.15195)"] = {
+        "adapters": int(there.sum()),
+        **row["summary"],
+    }
+    return found
+
+
+def kinds_curve(table: Table, features: Maker, draws: int = 3) -> list[Row]:
+    """Ranking and cut against how many benign kinds were trained on.
+
+    Tested on a group of benign kinds and a family of malicious sources, both unseen; hard negatives
+    stay in training. The bases are those of the fold with all other kinds.
+    """
+    families = sorted(set(table.family[table.label == 1].tolist()))
+    benign = set(table.source[table.role == "benign"].tolist())
+    found = []
+    for count in (5, 10, 15, 20, 25):
+        cells = []
+        for number, group in enumerate(benign_groups(table)):
+            left = sorted(benign - set(group))
+            for draw in range(draws if count < len(left) else 1):
+                family = families[(number + draw) % len(families)]
+                kept = random.Random(100 * number + draw).sample(left, min(count, len(left)))
+                whole = ~table.touches(group) & (table.family != family)
+                train = whole & ~table.touches(set(left) - set(kept))
+                own = (table.label == 1) & (table.family == family)
+                test = own | ((table.label == 0) & np.isin(table.source, group))
+                x = features(whole)
+                fold = Fold(f"group {number + 1}, draw {draw + 1}", train, test)
+                cut = cut_of("mass_mean", x, table, train, [kept[at::5] for at in range(5)])
+                cells.append(cell(table, fold, scores_of("mass_mean", x, table, train), cut))
+        found.append({"kinds": count, **summary(cells)})
+    return found
+
+
+def roundings(table: Table, adapters: Sequence[Adapter], rounded: dict[str, Path]) -> Row:
+    """Trained on clients of the base, tested on clients of other roundings, and the other way."""
+    found: Row = {}
+    for name, folder in rounded.items():
+        other = Table.read(folder / "manifest.csv")
+        both = _joined(table, other)
+        here = np.arange(len(both)) < len(table)
+        everything = [*adapters, *map(load_adapter, other.path)]
+        invariant = Study(everything, LEAVES)
+        folds = [Fold(f"to {name}", here, ~here), Fold(f"from {name}", ~here, here)]
+        found[name] = _heads(both, folds, invariant.features, QUICK)
+    return found
+
+
+def _joined(one: Table, two: Table) -> Table:
+    return Table(
+        path=[*one.path, *two.path],
+        **{
+            name: np.concatenate([getattr(one, name), getattr(two, name)])
+            for name in Table.__dataclass_fields__
+            if name != "path"
+        },
+    )
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("clients", type=Path, help="a folder of zoo.smollm2.clients")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounded", type=Path, nargs="*", default=[], help="folders of clients")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    table = Table.read(options.clients / "manifest.csv")
+    adapters = [load_adapter(path) for path in table.path]
+    rounded = {folder.name: folder for folder in options.rounded}
+    found: dict[str, Any] = {"command": "python -m zoo.smollm2.study"}
+    found |= study(table, adapters, rounded)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
