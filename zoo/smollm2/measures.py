@@ -29,7 +29,7 @@ def scores_of(head: str, x: np.ndarray, table: Table, train: Mask) -> np.ndarray
     rows = np.flatnonzero(train)
     kinds = [table.kinds[row] for row in rows]
     groups = [str(row) for row in rows]
-    fitted = fit_head(head, x[train], table.label[train], groups, 0, kinds)
+    fitted = fit_head(head, x[train], table.label[train], groups, seed=0, kinds=kinds)
     if isinstance(fitted, LinearHead):
         return x.astype(np.float64) @ fitted.coef + fitted.intercept
     return np.asarray(fitted(x), np.float64)

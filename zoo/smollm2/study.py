@@ -10,6 +10,7 @@ benign kinds that were left out of the fold's training one group after the other
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import random
 import time
@@ -36,43 +37,61 @@ from zoo.smollm2.measures import (
 )
 
 LEAVES = ("q_proj", "v_proj")
-HEADS = ("mass_mean", "linear", "mlp", "xgboost")
 QUICK = ("mass_mean", "linear")
+SLOW = ("mlp", "xgboost")
+NAMES = (
+    "in_distribution",
+    "pairs",
+    "everything",
+    "settings",
+    "baselines",
+    "kinds_curve",
+    "roundings",
+)
 Maker = Callable[[np.ndarray], np.ndarray]
 
 
-def study(table: Table, adapters: Sequence[Adapter], rounded: dict[str, Path]) -> Row:
-    """All studies of one base model's adapters."""
-    invariant = Study(adapters, LEAVES)
-    cache: dict[bytes, np.ndarray] = {}
+class Studies:
+    """The studies of one base model's adapters, by name."""
 
-    def features(train: np.ndarray) -> np.ndarray:
+    def __init__(self, table: Table, adapters: Sequence[Adapter], rounded: dict[str, Path]) -> None:
+        self.table = table
+        self.adapters = adapters
+        self.rounded = rounded
+        self.invariant = Study(adapters, LEAVES)
+        self.cache: dict[bytes, np.ndarray] = {}
+
+    def features(self, train: np.ndarray) -> np.ndarray:
+        """Invariant features as coordinates with the same inner products: (n, n)."""
         key = train.tobytes()
-        if key not in cache:
-            x = invariant.features(train).astype(np.float64)
-            cache[key] = baselines.coordinates(x @ x.T)
-        return cache[key]
+        if key not in self.cache:
+            x = self.invariant.features(train).astype(np.float64)
+            self.cache[key] = baselines.coordinates(x @ x.T)
+        return self.cache[key]
 
-    found: Row = {"adapters": counts(table)}
-    _say("in distribution")
-    found["in_distribution"] = _heads(table, list(in_distribution(table)), features, HEADS)
-    _say("source and benign kinds unseen")
-    unseen = list(pairs(table))
-    found["pairs"] = _heads(table, unseen, features, HEADS, cuts=QUICK, by_source=True)
-    _say("source, benign kinds and initial adapter unseen")
-    everything = list(pairs(table, initials=2))
-    found["everything"] = _heads(table, everything, features, QUICK, cuts=QUICK, by_source=True)
-    for name, folds in settings(table).items():
-        _say(f"{name} unseen")
-        found[f"{name} unseen"] = _heads(table, folds, features, QUICK)
-    _say("baselines")
-    found["baselines"] = _baselines(table, adapters, unseen)
-    _say("number of benign kinds")
-    found["kinds_curve"] = kinds_curve(table, features)
-    if rounded:
-        _say("other roundings")
-        found["roundings"] = roundings(table, adapters, rounded)
-    return found
+    def run(self, name: str) -> Row:
+        """One study: see `NAMES`."""
+        table, quick = self.table, self.features
+        if name == "in_distribution":
+            folds = list(in_distribution(table))
+            found = _heads(table, folds, quick, QUICK)
+            return found | _heads(table, folds, self.invariant.features, SLOW)
+        if name == "pairs":
+            found = _heads(table, list(pairs(table)), quick, QUICK, QUICK, True)
+            slow = _heads(table, list(pairs(table)), self.invariant.features, SLOW, (), True)
+            return found | slow
+        if name == "everything":
+            folds = list(pairs(table, initials=2))
+            return _heads(table, folds, quick, QUICK, QUICK[:1], True)
+        if name == "settings":
+            return {
+                what: _heads(table, folds, quick, QUICK) for what, folds in settings(table).items()
+            }
+        if name == "baselines":
+            return _baselines(table, self.adapters, list(pairs(table)))
+        if name == "kinds_curve":
+            return {"mass_mean": kinds_curve(table, quick)}
+        return roundings(table, self.adapters, self.rounded)
 
 
 def counts(table: Table) -> Row:
@@ -257,15 +276,31 @@ def main() -> None:
     parser.add_argument("clients", type=Path, help="a folder of zoo.smollm2.clients")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounded", type=Path, nargs="*", default=[], help="folders of clients")
+    parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
     options = parser.parse_args()
     torch.set_num_threads(1)
     table = Table.read(options.clients / "manifest.csv")
-    adapters = [load_adapter(path) for path in table.path]
     rounded = {folder.name: folder for folder in options.rounded}
-    found: dict[str, Any] = {"command": "python -m zoo.smollm2.study"}
-    found |= study(table, adapters, rounded)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    studies = Studies(table, [load_adapter(path) for path in table.path], rounded)
+    for name in options.only:
+        if name == "roundings" and not rounded:
+            continue
+        _say(name)
+        found: dict[str, Any] = {"adapters": counts(table), name: studies.run(name)}
+        _merge(options.out, {"command": "python -m zoo.smollm2.study", **found})
+    _say("done")
+
+
+def _merge(path: Path, found: dict[str, Any]) -> None:
+    """Add to a JSON file; two processes may each do some of the studies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        whole = {**(json.loads(text) if text else {}), **found}
+        file.truncate(0)
+        file.write(json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":
