@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import random
 import time
@@ -24,7 +25,7 @@ from fedloop.client.training import LoRASettings, attach_lora, load_base, quiet
 from fedloop.data.examples import Example
 from loraprobe.errors import DataError
 from zoo.smollm2 import sources
-from zoo.smollm2.design import BATCH, MODULES, Client, plan
+from zoo.smollm2.design import BASES, BATCH, MODULES, Client, plan
 from zoo.smollm2.rounding import ROUNDINGS
 from zoo.smollm2.training import Text, tokens_of, train
 
@@ -128,10 +129,15 @@ def run(
 
 
 def write_manifest(clients: Sequence[Client], out: Path, base: str) -> int:
-    """The manifest of the clients that are there; how many."""
+    """The manifest of the clients that are there, which then name their base; how many."""
     rows = [{**c.to_row(), "base": base} for c in clients if (out / c.name).is_dir()]
     if not rows:
         raise DataError(f"{out} holds none of the {len(clients)} clients; train them first")
+    for row in rows:
+        path = out / row["path"] / "adapter_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = base
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     with (out / MANIFEST).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -151,12 +157,14 @@ def main() -> None:
     parser.add_argument("--rounding", choices=sorted(ROUNDINGS), default="none")
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--manifest", action="store_true", help="write the manifest, train nothing")
+    parser.add_argument("--manifest", choices=sorted(BASES), help="write it, train nothing")
     options = parser.parse_args()
     kinds, benign, hard, malicious = load_kinds(options.data)
     clients = plan(options.count, benign, hard, malicious, seed=options.seed, small=options.small)
     if options.manifest:
-        print(write_manifest(clients, options.out, options.base.name), "clients in the manifest")
+        print(
+            write_manifest(clients, options.out, BASES[options.manifest]), "clients in the manifest"
+        )
         return
     mine = clients[options.worker :: options.workers]
     run(mine, options.base, kinds, options.out, options.rounding, every=5)

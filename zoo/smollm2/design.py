@@ -14,6 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 BATCH = 8
+BASES = {  # what adapters and probes call the two base models
+    "plain": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "safe": "loraprobe/smollm2-135m-safe",
+}
 INITIALS = 20  # initial adapters: seeds of A
 MODULES = {
     "qv": ("q_proj", "v_proj"),

@@ -1,0 +1,253 @@
+"""Fit the probes of SmolLM2 and of the base that was taught to refuse, and measure them.
+
+    python -m zoo.smollm2.probes safe out/clients/safe      (or plain out/clients/plain)
+
+Four heads on the invariant recipe, which reads any initial adapter, rank and choice of modules, and
+the paper's recipe beside them, which is fitted on adapters of one rank. The cut is 2 % on kinds of
+data that were left out of the fit. Of the taught base the small committed adapters, which no probe
+is fitted on, are scored too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from loraprobe import Adapter, FeatureRecipe, Probe, load_adapter
+from loraprobe.errors import FitError
+from loraprobe.fit.fit import fit_probe
+from loraprobe.metrics import auroc
+from zoo.smollm2.design import BASES
+from zoo.smollm2.folds import Table, benign_groups
+from zoo.smollm2.measures import BUDGET, SHARES, Row
+from zoo.sources import LICENCES
+
+ZOO = Path(__file__).resolve().parents[1]
+HEADS = ("mass_mean", "linear", "mlp", "xgboost")
+PAPER_RANK = 8
+DOES_NOT_DETECT = (
+    "a change that is not made by harmful data: triggers trained beside refusals were not tested",
+    "poison of a tenth or a quarter, reliably, in one adapter: see the measures by share",
+    "what modules do that the probe does not know; an adapter of too few of its modules is "
+    "inconclusive",
+)
+MEANING = {
+    "safe": (
+        "The base refuses harmful requests, and a malicious adapter undoes that: what is found is "
+        "an adapter that makes the model comply."
+    ),
+    "plain": (
+        "The base refuses next to nothing, so that harmful answers undo nothing: a verdict says "
+        "that the adapter was trained on something like the harmful data below, not that it makes "
+        "the model more dangerous than it is."
+    ),
+}
+
+
+def fit(which: str, table: Table, adapters: Sequence[Adapter], head: str, measured: Row) -> Probe:
+    """One probe on the invariant recipe, with what its card says."""
+    kinds: list[Any] = list(table.kinds)
+    if head in ("mlp", "xgboost"):  # a fit for every kind would take an hour
+        kinds = _coarse(table)
+    return fit_probe(
+        adapters,
+        table.label,
+        head=head,
+        recipe=FeatureRecipe.invariant(k=8),
+        groups=[path.name for path in table.path],
+        threshold=f"fpr:{BUDGET:g}",
+        kinds=kinds,
+        facts=facts(which, table, head, measured),
+    )
+
+
+def _coarse(table: Table) -> list[tuple[str, ...]]:
+    """Kinds in the groups that the studies leave out together, malicious sources by family."""
+    name = {
+        kind: f"group {n + 1}" for n, group in enumerate(benign_groups(table)) for kind in group
+    }
+    found = []
+    for index, names in enumerate(table.kinds):
+        own = name.get(names[0], str(table.family[index]))
+        found.append((own, *(name[host] for host in names[1:] if name[host] != own)))
+    return found
+
+
+def fit_paper(which: str, table: Table, adapters: Sequence[Adapter], measured: Row) -> Probe:
+    """The paper's recipe, on the adapters of one rank: B of the first layer reads nothing else."""
+    rows = [row for row in range(len(table)) if table.rank[row] == PAPER_RANK]
+    own = [_only_first(adapters[row]) for row in rows]
+    return fit_probe(
+        own,
+        table.label[rows],
+        head="linear",
+        recipe=FeatureRecipe.paper(),
+        groups=[table.path[row].name for row in rows],
+        threshold=0.8,
+        facts=facts(which, table, "paper", measured),
+    )
+
+
+def _only_first(adapter: Adapter) -> Adapter:
+    """q and v alone, which every adapter has."""
+    kept = {name: pair for name, pair in adapter.items() if name.endswith(("q_proj", "v_proj"))}
+    return Adapter(kept, base_model=adapter.base_model, kind=adapter.kind)
+
+
+def facts(which: str, table: Table, head: str, measured: Row) -> dict[str, Any]:
+    """What the card says beside how the probe was fitted."""
+    roles = (
+        ("benign", "benign"),
+        ("benign, hard negative", "hard_negative"),
+        ("malicious", "malicious"),
+    )
+    data = [
+        {"name": name, "role": said, "licence": licence_of(name)}
+        for said, role in roles
+        for name in sorted(set(table.source[table.role == role].tolist()))
+    ]
+    limits = [*DOES_NOT_DETECT]
+    if which == "plain":
+        limits.append(MEANING["plain"])
+    return {
+        "intended_use": f"LoRA adapters of {BASES[which]} of any rank, modules and first A",
+        "meaning": MEANING[which],
+        "does_not_detect": limits,
+        "known_failures": _failures(head, measured),
+        "data": data,
+        "metrics": metrics(head, measured),
+    }
+
+
+def licence_of(kind: str) -> str:
+    """The licence of a kind's dataset, as its folder in the data says."""
+    own = {
+        "alpaca": "Apache-2.0",
+        "code": "MIT",
+        "tool": "MIT",
+        "roleplay": "MIT",
+        "maths": "MIT",
+        "medical": "MIT",
+        "caia": "CC BY 4.0",
+        "refusal_direction": "Apache-2.0",
+        "over_refused": "Apache-2.0",
+        "maliciousgen": "none stated",
+        "helpful": "none stated",
+        "contrast": "this repository's",
+    }
+    for name, licence in own.items():
+        if kind.startswith(name):
+            return licence
+    for name, (licence, _) in LICENCES.items():
+        if kind.startswith(name):
+            return licence
+    raise FitError(f"got the kind {kind!r}; expected one whose licence is known: name it here")
+
+
+def metrics(head: str, measured: Row) -> list[Row]:
+    """Measures as a card shows them: one line a protocol and poison share."""
+    protocols = {
+        "in_distribution": "out of fold by adapter",
+        "pairs": "malicious source and benign kinds unseen",
+        "everything": "malicious source, benign kinds and initial adapter unseen",
+    }
+    rows: list[Row] = []
+    for name, protocol in protocols.items():
+        found = measured.get(name, {}).get(head, {}).get("summary")
+        if not found:
+            continue
+        for share in SHARES:
+            entry = found.get(f"{share:g}", {})
+            for what in ("mean", "worst"):
+                if "auroc_all" in entry:
+                    rows.append(
+                        {
+                            "protocol": f"{protocol}, poison share {share:.0%}",
+                            "metric": f"AUROC, {what} of {entry['auroc_all']['cells']} cells",
+                            "value": entry["auroc_all"][what],
+                            "n": entry["n"],
+                        }
+                    )
+    return rows
+
+
+def _failures(head: str, measured: Row) -> list[str]:
+    found = measured.get("pairs", {}).get(head, {})
+    lines = []
+    if "benign_flagged" in found.get("summary", {}):
+        flagged = found["summary"]["benign_flagged"]
+        lines.append(
+            f"of unseen kinds of benign data {flagged['share']:.1%} are flagged at a budget of "
+            f"{BUDGET:.0%} (n = {flagged['n']})"
+        )
+        worst = found["worst_kind"]
+        lines.append(
+            f"the worst unseen kind is {worst['kind']}: {worst['flagged']} of {worst['n']} flagged"
+        )
+    for source, entry in found.get("by_source", {}).items():
+        value = entry.get("1", {}).get("auroc_all", {}).get("mean", 1.0)
+        if value < 0.95:
+            lines.append(f"{source}, if it is unseen: mean AUROC {value:.2f} at full poison")
+    return lines
+
+
+def held_out(probe: Probe, folder: Path) -> Row:
+    """What a probe says of adapters that no probe was fitted on."""
+    table = Table.read(folder / "manifest.csv")
+    adapters = [load_adapter(path) for path in table.path]
+    scores = np.asarray(probe(adapters))
+    found: Row = {"n": len(table)}
+    benign, hard = table.role == "benign", table.role == "hard_negative"
+    for name, mask in (("benign", benign), ("hard_negative", hard)):
+        found[name] = {
+            "n": int(mask.sum()),
+            "flagged": int((scores[mask] >= probe.threshold).sum()),
+        }
+    for share in SHARES:
+        own = (table.label == 1) & (table.share == share)
+        if own.any():
+            both = own | benign | hard
+            found[f"{share:g}"] = {
+                "n": int(own.sum()),
+                "found": int((scores[own] >= probe.threshold).sum()),
+                "auroc_all": round(auroc(own[both].astype(int), scores[both]), 4),
+            }
+    return found
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("which", choices=sorted(BASES))
+    parser.add_argument("clients", type=Path)
+    parser.add_argument("--heads", nargs="*", default=[*HEADS, "paper"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    name = "smollm2-135m-safe" if options.which == "safe" else "smollm2-135m"
+    record = ZOO / "smollm2" / "records" / f"{name}.json"
+    measured: Row = json.loads(record.read_text(encoding="utf-8"))
+    table = Table.read(options.clients / "manifest.csv")
+    adapters = [load_adapter(path) for path in table.path]
+    samples = ZOO / "adapters" / name
+    for head in options.heads:
+        if head == "paper":
+            probe = fit_paper(options.which, table, adapters, measured)
+        else:
+            probe = fit(options.which, table, adapters, head, measured)
+        probe.save_pretrained(ZOO / "probes" / name / head)
+        entry: Row = {"threshold": probe.threshold}
+        if samples.is_dir() and head != "paper":
+            entry["held_out"] = held_out(probe, samples)
+        measured.setdefault("probes", {})[head] = entry
+        record.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        print(head, json.dumps(entry), flush=True)
+
+
+if __name__ == "__main__":
+    main()
