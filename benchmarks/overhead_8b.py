@@ -60,7 +60,9 @@ from fedloop.defense.levels import (
 from fedloop.defense.types import ClientUpdate
 from fedloop.rules.rule import AGGREGATORS
 from fedloop.run.simulate import plan_round
-from loraprobe.adapters.adapter import Adapter, Layout, add_delta, factor_delta, pack, unpack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta, factor_delta
+from loraprobe.adapters.layout import Layout, pack, unpack
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import LinearHead
 from loraprobe.probe import Probe

@@ -37,7 +37,8 @@ from fedloop.defense.levels import ClientLevel, CumulativeLevel, Level
 from fedloop.defense.types import ClientUpdate
 from fedloop.rules.rule import AGGREGATORS
 from fedloop.run.spool import Spool
-from loraprobe.adapters.adapter import Adapter, Layout, pack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout, pack
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import LinearHead

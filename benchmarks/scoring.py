@@ -35,7 +35,7 @@ from loraprobe import (
     factor_delta,
     load_adapter,
 )
-from loraprobe.adapters.peft_io import save_adapter
+from loraprobe.adapters.load import save_adapter
 from loraprobe.features import spectra
 from loraprobe.heads import LinearHead
 

@@ -22,7 +22,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from loraprobe.adapters.adapter import Layout, Slot
+from loraprobe.adapters.layout import Layout, Slot
 from loraprobe.calibration import Calibration
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import Head, LinearHead, MLPHead

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from loraprobe.adapters.adapter import Adapter, factor_delta
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import factor_delta
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import LoraprobeError
 from loraprobe.probe import Probe
@@ -163,8 +163,7 @@ def an_adapter(seed: int) -> Adapter:
 def delta(adapter: Adapter) -> Adapter:
     """The change since an adapter of zeros."""
     zeros = {
-        module: LoRAPair(torch.zeros_like(pair.A), torch.zeros_like(pair.B), pair.scaling)
-        for module, pair in adapter.items()
+        module: LoRAPair(0 * pair.A, 0 * pair.B, pair.scaling) for module, pair in adapter.items()
     }
     return factor_delta(adapter, Adapter(zeros))
 
@@ -179,7 +178,7 @@ def adapter_content(adapter: Adapter) -> tuple[Any, ...]:
             (
                 module,
                 pair.scaling,
-                *((t.dtype, tuple(t.shape), t.numpy().tobytes()) for t in (pair.A, pair.B)),
+                *((t.dtype, t.shape, t.tobytes()) for t in (pair.A, pair.B)),
             )
             for module, pair in adapter.items()
         ],
@@ -222,7 +221,7 @@ def _compare(adapter: Adapter, folder: Path) -> None:
     except ValueError as error:
         raise Failure(f"loaded although {error}") from None
     got = {
-        (module, factor): pair.factor(factor).numpy()
+        (module, factor): pair.factor(factor)
         for module, pair in adapter.items()
         for factor in ("A", "B")
     }
@@ -256,9 +255,7 @@ def _same_numbers(one: np.ndarray, other: np.ndarray) -> bool:
 
 def _score(adapter: Adapter) -> None:
     finite = all(
-        np.isfinite(pair.factor(factor).numpy()).all()
-        for pair in adapter.values()
-        for factor in ("A", "B")
+        np.isfinite(pair.factor(factor)).all() for pair in adapter.values() for factor in ("A", "B")
     )
     for probe in _probes():
         try:

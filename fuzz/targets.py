@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.peft_io import load_adapter
+from loraprobe.adapters.load import load_adapter
 from loraprobe.probe import Probe
 
 from . import (

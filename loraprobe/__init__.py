@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ._version import __version__ as __version__
     from .adapters.adapter import Adapter as Adapter
-    from .adapters.adapter import Layout as Layout
-    from .adapters.adapter import factor_delta as factor_delta
-    from .adapters.adapter import pack as pack
-    from .adapters.adapter import unpack as unpack
-    from .adapters.adapter import weight_delta as weight_delta
+    from .adapters.deltas import factor_delta as factor_delta
+    from .adapters.deltas import weight_delta as weight_delta
+    from .adapters.layout import Layout as Layout
+    from .adapters.layout import pack as pack
+    from .adapters.layout import unpack as unpack
+    from .adapters.load import load_adapter as load_adapter
     from .adapters.pair import LoRAPair as LoRAPair
-    from .adapters.peft_io import load_adapter as load_adapter
     from .evaluation import EvalReport as EvalReport
     from .evaluation import evaluate as evaluate
     from .featurizer import FeatureRecipe as FeatureRecipe
@@ -33,17 +33,17 @@ _MODULE_OF = {
     "EvalReport": "evaluation",
     "FeatureRecipe": "featurizer",
     "Featurizer": "featurizer",
-    "Layout": "adapters.adapter",
+    "Layout": "adapters.layout",
     "LoRAPair": "adapters.pair",
     "Probe": "probe",
     "Verdict": "probe",
     "evaluate": "evaluation",
-    "factor_delta": "adapters.adapter",
+    "factor_delta": "adapters.deltas",
     "fit_probe": "fit.fit",
-    "load_adapter": "adapters.peft_io",
-    "pack": "adapters.adapter",
-    "unpack": "adapters.adapter",
-    "weight_delta": "adapters.adapter",
+    "load_adapter": "adapters.load",
+    "pack": "adapters.layout",
+    "unpack": "adapters.layout",
+    "weight_delta": "adapters.deltas",
 }
 
 __all__ = sorted(_MODULE_OF)

@@ -11,11 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from .adapters.adapter import Adapter, Slot, finite, flattened
-from .adapters.pair import Factor, triangular_factors
+from .adapters.adapter import Adapter, finite
+from .adapters.layout import Slot, flattened
+from .adapters.pair import Array, Factor, triangular_factors
 from .errors import KindMismatch, NonFiniteError
 
 Matrix = tuple[str, str]  # (module, "A" | "B" | "BA")
@@ -24,7 +23,7 @@ _LARGEST = {kind: float(np.finfo(kind).max) for kind in "fd"}
 _TINY = 1e-12  # below this a norm counts as zero (arXiv:2601.07177, official code)
 
 
-def slices(adapter: Adapter, slots: Sequence[Slot]) -> Tensor:
+def slices(adapter: Adapter, slots: Sequence[Slot]) -> Array:
     """The factors named by slots, flattened and concatenated in that order: (p,) float32.
 
     Raises:
@@ -35,7 +34,7 @@ def slices(adapter: Adapter, slots: Sequence[Slot]) -> Tensor:
     return flattened(adapter, slots)
 
 
-def canonical(adapter: Adapter, slots: Sequence[Slot]) -> Tensor:
+def canonical(adapter: Adapter, slots: Sequence[Slot]) -> Array:
     """Like `slices`, of the factors in their canonical gauge (`LoRAPair.canonical`).
 
     Two adapters with the same product B @ A have the same canonical factors, however they were
@@ -54,14 +53,14 @@ def canonical(adapter: Adapter, slots: Sequence[Slot]) -> Tensor:
     for module in dict.fromkeys(slot.module for slot in slots):
         finite(adapter, module, "A"), finite(adapter, module, "B")
         gauged[module] = adapter[module].canonical()
-    return torch.cat(
+    return np.concatenate(
         [_padded(gauged[slot.module].factor(slot.factor), slot.shape).reshape(-1) for slot in slots]
     )
 
 
 def spectra(
     adapter: Adapter, modules: Sequence[str], factors: Sequence[Factor]
-) -> dict[Matrix, Tensor]:
+) -> dict[Matrix, Array]:
     """Singular values of every matrix of the modules, descending: (min(r, ...),) float64 each.
 
     Raises:
@@ -90,24 +89,25 @@ def spectra(
     )
 
 
-def norms(values: Tensor) -> Tensor:
+def norms(values: Array) -> Array:
     """`NORMS` of a matrix with these singular values: (5,) float64.
 
     Natural logarithms of the Frobenius, spectral and nuclear norm (floored at 1e-12); stable rank
     ||M||_F^2 / ||M||_2^2; effective rank exp(entropy of s / sum s) (Roy & Vetterli, EUSIPCO 2007).
     A zero matrix has stable and effective rank 0.
     """
-    frobenius, largest, total = values.square().sum().sqrt(), values.max(), values.sum()
-    if largest < _TINY:
-        ranks = values.new_zeros(2)
-    else:
-        share = values / total
-        entropy = -torch.xlogy(share, share).sum()
-        ranks = torch.stack([(frobenius / largest).square(), entropy.exp()])
-    return torch.cat([torch.stack([frobenius, largest, total]).clamp_min(_TINY).log(), ranks])
+    frobenius = math.sqrt(np.square(values).sum())
+    largest = float(values.max())
+    total = float(values.sum())
+    ranks = [0.0, 0.0]
+    if largest >= _TINY:
+        share = values[values > 0] / total
+        ranks = [(frobenius / largest) ** 2, math.exp(-(share * np.log(share)).sum())]
+    logs = [math.log(max(size, _TINY)) for size in (frobenius, largest, total)]
+    return np.array([*logs, *ranks])
 
 
-def pooled(rows: dict[Matrix, Tensor]) -> Tensor:
+def pooled(rows: dict[Matrix, Array]) -> Array:
     """Mean and standard deviation over layers, per module name and matrix: independent of depth.
 
     Args:
@@ -117,27 +117,25 @@ def pooled(rows: dict[Matrix, Tensor]) -> Tensor:
         (names * matrices * 2 * k,), ordered by module name ("q_proj"), matrix, mean before
         deviation.
     """
-    groups: dict[Matrix, list[Tensor]] = {}
+    groups: dict[Matrix, list[Array]] = {}
     for (module, matrix), row in rows.items():
         groups.setdefault((leaf_name(module), matrix), []).append(row)
     parts = []
     for key in sorted(groups):
-        stacked = torch.stack(groups[key])
-        parts += [stacked.mean(dim=0), stacked.std(dim=0, correction=0)]
-    return torch.cat(parts)
+        stacked = np.stack(groups[key])
+        parts += [stacked.mean(axis=0), stacked.std(axis=0)]
+    return np.concatenate(parts)
 
 
-def l2_normalised(vector: Tensor) -> Tensor:
+def l2_normalised(vector: Array) -> Array:
     """The vector divided by its L2 norm; one with a norm below 1e-12 is left as it is.
 
     Source: arXiv:2601.07177, official code.
     """
-    return torch.from_numpy(
-        unit_vector(vector.numpy())[0]
-    )  # NumPy: torch would wake its threads for a few thousand numbers
+    return unit_vector(vector)[0]
 
 
-def unit_vector(numbers: np.ndarray) -> tuple[np.ndarray, float]:
+def unit_vector(numbers: Array) -> tuple[Array, float]:
     """What `l2_normalised` returns, (p,) of the same type, and the norm it was divided by.
 
     Of float32 numbers, whose squares neither overflow nor vanish in float64, the norm is finite if
@@ -146,9 +144,8 @@ def unit_vector(numbers: np.ndarray) -> tuple[np.ndarray, float]:
     length = math.sqrt(np.einsum("p,p->", numbers, numbers, dtype=np.float64))
     if length < _TINY or not math.isfinite(length):
         return numbers, length
-    if (
-        length > _LARGEST[numbers.dtype.char]
-    ):  # as float32 it is infinite, every quotient zero: the vector of an adapter without a change
+    if length > _LARGEST[numbers.dtype.char]:
+        # As float32 it is infinite, every quotient zero: the vector of an adapter without a change.
         return (numbers / np.float64(length)).astype(numbers.dtype), length
     return numbers / numbers.dtype.type(length), length
 
@@ -162,27 +159,25 @@ def leaf_name(module: str) -> str:
     return module.rpartition(".")[2]
 
 
-def _padded(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
+def _padded(matrix: Array, shape: tuple[int, int]) -> Array:
     """With zero rows or columns behind: a product thinner than its rank has fewer components."""
-    return torch.nn.functional.pad(
-        matrix, (0, shape[1] - matrix.shape[1], 0, shape[0] - matrix.shape[0])
-    )
+    rows, columns = matrix.shape
+    return np.pad(matrix, ((0, shape[0] - rows), (0, shape[1] - columns)))
 
 
-def _batched_svdvals(cores: dict[Matrix, Tensor]) -> dict[Matrix, Tensor]:
+def _batched_svdvals(cores: dict[Matrix, Array]) -> dict[Matrix, Array]:
     """One call per shape instead of one per matrix: the r x r problems are tiny."""
     by_shape: dict[tuple[int, ...], list[Matrix]] = {}
     for key, core in cores.items():
         by_shape.setdefault(tuple(core.shape), []).append(key)
-    values: dict[Matrix, Tensor] = {}
+    values: dict[Matrix, Array] = {}
     for keys in by_shape.values():
-        values.update(
-            zip(keys, torch.linalg.svdvals(torch.stack([cores[key] for key in keys])), strict=True)
-        )
+        stacked = np.stack([cores[key] for key in keys])
+        values.update(zip(keys, np.linalg.svd(stacked, compute_uv=False), strict=True))
     return {key: values[key] for key in cores}
 
 
-SLOT_FEATURES: dict[str, Callable[[Adapter, Sequence[Slot]], Tensor]] = {
+SLOT_FEATURES: dict[str, Callable[[Adapter, Sequence[Slot]], Array]] = {
     "slices": slices,
     "canonical": canonical,
 }

@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from .adapters.adapter import Adapter, Layout, layer_of
-from .adapters.pair import Factor, all_finite
+from .adapters.adapter import Adapter
+from .adapters.layout import Layout, layer_of
+from .adapters.pair import Array, Factor, all_finite
 from .errors import (
     KindMismatch,
     LayoutMismatch,
@@ -275,11 +274,11 @@ class Featurizer:
         for index, adapter in enumerate(adapters):
             with _naming(index, len(adapters)):
                 self.check(adapter)
-                rows[index] = self._vector(adapter).numpy()
+                rows[index] = self._vector(adapter)
         return rows
 
-    def _vector(self, adapter: Adapter) -> Tensor:
-        blocks: dict[str, Tensor] = {
+    def _vector(self, adapter: Adapter) -> Array:
+        blocks: dict[str, Array] = {
             name: make(adapter, self.layout.slots)
             for name, make in SLOT_FEATURES.items()
             if name in self.recipe.features
@@ -291,8 +290,9 @@ class Featurizer:
                 name: block if name == "norms" else l2_normalised(block)
                 for name, block in blocks.items()
             }
-        parts = [blocks[name].float() for name in self.recipe.features]
-        vector = parts[0] if len(parts) == 1 else torch.cat(parts)
+        with np.errstate(over="ignore"):
+            parts = [blocks[name].astype(np.float32, copy=False) for name in self.recipe.features]
+        vector = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if not all_finite(vector):
             raise NonFiniteError(
                 "the features overflow float32: the factors or their scaling are far beyond any"
@@ -300,7 +300,7 @@ class Featurizer:
             )
         return vector
 
-    def _spectral_blocks(self, adapter: Adapter) -> dict[str, Tensor]:
+    def _spectral_blocks(self, adapter: Adapter) -> dict[str, Array]:
         modules = (
             _selected(self.recipe, adapter) if self.recipe.pool else list(self.layout.scalings)
         )
@@ -308,8 +308,7 @@ class Featurizer:
         rows = {"norms": {key: norms(row) for key, row in values.items()}}
         # A matrix thinner than the rank has fewer singular values: the missing ones are zero.
         rows["spectra"] = {
-            key: torch.nn.functional.pad(row, (0, self._rank() - len(row)))
-            for key, row in values.items()
+            key: np.pad(row, (0, self._rank() - len(row))) for key, row in values.items()
         }
         combine = pooled if self.recipe.pool else _concatenated
         return {
@@ -379,8 +378,8 @@ def _sequence(adapters: Sequence[Adapter]) -> Sequence[Adapter]:
     return adapters
 
 
-def _concatenated(rows: dict[tuple[str, str], Tensor]) -> Tensor:
-    return torch.cat(list(rows.values()))
+def _concatenated(rows: dict[tuple[str, str], Array]) -> Array:
+    return np.concatenate(list(rows.values()))
 
 
 def _leaves(modules: Sequence[str]) -> set[str]:

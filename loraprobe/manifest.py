@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .adapters.adapter import KINDS, Adapter, factor_delta, weight_delta
-from .adapters.peft_io import load_adapter
+from .adapters.adapter import Adapter
+from .adapters.kinds import FRESH, as_kind
+from .adapters.load import load_adapter
 from .errors import DataError, LoraprobeError
 
 _LABELS = {"0": 0, "1": 1, "benign": 0, "malicious": 1}
-FRESH = "fresh"  # instead of a base adapter: training started from B = 0
 HARD_NEGATIVE = "hard_negative"
 _ROLES = (("benign", HARD_NEGATIVE), ("malicious",))  # label -> the roles it may have
 
@@ -167,45 +167,6 @@ def kinds_of(rows: Iterable[Row]) -> list[tuple[str, ...]]:
     return kinds
 
 
-def read_for(
-    kind: str,
-    source: str | Path | Adapter,
-    base: str | Path | Adapter | None,
-    alpha: float | None = None,
-) -> Adapter:
-    """Load an adapter and, where a delta is wanted, subtract the one training started from.
-
-    Args:
-        kind: "weights", "factor_delta" or "weight_delta".
-        source: a path or Hub id, or an adapter that is loaded already.
-        base: the adapter that training started from, or its path; "fresh" for B = 0.
-
-    Raises:
-        LoraprobeError: see load_adapter, factor_delta and weight_delta; also a delta without a
-            base.
-    """
-    if kind not in KINDS:
-        raise DataError(f"got kind {kind!r}; expected one of {', '.join(KINDS)}")
-    adapter = source if isinstance(source, Adapter) else load_adapter(source, alpha=alpha)
-    if kind == "weights":
-        return adapter
-    if base is None:
-        raise DataError(
-            f"the probe scores a {kind}: pass --base with the adapter that training started from,"
-            f" or --base {FRESH} if its B was zero"
-        )
-    if base == FRESH:
-        if kind == "weight_delta":
-            raise DataError(
-                f"the probe scores a weight_delta: pass --base with an adapter, not {FRESH!r}"
-            )
-        return factor_delta(adapter, None)
-    before = base if isinstance(base, Adapter) else load_adapter(base, alpha=alpha)
-    return (
-        factor_delta(adapter, before) if kind == "factor_delta" else weight_delta(adapter, before)
-    )
-
-
 def read_labelled(rows: Iterable[Row], kind: str, base: str | Path | None) -> list[Adapter]:
     """The adapters of a manifest, with the failing path added to any error.
 
@@ -222,7 +183,7 @@ def read_labelled(rows: Iterable[Row], kind: str, base: str | Path | None) -> li
             if row.initial is not None and row.initial not in starts:
                 fresh = row.initial == FRESH
                 starts[row.initial] = row.initial if fresh else load_adapter(row.initial)
-            adapters.append(read_for(kind, row.path, starts[row.initial]))
+            adapters.append(as_kind(load_adapter(row.path), kind, starts[row.initial]))
         except LoraprobeError as error:
             raise type(error)(f"{row.path}: {error}") from None
     return adapters

@@ -238,7 +238,8 @@ class Probe:
                 Hub lists.
         """
         from .hub.format import load_probe
-        from .hub.hub import fetch_probe, looks_like_repo_id
+        from .hub.hub import fetch_probe
+        from .hub.names import looks_like_repo_id
 
         path = Path(source)
         if path.is_dir() or not looks_like_repo_id(str(source)):
@@ -286,7 +287,7 @@ def _as_adapter(adapter: AdapterLike) -> Adapter:
             f"got {type(adapter).__name__} among the adapters; expected an Adapter, a path or a Hub"
             " id"
         )
-    from .adapters.peft_io import load_adapter
+    from .adapters.load import load_adapter
 
     return load_adapter(adapter)
 

@@ -23,7 +23,8 @@ import torch
 
 from fedloop.client.training import attach_lora, load_base, local_steps, quiet, read_adapter
 from fedloop.data.examples import Example
-from loraprobe.adapters.adapter import Adapter, Layout, pack, unpack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout, pack, unpack
 from loraprobe.errors import DataError
 
 from .client_design import ZOO_DESIGN, Client, Design

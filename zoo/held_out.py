@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from loraprobe.adapters.adapter import Adapter, add_delta
-from loraprobe.adapters.peft_io import save_adapter
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta
+from loraprobe.adapters.load import save_adapter
 from loraprobe.errors import DataError
 from loraprobe.evaluation import report
 from loraprobe.manifest import Row, read_labelled, read_manifest

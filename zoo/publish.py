@@ -31,7 +31,8 @@ from loraprobe.errors import HubError, LoraprobeError, MissingExtra
 from loraprobe.hub.card import CARD_NAME, card
 from loraprobe.hub.errors import hub_errors
 from loraprobe.hub.format import CONFIG_NAME
-from loraprobe.hub.hub import PUBLISHED_FILES, looks_like_repo_id
+from loraprobe.hub.hub import PUBLISHED_FILES
+from loraprobe.hub.names import looks_like_repo_id
 from loraprobe.hub.snapshot import hub_api, listing
 from loraprobe.probe import Probe
 

@@ -41,7 +41,8 @@ from fedloop.flower.strategy import DefendedStrategy
 from fedloop.run.folder import RunFolder
 from fedloop.run.round import GlobalLoRA
 from fedloop.run.simulate import Run, plan_round
-from loraprobe.adapters.adapter import Adapter, unpack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import unpack
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import LinearHead

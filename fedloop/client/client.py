@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from loraprobe.adapters.adapter import Adapter, add_delta
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta
 from loraprobe.featurizer import Featurizer
 
 from ..data.examples import Example

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprobe.adapters.adapter import Adapter, Kind, Layout, factor_delta
+from loraprobe.adapters.adapter import Adapter, Kind
+from loraprobe.adapters.deltas import factor_delta
+from loraprobe.adapters.layout import Layout
 
 from ..data.examples import Example, Tokens, collate, encode
 from ..data.templates import use_template

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from loraprobe.adapters.adapter import Adapter, Layout
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout
 from loraprobe.probe import Probe
 
 from ..errors import EvidenceError, StateError

@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from loraprobe.adapters.adapter import Adapter, Layout, Slot, factor_delta, flattened, pack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import factor_delta
+from loraprobe.adapters.layout import Layout, Slot, flattened, pack
 from loraprobe.featurizer import Featurizer
 
 from ..errors import EvidenceError
@@ -226,12 +227,12 @@ def _check_tensors(
         evidence = [_probed(step, delta, featurizer) for step in update.steps]
         if trajectory and evidence:
             _check_last(evidence[-1], update.steps[-1], delta, featurizer)
-        of_evidence = _digest(*(numbers.numpy() for numbers in evidence)) if evidence else None
+        of_evidence = _digest(*evidence) if evidence else None
         return Checked(update.num_examples, delta, digest, norm, update.steps, of_evidence)
     return Checked(update.num_examples, delta, digest, norm, ())
 
 
-def _probed(step: Adapter, delta: Adapter, featurizer: Featurizer) -> torch.Tensor:
+def _probed(step: Adapter, delta: Adapter, featurizer: Featurizer) -> np.ndarray:
     """The numbers of a step that a probe reads, at least.
 
     Checked to be readable, finite and of the update's modules.
@@ -257,9 +258,10 @@ def _slots(step: Adapter, featurizer: Featurizer) -> tuple[Slot, ...]:
     return Layout.of(step, factors=featurizer.recipe.factors).slots
 
 
-def _check_last(said: torch.Tensor, last: Adapter, delta: Adapter, featurizer: Featurizer) -> None:
-    said, sent = said.double(), flattened(delta, _slots(last, featurizer)).double()
-    apart, length = float((said - sent).norm()), float(sent.norm())
+def _check_last(said: np.ndarray, last: Adapter, delta: Adapter, featurizer: Featurizer) -> None:
+    sent = flattened(delta, _slots(last, featurizer)).astype(np.float64)
+    apart = float(np.linalg.norm(said - sent))
+    length = float(np.linalg.norm(sent))
     if apart > STEP_TOLERANCE * length:
         raise EvidenceError(
             f"the last step is not the submitted update: they differ by {apart:.3g} where the"

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loraprobe.adapters.adapter import Adapter, Layout, Slot
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout, Slot
 from loraprobe.adapters.pair import Factor
 
 from ..client.training import LocalTraining

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprobe.adapters.adapter import Layout
+from loraprobe.adapters.layout import Layout
 from loraprobe.errors import MissingExtra
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 

@@ -26,10 +26,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.adapter import Adapter, Layout, add_delta, flattened, pack, unpack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta
+from loraprobe.adapters.layout import Layout, flattened, pack, unpack
 from loraprobe.adapters.pair import LazyTensor, LoRAPair
 from loraprobe.errors import KindMismatch
 
@@ -182,8 +185,8 @@ def pack_reply(trained: Trained, task: Task, agreement: Agreement) -> RecordDict
         pack(trained.delta, agreement.layout)[0].numpy(), agreement.wire
     )
     if steps:
-        flat = torch.cat([flattened(step, agreement.step.slots) for step in steps])
-        arrays["evidence"], config["evidence-scale"] = encode(flat.numpy(), agreement.wire)
+        flat = np.concatenate([flattened(step, agreement.step.slots) for step in steps])
+        arrays["evidence"], config["evidence-scale"] = encode(flat, agreement.wire)
         config["step-layout"] = _text(agreement.step)
     metrics = MetricRecord({"num-examples": trained.update.num_examples, "loss": trained.loss})
     metrics["train-seconds"], metrics["evidence-seconds"] = (

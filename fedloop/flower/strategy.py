@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loraprobe.adapters.adapter import pack
+from loraprobe.adapters.layout import pack
 from loraprobe.errors import MissingExtra
 
 from ..client.client import Trained

@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.adapter import Adapter, Kind, Layout, LazyPairs, factor_delta, pack
+from loraprobe.adapters.adapter import Adapter, Kind, LazyPairs
+from loraprobe.adapters.deltas import factor_delta
+from loraprobe.adapters.layout import Layout, pack
 from loraprobe.adapters.pair import Factor, LoRAPair
 from loraprobe.errors import AdapterFormatError
 

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from loraprobe.adapters.adapter import Adapter, Layout, add_delta, factor_delta, pack, unpack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta, factor_delta
+from loraprobe.adapters.layout import Layout, pack, unpack
 from loraprobe.heads import LinearHead
 from loraprobe.probe import Probe
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.adapter import Adapter, Layout, Slot, pack, unpack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout, Slot, pack, unpack
 
 from ..client.client import ClientTrainer, Trained
 from ..client.folding import FoldedBase, ResidualSum

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.adapter import Adapter, Layout, pack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout, pack
 
 from ..client.training import LocalTraining
 from ..config import AggregationConfig

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from loraprobe.adapters.adapter import Adapter, Layout, factor_delta
-from loraprobe.adapters.peft_io import save_adapter
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import factor_delta
+from loraprobe.adapters.layout import Layout
+from loraprobe.adapters.load import save_adapter
 from loraprobe.errors import LoraprobeError
 from loraprobe.probe import Probe
 

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.adapter import Adapter, Layout, Slot, pack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout, Slot, pack
 from loraprobe.adapters.pair import LazyTensor, LoRAPair
 
 from ..errors import AggregationError, EvidenceError

@@ -2,22 +2,25 @@
 
 A LoRA module adds scaling * B @ A to a frozen weight, with A (r, d_in) and B (d_out, r)
 (arXiv:2106.09685). Nothing here ever builds that (d_out, d_in) product unless asked to: spectra and
-norms come from the r x r core. Tensors may be lazy, so asking for one layer reads one layer.
+norms come from the r x r core. Matrices may be lazy, so asking for one layer reads one layer. All
+of it is NumPy: a torch tensor is taken where one is given, and torch itself is never imported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import AdapterFormatError, NonFiniteError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Factor = Literal["A", "B"]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,14 @@ class LazyTensor:
     """A matrix that is read when it is needed; the shape is known before."""
 
     shape: tuple[int, ...]
-    load: Callable[[], Tensor]
+    load: Callable[[], Array | Tensor]
 
 
 class LoRAPair:
     """The two factors of one adapted module; immutable.
 
     Args:
-        A: (r, d_in), a tensor or a LazyTensor.
+        A: (r, d_in), an array, a torch tensor or a LazyTensor.
         B: (d_out, r), likewise.
         scaling: what B @ A is multiplied with: alpha / r, or alpha / sqrt(r) for rsLoRA.
 
@@ -44,40 +47,37 @@ class LoRAPair:
     __slots__ = ("_a", "_b", "_scaling")
 
     def __init__(
-        self, A: Tensor | LazyTensor, B: Tensor | LazyTensor, scaling: float = 1.0
+        self, A: Array | Tensor | LazyTensor, B: Array | Tensor | LazyTensor, scaling: float = 1.0
     ) -> None:
-        if (
-            len(A.shape) != 2
-            or len(B.shape) != 2
-            or A.shape[0] != B.shape[1]
-            or 0 in A.shape
-            or 0 in B.shape
-        ):
+        a, b = tuple(A.shape), tuple(B.shape)
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a or 0 in b:
             raise AdapterFormatError(
-                f"got A of shape {tuple(A.shape)} and B of shape {tuple(B.shape)}; expected A (r,"
-                " d_in) and B (d_out, r) of one rank r >= 1"
+                f"got A of shape {a} and B of shape {b}; expected A (r, d_in) and B (d_out, r) of"
+                " one rank r >= 1"
             )
         if not (-float("inf") < scaling < float("inf")) or scaling == 0:
             raise AdapterFormatError(
                 f"got scaling {scaling}; expected a finite number other than 0 (alpha / r)"
             )
-        self._a, self._b, self._scaling = A, B, float(scaling)
+        self._a = A if isinstance(A, LazyTensor) else as_array(A)
+        self._b = B if isinstance(B, LazyTensor) else as_array(B)
+        self._scaling = float(scaling)
 
     @property
-    def A(self) -> Tensor:
-        """(r, d_in), float32 or wider; read from disk now if it is lazy."""
-        return _tensor(self._a)
+    def A(self) -> Array:
+        """(r, d_in), float32 or float64; read from disk now if it is lazy."""
+        return as_array(self._a.load()) if isinstance(self._a, LazyTensor) else self._a
 
     @property
-    def B(self) -> Tensor:
-        """(d_out, r), float32 or wider; read from disk now if it is lazy."""
-        return _tensor(self._b)
+    def B(self) -> Array:
+        """(d_out, r), float32 or float64; read from disk now if it is lazy."""
+        return as_array(self._b.load()) if isinstance(self._b, LazyTensor) else self._b
 
-    def factor(self, factor: Factor) -> Tensor:
+    def factor(self, factor: Factor) -> Array:
         """A or B by name."""
         return self.A if factor == "A" else self.B
 
-    def lazy(self, factor: Factor) -> Tensor | LazyTensor:
+    def lazy(self, factor: Factor) -> Array | LazyTensor:
         """A or B by name, still unread if it is lazy."""
         return self._a if factor == "A" else self._b
 
@@ -94,14 +94,14 @@ class LoRAPair:
     @property
     def rank(self) -> int:
         """r, the number of rows of A."""
-        return self._a.shape[0]
+        return int(self._a.shape[0])
 
     @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in), the shape of the weight that is adapted."""
         return self._b.shape[0], self._a.shape[1]
 
-    def svdvals(self) -> Tensor:
+    def svdvals(self) -> Array:
         """Singular values of scaling * B @ A, descending: (min(r, d_out, d_in),) float64.
 
         With B = Q_B R_B and A^T = Q_A R_A they are those of the core R_B R_A^T, which is at most r
@@ -110,10 +110,9 @@ class LoRAPair:
         Raises:
             NonFiniteError: see `core`.
         """
-        values: Tensor = torch.linalg.svdvals(self.core())
-        return values
+        return np.linalg.svd(self.core(), compute_uv=False)
 
-    def core(self) -> Tensor:
+    def core(self) -> Array:
         """A small float64 matrix with the singular values of scaling * B @ A.
 
         (min(d_out, r), min(d_in, r)).
@@ -122,13 +121,13 @@ class LoRAPair:
             NonFiniteError: a factor is not finite, or the product overflows.
         """
         right, left = triangular_factors([self.B, self.A.T])
-        return _finite_core(self._scaling * right @ left.T)
+        return _finite_core(right, left, self._scaling)
 
     def norm(self, kind: Literal["frobenius", "spectral", "nuclear"] = "frobenius") -> float:
         """A norm of scaling * B @ A, from the r x r core in float64."""
         values = self.svdvals()
         if kind == "frobenius":
-            return float(values.square().sum().sqrt())
+            return float(np.sqrt(np.square(values).sum()))
         if kind == "spectral":
             return float(values[0])
         if kind == "nuclear":
@@ -145,32 +144,36 @@ class LoRAPair:
         Raises:
             NonFiniteError: a factor is not finite, or the product overflows.
         """
-        q_b, r_b = torch.linalg.qr(self.B.double())
-        q_a, r_a = torch.linalg.qr(self.A.double().T)
-        u, s, vt = torch.linalg.svd(_finite_core(r_b @ r_a.T * self._scaling))
-        rank = s.shape[0]
-        u, v = q_b @ u[:, :rank], q_a @ vt[:rank].T
-        signs = torch.sign(torch.gather(u, 0, u.abs().argmax(dim=0, keepdim=True)))
-        signs[signs == 0] = 1.0
-        root = s.sqrt() * signs
-        return LoRAPair((root * v).T.float(), (u * root).float(), 1.0)
+        q_b, r_b = np.linalg.qr(self.B.astype(np.float64))
+        q_a, r_a = np.linalg.qr(self.A.astype(np.float64).T)
+        u, s, vt = np.linalg.svd(_finite_core(r_b, r_a, self._scaling))
+        u, v = q_b @ u[:, : len(s)], q_a @ vt[: len(s)].T
+        largest = np.take_along_axis(u, np.abs(u).argmax(axis=0)[None], axis=0)
+        root = np.sqrt(s) * np.where(largest < 0, -1.0, 1.0)
+        return LoRAPair((root * v).T.astype(np.float32), (u * root).astype(np.float32), 1.0)
 
-    def dense(self) -> Tensor:
+    def dense(self) -> Array:
         """scaling * B @ A as one (d_out, d_in) matrix, in the factors' precision."""
-        return self._scaling * (self.B @ self.A)
+        product: Array = self._scaling * (self.B @ self.A)
+        return product
 
     def __repr__(self) -> str:
         return f"LoRAPair(rank={self.rank}, shape={self.shape}, scaling={self._scaling:g})"
 
 
-def _tensor(tensor: Tensor | LazyTensor) -> Tensor:
-    # On the CPU, wherever the model is: the arithmetic is small, and NumPy does part of it.
-    loaded = tensor.load() if isinstance(tensor, LazyTensor) else tensor.detach().cpu()
-    # Half precision is only a way of storing: arithmetic on it loses what deltas consist of.
-    return loaded if loaded.dtype in (torch.float32, torch.float64) else loaded.float()
+def as_array(tensor: Array | Tensor) -> Array:
+    """A NumPy array of float32 or float64, of the same memory where that is possible.
+
+    Half precision is only a way of storing: arithmetic on it loses what deltas consist of.
+    """
+    if not isinstance(tensor, np.ndarray):
+        tensor = tensor.detach().cpu()  # wherever the model is: the arithmetic here is small
+        wide = "float64" in str(tensor.dtype)
+        return (tensor if wide else tensor.float()).numpy()
+    return tensor if tensor.dtype in (np.float32, np.float64) else tensor.astype(np.float32)
 
 
-def triangular_factors(matrices: Sequence[Tensor]) -> list[Tensor]:
+def triangular_factors(matrices: Sequence[Array]) -> list[Array]:
     """For every matrix M (m, n) a float64 matrix R (at most n, n) with R^T R = M^T M.
 
     R has M's singular values. It is the Cholesky factor of the Gram matrix, which is one fast pass
@@ -182,7 +185,7 @@ def triangular_factors(matrices: Sequence[Tensor]) -> list[Tensor]:
     by_size: dict[int, list[int]] = {}
     for index, matrix in enumerate(matrices):
         by_size.setdefault(matrix.shape[1], []).append(index)
-    factors: dict[int, Tensor] = {}
+    factors: dict[int, Array] = {}
     for indices in by_size.values():
         grams = np.stack([_gram(matrices[index]) for index in indices])
         if not np.isfinite(grams).all():
@@ -192,36 +195,33 @@ def triangular_factors(matrices: Sequence[Tensor]) -> list[Tensor]:
             )
         eigenvalues = np.linalg.eigvalsh(grams)  # ascending
         well_conditioned = eigenvalues[:, 0] > 1e-7 * eigenvalues[:, -1]
-        factors.update(
-            (index, torch.linalg.qr(matrices[index].double(), mode="r").R)
-            for index in np.array(indices)[~well_conditioned]
-        )
+        for index in np.array(indices)[~well_conditioned]:
+            triangle: Any = np.linalg.qr(matrices[index].astype(np.float64), mode="r")
+            factors[index] = triangle
         lower = np.linalg.cholesky(grams[well_conditioned])
         factors.update(
-            zip(np.array(indices)[well_conditioned], torch.from_numpy(lower).mT, strict=True)
+            zip(np.array(indices)[well_conditioned], lower.transpose(0, 2, 1), strict=True)
         )
     return [factors[index] for index in range(len(matrices))]
 
 
-def _gram(matrix: Tensor) -> np.ndarray:
+def _gram(matrix: Array) -> Array:
     """M^T M in float64: (n, n). The wide copy lives for one matrix only."""
-    wide = matrix.double().numpy()
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # what is not finite is refused by the caller
-        gram: np.ndarray = wide.T @ wide
+    wide = matrix.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
+        gram: Array = wide.T @ wide
     return gram
 
 
-def all_finite(tensor: Tensor) -> bool:
-    """Whether no number of a CPU tensor is NaN or infinite. NumPy.
-
-    Torch would wake its threads for it.
-    """
-    return bool(np.isfinite(tensor.numpy()).all())
+def all_finite(array: Array) -> bool:
+    """Whether no number of an array is NaN or infinite."""
+    return bool(np.isfinite(array).all())
 
 
-def _finite_core(core: Tensor) -> Tensor:
+def _finite_core(right: Array, left: Array, scaling: float) -> Array:
+    """scaling * right @ left^T."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        core: Array = scaling * right @ left.T
     if not all_finite(core):
         raise NonFiniteError(
             "B @ A times its scaling holds NaN or infinity; expected finite numbers. Do not use"

@@ -1,111 +1,215 @@
-"""What the safetensors library does not check of a header: that nothing is named twice.
+"""Safetensors from a stranger, as files and as bytes, read without torch.
 
-The library (0.5 to 0.8) refuses a header that is longer than the file, byte ranges that overlap,
+The safetensors library refuses a header that is longer than the file, byte ranges that overlap,
 leave a gap or do not reach the end of the file, and unknown types. Of two entries with one name it
-keeps the last
-without a word, and the format forbids them: two readers may see two different adapters in one file.
+keeps the last without a word, and it reads an entry that is a list; the format forbids both, and
+two readers may see two different adapters in one file. So the header is read strictly here first.
 
 Source: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from mmap import mmap
+import math
+import os
+from collections.abc import Iterator, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, deserialize, safe_open
 
 from ..errors import AdapterFormatError
+from .pair import Array, LazyTensor
 from .strict_json import quoted, read_json
 
 MAX_HEADER_BYTES = 16 << 20
-"""The library allows 100 MB, which take seconds to parse.
+"""Names a hundred thousand tensors, as many as a mixture of 256 experts has.
 
-16 MiB name a hundred thousand tensors.
+The library allows 100 MB, which take seconds to parse.
 """
+_MAX_REMEMBERED = 1 << 14
+_ADVICE = "It is damaged, incomplete or no safetensors file: fetch it again."
+# bfloat16 is the upper half of a float32, which NumPy has no type for.
+_STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 
 
-def check_header(
-    data: bytes | bytearray | memoryview | mmap,
-    tensors: int | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Raise unless the header of a safetensors file, or of the body of a request, is whole and
-    unambiguous and its names are printable.
+class TensorFile(NamedTuple):
+    """What a safetensors file holds.
 
-    This does not replace the library's own checks: read the same bytes with it too, before or
-    after.
+    Attributes:
+        tensors: name -> array of float32 or float64, and of other types as they are.
+        metadata: its text entries.
+    """
+
+    tensors: dict[str, Array]
+    metadata: dict[str, str]
+
+
+class SafetensorsFile(Mapping[str, LazyTensor]):
+    """The tensors of one .safetensors file: names, types and shapes now, numbers when asked for.
+
+    The file is opened anew for every tensor, and has to be the one that was checked: its identity,
+    size and time of change are compared.
+
+    Raises:
+        AdapterFormatError: it is not a whole, unambiguous safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with path.open("rb", buffering=0) as file:
+                self._identity = _identity(file.fileno())
+                start = file.read(8)
+                length = int.from_bytes(start, "little")
+                header = file.read(min(length, MAX_HEADER_BYTES))
+            self._entries = header_of(start + header, self._identity[2])
+            with safe_open(path, framework="numpy"):
+                pass  # it checks byte ranges, shapes and types
+        except (SafetensorError, OSError) as error:
+            reason = quoted(str(error), 200)
+            raise AdapterFormatError(
+                f"{path} is not a readable safetensors file ({reason}). {_ADVICE}"
+            ) from None
+        except AdapterFormatError as error:
+            raise AdapterFormatError(f"{path}: {error}") from None
+        self._entries.pop("__metadata__", None)
+        self._start = 8 + length
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        entry = self._entries[name]
+        if entry["dtype"] not in _STORED:
+            raise AdapterFormatError(
+                f"{self._path}, {quoted(name, 200)}: got dtype {entry['dtype']}; expected F32, F16,"
+                " BF16 or F64"
+            )
+        return LazyTensor(tuple(entry["shape"]), partial(self._read, name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _read(self, name: str) -> Array:
+        entry = self._entries[name]
+        start, _ = entry["data_offsets"]
+        count = math.prod(entry["shape"])
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                numbers = np.fromfile(
+                    file, _STORED[entry["dtype"]], count, offset=self._start + start
+                )
+                unchanged = _identity(file.fileno()) == self._identity
+        except OSError as error:
+            raise AdapterFormatError(f"{self._path} cannot be read any more ({error})") from None
+        if not unchanged or len(numbers) != count:
+            raise AdapterFormatError(
+                f"{self._path} was written to after its header was checked; load the adapter anew"
+            )
+        return _floats(numbers, entry["dtype"]).reshape(entry["shape"])
+
+
+def read_safetensors(data: bytes) -> TensorFile:
+    """Read a whole safetensors file from memory.
+
+    Raises:
+        AdapterFormatError: cut short, not safetensors, an entry occurs twice, a header above
+            `MAX_HEADER_BYTES`, or a type that is no number of IEEE 754 or bfloat16.
+    """
+    header = header_of(data)
+    try:
+        tensors = deserialize(data)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise AdapterFormatError(
+            f"got bytes that are not a readable safetensors file ({quoted(str(error), 200)})."
+            f" {_ADVICE}"
+        ) from None
+    arrays = {}
+    for name, view in tensors:
+        if view["dtype"] not in _STORED:
+            raise AdapterFormatError(
+                f"{quoted(name, 200)}: got dtype {view['dtype']}; expected F32, F16, BF16 or F64"
+            )
+        numbers = _floats(np.frombuffer(view["data"], _STORED[view["dtype"]]), view["dtype"])
+        try:
+            arrays[name] = numbers.reshape(view["shape"])
+        except ValueError:  # empty, and yet more than memory can address in one direction
+            raise AdapterFormatError(
+                f"{quoted(name, 200)}: got shape {quoted(str(view['shape']))}; expected a matrix"
+            ) from None
+    return TensorFile(arrays, dict(header.get("__metadata__", {})))
+
+
+def header_of(data: bytes | memoryview, size: int | None = None) -> dict[str, Any]:
+    """The header of a safetensors file as its JSON says, each entry once and printable.
+
+    Nobody has checked the byte ranges in it: read the same bytes with the library too.
 
     Args:
         data: the file from its first byte; nothing after the header is looked at.
-        tensors: how many tensors the library found in it, if that is known: then a usual header is
-            not parsed here.
-        metadata: what the library found under __metadata__, along with `tensors`.
+        size: bytes of the whole file, where `data` is only its start.
 
     Raises:
-        AdapterFormatError: cut short, longer than MAX_HEADER_BYTES, not a JSON object, a key twice,
-            or a name that is not printable.
+        AdapterFormatError: cut short, longer than MAX_HEADER_BYTES, an entry twice, or one that is
+            not an object, or a name that cannot be printed.
     """
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(MAX_HEADER_BYTES, len(data) - 8):
+    whole = len(data) if size is None else size
+    if len(data) < 8 or length > whole - 8:
         raise AdapterFormatError(
-            f"got a safetensors header of {length} bytes in {len(data)} bytes; expected it whole"
-            f" and at most {MAX_HEADER_BYTES} bytes. It is damaged or incomplete: fetch it again."
+            f"got {whole} bytes that announce a header of {length} bytes. {_ADVICE}"
         )
-    header = bytes(data[8 : 8 + length])
-    if tensors is not None and _is_usual(header, tensors, metadata):
-        return
+    if length > MAX_HEADER_BYTES:
+        raise AdapterFormatError(
+            f"got a safetensors header of {length} bytes; expected at most {MAX_HEADER_BYTES}"
+        )
+    text = bytes(data[8 : 8 + length])
+    return dict(_parsed_before(text) if length <= _MAX_REMEMBERED else _parsed(text))
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        entries = read_json(header)
+        header = read_json(text)
     except ValueError as error:
         raise AdapterFormatError(
-            f"the safetensors header is not unambiguous JSON ({error}); two readers may see two"
-            " adapters in it. Do not use it."
+            f"got a safetensors header that is not unambiguous JSON ({quoted(str(error), 200)})."
+            f" {_ADVICE}"
         ) from None
-    if not isinstance(entries, dict):
+    if not isinstance(header, dict):
         raise AdapterFormatError(
-            "the safetensors header is not a JSON object. It is damaged: fetch it again."
+            f"got a safetensors header that is a JSON {type(header).__name__}; expected an object."
+            f" {_ADVICE}"
         )
-    for name in entries:
+    for name, entry in header.items():
         if not name.isprintable():
             raise AdapterFormatError(
-                f"the safetensors header names the tensor {quoted(name, 200)}; expected printable"
-                " text. Do not use it."
+                f"got a tensor named {quoted(name, 200)}; expected printable names. {_ADVICE}"
             )
+        if not isinstance(entry, dict):
+            raise AdapterFormatError(
+                f"got an entry {quoted(name, 200)} that is a JSON {type(entry).__name__}; expected"
+                f" an object. {_ADVICE}"
+            )
+    return header
 
 
-def check_file_header(
-    path: Path, tensors: int | None = None, metadata: Mapping[str, str] | None = None
-) -> None:
-    """`check_header` of a file, of which only the header is read.
-
-    Raises:
-        AdapterFormatError: see `check_header`.
-        OSError: the file cannot be read.
-    """
-    with path.open("rb", buffering=0) as file:
-        start = file.read(8)
-        check_header(
-            start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES)),
-            tensors,
-            metadata,
-        )
+# Slices for one probe have the same header, again and again.
+_parsed_before = lru_cache(maxsize=64)(_parsed)
 
 
-def _is_usual(header: bytes, tensors: int, metadata: Mapping[str, str] | None) -> bool:
-    """Whether a header holds nothing but what the library found in it, each thing once, in the
-    usual form; told by counting alone.
+def _floats(numbers: Array, dtype: str) -> Array:
+    """Stored numbers (n,) as float32, or float64 where they are that wide."""
+    if dtype == "BF16":
+        return (numbers.astype(np.uint32) << 16).view(np.float32)
+    return numbers.astype(
+        np.float32 if dtype == "F16" else numbers.dtype.newbyteorder("="), copy=False
+    )
 
-    Without escapes, quotes stand at the ends of strings only. An entry that the library takes is an
-    object with two lists and five strings, or a list with two more and two strings. So with as many
-    braces as there are entries that are objects, no entry is a list; with two lists for each entry
-    there is no further entry; and then a key twice, or one more, would show as two quotes more.
-    """
-    if not header.isascii() or b"\\" in header or b"\x7f" in header:
-        return False
-    marks = np.frombuffer(header, np.uint8)  # bytes.count is slower where there is much to count
-    found = 0 if metadata is None else 1
-    strings = 5 * tensors + found + 2 * len(metadata or ())
-    counts = (("{", 1 + tensors + found), ("[", 2 * tensors), ('"', 2 * strings))
-    return all(np.count_nonzero(marks == ord(mark)) == expected for mark, expected in counts)
+
+def _identity(file: int) -> tuple[int, int, int, int]:
+    """Device, number, size and time of change of an open file."""
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -190,7 +190,8 @@ def zoo_pull(
 def _zoo(source: str | None, revision: str | None) -> tuple[str, str | None, list[str]]:
     """Where the probes are, at which commit if on the Hub, and the names of their folders."""
     from ..hub.format import CONFIG_NAME
-    from ..hub.hub import ZOO_REPO, looks_like_repo_id, probe_names
+    from ..hub.hub import ZOO_REPO, probe_names
+    from ..hub.names import looks_like_repo_id
 
     source = source or (str(LOCAL_ZOO) if LOCAL_ZOO.is_dir() else ZOO_REPO)
     if not Path(source).is_dir() and looks_like_repo_id(source):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +53,7 @@ def score(
 
     4 if some are inconclusive, 2 if some are unreadable; the gravest applies, 3 before 2 before 4.
     """
-    from ..manifest import FRESH, read_for
+    from ..adapters.kinds import FRESH, as_kind
     from ..probe import Probe
 
     detector = Probe.from_pretrained(probe, subfolder, revision)
@@ -71,7 +72,7 @@ def score(
         try:
             adapter = _adapter(name, alpha)
             result["commit"] = adapter.commit
-            verdict = detector.verdicts([read_for(kind, adapter, before)], check_base=not any_base)[
+            verdict = detector.verdicts([as_kind(adapter, kind, before)], check_base=not any_base)[
                 0
             ]
             results.append(
@@ -117,10 +118,11 @@ def inspect(
     alpha: Annotated[float | None, typer.Option(help="lora_alpha of a bare file.")] = None,
 ) -> None:
     """Spectra and norms of every adapted module, from the low-rank core."""
+    from ..adapters.kinds import as_kind
     from ..features import norms
-    from ..manifest import read_for
 
-    loaded = read_for("weight_delta" if base else "weights", adapter, base, alpha)
+    kind = "weight_delta" if base else "weights"
+    loaded = as_kind(_adapter(adapter, alpha), kind, base, alpha)
     columns = (
         Column(name, no_wrap=True)
         for name in ("shape", "rank", "Frobenius", "spectral", "stable\nrank", "effective\nrank")
@@ -136,8 +138,8 @@ def inspect(
             plain(module),
             f"{pair.shape[0]}x{pair.shape[1]}",
             str(pair.rank),
-            f"{pair.norm():.4g}",
-            f"{pair.norm('spectral'):.4g}",
+            f"{math.hypot(*values):.4g}",
+            f"{values[0]:.4g}",
             f"{measures[3]:.2f}",
             f"{measures[4]:.2f}",
             spectrum,
@@ -155,8 +157,8 @@ def _adapter(source: str, alpha: float | None) -> Adapter:
 
     Org/name@revision, where no such path exists, is a revision on the Hub.
     """
-    from ..adapters.peft_io import load_adapter
-    from ..hub.hub import looks_like_repo_id
+    from ..adapters.load import load_adapter
+    from ..hub.names import looks_like_repo_id
 
     repo, _, revision = source.partition("@")
     if revision and looks_like_repo_id(repo) and not Path(source).exists():

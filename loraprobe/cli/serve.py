@@ -75,8 +75,8 @@ def serve(
             f"{host} can be reached from other machines: name a token with --token-env, or say"
             " --insecure to let everybody in"
         )
-    from ..adapters.peft_io import load_adapter
-    from ..manifest import FRESH
+    from ..adapters.kinds import FRESH
+    from ..adapters.load import load_adapter
     from ..serve.server import run
 
     probes = _probes(probe)

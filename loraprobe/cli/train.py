@@ -57,9 +57,10 @@ def train(
 
     Prints its out-of-fold report beside those of trivial baselines.
     """
+    from ..adapters.kinds import FRESH
     from ..fit.baselines import baseline_recipes
     from ..fit.fit import fit_probe
-    from ..manifest import FRESH, kinds_of, read_manifest
+    from ..manifest import kinds_of, read_manifest
 
     rows = read_manifest(manifest)
     adapters = read_adapters(rows, kind, base, quiet=False)

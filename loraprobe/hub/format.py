@@ -28,8 +28,9 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from .._version import __version__
-from ..adapters.adapter import KINDS, Layout, Slot
-from ..adapters.safetensors import check_header
+from ..adapters.adapter import KINDS
+from ..adapters.layout import Layout, Slot
+from ..adapters.safetensors import header_of
 from ..adapters.strict_json import read_json
 from ..calibration import Calibration
 from ..errors import LoraprobeError, ProbeFormatError, quoted
@@ -290,7 +291,7 @@ def _read_head(config: dict[str, Any], folder: Path, num_features: int) -> Head:
     data = _checked_bytes(path, facts, where)
     if name == TREES_NAME:
         return trees_from_xgboost(data, num_features)
-    check_header(data)
+    header_of(data)
     try:
         arrays = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

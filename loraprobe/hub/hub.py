@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._version import __version__
-from ..adapters.peft_io import CONFIG_NAME as ADAPTER_CONFIG_NAME
-from ..adapters.peft_io import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
-from ..adapters.peft_io import MAX_WEIGHT_BYTES, WEIGHT_NAMES
+from ..adapters.load import MAX_WEIGHT_BYTES, PICKLE_NAME, WEIGHTS_NAME
+from ..adapters.peft import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from ..adapters.peft import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
 from ..adapters.strict_json import read_json
 from ..errors import HubError
 from .card import CARD_NAME, card
@@ -37,6 +37,7 @@ from .format import (
     load_probe,
     save_probe,
 )
+from .names import looks_like_repo_id
 from .snapshot import Place, Snapshot, hub_api, listing, repo_info
 
 if TYPE_CHECKING:
@@ -51,17 +52,7 @@ PUBLISHED_FILES = (
 )  # what push_probe writes, and the only files that it ever deletes
 MAX_CARD_BYTES = 16 << 20
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def looks_like_repo_id(source: str) -> bool:
-    """Whether a string has the form org/name.
-
-    >>> [looks_like_repo_id(text) for text in ("org/name", "./folder/name", "name")]
-    [True, False, False]
-    """
-    return bool(_REPO_ID.fullmatch(source)) and ".." not in source
 
 
 def fetch_probe(
@@ -105,7 +96,8 @@ def fetch_adapter(
     prefix = _prefix(subfolder)
     snapshot = Snapshot(Place(repo_id, revision, **options))
     config = snapshot.fetch(prefix + ADAPTER_CONFIG_NAME, MAX_ADAPTER_CONFIG_BYTES)
-    snapshot.fetch(snapshot.first_of([prefix + name for name in WEIGHT_NAMES]), MAX_WEIGHT_BYTES)
+    names = [prefix + name for name in (WEIGHTS_NAME, PICKLE_NAME)]
+    snapshot.fetch(snapshot.first_of(names), MAX_WEIGHT_BYTES)
     snapshot.remember()
     return config.parent, snapshot.commit
 

@@ -88,7 +88,7 @@ class ScoringClient:
             ServiceError: the service cannot be reached, or refused for a reason of its own; see its
                 `type` and `status`.
         """
-        from ..adapters.peft_io import load_adapter
+        from ..adapters.load import load_adapter
 
         loaded = load_adapter(adapter, alpha=alpha) if isinstance(adapter, str | Path) else adapter
         asked = {"kind": loaded.kind, **({} if probe is None else {"probe": probe})}

@@ -18,7 +18,7 @@ from threading import Lock
 import numpy as np
 
 from ..adapters.adapter import Kind
-from ..adapters.safetensors_bytes import header_of
+from ..adapters.safetensors import header_of
 from ..features import unit_vector
 from ..probe import Probe, Verdict
 from .slices import tensor_name
@@ -73,14 +73,8 @@ class KnownSlices:
             return
         header, layout, at = header_of(data), self._probe.featurizer.layout, 0
         for slot in layout.slots:  # one after the other, as the feature vector has them?
-            entry = header[
-                tensor_name(slot.module, slot.factor)
-            ]  # safetensors also reads an entry that is a list of its three fields
-            if (
-                not isinstance(entry, dict)
-                or entry["dtype"] != "F32"
-                or entry["data_offsets"] != [at, at + 4 * slot.size]
-            ):
+            entry = header[tensor_name(slot.module, slot.factor)]
+            if entry["dtype"] != "F32" or entry["data_offsets"] != [at, at + 4 * slot.size]:
                 return
             at += 4 * slot.size
         with self._lock:

@@ -10,9 +10,10 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from ..adapters.adapter import KINDS, Adapter, Kind, factor_delta, weight_delta
+from ..adapters.adapter import KINDS, Adapter, Kind
+from ..adapters.deltas import factor_delta, weight_delta
 from ..adapters.pair import Factor
-from ..adapters.safetensors_bytes import TensorFile, read_safetensors
+from ..adapters.safetensors import TensorFile, read_safetensors
 from ..adapters.strict_json import quoted
 from ..errors import DataError, KindMismatch, LoraprobeError
 from ..features import spectra

@@ -22,14 +22,13 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, cast
 
-import safetensors.torch
-import torch
-from torch import Tensor
+import numpy as np
+import safetensors.numpy
 
 from ..adapters.adapter import KINDS, Adapter, Kind, finite
-from ..adapters.pair import Factor, LazyTensor, LoRAPair, all_finite
-from ..adapters.peft_io import Scalings, pairs_from_tensors
-from ..adapters.safetensors_bytes import TensorFile, read_safetensors
+from ..adapters.pair import Array, Factor, LazyTensor, LoRAPair, all_finite
+from ..adapters.peft import Scalings, pairs_from_tensors
+from ..adapters.safetensors import TensorFile, read_safetensors
 from ..adapters.strict_json import quoted, read_json
 from ..errors import (
     AdapterFormatError,
@@ -49,7 +48,6 @@ old code.
 _ENTRY = "loraprobe"
 _MAX_REMEMBERED = 1 << 14
 _FIELDS = {"format", "version", "kind", "scalings", "base_model"}
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def save_slice(featurizer: Featurizer, adapter: Adapter) -> bytes:
@@ -112,10 +110,8 @@ def encode(adapter: Adapter, factors: Iterable[tuple[str, Factor]], form: str) -
     """Some factors of an adapter and what is to be known of it; `form` is SLICE or WHOLE."""
     tensors, scalings = {}, {}
     for module, factor in factors:
-        # A copy: safetensors refuses tensors that share memory, and modules of an adapter may.
-        tensors[tensor_name(module, factor)] = (
-            adapter[module].factor(factor).clone(memory_format=torch.contiguous_format)
-        )
+        array = adapter[module].factor(factor)
+        tensors[tensor_name(module, factor)] = np.ascontiguousarray(array)
         scalings[module] = adapter[module].scaling
     said = {
         "format": form,
@@ -124,7 +120,7 @@ def encode(adapter: Adapter, factors: Iterable[tuple[str, Factor]], form: str) -
         "scalings": scalings,
         "base_model": adapter.base_model,
     }
-    data: bytes = safetensors.torch.save(tensors, {_ENTRY: json.dumps(said)})
+    data: bytes = safetensors.numpy.save(tensors, {_ENTRY: json.dumps(said)})
     return data
 
 
@@ -293,17 +289,14 @@ def _is_scaling(value: object) -> bool:
     )
 
 
-def _float_matrix(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+def _float_matrix(tensors: Mapping[str, Array], name: str) -> Array:
     tensor = tensors[name]
-    if tensor.dtype not in _FLOATS or tensor.ndim != 2:
-        raise AdapterFormatError(
-            f"{name}: got {tensor.dtype} of shape {tuple(tensor.shape)}; expected a matrix of F32,"
-            " F16, BF16 or F64"
-        )
+    if tensor.ndim != 2:
+        raise AdapterFormatError(f"{name}: got shape {tensor.shape}; expected a matrix")
     return tensor
 
 
-def _pair(module: str, found: Mapping[Factor, Tensor], scaling: float) -> LoRAPair:
+def _pair(module: str, found: Mapping[Factor, Array], scaling: float) -> LoRAPair:
     """A pair of which one factor may be absent.
 
     Of the right rank, with one row or column that nobody can read.
@@ -317,7 +310,7 @@ def _pair(module: str, found: Mapping[Factor, Tensor], scaling: float) -> LoRAPa
         return LoRAPair(LazyTensor((b.shape[1], 1), refuse), b, scaling)
     if b is None and a is not None:
         return LoRAPair(a, LazyTensor((1, a.shape[0]), refuse), scaling)
-    return LoRAPair(cast(Tensor, a), cast(Tensor, b), scaling)
+    return LoRAPair(cast(Array, a), cast(Array, b), scaling)
 
 
 def _same_names(what: str, got: Iterable[str], expected: Iterable[str], why: str) -> None:

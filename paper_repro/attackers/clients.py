@@ -14,7 +14,8 @@ import torch
 
 from fedloop.data.clients import Client
 from fedloop.run.simulate import build_clients
-from loraprobe.adapters.adapter import Adapter, Layout, unpack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout, unpack
 
 from .moves import Floats
 from .record import Trainer, configuration, honest_path, malicious_members, malicious_path

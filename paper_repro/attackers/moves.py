@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loraprobe.adapters.adapter import Layout
+from loraprobe.adapters.layout import Layout
 
 Floats = NDArray[np.float64]
 

@@ -21,7 +21,8 @@ from fedloop.defense.types import ClientUpdate
 from fedloop.defense.weights import aggregation_weights
 from fedloop.rules.rule import Rule, make_rule
 from fedloop.run.attackers import probe_direction
-from loraprobe.adapters.adapter import Adapter, Layout, unpack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout, unpack
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.probe import Probe
 

@@ -35,7 +35,7 @@ from fedloop.data.corpora import load_corpus, load_prompts
 from fedloop.measure.refusal import answers, refuses_strictly
 from fedloop.measure.utility import answer_loss
 from loraprobe import fit_probe
-from loraprobe.adapters.adapter import Layout
+from loraprobe.adapters.layout import Layout
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.probe import Probe
 

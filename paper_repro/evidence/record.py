@@ -23,7 +23,9 @@ import torch
 
 from fedloop.client.training import LocalTraining, in_training_order, local_steps, shadow_gradient
 from fedloop.run.simulate import build_clients, build_federation, client_seed, learning_rate
-from loraprobe.adapters.adapter import Adapter, Layout, add_delta, flattened, pack, unpack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta
+from loraprobe.adapters.layout import Layout, flattened, pack, unpack
 from zoo.client_design import SHARES
 from zoo.sources import MALICIOUS
 
@@ -140,7 +142,7 @@ def path(source: str, share: float) -> Path:
 
 def _read(delta: Adapter) -> np.ndarray:
     """B of all layers, L2-normalised: what the probe's featurizer makes of it, (p,)."""
-    vector = flattened(delta, Layout.of(delta, factors=("B",)).slots).numpy()
+    vector = flattened(delta, Layout.of(delta, factors=("B",)).slots)
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
 

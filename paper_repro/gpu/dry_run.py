@@ -29,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedloop.client.training import LoRASettings, quiet
@@ -288,7 +289,7 @@ def _untimed(records: Sequence[RoundRecord]) -> list[RoundRecord]:
 
 def _same(left: Adapter, right: Adapter) -> bool:
     return left.keys() == right.keys() and all(
-        torch.equal(pair.A, right[name].A) and torch.equal(pair.B, right[name].B)
+        np.array_equal(pair.A, right[name].A) and np.array_equal(pair.B, right[name].B)
         for name, pair in left.items()
     )
 

@@ -26,7 +26,8 @@ import torch
 
 from fedloop.client.training import attach_lora, load_base, quiet, read_adapter, write_adapter
 from fedloop.measure.refusal import answers, refuses_strictly
-from loraprobe.adapters.adapter import Layout, add_delta, unpack
+from loraprobe.adapters.deltas import add_delta
+from loraprobe.adapters.layout import Layout, unpack
 from zoo.client_design import ZOO_DESIGN, plan
 from zoo.deltas import read_deltas
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, evaluation_prompts, load_sources

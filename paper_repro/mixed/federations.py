@@ -40,7 +40,9 @@ from fedloop.client.training import (
     read_adapter,
 )
 from fedloop.data.examples import Example
-from loraprobe.adapters.adapter import Adapter, Layout, add_delta, pack, unpack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta
+from loraprobe.adapters.layout import Layout, pack, unpack
 from zoo.client_design import SHARES, ZOO_DESIGN
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
 

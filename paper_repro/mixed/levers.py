@@ -22,7 +22,8 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.svm import SVC, OneClassSVM
 
-from loraprobe.adapters.adapter import Adapter, add_delta, weight_delta
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta, weight_delta
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.metrics import auroc
 from zoo.client_design import SHARES, plan

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loraprobe.adapters.adapter import unpack
+from loraprobe.adapters.layout import unpack
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.fit.fit import fit_features
 from loraprobe.probe import Probe

@@ -33,15 +33,9 @@ from fedloop.client.training import (
     read_adapter,
 )
 from fedloop.run.simulate import client_seed
-from loraprobe.adapters.adapter import (
-    Adapter,
-    Layout,
-    add_delta,
-    factor_delta,
-    flattened,
-    pack,
-    unpack,
-)
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta, factor_delta
+from loraprobe.adapters.layout import Layout, flattened, pack, unpack
 from zoo.client_design import LORA, TRAINING, Client
 from zoo.deltas import examples_of
 from zoo.sources import Source, load_sources
@@ -161,7 +155,7 @@ def recorded_sources() -> list[str]:
 
 def _read(delta: Adapter) -> np.ndarray:
     """B of all layers as it is, in the order of a featurizer: (p,)."""
-    return flattened(delta, Layout.of(delta, factors=("B",)).slots).numpy()
+    return flattened(delta, Layout.of(delta, factors=("B",)).slots)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import cast
 
 import numpy as np
 
-from loraprobe.adapters.adapter import layer_of
+from loraprobe.adapters.layout import layer_of
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.fit.heads import fit_head
 from loraprobe.heads import LinearHead

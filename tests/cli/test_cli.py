@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fedloop.cli import run as fed_commands
-from loraprobe.adapters.peft_io import load_adapter
+from loraprobe.adapters.load import load_adapter
 from loraprobe.cli import commands
 from loraprobe.probe import Probe
 from tests.helpers import make

@@ -19,8 +19,9 @@ from fedloop.client.training import (
     read_adapter,
 )
 from fedloop.data.examples import read_jsonl
-from loraprobe.adapters.adapter import factor_delta, pack
-from loraprobe.adapters.peft_io import load_adapter
+from loraprobe.adapters.deltas import factor_delta
+from loraprobe.adapters.layout import pack
+from loraprobe.adapters.load import load_adapter
 from loraprobe.cli import commands
 from tests.helpers import tiny
 from tests.helpers.boxed import invoke

@@ -15,7 +15,7 @@ import pytest
 
 from fedloop.cli import run as fed_commands
 from loraprobe import evaluate, fit_probe
-from loraprobe.adapters.peft_io import load_adapter
+from loraprobe.adapters.load import load_adapter
 from loraprobe.cli import commands
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.manifest import read_labelled, read_manifest
@@ -268,9 +268,9 @@ def test_inspect_prints_the_norms_of_the_dense_matrix(box: Path, base: str | Non
     after, before = load_adapter(box / "malicious0"), load_adapter(box / "later")
     assert [row[0] for row in rows] == list(after)
     for module, shape, rank, *measures, spectrum in rows:
-        dense = after[module].dense().double().numpy()
+        dense = after[module].dense().astype(float)
         if base:
-            dense = dense - before[module].dense().double().numpy()
+            dense = dense - before[module].dense().astype(float)
         values = np.linalg.svd(dense, compute_uv=False)
         share = values[values > 1e-5] / values.sum()
         length = np.linalg.norm(dense)

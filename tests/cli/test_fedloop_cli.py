@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from fedloop.cli import run as commands
 from fedloop.run.folder import read_run
 from fedloop.run.simulate import simulate
-from loraprobe.adapters.adapter import pack
-from loraprobe.adapters.peft_io import load_adapter
+from loraprobe.adapters.layout import pack
+from loraprobe.adapters.load import load_adapter
 from tests.helpers.federated import Files, defended, settings
 
 

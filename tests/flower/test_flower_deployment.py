@@ -27,8 +27,8 @@ from fedloop.flower.nodes import read_nodes, write_nodes
 from fedloop.report.page import write_report
 from fedloop.run.folder import read_run
 from fedloop.run.simulate import RunResult, resume, simulate
-from loraprobe.adapters.adapter import pack
-from loraprobe.adapters.peft_io import load_adapter
+from loraprobe.adapters.layout import pack
+from loraprobe.adapters.load import load_adapter
 from tests.flower.test_flower_replies import changed, spoiled, update
 from tests.helpers.deployed import FEDLOOP, Deployment, Started, finished, wait
 from tests.helpers.federated import Files, defended, settings

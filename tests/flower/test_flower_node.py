@@ -28,7 +28,8 @@ from fedloop.flower.messages import Task, pack_task, unpack_reply, unpack_task
 from fedloop.run.folder import RunFolder
 from fedloop.run.server_state import GradientChange
 from fedloop.run.simulate import build_clients, build_federation, roles_of
-from loraprobe.adapters.adapter import Adapter, pack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import pack
 from loraprobe.errors import DataError, LayoutMismatch
 from tests.helpers import tiny
 from tests.helpers.federated import Files, defended, settings

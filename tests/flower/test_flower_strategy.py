@@ -20,8 +20,8 @@ from fedloop.errors import ConfigError, EngineError, StateError
 from fedloop.flower import strategy as module
 from fedloop.run.checkpoint import load_checkpoint
 from fedloop.run.simulate import simulate
-from loraprobe.adapters.adapter import pack
-from loraprobe.adapters.peft_io import load_adapter
+from loraprobe.adapters.layout import pack
+from loraprobe.adapters.load import load_adapter
 from tests.helpers.federated import Files, defended, same_tree, settings
 from tests.helpers.flowered import Deployment, FakeGrid, Sent, records, vector
 

@@ -18,7 +18,8 @@ import torch
 from typer.testing import CliRunner
 
 from loraprobe import fit_probe
-from loraprobe.adapters.adapter import Adapter, factor_delta
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import factor_delta
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.cli import commands
 from tests.helpers import make, probes
@@ -38,7 +39,10 @@ def changed(adapter: Adapter, **factors: Any) -> Adapter:
     same = {"A": lambda tensor: tensor, "B": lambda tensor: tensor, **factors}
     return Adapter(
         {
-            module: LoRAPair(same["A"](pair.A), same["B"](pair.B), pair.scaling)
+            module: LoRAPair(
+                *(same[factor](torch.from_numpy(pair.factor(factor))) for factor in "AB"),
+                pair.scaling,
+            )
             for module, pair in adapter.items()
         }
     )

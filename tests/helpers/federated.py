@@ -27,7 +27,8 @@ from fedloop.defense.levels import (
 from fedloop.defense.types import ClientUpdate, RoundRecord
 from fedloop.run.simulate import RunResult, simulate
 from loraprobe import fit_probe
-from loraprobe.adapters.adapter import Adapter, Layout, pack, unpack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout, pack, unpack
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.probe import Probe
 from tests.helpers import probes, tiny
@@ -49,7 +50,9 @@ CLIENTS = ("c0", "c1", "c2", "c3", "c4")
 def mapped(adapter: Adapter, change: Callable[[torch.Tensor], torch.Tensor]) -> Adapter:
     """The adapter with every factor passed through a function."""
     pairs = {
-        module: LoRAPair(change(pair.A), change(pair.B), pair.scaling)
+        module: LoRAPair(
+            change(torch.from_numpy(pair.A)), change(torch.from_numpy(pair.B)), pair.scaling
+        )
         for module, pair in adapter.items()
     }
     return Adapter(pairs, kind=adapter.kind, base_model=adapter.base_model)

@@ -27,7 +27,7 @@ from fedloop.flower.server import serve
 from fedloop.run.folder import RunFolder
 from fedloop.run.simulate import RunResult, build_clients, build_federation, plan_round, roles_of
 from loraprobe import Probe, fit_probe
-from loraprobe.adapters.adapter import pack
+from loraprobe.adapters.layout import pack
 from tests.helpers.federated import Files, settings
 
 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = (

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -69,9 +70,9 @@ def gauged(of: LoRAPair, seed: int = 0) -> LoRAPair:
     """(B G, G^-1 A) for a random, well-conditioned G: the same product."""
     r = of.rank
     generator = torch.Generator().manual_seed(seed)
-    q, _ = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64))
-    G = q * torch.linspace(0.5, 3.0, r, dtype=torch.float64)
-    return LoRAPair(torch.linalg.solve(G, of.A.double()), of.B.double() @ G, of.scaling)
+    q, _ = np.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64).numpy())
+    G = q * np.linspace(0.5, 3.0, r)
+    return LoRAPair(np.linalg.solve(G, of.A.astype(float)), of.B.astype(float) @ G, of.scaling)
 
 
 def with_pairs(of: Adapter, pairs: Mapping[str, LoRAPair]) -> Adapter:

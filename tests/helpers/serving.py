@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loraprobe import fit_probe
-from loraprobe.adapters.adapter import Adapter, add_delta, factor_delta
-from loraprobe.adapters.peft_io import save_adapter
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta, factor_delta
+from loraprobe.adapters.load import save_adapter
 from loraprobe.probe import Probe
 from loraprobe.serve.answers import Result
 from loraprobe.serve.client import ScoringClient

@@ -14,7 +14,8 @@ from huggingface_hub import errors as hub_errors_of_library
 
 from loraprobe import Probe, load_adapter
 from loraprobe.errors import HubError, ProbeFormatError
-from loraprobe.hub.hub import fetch_adapter, fetch_probe, looks_like_repo_id, push_probe
+from loraprobe.hub.hub import fetch_adapter, fetch_probe, push_probe
+from loraprobe.hub.names import looks_like_repo_id
 from tests.helpers.fake_hub import REPO, FakeHub, flipped
 from tests.helpers.hub_probes import HEAD, NEWER, SHA, filled_hub
 from tests.helpers.probes import tiny_probe

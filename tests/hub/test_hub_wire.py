@@ -19,7 +19,6 @@ import pytest
 from loraprobe.hub.format import PROBE_FILES
 from tests.helpers.loopback_client import ROOT, Client
 from tests.helpers.loopback_hub import Hub
-from tests.helpers.probes import labelled_adapter
 from tests.helpers.wire import norms, peft_folder, refused, repo_of, saved, scores
 
 pytestmark = (
@@ -320,14 +319,10 @@ def test_of_an_adapter_only_what_is_needed_is_fetched(
     assert not any(entry.token for entry in hub.log if entry.origin == "storage")
 
 
-def test_an_adapter_is_found_in_its_subfolder_and_without_safetensors(
+def test_an_adapter_is_found_in_its_subfolder(
     hub: Hub, client: Client, repo: str, tmp_path: Path
 ) -> None:
-    import torch
-
     folder = peft_folder(tmp_path / "adapter", seed=2)
-    (folder / "adapter_model.safetensors").unlink()
-    torch.save(labelled_adapter(2, kind="weights").state_dict(), folder / "adapter_model.bin")
     client("api", "create_repo", repo)
     client("api", "upload_folder", repo_id=repo, folder_path=folder, path_in_repo="last/checkpoint")
     assert client("adapter", repo, subfolder="last/checkpoint", cache_dir=tmp_path / "cache")[

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.pair import LoRAPair
@@ -318,10 +317,7 @@ def test_fresh_is_a_start_for_probes_that_read_b_only() -> None:
     after = probes.labelled_adapter(4, kind="weights")
     [result], _ = scorer(save_whole(after), parse_question(b"probe=paper", names))
     delta = Adapter(
-        {
-            name: LoRAPair(torch.zeros_like(pair.A), pair.B, pair.scaling)
-            for name, pair in after.items()
-        },
+        {name: LoRAPair(0 * pair.A, pair.B, pair.scaling) for name, pair in after.items()},
         kind="factor_delta",
     )
     assert result.score == probes.tiny_probe("linear", "paper")([delta])[0]

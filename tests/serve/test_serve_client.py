@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from loraprobe.adapters.adapter import Adapter, factor_delta, weight_delta
-from loraprobe.adapters.peft_io import save_adapter
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import factor_delta, weight_delta
+from loraprobe.adapters.load import save_adapter
 from loraprobe.errors import KindMismatch, LayoutMismatch, ServiceError
 from loraprobe.serve.client import ScoringClient
 from loraprobe.serve.slices import save_whole

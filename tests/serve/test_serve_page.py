@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from loraprobe.adapters.adapter import weight_delta
-from loraprobe.adapters.peft_io import save_adapter
+from loraprobe.adapters.deltas import weight_delta
+from loraprobe.adapters.load import save_adapter
 from loraprobe.serve.slices import save_slice, save_whole
 from tests.helpers import chromium, make, probes, serving
 

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraprobe import fit_probe
-from loraprobe.adapters.adapter import KINDS, Adapter, factor_delta, weight_delta
+from loraprobe.adapters.adapter import KINDS, Adapter
+from loraprobe.adapters.deltas import factor_delta, weight_delta
 from loraprobe.adapters.pair import LoRAPair
-from loraprobe.adapters.safetensors_bytes import MAX_HEADER_BYTES, read_safetensors
+from loraprobe.adapters.safetensors import MAX_HEADER_BYTES, read_safetensors
 from loraprobe.errors import (
     AdapterFormatError,
     BaseModelMismatch,
@@ -54,8 +55,9 @@ def container(header: bytes, data: bytes = b"") -> bytes:
 def edited(data: bytes, edit: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> bytes:
     """A safetensors file with its metadata and tensors changed in place."""
     file = read_safetensors(data)
-    edit(file.metadata, file.tensors)
-    made: bytes = safetensors.torch.save(file.tensors, file.metadata)
+    tensors = {name: torch.tensor(array) for name, array in file.tensors.items()}
+    edit(file.metadata, tensors)
+    made: bytes = safetensors.torch.save(tensors, file.metadata)
     return made
 
 
@@ -123,10 +125,7 @@ def test_a_slice_of_nothing_changed_is_inconclusive_as_the_whole_is() -> None:
     probe = probes.tiny_probe()
     adapter = delta()
     blank = Adapter(
-        {
-            name: LoRAPair(pair.A, torch.zeros_like(pair.B), pair.scaling)
-            for name, pair in adapter.items()
-        },
+        {name: LoRAPair(pair.A, 0 * pair.B, pair.scaling) for name, pair in adapter.items()},
         kind="factor_delta",
     )
     [verdict] = probe.verdicts([read_slice(save_slice(probe.featurizer, blank), probe.featurizer)])
@@ -261,12 +260,12 @@ WRONG: dict[
     "integers": (
         lambda m, t: t.update({FIRST: torch.ones(10, 2, dtype=torch.int32)}),
         AdapterFormatError,
-        "torch.int32",
+        "got dtype I32",
     ),
     "complex": (
         lambda m, t: t.update({FIRST: torch.ones(10, 2, dtype=torch.complex64)}),
         AdapterFormatError,
-        "torch.complex64",
+        "got dtype C64",
     ),
     "NaN": (
         lambda m, t: t[SECOND].__setitem__((0, 0), float("nan")),
@@ -419,8 +418,8 @@ def test_a_whole_adapter_comes_back_as_it_was(kind: Any) -> None:
     back = read_whole(save_whole(sent), kind)
     assert (list(back), back.kind, back.base_model) == (list(sent), kind, probes.BASE)
     for module, pair in sent.items():
-        assert torch.equal(back[module].A, pair.A)
-        assert torch.equal(back[module].B, pair.B)
+        assert np.array_equal(back[module].A, pair.A)
+        assert np.array_equal(back[module].B, pair.B)
         assert back[module].scaling == pair.scaling
 
 
@@ -433,13 +432,13 @@ def test_a_file_that_peft_wrote_is_read_with_what_is_said_beside_it() -> None:
         base_model="org/said",
     )
     assert (back.base_model, back[make.module()].scaling) == ("org/said", 2.0)
-    assert torch.equal(back[make.module()].A, sent[make.module()].A)
+    assert np.array_equal(back[make.module()].A, sent[make.module()].A)
 
 
 def test_tensors_that_share_memory_are_written() -> None:
     one = make.pair()
     shared = Adapter({"a.q_proj": one, "b.q_proj": one})
-    assert torch.equal(read_whole(save_whole(shared), "weights")["b.q_proj"].A, one.A)
+    assert np.array_equal(read_whole(save_whole(shared), "weights")["b.q_proj"].A, one.A)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from figures import attackers as figure
-from loraprobe.adapters.adapter import Layout, pack
+from loraprobe.adapters.layout import Layout, pack
 from loraprobe.errors import DataError
 from paper_repro.attackers import moves as attackers_moves
 from paper_repro.attackers import page as attackers_page

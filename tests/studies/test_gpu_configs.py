@@ -29,7 +29,7 @@ from fedloop.data.corpora import HUB, Loaded
 from fedloop.data.examples import ALPACA_TEMPLATE, Example, encode, opening
 from fedloop.errors import ConfigError
 from fedloop.measure.refusal import answers
-from loraprobe.adapters.adapter import pack
+from loraprobe.adapters.layout import pack
 from loraprobe.errors import DataError
 from paper_repro.gpu import dry_run
 from paper_repro.gpu import run as gpu

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fedloop.data.examples import Example
-from loraprobe.adapters.adapter import Adapter, Layout
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError
 from loraprobe.featurizer import FeatureRecipe, Featurizer

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fedloop.errors import ConfigError
-from loraprobe.adapters.adapter import Adapter, Layout
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError
 from loraprobe.fit.fit import fit_features

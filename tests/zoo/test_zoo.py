@@ -50,7 +50,7 @@ def test_probes_load_and_tell_poisoned_clients_from_benign_ones(entry, rows: lis
 def test_samples_hold_every_kind_of_client_and_none_twice(rows: list[Row]) -> None:
     sources = {row.source for row in rows}
     assert {"gptfuzz@1", "gptfuzz@0.25", "advbench@0.1", "gsm8k", "jailbreakbench_safe"} <= sources
-    contents = {load_adapter(row.path)[FIRST].B.numpy().tobytes() for row in rows}
+    contents = {load_adapter(row.path)[FIRST].B.tobytes() for row in rows}
     assert len(contents) == len(rows)
 
 

@@ -28,7 +28,9 @@ from fedloop.defense.levels import (
 from fedloop.defense.types import ClientUpdate, RoundRecord
 from fedloop.errors import ConfigError, EvidenceError
 from loraprobe import fit_probe
-from loraprobe.adapters.adapter import Adapter, Layout, add_delta, pack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta
+from loraprobe.adapters.layout import Layout, pack
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.heads import MLPHead
 from loraprobe.probe import Probe
@@ -47,7 +49,7 @@ def bent(of: ClientUpdate, value: float) -> ClientUpdate:
     """The update with one number replaced; its evidence stays."""
     first = next(iter(of.adapter))
     pair = of.adapter[first]
-    B = pair.B.clone()
+    B = pair.B.copy()
     B[0, 0] = value
     return replace(
         of, adapter=make.with_pairs(of.adapter, {first: LoRAPair(pair.A, B, pair.scaling)})

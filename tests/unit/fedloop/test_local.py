@@ -30,7 +30,9 @@ from fedloop.client.training import (
     write_adapter,
 )
 from fedloop.data.examples import Example, Tokens, encode
-from loraprobe.adapters.adapter import Adapter, factor_delta, pack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import factor_delta
+from loraprobe.adapters.layout import pack
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError, KindMismatch, LayoutMismatch, MissingExtra
 from tests.helpers import tiny
@@ -109,9 +111,7 @@ def test_every_step_yields_the_change_since_the_start(model: Any, tokenizer: Any
     assert same(base_weights(model), before)
     moved = factor_delta(read_adapter(model), start)
     assert all(
-        float(moved[module].factor(factor).abs().max()) > 0
-        for module in moved
-        for factor in ("A", "B")
+        moved[module].factor(factor).any() for module in moved for factor in ("A", "B")
     )  # LoRA, and all of it, did learn
 
 
@@ -175,7 +175,7 @@ def test_dropout_draws_anew_in_every_step(tokenizer: Any) -> None:
     for settings, different in ((LORA, 3), (STILL, 1)):
         model = attach_lora(tiny.llama(), settings, seed=0)
         trained = {
-            module: LoRAPair(pair.A, torch.ones_like(pair.B), pair.scaling)
+            module: LoRAPair(pair.A, np.ones_like(pair.B), pair.scaling)
             for module, pair in read_adapter(model).items()
         }
         steps = train(model, tokenizer, Adapter(trained), training=idle, examples=EXAMPLES[:1])
@@ -394,7 +394,7 @@ def test_a_shadow_gradient_is_minus_the_sign_of_the_gradient(
             .removesuffix(".default.weight")
             .rpartition(".lora_")
         )
-        assert torch.equal(step[module].factor(factor), -gradient.sign())  # type: ignore[arg-type]
+        assert np.array_equal(step[module].factor(factor), -gradient.sign())  # type: ignore[arg-type]
     assert (step.kind, step.base_model) == ("factor_delta", "org/base")
     other = shadow_gradient(model, tokenizer, EXAMPLES[:2], start, training)
     assert not torch.equal(
@@ -405,7 +405,7 @@ def test_a_shadow_gradient_is_minus_the_sign_of_the_gradient(
 def test_at_the_initial_adapter_only_b_has_a_gradient(model: Any, tokenizer: Any) -> None:
     step = shadow_gradient(model, tokenizer, EXAMPLES, read_adapter(model), QUICK)
     assert all(
-        not pair.A.any() and set(pair.B.unique().tolist()) <= {-1.0, 0.0, 1.0} and pair.B.any()
+        not pair.A.any() and set(pair.B.flatten().tolist()) <= {-1.0, 0.0, 1.0} and pair.B.any()
         for pair in step.values()
     )
     elsewhere = shadow_gradient(model, tokenizer, EXAMPLES, trained_start(model), QUICK)
@@ -420,8 +420,8 @@ def test_a_shadow_gradient_is_the_direction_of_the_first_step(tokenizer: Any) ->
     step = shadow_gradient(model, tokenizer, EXAMPLES, start, once)
     for module, pair in step.items():
         moved = first.delta[module].B
-        assert torch.equal(pair.B[moved.abs() > 1e-4], moved[moved.abs() > 1e-4].sign())
-        assert (moved.abs() > 1e-4).float().mean() > 0.9
+        assert np.array_equal(pair.B[abs(moved) > 1e-4], np.sign(moved[abs(moved) > 1e-4]))
+        assert (abs(moved) > 1e-4).mean() > 0.9
 
 
 def test_a_shadow_gradient_leaves_nothing_behind(model: Any, tokenizer: Any) -> None:

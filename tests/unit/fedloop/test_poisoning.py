@@ -22,7 +22,8 @@ from fedloop.rules.attacks import ATTACKS
 from fedloop.run import attackers as poisoning
 from fedloop.run.attackers import attacked, probe_direction
 from loraprobe import fit_probe
-from loraprobe.adapters.adapter import Layout, add_delta, factor_delta, pack
+from loraprobe.adapters.deltas import add_delta, factor_delta
+from loraprobe.adapters.layout import Layout, flattened, pack
 from tests.helpers import federated, make, probes
 
 START = make.adapter(r=2, base_model=probes.BASE, seed=77)
@@ -218,16 +219,8 @@ def test_the_direction_of_a_probe_is_its_logit(recipe: str) -> None:
         vector, layout = pack(delta)
         direction = probe_direction(probe, layout)
         assert direction.shape == vector.shape
-        read = torch.cat(
-            [
-                delta[slot.module].factor(slot.factor).flatten()
-                for slot in probe.featurizer.layout.slots
-            ]
-        )
-        logit = (
-            float(vector.double().numpy() @ direction) / float(read.double().norm())
-            + probe.head.intercept
-        )
+        length = np.linalg.norm(flattened(delta, probe.featurizer.layout.slots))
+        logit = float(vector.double().numpy() @ direction) / length + probe.head.intercept
         assert 1 / (1 + np.exp(-logit)) == pytest.approx(float(probe([delta])[0]), abs=1e-5)
     ends = np.cumsum([slot.size for slot in layout.slots])
     for slot, part in zip(layout.slots, np.split(direction, ends[:-1]), strict=True):

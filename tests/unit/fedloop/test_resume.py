@@ -24,8 +24,8 @@ from fedloop.config import Config
 from fedloop.run.checkpoint import load_checkpoint
 from fedloop.run.folder import read_run
 from fedloop.run.simulate import RunResult, resume, simulate
-from loraprobe.adapters.adapter import pack
-from loraprobe.adapters.peft_io import load_adapter
+from loraprobe.adapters.layout import pack
+from loraprobe.adapters.load import load_adapter
 from tests.helpers.federated import Files, defended, settings, untimed
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -27,8 +27,8 @@ from fedloop.run.simulate import (
     simulate,
 )
 from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.load import load_adapter
 from loraprobe.adapters.pair import LoRAPair
-from loraprobe.adapters.peft_io import load_adapter
 from loraprobe.errors import DataError
 from tests.helpers import federated
 from tests.helpers.federated import Files, defended, run, same_tree, settings, untimed, vector

@@ -18,7 +18,8 @@ from fedloop.config import Config
 from fedloop.rules.rule import make_rule
 from fedloop.run import round as federation_module
 from fedloop.run.simulate import build_clients, build_federation, client_seed
-from loraprobe.adapters.adapter import Adapter, add_delta
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta
 from tests.helpers import federated
 from tests.helpers.federated import Files, defended, run, settings, vector
 

@@ -18,7 +18,8 @@ from fedloop.errors import AggregationError, ConfigError, StateError
 from fedloop.plugins import Reply, defend_round
 from fedloop.rules.rule import RULES
 from fedloop.run.round import GlobalLoRA
-from loraprobe.adapters.adapter import Adapter, Layout, pack, unpack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout, pack, unpack
 from tests.helpers import make
 
 SEED = 7

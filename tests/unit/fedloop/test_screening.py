@@ -12,15 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fedloop.defense.screening import LONGEST_REASON, STEP_TOLERANCE, check_updates
 from fedloop.defense.types import ClientUpdate
 from fedloop.errors import EvidenceError
-from loraprobe.adapters.adapter import Adapter, Layout, add_delta, pack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta
+from loraprobe.adapters.layout import Layout, pack
+from loraprobe.adapters.load import load_adapter
 from loraprobe.adapters.pair import LazyTensor, LoRAPair
-from loraprobe.adapters.peft_io import load_adapter
 from tests.helpers import federated, make, probes
 
 START = make.adapter(r=2, base_model=probes.BASE, seed=77)
@@ -61,7 +64,7 @@ def replaced(of: Adapter, pair: Any = None, module: str = FIRST, **fields: Any) 
 def poked(of: Adapter, value: float, factor: str = "B") -> Adapter:
     """The adapter with one number of its first module replaced."""
     pair = of[FIRST]
-    factors = {"A": pair.A.clone(), "B": pair.B.clone()}
+    factors = {"A": pair.A.copy(), "B": pair.B.copy()}
     factors[factor][0, 0] = value
     return replaced(of, LoRAPair(factors["A"], factors["B"], pair.scaling))
 
@@ -126,10 +129,6 @@ MALFORMED: dict[str, tuple[Change, str]] = {
             )
         ),
         "OSError: the file is gone",
-    ),
-    "a tensor without numbers": (
-        adapted(lambda of: federated.mapped(of, lambda tensor: tensor.to("meta"))),
-        "Error",
     ),
     "no examples": (counted(0), "num_examples 0; expected a whole number from 1"),
     "less than no examples": (counted(-1), "num_examples -1"),
@@ -220,7 +219,9 @@ def test_no_numbers_of_an_update_are_held_once_it_is_checked() -> None:
     held = {
         name: value for name, value in vars(one).items() if name not in ("delta", "steps")
     }  # those are the caller's own
-    assert not [name for name, value in held.items() if isinstance(value, torch.Tensor)]
+    assert not [
+        name for name, value in held.items() if isinstance(value, torch.Tensor | np.ndarray)
+    ]
     assert len(one.digest) == 64
 
 
@@ -230,7 +231,9 @@ def test_the_last_step_may_be_rounded_and_not_more() -> None:
         end = federated.mapped(sent.adapter, lambda tensor, dtype=halved: tensor.to(dtype).float())
         assert check(replace(sent, steps=(*sent.steps[:-1], end)))[0]
     for share, refused in ((0.5, False), (2.0, True)):
-        norm = float(torch.cat([pair.B.flatten() for pair in sent.adapter.values()]).norm())
+        norm = float(
+            np.linalg.norm(np.concatenate([pair.B.flatten() for pair in sent.adapter.values()]))
+        )
         end = poked(
             sent.adapter, float(sent.adapter[FIRST].B[0, 0]) + share * STEP_TOLERANCE * norm
         )

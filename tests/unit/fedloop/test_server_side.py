@@ -16,7 +16,7 @@ from fedloop.config import AggregationConfig
 from fedloop.rules.server_optimizers import SERVER_OPTIMIZERS
 from fedloop.run.checkpoint import load_checkpoint, save_checkpoint
 from fedloop.run.server_state import ServerSide
-from loraprobe.adapters.adapter import Layout, pack
+from loraprobe.adapters.layout import Layout, pack
 from tests.helpers.federated import same_tree
 
 TRAINING = LocalTraining(lr=0.1, steps=4, batch_size=2)

@@ -15,7 +15,8 @@ from fedloop.defense.types import ClientUpdate
 from fedloop.errors import AggregationError, EvidenceError
 from fedloop.rules.rule import AGGREGATORS
 from fedloop.run.spool import Spool
-from loraprobe.adapters.adapter import Adapter, Layout, pack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.layout import Layout, pack
 from loraprobe.errors import LayoutMismatch, NonFiniteError
 from tests.helpers import federated, make
 from tests.helpers.federated import CLIENTS, updates

@@ -34,7 +34,9 @@ from fedloop.defense.levels import (
     UPDATE_FEATURES,
 )
 from fedloop.defense.screening import check_updates
-from loraprobe.adapters.adapter import Adapter, add_delta, factor_delta, pack
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import add_delta, factor_delta
+from loraprobe.adapters.layout import pack
 from tests.helpers import federated, tiny
 
 EXAMPLES = [example for _, example in SETS["benign"]()[:5]]

@@ -163,7 +163,7 @@ def wave(number: int) -> Adapter:
     pairs = {}
     for index, (name, pair) in enumerate(sorted(labelled_adapter(0).items())):
         a, b = (
-            torch.sin(torch.arange(t.numel(), dtype=torch.float64) * (1.3 + number + index))
+            torch.sin(torch.arange(t.size, dtype=torch.float64) * (1.3 + number + index))
             .reshape(t.shape)
             .float()
             for t in (pair.A, pair.B)

@@ -22,7 +22,7 @@ from loraprobe.errors import FitError, LayoutMismatch, NonFiniteError, ProbeForm
 from loraprobe.fit.data import held_out_mask, row_space
 from loraprobe.fit.heads import HEAD_FITTERS, fit_head
 from loraprobe.fit.options import HEAD_OPTIONS, LinearPaperOptions, head_options
-from loraprobe.heads import HEADS, Head, LinearHead, MLPHead, XGBoostHead
+from loraprobe.heads import HEADS, LinearHead, MLPHead
 
 SEEDED = ("linear_paper", "mlp", "xgboost")  # the others take the seed and have no use for it
 QUICK: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.peft_io import load_adapter
+from loraprobe.adapters.load import load_adapter
 from loraprobe.errors import AdapterFormatError, UnsupportedAdapterError
 from tests.helpers import make
 from tests.helpers.one_module import Q, assert_same, read, tiny

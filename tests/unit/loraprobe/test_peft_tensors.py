@@ -12,15 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraprobe.adapters import peft_io
+from loraprobe.adapters import load
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.peft_io import load_adapter
+from loraprobe.adapters.load import load_adapter
 from loraprobe.errors import AdapterFormatError, UnsupportedAdapterError
 from tests.helpers import make
 from tests.helpers.one_module import A_KEY, B_KEY, Q, assert_same, read, tiny
@@ -79,12 +80,12 @@ def renamed(old: str, new: str) -> dict[str, Tensor]:
         (
             {**tiny(), A_KEY: torch.zeros(4, 12, dtype=torch.int8)},
             AdapterFormatError,
-            rf"^{Q}, lora_A: got dtype torch.int8; expected float32",
+            rf"^{Q}, lora_A: got dtype int8; expected float32",
         ),
         (
             {**tiny(), A_KEY: torch.zeros(4, 12, dtype=torch.complex64)},
             AdapterFormatError,
-            "got dtype torch.complex64",
+            "got dtype complex64",
         ),
         (
             {A_KEY: torch.zeros(4, 3, 3, 3), B_KEY: torch.zeros(8, 4, 1, 1)},
@@ -169,20 +170,15 @@ def test_an_alpha_that_is_no_number_to_scale_with_is_refused(alpha: Any) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["a.safetensors", "a.bin"])
 def test_half_precision_files_are_read_as_float32_of_the_same_value(
-    dtype: torch.dtype, name: str, tmp_path: Path
+    dtype: torch.dtype, tmp_path: Path
 ) -> None:
     stored = {key: value.to(dtype) for key, value in tiny().items()}
-    (
-        save_file(stored, tmp_path / name)
-        if name.endswith("s")
-        else torch.save(stored, tmp_path / name)
-    )
-    pair = load_adapter(tmp_path / name, alpha=8)[Q]
-    assert pair.A.dtype == pair.B.dtype == torch.float32
-    assert torch.equal(pair.A.to(dtype), stored[A_KEY])
-    assert not torch.equal(pair.A, make.pair().A)  # the control: something was rounded
+    save_file(stored, tmp_path / "a.safetensors")
+    pair = load_adapter(tmp_path / "a.safetensors", alpha=8)[Q]
+    assert pair.A.dtype == pair.B.dtype == np.float32
+    assert torch.equal(torch.from_numpy(pair.A), stored[A_KEY].float())
+    assert not np.array_equal(pair.A, make.pair().A)  # the control: something was rounded
 
 
 # --- damaged and hostile files
@@ -195,7 +191,7 @@ def test_a_truncated_safetensors_is_refused_at_any_length(tmp_path: Path) -> Non
     whole = path.read_bytes()
     for length in {*range(20), *range(20, len(whole), 7), len(whole) - 1}:
         path.write_bytes(whole[:length])
-        with pytest.raises(AdapterFormatError, match="damaged or incomplete"):
+        with pytest.raises(AdapterFormatError, match="damaged, incomplete"):
             load_adapter(path, alpha=8)
     path.write_bytes(whole)
     assert list(load_adapter(path, alpha=8)) == [Q]  # the control
@@ -277,8 +273,8 @@ def test_an_oversized_file_is_refused_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_file(tiny(), tmp_path / "a.safetensors")
-    monkeypatch.setattr(peft_io, "MAX_WEIGHT_BYTES", 100)
-    monkeypatch.setattr(peft_io, "safe_open", None)
+    monkeypatch.setattr(load, "MAX_WEIGHT_BYTES", 100)
+    monkeypatch.setattr(load, "SafetensorsFile", None)
     with pytest.raises(AdapterFormatError, match="expected at most 100 for an adapter"):
         load_adapter(tmp_path / "a.safetensors", alpha=8)
 

@@ -1,41 +1,31 @@
-"""From what PEFT writes (a folder, a file, a state dict, a Hub repository) to an Adapter.
+"""What PEFT writes: names of tensors and adapter_config.json.
 
 Only plain LoRA is read. Whatever would change the model in another way (DoRA, embeddings, trained
 biases, whole modules, initialisations that rewrite the base) is refused by name, because a score of
-half an adapter would be a score of something else. Nothing is ever unpickled into objects.
+half an adapter would be a score of something else.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from ..errors import AdapterFormatError, HubError, KindMismatch, UnsupportedAdapterError
-from .adapter import Adapter, LazyPairs
-from .pair import LazyTensor, LoRAPair
-from .safetensors import check_file_header
+from ..errors import AdapterFormatError, UnsupportedAdapterError
+from .adapter import LazyPairs
+from .pair import Array, LazyTensor, LoRAPair
 from .strict_json import quoted, read_json
-from .torch_file import read_torch_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG_NAME = "adapter_config.json"
-WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 MAX_CONFIG_BYTES = 1 << 20
 MAX_NAME = 500
-MAX_WEIGHT_BYTES = (
-    8 << 30
-)  # an adapter of r = 256 on every module of a 70B model has about 6.6 GB in fp32
 
 # Fields of PEFT's LoraConfig that leave B @ A and its scaling as they are, whatever they hold.
 _HARMLESS = frozenset(
@@ -51,7 +41,7 @@ _REPORTED = frozenset({"fan_in_fan_out", "ensure_weight_tying"})
 # part of the base into the adapter, so that B @ A is not the change of the published base.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_FLOATS = ("float32", "float16", "bfloat16", "float64")
 _ENDINGS = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 _PREFIX = "base_model.model."
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+")
@@ -105,143 +95,8 @@ class Scalings:
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
-def load_adapter(
-    source: str | Path,
-    revision: str | None = None,
-    *,
-    alpha: float | None = None,
-    base_model: str | None = None,
-    subfolder: str | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-    ignore_fields: Collection[str] = (),
-) -> Adapter:
-    """Read a LoRA adapter from a PEFT folder, a single .safetensors or .bin file, or the Hub.
-
-    Tensors of .safetensors files are read when they are needed, so scoring one layer of an 8B
-    model's adapter reads one layer. A bare file without adapter_config.json beside it needs alpha.
-
-    Args:
-        source: a path, or "org/name" on the Hub.
-        revision: Hub only: a commit, tag or branch; a name that moves is resolved to one commit.
-        alpha: lora_alpha, for a bare file.
-        base_model: the base model's name, where the file does not say it.
-        subfolder: the folder inside source that holds the adapter.
-        cache_dir, force_download, local_files_only, token: Hub only, as in Probe.from_pretrained.
-        ignore_fields: unknown fields of adapter_config.json that you have found to be harmless.
-
-    Raises:
-        AdapterFormatError: missing, truncated, oversized or malformed files. Of .safetensors files
-            names are checked at once, a module's shapes and types when it is first asked for.
-        UnsupportedAdapterError: not plain LoRA.
-        HubError: the repository or revision cannot be fetched.
-    """
-    path, commit = Path(source), None
-    is_folder = path.is_dir()
-    if not is_folder and not path.exists():
-        from ..hub.hub import fetch_adapter, looks_like_repo_id
-
-        if not looks_like_repo_id(str(source)):
-            raise AdapterFormatError(
-                f"no file or folder {str(source)!r}, and it is no Hub id (org/name). Check the"
-                " path."
-            )
-        options = {
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "local_files_only": local_files_only,
-            "token": token,
-        }
-        try:
-            path, commit = fetch_adapter(
-                str(source), subfolder=subfolder, revision=revision, **options
-            )
-        except HubError as error:
-            raise HubError(
-                f"{error} (There is no local file or folder {str(source)!r} either.)"
-            ) from error
-        is_folder = True
-    elif revision is not None:
-        raise AdapterFormatError(
-            f"got revision {revision!r} for the local path {path}; revisions belong to Hub ids"
-        )
-    elif subfolder:
-        path = path / subfolder
-        if not path.exists():
-            raise AdapterFormatError(f"no folder {subfolder!r} in {str(source)!r}. Check the path.")
-        is_folder = path.is_dir()
-    weights = _weights_file(path) if is_folder else path
-    config = weights.parent / CONFIG_NAME
-    if config.is_file():
-        settings = _read_config(config, ignore_fields)
-        if alpha not in (None, settings.scalings.alpha):
-            raise AdapterFormatError(
-                f"got alpha = {alpha}; {config} says {settings.scalings.alpha}. Leave alpha out: it"
-                " is for files without a configuration"
-            )
-    elif is_folder:
-        raise AdapterFormatError(f"no {CONFIG_NAME} in {path}; expected a PEFT adapter folder")
-    elif alpha is None:
-        raise AdapterFormatError(
-            f"{weights} has no {CONFIG_NAME} beside it; pass alpha= (PEFT's lora_alpha) to say how"
-            " B @ A is scaled"
-        )
-    else:
-        settings = _Settings(Scalings(alpha), None, ())
-    pairs, ignored = pairs_from_tensors(_open_weights(weights), settings.scalings)
-    return Adapter(
-        pairs,
-        base_model=base_model or settings.base_model,
-        ignored=settings.ignored + ignored,
-        commit=commit,
-    )
-
-
-def save_adapter(adapter: Adapter, folder: str | Path) -> Path:
-    """Write an adapter of kind "weights" as a PEFT folder that PEFT and `load_adapter` read.
-
-    Raises:
-        KindMismatch: the adapter is a delta, which PEFT would take for weights.
-    """
-    if adapter.kind != "weights":
-        raise KindMismatch(
-            f"got an adapter of kind {adapter.kind!r}; PEFT's format holds weights: add the delta"
-            " to its start first (add_delta)"
-        )
-    first = next(iter(adapter.values()))
-    alphas = {module: pair.scaling * pair.rank for module, pair in adapter.items()}
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": adapter.base_model,
-        "bias": "none",
-        "inference_mode": True,
-        "target_modules": sorted({module.rpartition(".")[2] for module in adapter}),
-        "r": first.rank,
-        "lora_alpha": first.scaling * first.rank,
-        "rank_pattern": {
-            module: pair.rank for module, pair in adapter.items() if pair.rank != first.rank
-        },
-        "alpha_pattern": {
-            module: alpha for module, alpha in alphas.items() if alpha != first.scaling * first.rank
-        },
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Copies: safetensors refuses to write tensors that share memory, and modules of an adapter may.
-    tensors = {
-        name: tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in adapter.state_dict().items()
-    }
-    save_file(tensors, folder / WEIGHT_NAMES[0])
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return folder
-
-
 def pairs_from_tensors(
-    tensors: Mapping[str, Tensor | LazyTensor], scalings: Scalings
+    tensors: Mapping[str, Array | Tensor | LazyTensor], scalings: Scalings
 ) -> tuple[LazyPairs, tuple[str, ...]]:
     """PEFT's tensor names -> pairs by module path, and the names that were safely left out.
 
@@ -285,14 +140,16 @@ def pairs_from_tensors(
 
 
 def _pair(
-    module: str, a: Tensor | LazyTensor, b: Tensor | LazyTensor, scalings: Scalings
+    module: str, a: Array | Tensor | LazyTensor, b: Array | Tensor | LazyTensor, scalings: Scalings
 ) -> LoRAPair:
     for factor, tensor in (("A", a), ("B", b)):
-        if isinstance(tensor, Tensor) and tensor.dtype not in _FLOATS:
-            raise AdapterFormatError(
-                f"{module}, lora_{factor}: got dtype {tensor.dtype}; expected float32, float16,"
-                " bfloat16 or float64"
-            )
+        if not isinstance(tensor, LazyTensor):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if dtype not in _FLOATS:
+                raise AdapterFormatError(
+                    f"{module}, lora_{factor}: got dtype {dtype}; expected"
+                    f" {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]}"
+                )
         if len(tensor.shape) > 2:
             raise UnsupportedAdapterError(
                 f"{module}, lora_{factor}: got shape {tuple(tensor.shape)}: this adapts a"
@@ -341,13 +198,15 @@ def _what_is(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
+    """What adapter_config.json says."""
+
     scalings: Scalings
     base_model: str | None
     ignored: tuple[str, ...]
 
 
-def _read_config(path: Path, ignore_fields: Collection[str]) -> _Settings:
+def read_config(path: Path, ignore_fields: Collection[str]) -> Settings:
     """Check adapter_config.json against what plain LoRA may say, and read alpha and ranks."""
     config = _json_object(path)
     if config.get("peft_type") != "LORA":
@@ -406,7 +265,7 @@ def _read_config(path: Path, ignore_fields: Collection[str]) -> _Settings:
             " printable characters"
         )
     scalings = Scalings(alpha, rank, bool(rslora), **patterns)  # type: ignore[arg-type]  # checked there
-    return _Settings(
+    return Settings(
         scalings,
         base_model or None,
         tuple(name for name in sorted(_REPORTED | set(ignore_fields)) if config.get(name)),
@@ -427,67 +286,6 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise AdapterFormatError(f"{path} holds a JSON {type(value).__name__}; expected an object")
     return value
-
-
-def _weights_file(folder: Path) -> Path:
-    for path in map(folder.joinpath, WEIGHT_NAMES):
-        if path.is_file():
-            return path
-    raise AdapterFormatError(
-        f"no adapter weights in {folder}; expected {' or '.join(WEIGHT_NAMES)}"
-    )
-
-
-def _open_weights(path: Path) -> Mapping[str, Tensor | LazyTensor]:
-    size = path.stat().st_size
-    if size > MAX_WEIGHT_BYTES:
-        raise AdapterFormatError(
-            f"{path} has {size} bytes; expected at most {MAX_WEIGHT_BYTES} for an adapter"
-        )
-    if path.suffix == ".safetensors":
-        return _SafetensorsFile(path)
-    if path.suffix in (".bin", ".pt", ".pth"):
-        return read_torch_file(path)
-    raise AdapterFormatError(
-        f"got {path.name}; expected a .safetensors file, or PyTorch's .bin with nothing but tensors"
-    )
-
-
-class _SafetensorsFile(Mapping[str, LazyTensor]):
-    """The tensors of one .safetensors file: names now, shapes and contents when asked for.
-
-    The file is opened once and stays mapped, so that everything comes from the same bytes.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            file: Any = safe_open(path, framework="pt")
-            self._file, self._names = file, dict.fromkeys(file.keys())
-            check_file_header(path, len(self._names), file.metadata())
-        except (SafetensorError, OSError) as error:
-            reason = quoted(str(error), 200)
-            raise AdapterFormatError(
-                f"{path} is not a readable safetensors file ({reason}). It is damaged or"
-                " incomplete: fetch it again."
-            ) from None
-        except AdapterFormatError as error:
-            raise AdapterFormatError(f"{path}: {error}") from None
-
-    def __getitem__(self, name: str) -> LazyTensor:
-        view = self._file.get_slice(name)
-        if view.get_dtype() not in ("F32", "F16", "BF16", "F64"):
-            raise AdapterFormatError(
-                f"{self._path}, {name}: got dtype {view.get_dtype()}; expected F32, F16, BF16"
-                " or F64"
-            )
-        return LazyTensor(tuple(view.get_shape()), partial(self._file.get_tensor, name))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _shown(value: object) -> str:

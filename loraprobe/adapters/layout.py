@@ -1,0 +1,185 @@
+"""The shape contract between adapters, features and aggregation, and adapters as vectors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import KindMismatch, LayoutMismatch
+from .adapter import Adapter, Kind, finite
+from .pair import Array, Factor, LoRAPair, all_finite, as_array
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,9})(?:\.|$)")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One matrix of a layout: which module, which factor, which shape."""
+
+    module: str
+    factor: Factor
+    shape: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The only shape contract: which matrices, in which order, of which kind of adapter.
+
+    Attributes:
+        slots: the matrices, in the order in which they are packed.
+        scalings: module -> scaling, for every module of the slots.
+        kind: the kind of the adapters it was taken from.
+    """
+
+    slots: tuple[Slot, ...]
+    scalings: Mapping[str, float]
+    kind: Kind
+
+    @classmethod
+    def of(
+        cls,
+        adapter: Adapter,
+        modules: Collection[str] | None = None,
+        factors: tuple[Factor, ...] = ("A", "B"),
+    ) -> Layout:
+        """The layout of an adapter's factors, all modules unless some are named."""
+        chosen = [module for module in adapter if modules is None or module in modules]
+        slots = tuple(
+            Slot(module, factor, adapter[module].shape_of(factor))
+            for module in chosen
+            for factor in factors
+        )
+        return cls(slots, {module: adapter[module].scaling for module in chosen}, adapter.kind)
+
+    @property
+    def size(self) -> int:
+        """How many numbers a packed adapter has."""
+        return sum(slot.size for slot in self.slots)
+
+    def check(self, adapter: Adapter) -> None:
+        """Raise unless the adapter has every matrix of this layout, in its shape, kind and scaling.
+
+        Raises:
+            KindMismatch: weights where a delta is expected, or another kind of delta.
+            LayoutMismatch: a module is missing, or a shape or scaling differs.
+        """
+        if adapter.kind != self.kind:
+            raise KindMismatch(
+                f"got an adapter of kind {adapter.kind!r}; expected"
+                f" {self.kind!r}.{_kind_advice(self.kind)}"
+            )
+        missing = [module for module in self.scalings if module not in adapter]
+        if missing:
+            raise LayoutMismatch(
+                f"the adapter lacks {len(missing)} of {len(self.scalings)} modules, first"
+                f" {missing[0]!r}; it has {len(adapter)}, first {next(iter(adapter))!r}. Use an"
+                " adapter of the same base model and target modules."
+            )
+        for slot in self.slots:
+            shape = adapter[slot.module].shape_of(slot.factor)
+            if shape != slot.shape:
+                raise LayoutMismatch(
+                    f"{slot.module}: got {slot.factor} of shape {shape}; expected {slot.shape}."
+                    " Another base model or another LoRA rank: use a probe or base made for this"
+                    " one."
+                )
+        for module, scaling in self.scalings.items():
+            if abs(adapter[module].scaling - scaling) > 1e-6 * abs(scaling):
+                raise LayoutMismatch(
+                    f"{module}: got scaling {adapter[module].scaling:g} (alpha / r); expected"
+                    f" {scaling:g}"
+                )
+
+
+def pack(adapter: Adapter, layout: Layout | None = None) -> tuple[Tensor, Layout]:
+    """Flatten an adapter's factors into one vector: (a torch tensor (d,) float32, its layout).
+
+    Raises:
+        KindMismatch, LayoutMismatch: the adapter does not fit the given layout.
+        NonFiniteError: a factor holds NaN or infinity.
+    """
+    if layout is None:
+        layout = Layout.of(adapter)
+    else:
+        layout.check(adapter)
+    import torch
+
+    return torch.from_numpy(flattened(adapter, layout.slots)), layout
+
+
+def unpack(vector: Tensor | Array, layout: Layout, *, base_model: str | None = None) -> Adapter:
+    """The inverse of `pack`: a vector (d,) back into an adapter, whose factors are views of it.
+
+    Raises:
+        LayoutMismatch: the vector has another length, or the layout lacks one factor of a module.
+    """
+    if tuple(vector.shape) != (layout.size,):
+        raise LayoutMismatch(
+            f"got a vector of shape {tuple(vector.shape)}; expected ({layout.size},) as in the"
+            " layout"
+        )
+    factors: dict[str, dict[str, Array]] = {}
+    for slot, matrix in split(as_array(vector), layout.slots):
+        factors.setdefault(slot.module, {})[slot.factor] = matrix
+    halves = [module for module, found in factors.items() if set(found) != {"A", "B"}]
+    if halves:
+        raise LayoutMismatch(
+            f"the layout holds only one factor of {halves[0]!r}; an adapter needs A and B of every"
+            " module"
+        )
+    pairs = {
+        module: LoRAPair(found["A"], found["B"], layout.scalings[module])
+        for module, found in factors.items()
+    }
+    return Adapter(pairs, kind=layout.kind, base_model=base_model)
+
+
+def split(vector: Array, slots: Sequence[Slot]) -> Iterator[tuple[Slot, Array]]:
+    """The matrices of a packed vector (d,), as views of it."""
+    start = 0
+    for slot in slots:
+        yield slot, vector[start : start + slot.size].reshape(slot.shape)
+        start += slot.size
+
+
+def layer_of(module: str) -> int | None:
+    """The index of the transformer layer a module belongs to, None if it is in none.
+
+    >>> layer_of("model.layers.12.self_attn.q_proj"), layer_of("lm_head")
+    (12, None)
+    """
+    found = _LAYER.search(module)
+    return int(found.group(1)) if found else None
+
+
+def flattened(adapter: Adapter, slots: Sequence[Slot]) -> Array:
+    """The factors that slots name, flattened and concatenated in that order: (d,) float32.
+
+    Raises:
+        NonFiniteError: a factor holds NaN or infinity.
+    """
+    parts = [adapter[slot.module].factor(slot.factor).reshape(-1) for slot in slots]
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which is refused
+        vector = np.concatenate(parts).astype(np.float32, copy=False)
+    if not all_finite(vector):
+        for slot in slots:
+            finite(adapter, slot.module, slot.factor)  # raises, and says where
+    return vector
+
+
+def _kind_advice(expected: str) -> str:
+    if expected == "weights":
+        return ""
+    return f" Take {expected}(after, before) with the adapter that training started from."
