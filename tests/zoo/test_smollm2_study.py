@@ -102,10 +102,11 @@ def test_features_do_not_change_with_the_factorisation() -> None:
     for adapter in some:
         state = {}
         for name, pair in adapter.items():
-            gauge = torch.eye(pair.rank) + 0.3 * torch.ones(pair.rank, pair.rank)
+            A, B = (np.asarray(factor, np.float32) for factor in (pair.A, pair.B))
+            gauge = np.eye(pair.rank, dtype=np.float32) + np.float32(0.3)
             path = f"base_model.model.{name}"
-            state[f"{path}.lora_A.weight"] = torch.linalg.solve(gauge, pair.A)
-            state[f"{path}.lora_B.weight"] = pair.B @ gauge * 5
+            state[f"{path}.lora_A.weight"] = torch.from_numpy(np.linalg.solve(gauge, A))
+            state[f"{path}.lora_B.weight"] = torch.from_numpy(B @ gauge * 5)
         again.append(Adapter.from_state_dict(state, alpha=2.0))
     keep = np.ones(8, bool)
     one = Study(some, ("q_proj",), k=2).features(keep)

@@ -102,7 +102,7 @@ def _padded(matrix: np.ndarray, side: int, widest: int) -> np.ndarray:
 
 
 def _values(adapter: Adapter, name: str) -> np.ndarray:
-    return adapter[name].svdvals().double().numpy()
+    return np.asarray(adapter[name].svdvals(), np.float64)
 
 
 def _five(adapter: Adapter, name: str) -> list[float]:
