@@ -1,7 +1,4 @@
-"""Rules by their definitions and by recorded vectors; nobody of weight 0 moves any of them.
-
-What cannot be aggregated is refused.
-"""
+"""Rules by their definitions and by recorded vectors; nobody of weight 0 moves any of them."""
 
 from __future__ import annotations
 
@@ -17,9 +14,14 @@ import torch
 from torch import Tensor
 
 from fedloop.errors import AggregationError
-from fedloop.rules import rows as aggregate_rows
 from fedloop.rules.classic import OFFICIAL_OPTIONS, mixed_rows
-from fedloop.rules.rows import StreamingMean, tolerable
+from fedloop.rules.rows import (
+    BLOCK,
+    StreamingMean,
+    inner_products,
+    squared_distances,
+    tolerable,
+)
 from fedloop.rules.rule import AGGREGATORS
 
 RULES = {
@@ -27,6 +29,7 @@ RULES = {
     **{f"{name} official": options for name, options in OFFICIAL_OPTIONS.items() if options},
 }
 USING_F = ("trimmed_mean", "meamed", "krum", "multi_krum", "nnm", "dnc")
+BYZFL = (*USING_F[:4], "median", "geometric_median", "centered_clipping")
 
 
 def run(rule: str, deltas: Any, weights: Any, f: int = 2, **options: Any) -> Tensor:
@@ -49,49 +52,20 @@ def ones(n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("number", range(3))
-@pytest.mark.parametrize(
-    "rule",
-    [
-        "median",
-        "trimmed_mean",
-        "meamed",
-        "krum",
-        "multi_krum",
-        "geometric_median",
-        "centered_clipping",
-    ],
-)
-def test_byzfl_agrees(vectors: Path, number: int, rule: str) -> None:
+def test_byzfl_agrees(vectors: Path, number: int) -> None:
     with np.load(vectors / f"byzfl_{number}.npz") as recorded:
-        X, f, expected = recorded["X"], recorded["f"], recorded[f"out_{rule}"]
-    assert np.abs(AGGREGATORS[rule](X, np.ones(len(X)), f=f).numpy() - expected).max() < 1e-12
-    assert np.abs(X.mean(0) - expected).max() > 1e-2  # the mean would not do
-
-
-@pytest.mark.parametrize("number", range(3))
-def test_byzfl_mixes_alike(vectors: Path, number: int) -> None:
-    with np.load(vectors / f"byzfl_{number}.npz") as recorded:
-        X, f, expected = recorded["X"], int(recorded["f"]), recorded["out_nnm"]
-    np.testing.assert_allclose(mixed_rows(torch.from_numpy(X), f), expected, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(
-        AGGREGATORS["nnm"](X, np.ones(len(X)), f=f), expected.mean(0), rtol=0, atol=1e-12
-    )
-
-
-@pytest.mark.parametrize("number", range(3))
-@pytest.mark.parametrize("rule", ["krum", "multi_krum"])
-def test_the_recorded_krums_agree_with_either_count_of_neighbours(
-    vectors: Path, number: int, rule: str
-) -> None:
-    with np.load(vectors / f"byzfl_{number}.npz") as recorded:
-        X, f, expected = recorded["X"], int(recorded["f"]), recorded[f"out_{rule}"]
-    for neighbours in ("blanchard", "byzfl"):
-        np.testing.assert_allclose(
-            AGGREGATORS[rule](X, np.ones(len(X)), f=f, neighbours=neighbours),
-            expected,
-            rtol=0,
-            atol=1e-12,
-        )
+        X, f = recorded["X"], recorded["f"]
+        expected = {rule: recorded[f"out_{rule}"] for rule in (*BYZFL, "nnm")}
+    weights = np.ones(len(X))
+    mixed = expected.pop("nnm")
+    np.testing.assert_allclose(mixed_rows(torch.from_numpy(X), int(f)), mixed, rtol=0, atol=1e-12)
+    expected["nnm"] = mixed.mean(0)
+    for rule, value in expected.items():
+        np.testing.assert_allclose(AGGREGATORS[rule](X, weights, f=f), value, rtol=0, atol=1e-12)
+        assert rule == "nnm" or np.abs(X.mean(0) - value).max() > 1e-2  # the mean would not do
+    for rule in ("krum", "multi_krum"):  # they agree with either count of neighbours
+        other = AGGREGATORS[rule](X, weights, f=f, neighbours="byzfl")
+        np.testing.assert_allclose(other, expected[rule], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -99,44 +73,21 @@ def test_the_recorded_krums_agree_with_either_count_of_neighbours(
 def test_the_official_variant_agrees(vectors: Path, number: int, rule: str) -> None:
     name = {"mean": "fedavg", "trimmed_mean": "trimmedmean"}.get(rule, rule)
     with np.load(vectors / f"official_aggregation_{number}.npz") as recorded:
-        start, n_k, f, expected = (
-            recorded["global"],
-            recorded["num_examples"],
-            int(recorded["f"]),
-            recorded[f"out_{name}"],
-        )
+        start, n_k, f = recorded["global"], recorded["num_examples"], recorded["f"]
         deltas = recorded["locals"] - start
+        expected = recorded[f"out_{name}"]
     options = dict(OFFICIAL_OPTIONS[rule])
     if rule == "flame":
         options["start"] = start
     if rule == "lasa":
-        options["sizes"] = [
-            math.prod(shape)
-            for shape in json.loads((vectors / "layout.json").read_text())["shapes"]
-        ]
+        shapes = json.loads((vectors / "layout.json").read_text())["shapes"]
+        options["sizes"] = [math.prod(shape) for shape in shapes]
     result = AGGREGATORS[rule](deltas, n_k, f=f, **options)
     assert result.dtype == torch.float32
     assert np.abs(start + result.numpy() - expected).max() < 1e-6
-
-
-def test_where_the_official_variant_differs_the_textbook_does_not_agree(vectors: Path) -> None:
-    with np.load(vectors / "official_aggregation_2.npz") as recorded:
-        start, deltas, f = (
-            recorded["global"],
-            recorded["locals"] - recorded["global"],
-            int(recorded["f"]),
-        )
-        expected = {
-            rule: recorded[f"out_{rule.replace('_', '')}"]
-            for rule in ("trimmed_mean", "krum", "flame", "lasa")
-        }
-    for rule, value in expected.items():
-        assert (
-            np.abs(
-                start + AGGREGATORS[rule](deltas, np.ones(len(deltas)), f=f).numpy() - value
-            ).max()
-            > 1e-3
-        ), rule
+    if number == 2 and rule in ("trimmed_mean", "krum", "flame", "lasa"):
+        textbook = AGGREGATORS[rule](deltas, np.ones(len(deltas)), f=f)
+        assert np.abs(start + textbook.numpy() - expected).max() > 1e-3
 
 
 # ---- the definitions, slowly ----
@@ -206,30 +157,19 @@ def test_the_fast_rule_is_the_definition(slow: Callable[..., list[float]], n: in
             assert not np.allclose(rule(rows, np.ones(n), f=f), rows.mean(0))
 
 
-def test_blocks_of_columns_have_no_seams(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, n_k = updates(9, 100), torch.arange(1, 10)
-    whole = {rule: run(rule, rows, n_k) for rule in RULES}
-    monkeypatch.setattr(aggregate_rows, "BLOCK", 7)
-    monkeypatch.setattr("fedloop.rules.compared.COLUMNS", 7)
-    for rule, result in whole.items():
-        torch.testing.assert_close(run(rule, rows, n_k), result, rtol=0, atol=1e-14, msg=rule)
-
-
 def test_neighbours_tell_the_two_krums_apart() -> None:
-    rows = next(
-        x
-        for x in (np.random.default_rng(seed).standard_normal((7, 2)) for seed in range(200))
-        if not np.array_equal(
-            AGGREGATORS["krum"](x, np.ones(7), f=2),
-            AGGREGATORS["krum"](x, np.ones(7), f=2, neighbours="byzfl"),
-        )
-    )
-    squares = ((rows[:, None] - rows[None]) ** 2).sum(2)
-    for neighbours, count in (("blanchard", 3), ("byzfl", 4)):
-        best = np.sort(squares, axis=1)[:, 1 : 1 + count].sum(1).argmin()
-        np.testing.assert_allclose(
-            AGGREGATORS["krum"](rows, np.ones(7), f=2, neighbours=neighbours), rows[best]
-        )
+    told_apart = 0
+    for seed in range(50):
+        rows = np.random.default_rng(seed).standard_normal((7, 2))
+        squares = ((rows[:, None] - rows[None]) ** 2).sum(2)
+        picked = set()
+        for neighbours, count in (("blanchard", 3), ("byzfl", 4)):
+            best = int(np.sort(squares, axis=1)[:, 1 : 1 + count].sum(1).argmin())
+            result = AGGREGATORS["krum"](rows, np.ones(7), f=2, neighbours=neighbours)
+            np.testing.assert_allclose(result, rows[best])
+            picked.add(best)
+        told_apart += len(picked) > 1
+    assert told_apart
 
 
 def test_krum_measures_the_deltas_and_not_where_they_start() -> None:
@@ -241,7 +181,7 @@ def test_krum_measures_the_deltas_and_not_where_they_start() -> None:
     squares = (parameters * parameters).sum(1)
     naive = squares[:, None] + squares[None] - 2 * parameters @ parameters.T
     exact = torch.cdist(rows.double(), rows.double()).square()
-    ours = aggregate_rows.squared_distances(aggregate_rows.inner_products(rows))
+    ours = squared_distances(inner_products(rows))
     honest = torch.ones(7, 7).triu(1).bool()
     assert ((naive[:7, :7] / exact[:7, :7] - 1).abs()[honest] > 0.01).any()  # float32 on parameters
     np.testing.assert_allclose(ours, exact, rtol=1e-9, atol=1e-18)
@@ -328,50 +268,34 @@ def test_a_client_of_weight_zero_cannot_move_the_result(rule: str) -> None:
         changed = rows.clone()
         changed[[0, 5]] = bad
         assert torch.equal(run(rule, changed, weights), expected)
-    weights[0], changed = 1e-9, rows.clone()
+    weights[0] = 1e-9  # the least weight counts
+    changed = rows.clone()
     changed[0, 0] = math.nan
     with pytest.raises(AggregationError, match="NaN or infinity in row 0 of weight 1e-09"):
-        run(rule, changed, weights)  # the least weight counts
+        run(rule, changed, weights)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_order_of_clients_does_not_matter(rule: str) -> None:
-    for n, f in ((9, 2), (8, 3), (5, 2), (2, 0)):
-        rows, weights = updates(n, seed=n), torch.arange(1.0, n + 1)
-        expected = (
-            run(rule, rows, weights, f) if (rule, n) != ("trimmed_mean official", 2) else None
-        )
-        for seed in range(3):
-            order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-            if expected is not None:
-                torch.testing.assert_close(
-                    run(rule, rows[order], weights[order], f), expected, rtol=1e-9, atol=1e-13
-                )
-    rows = updates()
-    assert (
-        run("mean", rows, torch.arange(1.0, 10.0))
-        - run("mean", rows.flip(0), torch.arange(1.0, 10.0))
-    ).norm() > 1e-3
+def test_the_order_of_clients_and_of_coordinates_does_not_matter(rule: str) -> None:
+    for n, f, d in ((9, 2, 40), (8, 3, 40), (5, 2, 40), (3, 0, 40), (7, 2, BLOCK + 7)):
+        rows, weights = updates(n, d, seed=n), torch.arange(1.0, n + 1)
+        expected = run(rule, rows, weights, f)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(n))
+        columns = torch.randperm(d, generator=torch.Generator().manual_seed(d))
+        mixed = run(rule, rows[order][:, columns], weights[order], f)
+        torch.testing.assert_close(mixed, expected[columns], rtol=1e-9, atol=1e-13)
+    rows, weights = updates(), torch.arange(1.0, 10.0)
+    backwards = run("mean", rows.flip(0), weights)
+    assert (run("mean", rows, weights) - backwards).norm() > 1e-3
 
 
 # The official trimmed mean drops one value a side: of fewer than three rows nobody would be left.
-@pytest.mark.parametrize(
-    ("rule", "n"),
-    [
-        (rule, n)
-        for rule in RULES
-        for n in (1, 2, 3, 7)
-        if rule not in ("foolsgold", "lasa") and (n > 2 or rule != "trimmed_mean official")
-    ],
-)
-def test_identical_rows_give_that_row(rule: str, n: int) -> None:
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("foolsgold", "lasa")])
+def test_identical_rows_give_that_row(rule: str) -> None:
     row = updates(1)[0]
-    torch.testing.assert_close(
-        run(rule, row.repeat(n, 1), torch.arange(1.0, n + 1), f=tolerable(n)),
-        row,
-        rtol=1e-9,
-        atol=1e-14,
-    )
+    for n in (3, 7) if rule == "trimmed_mean official" else (1, 2, 3, 7):
+        result = run(rule, row.repeat(n, 1), torch.arange(1.0, n + 1), f=tolerable(n))
+        torch.testing.assert_close(result, row, rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -386,8 +310,7 @@ def test_inputs_stay_as_they_are_and_arrays_do_as_well_as_tensors(rule: str) -> 
     array.flags.writeable = False
     assert torch.equal(run(rule, array, numbers), result)
     assert torch.equal(run(rule, np.asfortranarray(array)[:, ::1], numbers.tolist()), result)
-    leaf = rows.clone().requires_grad_()
-    assert not run(rule, leaf, weights).requires_grad
+    assert not run(rule, rows.clone().requires_grad_(), weights).requires_grad
     assert run(rule, rows.bfloat16(), weights).dtype == torch.float32
 
 
@@ -403,8 +326,7 @@ def test_the_majority_holds_against_two_far_away(rule: str) -> None:
     assert (reached > 10) == (rule in exposed), reached
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_what_is_not_a_round_of_updates_is_refused(rule: str) -> None:
+def test_what_is_not_a_round_of_updates_is_refused() -> None:
     rows = updates()
     nan, inf = rows.clone(), rows.clone()
     nan[3, 7], inf[2, 0] = math.nan, -math.inf
@@ -426,102 +348,52 @@ def test_what_is_not_a_round_of_updates_is_refused(rule: str) -> None:
         (rows, ["a"] * 9, "one number"),
     ):
         with pytest.raises(AggregationError, match=message):
-            run(rule, bad, weights)
+            run("median", bad, weights)
 
 
-@pytest.mark.parametrize(
-    "rule", [rule for rule in RULES if rule in USING_F or rule == "krum official"]
-)
+@pytest.mark.parametrize("rule", [*USING_F, "krum official"])
 def test_too_many_to_tolerate_is_refused(rule: str) -> None:
     rows, weights = updates(), ones(9)
     assert run(rule, rows, weights, f=4).isfinite().all()
-    with pytest.raises(
-        AggregationError, match=r"Cannot tolerate 2f >= n: got f=5, n=9; expected f of at most 4"
-    ):
+    with pytest.raises(AggregationError, match=r"got f=5, n=9; expected f of at most 4"):
         run(rule, rows, weights, f=5)
     weights[:2] = 0
     with pytest.raises(AggregationError, match="got f=4, n=7"):
         run(rule, rows, weights, f=4)
-    assert run(rule, rows, weights, f=tolerable(7)).isfinite().all()
-    bad: Any
-    for bad in (-1, 1.5, "2", None):
-        with pytest.raises(AggregationError, match=r"\.f: got "):
-            run(rule, rows, weights, f=bad)
-    if rule in USING_F:
-        with pytest.raises(AggregationError, match=f"rule '{rule}' needs the option f"):
-            AGGREGATORS[rule](rows, weights)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in AGGREGATORS if rule not in USING_F])
 def test_f_may_be_given_to_rules_that_have_no_use_for_it(rule: str) -> None:
-    assert torch.equal(
-        AGGREGATORS[rule](updates(), ones(9), f=100), AGGREGATORS[rule](updates(), ones(9))
-    )
+    without = AGGREGATORS[rule](updates(), ones(9))
+    assert torch.equal(AGGREGATORS[rule](updates(), ones(9), f=100), without)
 
 
-def test_names_that_do_not_exist_are_refused_with_those_that_do() -> None:
+def test_half_of_the_rows_are_never_tolerable() -> None:
+    assert [tolerable(n) for n in range(1, 6)] == [0, 0, 1, 1, 2]
     with pytest.raises(AggregationError, match="got n=0"):
         tolerable(0)
-    assert [tolerable(n) for n in range(1, 6)] == [0, 0, 1, 1, 2]
-    for rule in ("median", "trimmed_mean", "krum"):
-        with pytest.raises(AggregationError, match="expected one of textbook, official"):
-            AGGREGATORS[rule](updates(), ones(9), f=2, variant="Official")
-    with pytest.raises(AggregationError, match="expected one of blanchard, byzfl"):
-        AGGREGATORS["krum"](updates(), ones(9), f=2, neighbours="all")
 
 
 @pytest.mark.parametrize(
-    ("rule", "options"),
+    ("rule", "brought"),
     [
-        ("multi_krum", {"m": 0}),
         ("multi_krum", {"m": 10}),
-        ("geometric_median", {"iterations": 0}),
-        ("geometric_median", {"smoothing": 0}),
-        ("centered_clipping", {"tau": 0}),
-        ("centered_clipping", {"tau": math.nan}),
-        ("centered_clipping", {"tau": "mean"}),
         ("centered_clipping", {"start": torch.zeros(3)}),
         ("centered_clipping", {"start": torch.full((40,), math.nan)}),
         ("foolsgold", {"history": torch.zeros(9, 39)}),
         ("foolsgold", {"history": torch.full((9, 40), math.nan)}),
-        ("mean", {"pre": "nnm", "f": 0}),
-        ("mean", {"pre": "nnn", "f": 2}),
-        ("residual", {"confidence": 0}),
-        ("residual", {"floor": 0}),
-        ("residual", {"threshold": -1}),
-        ("dnc", {"iterations": 0}),
-        ("dnc", {"coordinates": 0}),
         ("dnc", {"removed": 5}),
-        ("dnc", {"removed": -1}),
-        ("flame", {"noise": -1}),
-        ("flame", {"noise": math.nan}),
         ("flame", {"start": torch.zeros(3)}),
         ("lasa", {"sizes": [20, 19]}),
         ("lasa", {"sizes": [0, 40]}),
-        ("lasa", {"sparsity": 1}),
-        ("lasa", {"norm_bound": 0}),
-        ("lasa", {"sign_bound": -1}),
     ],
 )
-def test_options_out_of_range_are_refused(rule: str, options: dict[str, Any]) -> None:
-    with pytest.raises(AggregationError, match=r"got .*expected|needs the option"):
-        run(rule, updates(), ones(9), **options)
+def test_what_does_not_fit_the_round_is_refused(rule: str, brought: dict[str, Any]) -> None:
+    with pytest.raises(AggregationError, match=r"got .*expected"):
+        run(rule, updates(), ones(9), **brought)
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        "krum",
-        "multi_krum",
-        "geometric_median",
-        "centered_clipping",
-        "nnm",
-        "foolsgold",
-        "dnc",
-        "flame",
-        "lasa",
-    ],
-)
+@pytest.mark.parametrize("rule", ["krum", "geometric_median", "foolsgold", "dnc", "flame", "lasa"])
 def test_lengths_that_overflow_are_refused(rule: str) -> None:
     rows = updates()
     rows[0] = 1e300
