@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paper_repro.attackers_replay import aggregated, name
 
 from fedloop import AGGREGATORS, ClientUpdate, Defense, make_rule
 from fedloop.client.client import Trained
@@ -20,6 +19,7 @@ from fedloop.rules.rule import RULES
 from fedloop.run.round import GlobalLoRA
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout, pack, unpack
+from paper_repro.attackers.replay import aggregated, name
 from tests.helpers import make
 
 SEED = 7
