@@ -210,26 +210,21 @@ def _rule(training: Mapping[str, Any]) -> str:
 
 
 def _usage(probe: Probe, repo_id: str | None, subfolder: str | None) -> str:
-    score, base = 'probe([load_adapter("adapter")])', ""
-    if probe.featurizer.layout.kind != "weights":
-        score = (
-            f'probe([{probe.featurizer.layout.kind}(load_adapter("adapter"),'
-            ' load_adapter("adapter-before-training"))])'
-        )
-        base = " --base adapter-before-training"
-    names = [
-        "Probe",
-        *(name for name in ("factor_delta", "weight_delta") if name in score),
-        "load_adapter",
-    ]
+    kind = probe.featurizer.layout.kind
     where = f'"{repo_id or "path-or-hub-id"}"' + (f', subfolder="{subfolder}"' if subfolder else "")
+    names = "Probe" if kind == "weights" else f"Probe, {kind}, load_adapter"
     # A blank line after the import, double quotes: formatters that know Markdown leave it as it is.
-    lines = [
-        f"from loraprobe import {', '.join(names)}",
-        "",
-        f"probe = Probe.from_pretrained({where})",
-        f"print({score})  # P(malicious)",
-    ]
+    lines = [f"from loraprobe import {names}", "", f"probe = Probe.from_pretrained({where})"]
+    base = ""
+    if kind == "weights":
+        lines += ['print(probe("adapter"))  # P(malicious)']
+    else:
+        base = " --base adapter-before-training"
+        lines += [
+            'before = load_adapter("adapter-before-training")',
+            f'delta = {kind}(load_adapter("adapter"), before)',
+            "print(probe(delta))  # P(malicious)",
+        ]
     text = "## Use\n\n```python\n" + "\n".join(lines) + "\n```"
     if not repo_id:
         return text

@@ -50,7 +50,7 @@ def repo(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize(
     ("head", "file"),
-    [("linear", "head.safetensors"), ("mlp", "head.safetensors"), ("xgboost", "head.json")],
+    [("linear", "head.safetensors"), ("mlp", "head.safetensors"), ("xgboost", "head.safetensors")],
 )
 def test_a_pushed_probe_comes_back_bit_for_bit(
     hub: Hub, client: Client, repo: str, tmp_path: Path, head: str, file: str

@@ -16,8 +16,8 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-import loraprobe
 from loraprobe import Probe, fit_probe
+from loraprobe.adapters.peft_io import save_adapter
 from loraprobe.colours import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
 from loraprobe.distribution import distribution_of, score_distribution
 from loraprobe.errors import ProbeFormatError
@@ -230,18 +230,18 @@ def test_lists_and_the_probe_at_a_glance() -> None:
 
 @pytest.mark.parametrize("kind", ["weights", "factor_delta", "weight_delta"])
 def test_the_usage_snippet_is_python_that_this_library_runs(
-    kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     data = labelled(12, kind=kind)
     probe = fit_probe(data.adapters, data.labels, recipe=RECIPES["all_b"])
     code = snippet(card(probe))
     ast.parse(code)
-    plain = iter(labelled(2, rows=1, kind="weights", seed=5).adapters)
-    if (
-        kind == "weight_delta"
-    ):  # the probe was fitted on deltas of rank 2, which are differences of adapters of rank 1
-        plain = iter(labelled(2, rows=1, kind="weights", seed=5, r=1).adapters)
-    monkeypatch.setattr(loraprobe, "load_adapter", lambda source: next(plain), raising=False)
+    # A weight delta of rank 2 is a difference of adapters of rank 1.
+    rank = 1 if kind == "weight_delta" else 2
+    trained, before = labelled(2, rows=1, kind="weights", seed=5, r=rank).adapters
+    save_adapter(trained, tmp_path / "adapter")
+    save_adapter(before, tmp_path / "adapter-before-training")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Probe, "from_pretrained", lambda source: probe)
     exec(compile(code, "card", "exec"), {})  # our own text
     score = float(capsys.readouterr().out.strip("[]\n"))
