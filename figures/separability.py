@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from figures import common
-from loraprobe.study.embed import load_coordinates, plot_embedding
+from loraprobe.study.embed import load_coordinates
+from loraprobe.study.picture import plot_embedding
 
 
 def main(argv: Sequence[str] | None = None) -> None:

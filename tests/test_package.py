@@ -186,9 +186,10 @@ for head in ("linear", "xgboost"):
     print(repr(float(Probe.from_pretrained(folder / head)(folder / "adapter")[0])))
 
 import fedloop
-from fedloop.evaluate import refuses_by_rule
-from fedloop.local import LoRASettings, attach_lora, load_base
-from loraprobe.embed import Coordinates, draw_embedding, embed
+from fedloop.measure.refusal import refuses_by_rule
+from fedloop.client.training import LoRASettings, attach_lora, load_base
+from loraprobe.study.embed import Coordinates, embed
+from loraprobe.study.picture import draw_embedding
 
 adapters = [load_adapter(folder / "adapter")]
 points = Coordinates(np.zeros((1, 2), np.float32), np.zeros(1, np.int8), np.array(["a"]), "pca", 0)

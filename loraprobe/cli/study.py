@@ -156,8 +156,9 @@ def embed(
 
     from ..featurizer import Featurizer
     from ..manifest import read_manifest
-    from ..study.embed import Coordinates, draw_embedding, save_coordinates
+    from ..study.embed import Coordinates, save_coordinates
     from ..study.embed import embed as coordinates_of
+    from ..study.picture import draw_embedding
 
     rows = read_manifest(manifest)
     adapters = read_adapters(rows, kind, base, quiet=False)

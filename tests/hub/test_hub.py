@@ -80,7 +80,7 @@ def test_only_the_config_and_the_head_that_it_names_are_fetched(hub: FakeHub) ->
         assert head_of(Probe.from_pretrained(REPO, subfolder)) == head
         prefix = "a/b/" if subfolder else ""
         assert [name for _, name, _ in hub.fetched] in (
-            [prefix + "config.json", prefix + ("head.json" if head == "xgboost" else HEAD)],
+            [prefix + "config.json", prefix + HEAD],
             [],
         )
     folder, commit = fetch_probe(REPO, subfolder="a/b")
@@ -227,7 +227,7 @@ def test_a_copy_is_the_files_of_the_commit_and_nothing_of_what_was_there(
     assert pull_probe(REPO, out) == NEWER
     assert {path.name for path in out.iterdir()} == {
         "config.json",
-        "head.json",
+        "head.safetensors",
         "README.md",
         "scores.png",
     }
@@ -241,7 +241,7 @@ def test_a_copy_is_the_files_of_the_commit_and_nothing_of_what_was_there(
 
 def test_nothing_is_copied_of_what_is_no_probe(hub: FakeHub, tmp_path: Path) -> None:
     out = tiny_probe("mlp").save_pretrained(tmp_path / "out")
-    head = hub.root / NEWER / "head.json"
+    head = hub.root / NEWER / "head.safetensors"
     head.write_bytes(flipped(head.read_bytes()))
     with pytest.raises(ProbeFormatError, match="sha256"):
         pull_probe(REPO, out)

@@ -89,7 +89,7 @@ def test_offline_a_name_is_the_commit_that_it_last_was_here(
 def test_a_name_leads_to_a_commit_only_when_all_of_it_is_there(hub: FakeHub) -> None:
     Probe.from_pretrained(REPO, revision="v1")
     hub.refs["v1"] = NEWER
-    hub.listed["head.json"] = (MAX_HEAD_BYTES + 1, "a" * 40)
+    hub.listed["head.safetensors"] = (MAX_HEAD_BYTES + 1, "a" * 40)
     with pytest.raises(HubError, match="expected at most"):
         Probe.from_pretrained(REPO, revision="v1")
     assert Probe.from_pretrained(REPO, revision="v1", local_files_only=True).commit == SHA

@@ -93,7 +93,7 @@ def test_a_repository_without_what_is_asked_for_says_where_there_is_some(hub: Fa
         HubError, match=r"has none of adapter_model\.safetensors or adapter_model\.bin\.$"
     ):
         fetch_adapter(REPO)
-    (hub.root / NEWER / "head.json").unlink()
+    (hub.root / NEWER / "head.safetensors").unlink()
     with pytest.raises(HubError, match=r"has none of head\.json"):
         Probe.from_pretrained(REPO)
 

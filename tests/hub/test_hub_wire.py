@@ -212,7 +212,7 @@ def test_another_head_leaves_no_file_of_the_one_before_and_all_of_others(
         "notes.md",
         "other/head.safetensors",
         "config.json",
-        "head.json",
+        "head.safetensors",
         "README.md",
     }
     for revision, head in ((old, "linear"), (new, "xgboost")):
@@ -376,8 +376,8 @@ def test_the_command_lists_and_pulls_a_zoo(client: Client, repo: str, tmp_path: 
         client("cli", "zoo", "pull", "beta", "--repo", repo, "--out", str(tmp_path / "out"))["code"]
         == 0
     )
-    assert (tmp_path / "out" / "head.json").read_bytes() == (
-        tmp_path / "beta" / "head.json"
+    assert (tmp_path / "out" / "head.safetensors").read_bytes() == (
+        tmp_path / "beta" / "head.safetensors"
     ).read_bytes()
     missing = client(
         "cli", "zoo", "pull", "gamma", "--repo", repo, "--out", str(tmp_path / "gamma")

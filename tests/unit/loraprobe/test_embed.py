@@ -17,13 +17,12 @@ import pytest
 from loraprobe.errors import DataError, FitError, MissingExtra, NonFiniteError, RecipeError
 from loraprobe.study.embed import (
     Coordinates,
-    draw_embedding,
     embed,
-    is_hard_negative,
     load_coordinates,
-    plot_embedding,
     save_coordinates,
+    umap_of_distances,
 )
+from loraprobe.study.picture import draw_embedding, is_hard_negative, plot_embedding
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -50,6 +49,18 @@ def test_umap_is_repeatable_keeps_clusters_and_caps_its_neighbours() -> None:
         (distance.argmin(axis=1) < 12) == (np.arange(24) < 12)
     ).all()  # everybody's nearest is of its own cluster
     assert np.isfinite(embed(x[[0, 1, 12, 13]], seed=1)).all()  # the fewest rows allowed
+
+
+@pytest.mark.slow
+def test_umap_of_distances_keeps_clusters_too() -> None:
+    x = features()
+    distances = np.linalg.norm(x[:, None] - x[None], axis=-1)
+    points = umap_of_distances(distances, seed=1).astype(np.float64)
+    apart = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.diag(np.full(24, np.inf))
+    assert ((apart.argmin(axis=1) < 12) == (np.arange(24) < 12)).all()
+    for wrong in (distances[:3, :3], distances[:5], np.full((5, 5), np.nan)):
+        with pytest.raises(FitError, match=r"expected finite ones \(n, n\)"):
+            umap_of_distances(wrong)
 
 
 def test_pca_is_the_svd_of_the_centred_features() -> None:
