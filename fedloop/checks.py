@@ -81,7 +81,7 @@ def number(
 def one_of(valid: Collection[Any]) -> Validity:
     """One of these values, of the same type."""
     return Validity(
-        lambda value: any(value == one and type(value) is type(one) for one in valid),
+        lambda value: any(type(value) is type(one) and value == one for one in valid),
         f"one of {', '.join(map(str, valid))}",
     )
 

@@ -1,4 +1,4 @@
-"""A rule over rounds: the same numbers whatever plays it, what it remembers, and what it refuses."""
+"""A rule over rounds: the same bits whatever plays it, what it remembers and what it refuses."""
 
 from __future__ import annotations
 
