@@ -6,6 +6,7 @@ Products B A are never built: inner products between adapters come from small Gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -173,9 +174,11 @@ def _coordinates(cosine: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     axes = vectors[:, [-1, -2]] * np.sqrt(np.maximum(values[[-1, -2]], 0.0))
     found = {"PCA": axes}
     if count >= 15:
-        from ..study.embed import umap_of_distances
+        from ..study.embed import embed
 
-        found["UMAP"] = umap_of_distances(1 - cosine, seed)
+        values, vectors = np.linalg.eigh(cosine)
+        rows = vectors * np.sqrt(np.maximum(values, 0.0))  # rows with these very cosines
+        found["UMAP"] = embed(rows.astype(np.float32), "umap", seed=seed)
     return found
 
 
@@ -190,16 +193,16 @@ def _outliers(
     if len(names) < 8:
         return {}
     measures: dict[str, Callable[[int], float]] = {
-        "norm": lambda row: np.log(_total(modules[names[row]]) + 1e-12),
-        "stable rank": lambda row: np.mean([one.stable_rank for one in modules[names[row]]]),
-        "mean cosine to the others": lambda row: np.delete(cosine[row], row).mean(),
+        "norm": lambda row: math.log(_total(modules[names[row]]) + 1e-12),
+        "stable rank": lambda row: _mean([one.stable_rank for one in modules[names[row]]]),
+        "mean cosine to the others": lambda row: _mean(np.delete(cosine[row], row)),
     }
     reasons: dict[str, list[str]] = {}
     for what, measure in measures.items():
         values = np.array([measure(row) for row in range(len(names))], dtype=np.float64)
         apart = values - np.median(values)
         spread = max(1.4826 * float(np.median(np.abs(apart))), 1e-9)
-        for row in np.flatnonzero(np.abs(apart) > limit * spread):
+        for row in np.flatnonzero(np.abs(apart) > limit * spread).tolist():
             if row < len(names) - behind:
                 text = f"{what} {apart[row] / spread:+.1f} deviations from the median"
                 reasons.setdefault(names[row], []).append(text)
@@ -207,4 +210,8 @@ def _outliers(
 
 
 def _total(modules: Sequence[ModuleFacts]) -> float:
-    return float(np.sqrt(sum(one.norm**2 for one in modules)))
+    return math.sqrt(sum(one.norm**2 for one in modules))
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.mean(values))

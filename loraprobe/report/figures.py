@@ -141,7 +141,9 @@ def embedding(analysis: Analysis) -> Figure:
                 label = f"{kind} ({len(rows)})" if axis is axes[0] else None
                 behind = 1 if kind == "reference" else 2
                 x, y = points[rows].T
-                axis.scatter(x, y, 22, colour, marker, label=label, alpha=0.75, zorder=behind)
+                axis.scatter(
+                    x, y, s=22, c=colour, marker=marker, label=label, alpha=0.75, zorder=behind
+                )
         named = [name for name in analysis.names if name in analysis.outliers][:MOST_LABELS]
         for name in named:
             x, y = points[analysis.names.index(name)]
@@ -194,7 +196,7 @@ def figures(analysis: Analysis) -> Mapping[str, tuple[Figure, str]]:
             f" {upper.max():.2f}, median {np.median(upper):.2f}.",
         )
     if analysis.coordinates:
-        counts = {kind: 0 for kind in MARKS}
+        counts = dict.fromkeys(MARKS, 0)
         for name in analysis.names:
             counts[kind_of(analysis, name)] += 1
         said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)

@@ -1,4 +1,4 @@
-"""Numbers that describe one adapter, and a cohort of a base model's adapters to compare them with."""
+"""Numbers that describe one adapter, and a cohort of the same base to compare them with."""
 
 from __future__ import annotations
 

@@ -182,7 +182,8 @@ class Scanner:
         except LoraprobeError as error:
             return {**entry, "verdict": "error"}, self._finding("mismatch", first_line(error))
         entry |= {"score": verdict.score, "verdict": verdict.label}
-        entry["coverage"] = str(verdict.coverage) if verdict.coverage else None
+        coverage = getattr(verdict, "coverage", None)
+        entry["coverage"] = None if coverage is None else str(coverage)
         if verdict.label == "malicious":
             message = f"{name}: P(malicious) {verdict.score:.3f}, threshold {probe.threshold:.3f}"
             return entry, self._finding("malicious", message)
