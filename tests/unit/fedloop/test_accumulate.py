@@ -34,24 +34,15 @@ def play(mean: FeatureMean, rounds: list[Round]) -> tuple[list[Round], State]:
 
 
 def slow_means(rounds: list[Round], relative: bool = False) -> Round:
-    """What the last round returns, number by number.
-
-    Mean over a client's rounds, less the cohort's median.
-    """
+    """What the last round returns: the mean of a client's rounds, less the cohort's median."""
     means = {
-        c: [float(np.mean([past[c][i] for past in rounds if c in past])) for i in range(len(x))]
+        c: np.array([np.mean([past[c][i] for past in rounds if c in past]) for i in range(len(x))])
         for c, x in rounds[-1].items()
     }
     if relative and len(means) >= 3:
-        median = [
-            float(np.median([row[i] for row in means.values()]))
-            for i in range(len(next(iter(means.values()))))
-        ]
-        means = {
-            c: [value - middle for value, middle in zip(row, median, strict=True)]
-            for c, row in means.items()
-        }
-    return {c: np.array(row) for c, row in means.items()}
+        median = np.array([np.median(column) for column in zip(*means.values(), strict=True)])
+        means = {c: row - median for c, row in means.items()}
+    return means
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -85,49 +76,34 @@ def test_what_all_share_drops_out_of_relative_means() -> None:
     rng = np.random.default_rng(2)
     rounds = rounds_of(rng, clients="abcdefg")
     shifted = [{c: x + 100.0 for c, x in features.items()} for features in rounds]
-    for plain, moved in zip(
-        play(FeatureMean(normalize=False, relative=True), rounds)[0],
-        play(FeatureMean(normalize=False, relative=True), shifted)[0],
-        strict=True,
-    ):
-        for client in plain:
-            np.testing.assert_allclose(moved[client], plain[client], atol=1e-11)
-    assert (
-        np.abs(
-            play(FeatureMean(normalize=False), shifted)[0][0]["a"]
-            - play(FeatureMean(normalize=False), rounds)[0][0]["a"]
-        ).min()
-        > 99
-    )
+    for relative, shift in ((True, 0.0), (False, 100.0)):
+        mean = FeatureMean(normalize=False, relative=relative)
+        for plain, moved in zip(play(mean, rounds)[0], play(mean, shifted)[0], strict=True):
+            for client in plain:
+                np.testing.assert_allclose(moved[client], plain[client] + shift, atol=1e-11)
 
 
 def test_a_benign_majority_keeps_the_median_of_relative_means() -> None:
     attack = np.full(P, 50.0)
     rng = np.random.default_rng(3)
     benign = {c: rng.normal(size=P) for c in "abcd"}
-    few, _ = FeatureMean(normalize=False, relative=True).add(
-        {}, {**benign, "x": attack, "y": attack, "z": attack}
-    )
-    many, _ = FeatureMean(normalize=False, relative=True).add(
-        {}, {**benign, **{f"x{i}": attack for i in range(5)}}
-    )
-    assert min(np.linalg.norm(few[c]) for c in "xyz") > 10 * max(
-        np.linalg.norm(few[c]) for c in benign
-    )
+    mean = FeatureMean(normalize=False, relative=True)
+    few, _ = mean.add({}, {**benign, "x": attack, "y": attack, "z": attack})
+    many, _ = mean.add({}, {**benign, **{f"x{i}": attack for i in range(5)}})
+    lengths = {c: np.linalg.norm(row) for c, row in few.items()}
+    assert min(lengths[c] for c in "xyz") > 10 * max(lengths[c] for c in benign)
     assert np.linalg.norm(many["x0"]) == 0  # negative control: their majority looks like the norm
 
 
 def test_two_clients_have_no_cohort() -> None:
-    features = {c: np.arange(3.0) for c in "abc"}
-    two = {c: features[c] for c in "ab"}
-    assert np.array_equal(
-        FeatureMean(normalize=False, relative=True).add({}, two)[0]["a"], np.arange(3.0)
-    )
-    assert not FeatureMean(normalize=False, relative=True).add({}, features)[0]["a"].any()
+    mean = FeatureMean(normalize=False, relative=True)
+    two, _ = mean.add({}, {c: np.arange(3.0) for c in "ab"})
+    three, _ = mean.add({}, {c: np.arange(3.0) for c in "abc"})
+    assert np.array_equal(two["a"], np.arange(3.0))
+    assert not three["a"].any()
 
 
 # --- the sketch
-# -------------------------------------------------------------------------------------------------------
 
 
 def sketched(x: np.ndarray, seed: int, sketch: int = 16) -> np.ndarray:
@@ -153,18 +129,14 @@ def test_inner_products_of_two_sketches_are_kept_in_expectation() -> None:
     rng = np.random.default_rng(5)
     x, y = rng.normal(size=(2, P))
     y += 0.5 * x
-    products = np.array(
-        [_dot(FeatureMean(normalize=False, sketch=16, seed=seed), x, y) for seed in range(3000)]
-    )
-    assert abs(products.mean() - x @ y) < 4 * products.std() / np.sqrt(3000)
-    assert abs(products.mean()) > 10 * products.std() / np.sqrt(
-        3000
-    )  # negative control: it is not zero
-
-
-def _dot(mean: FeatureMean, x: np.ndarray, y: np.ndarray) -> float:
-    _, state = mean.add({}, {"x": x, "y": y})
-    return float(state["x"]["mean"] @ state["y"]["mean"])
+    states = [
+        FeatureMean(normalize=False, sketch=16, seed=seed).add({}, {"x": x, "y": y})[1]
+        for seed in range(3000)
+    ]
+    products = np.array([state["x"]["mean"] @ state["y"]["mean"] for state in states])
+    error = products.std() / np.sqrt(3000)
+    assert abs(products.mean() - x @ y) < 4 * error
+    assert abs(products.mean()) > 10 * error  # negative control: it is not zero
 
 
 def test_sketching_commutes_with_averaging_and_with_the_median() -> None:
@@ -177,10 +149,8 @@ def test_sketching_commutes_with_averaging_and_with_the_median() -> None:
         assert entry["mean"].shape == (16,)
     for cohort in ("abc", "abcd"):
         features = {c: np.random.default_rng(ord(c)).normal(size=P) for c in cohort}
-        plain, _ = FeatureMean(normalize=False, sketch=16, seed=3).add({}, features)
-        relative, _ = FeatureMean(normalize=False, relative=True, sketch=16, seed=3).add(
-            {}, features
-        )
+        plain, _ = FeatureMean(False, False, 16, 3).add({}, features)
+        relative, _ = FeatureMean(False, True, 16, 3).add({}, features)
         median = np.median(np.stack(list(plain.values())), axis=0)
         for client in cohort:
             np.testing.assert_allclose(relative[client], plain[client] - median, atol=1e-13)
@@ -193,18 +163,9 @@ def test_the_seed_fixes_the_sketch() -> None:
 
 
 # --- state
-# ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "mean",
-    [
-        FeatureMean(),
-        FeatureMean(relative=True),
-        FeatureMean(sketch=8),
-        FeatureMean(relative=True, sketch=8, seed=1),
-    ],
-)
+@pytest.mark.parametrize("mean", [FeatureMean(), FeatureMean(relative=True, sketch=8, seed=1)])
 def test_the_state_is_not_changed_and_shares_nothing_with_the_input(mean: FeatureMean) -> None:
     rounds = rounds_of(np.random.default_rng(7))
     _, state = play(mean, rounds)
@@ -224,11 +185,9 @@ def test_the_state_is_not_changed_and_shares_nothing_with_the_input(mean: Featur
 def test_the_order_of_clients_does_not_matter(mean: FeatureMean) -> None:
     rounds = rounds_of(np.random.default_rng(8))
     backwards = [dict(reversed(features.items())) for features in rounds]
-    for one, other in zip(play(mean, rounds), play(mean, backwards), strict=True):
-        np.testing.assert_equal(one, other)
-    assert [list(means) for means in play(mean, rounds)[0]] == [
-        list(means) for means in play(mean, backwards)[0]
-    ]
+    (means, state), (other, after) = play(mean, rounds), play(mean, backwards)
+    np.testing.assert_equal((means, state), (other, after))
+    assert [list(each) for each in means] == [list(each) for each in other]
 
 
 def test_a_round_without_evidence_changes_nothing() -> None:
@@ -274,19 +233,10 @@ def test_the_state_of_another_sketch_is_refused() -> None:
             other.add(state, {"a": np.ones(P)})
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("normalize", 1),
-        ("relative", 1),
-        ("sketch", 0),
-        ("sketch", 2.0),
-        ("sketch", True),
-        ("seed", -1),
-        ("seed", None),
-        ("seed", 0.5),
-    ],
-)
+BAD = [("normalize", 1), ("relative", 1), *(("sketch", value) for value in (0, 2.0, True))]
+
+
+@pytest.mark.parametrize(("field", "value"), [*BAD, ("seed", -1), ("seed", None), ("seed", 0.5)])
 def test_fields_are_checked(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"FeatureMean\.{field}: got {value!r}"):
         FeatureMean(**{field: value})
@@ -301,10 +251,8 @@ def test_a_normalised_mean_has_length_one_and_the_direction_of_the_plain_one() -
             for client, mean in before.items():
                 assert np.linalg.norm(after[client]) == pytest.approx(1)
                 np.testing.assert_allclose(after[client] * np.linalg.norm(mean), mean, atol=1e-12)
-    lengths = [np.linalg.norm(entry["mean"]) for entry in state.values()]
-    assert not np.allclose(
-        lengths, 1
-    )  # what is kept is the mean itself: unit vectors would not average
+    # What is kept is the mean itself: unit vectors would not average.
+    assert not np.allclose([np.linalg.norm(entry["mean"]) for entry in state.values()], 1)
 
 
 def test_noise_no_longer_hides_a_direction_once_means_are_unit_vectors() -> None:
@@ -327,18 +275,9 @@ def test_a_normalised_sketch_keeps_the_dot_products_of_the_unit_mean() -> None:
     rng = np.random.default_rng(5)
     x, w = rng.normal(size=400), rng.normal(size=400)
     exact = x @ w / np.linalg.norm(x)
-    estimates = [
-        FeatureMean(sketch=100, seed=seed).add({}, {"a": x})[0]["a"] @ w for seed in range(300)
-    ]
-    assert np.mean(estimates) == pytest.approx(exact, abs=4 * np.std(estimates) / np.sqrt(300))
+    means = [FeatureMean(sketch=100, seed=seed).add({}, {"a": x})[0]["a"] for seed in range(300)]
+    products = [mean @ w for mean in means]
+    assert np.mean(products) == pytest.approx(exact, abs=4 * np.std(products) / np.sqrt(300))
     # The estimate itself is twice as long (the root of 400 / 100): divided by its own length it
     # would halve every product.
-    assert (
-        np.mean(
-            [
-                np.linalg.norm(FeatureMean(sketch=100, seed=seed).add({}, {"a": x})[0]["a"])
-                for seed in range(50)
-            ]
-        )
-        > 1.8
-    )
+    assert np.mean([np.linalg.norm(mean) for mean in means]) > 1.8

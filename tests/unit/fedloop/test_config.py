@@ -331,7 +331,6 @@ def test_the_digest_is_of_everything_but_name_and_output(tmp_path: Path) -> None
 
 
 # --- files
-# ---------------------------------------------------------------------------------------------------------------
 
 FILE = """
 rounds = 2

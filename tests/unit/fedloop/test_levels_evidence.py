@@ -23,10 +23,9 @@ from fedloop.defense.levels import (
     make_level,
 )
 from fedloop.errors import ConfigError, EvidenceError, StateError
-from tests.helpers.levels_play import ALL, VARIANTS, ids, one_score, play
+from tests.helpers.levels_play import ALL, VARIANTS, Round, ids, one_score, play
 
 # --- missing evidence
-# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("level", VARIANTS, ids=ids)
@@ -117,9 +116,8 @@ def test_frozen_malicious_is_for_ever_unless_rehabilitation_is_on() -> None:
     # Audits at participations 2, 4, 6 after freezing; then open, with shadow factors, and benign
     # after three.
     assert [factors["a"] for factors in found[3:10]] == [0.0] * 6 + [1.0]
-    assert [verdicts["a"] for verdicts in status[2:12]] == ["malicious"] * 6 + ["none"] * 3 + [
-        "benign"
-    ]
+    expected = ["malicious"] * 6 + ["none"] * 3 + ["benign"]
+    assert [verdicts["a"] for verdicts in status[2:12]] == expected
 
 
 def test_a_dirty_audit_starts_rehabilitation_again() -> None:
@@ -130,7 +128,6 @@ def test_a_dirty_audit_starts_rehabilitation_again() -> None:
 
 
 # --- the cumulative level
-# ---------------------------------------------------------------------------------------------
 
 
 def test_the_cut_starts_at_the_threshold_and_goes_to_one_half() -> None:
@@ -140,9 +137,8 @@ def test_the_cut_starts_at_the_threshold_and_goes_to_one_half() -> None:
             assert cuts[0] == threshold
             assert all(0.5 < after < before for before, after in pairwise(cuts))
             assert cuts[3] == pytest.approx(float(expit(logit(threshold) / 4**shrink)), abs=1e-15)
-        assert {CumulativeLevel(threshold, 0.0).cut(rounds) for rounds in (1, 2, 1000)} == {
-            threshold
-        }
+        fixed = CumulativeLevel(threshold, 0.0)
+        assert {fixed.cut(rounds) for rounds in (1, 2, 1000)} == {threshold}
     assert CumulativeLevel(0.2).cut(4) == pytest.approx(1 - CumulativeLevel(0.8).cut(4))
 
 
@@ -151,31 +147,23 @@ def test_a_floor_is_where_the_cut_ends_and_one_half_is_none() -> None:
     cuts = [level.cut(rounds) for rounds in (1, 2, 4, 9, 10**12)]
     assert cuts[0] == 0.7
     assert cuts == sorted(cuts, reverse=True)
-    assert cuts[2] == pytest.approx(
-        float(expit(logit(0.1) + (logit(0.7) - logit(0.1)) / 2)), abs=1e-12
-    )
+    halfway = expit(logit(0.1) + (logit(0.7) - logit(0.1)) / 2)
+    assert cuts[2] == pytest.approx(float(halfway), abs=1e-12)
     assert cuts[-1] == pytest.approx(0.1, abs=1e-5)
-    assert CumulativeLevel(threshold=0.2, floor=0.4).cut(100) > CumulativeLevel(
-        threshold=0.2, floor=0.4
-    ).cut(1)
-    means = {
-        "a": [float(expit(logit(0.1) + 1.2))]
-    }  # above the floor and below the threshold: rejected once enough rounds say the same
+    rising = CumulativeLevel(threshold=0.2, floor=0.4)
+    assert rising.cut(100) > rising.cut(1)
+    # Above the floor and below the threshold: rejected once enough rounds say the same.
+    means = {"a": [float(expit(logit(0.1) + 1.2))]}
     factors = [played["a"] for played in play(level, [(means, {"a": 10})] * 8)[0]]
     assert factors[0] == 1.0
     assert factors[-1] == 0.0
 
 
 def test_shrink_one_is_the_sequential_test() -> None:
-    """Adding the log odds of independent rounds up to the threshold's is cutting their mean at
-    cut(T).
-    """
-    rng, sequential, fixed = (
-        np.random.default_rng(0),
-        CumulativeLevel(shrink=1.0),
-        CumulativeLevel(shrink=0.0),
-    )
-    agreed, differed = 0, 0
+    """Adding up log odds of independent rounds to the threshold's is cutting their mean."""
+    rng = np.random.default_rng(0)
+    sequential, fixed = CumulativeLevel(shrink=1.0), CumulativeLevel(shrink=0.0)
+    agreed = differed = 0
     for _ in range(300):
         odds = rng.normal(0.2, 1, int(rng.integers(1, 12)))
         posterior, mean = expit(odds.sum()), float(expit(odds.mean()))
@@ -189,44 +177,34 @@ def test_shrink_one_is_the_sequential_test() -> None:
 def test_weak_evidence_is_enough_once_there_is_enough_of_it() -> None:
     level, score = CumulativeLevel(), 0.6
     needed = math.ceil((logit(0.8) / logit(score)) ** 2)
-    found, _, _ = play(level, [({"a": [score]}, {"a": 10})] * (needed + 3))
+    rounds: list[Round] = [({"a": [score]}, {"a": 10})] * (needed + 3)
+    found, _, _ = play(level, rounds)
     assert [factors["a"] for factors in found] == [1.0] * (needed - 1) + [0.0] * 4
-    assert {
-        factors["a"]
-        for factors in play(
-            replace(level, shrink=0.0), [({"a": [score]}, {"a": 10})] * (needed + 3)
-        )[0]
-    } == {1.0}
+    fixed, _, _ = play(replace(level, shrink=0.0), rounds)
+    assert {factors["a"] for factors in fixed} == {1.0}
 
 
 def test_averaged_noise_is_flagged_equally_often_whatever_the_rounds() -> None:
-    """Why shrink is one half.
+    """Why shrink is one half: log odds of T rounds' mean without signal deviate by 1 / sqrt(T)."""
+    rng = np.random.default_rng(1)
+    noise = {t: expit(rng.normal(0, 1 / math.sqrt(t), 20_000)) for t in (1, 4, 25)}
 
-    The log odds of a mean of T rounds without signal have a deviation of 1 / sqrt(T).
-    """
-    rng, draws = np.random.default_rng(1), 20_000
-    noise = {rounds: expit(rng.normal(0, 1 / math.sqrt(rounds), draws)) for rounds in (1, 4, 25)}
-    half, one_ = (
-        {t: float(np.mean(s >= CumulativeLevel(shrink=shrink).cut(t))) for t, s in noise.items()}
-        for shrink in (0.5, 1.0)
-    )
-    assert half == pytest.approx(dict.fromkeys(noise, half[1]), abs=0.015)
-    assert (
-        one_[25] > 3 * one_[1]
-    )  # negative control: the sequential test's prior does not hold for repeated looks at noise alone
+    def flagged(shrink: float) -> dict[int, float]:
+        level = CumulativeLevel(shrink=shrink)
+        return {t: float(np.mean(scores >= level.cut(t))) for t, scores in noise.items()}
+
+    assert flagged(0.5) == pytest.approx(dict.fromkeys(noise, flagged(0.5)[1]), abs=0.015)
+    # Negative control: the sequential test's prior does not hold for repeated looks at noise alone.
+    assert flagged(1.0)[25] > 3 * flagged(1.0)[1]
 
 
 def test_graded_levels_do_not_jump_at_the_cut() -> None:
     for level in (CumulativeLevel(graded=True), ShadowLevel(graded=True), StepLevel(graded=True)):
-        around = [
-            level.update(level.init(), {"a": [0.8 + d]}, {"a": 10})[0]["a"] for d in (-1e-6, 1e-6)
-        ]
+        below, above = (one(level, level.init(), 0.8 + d)[0] for d in (-1e-6, 1e-6))
+        assert abs(below - above) < 1e-4
         hard = replace(level, graded=False)
-        jumps = [
-            hard.update(hard.init(), {"a": [0.8 + d]}, {"a": 10})[0]["a"] for d in (-1e-6, 1e-6)
-        ]
-        assert abs(around[0] - around[1]) < 1e-4
-        assert abs(jumps[0] - jumps[1]) > 0.5
+        below, above = (one(hard, hard.init(), 0.8 + d)[0] for d in (-1e-6, 1e-6))
+        assert abs(below - above) > 0.5
     share, _ = ShadowLevel(graded=True).update(ShadowLevel().init(), {"a": [0.0, 0.2]}, {"a": 10})
     assert share["a"] == pytest.approx(0.9**7)
 
@@ -240,17 +218,13 @@ def test_levels_say_what_they_read_and_what_adds_up() -> None:
         "cumulative": "update_features",
     }
     assert [level.accumulator for level in ALL] == [None, None, None, None, FeatureMean()]
-    assert [
-        make_level(name, evidence="shadow_gradient").accumulator
-        for name in ("shadow", "evidence", "cumulative")
-    ] == [FeatureMean()] * 3
-    assert make_level(
-        "cumulative", relative=True, sketch=64, sketch_seed=5
-    ).accumulator == FeatureMean(relative=True, sketch=64, seed=5)
+    for name in ("shadow", "evidence", "cumulative"):
+        assert make_level(name, evidence="shadow_gradient").accumulator == FeatureMean()
+    level = make_level("cumulative", relative=True, sketch=64, sketch_seed=5)
+    assert level.accumulator == FeatureMean(relative=True, sketch=64, seed=5)
 
 
 # --- errors
-# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -295,15 +269,7 @@ def test_bad_scores_are_refused_even_where_they_would_not_be_used(level: Level) 
         level.update(state, {"a": [2.0]}, {"a": 1})
 
 
-@pytest.mark.parametrize(
-    "level",
-    [
-        CumulativeLevel(),
-        ShadowLevel(evidence="shadow_gradient"),
-        EvidenceLevel(evidence="shadow_gradient"),
-    ],
-    ids=ids,
-)
+@pytest.mark.parametrize("level", [level for level in VARIANTS if one_score(level)], ids=ids)
 def test_several_scores_where_there_is_one_are_refused(level: Level) -> None:
     with pytest.raises(EvidenceError, match="'a': got 2 scores; expected 1"):
         level.update(level.init(), {"a": [0.5, 0.5]}, {"a": 1})
