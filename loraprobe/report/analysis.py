@@ -174,11 +174,9 @@ def _coordinates(cosine: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     axes = vectors[:, [-1, -2]] * np.sqrt(np.maximum(values[[-1, -2]], 0.0))
     found = {"PCA": axes}
     if count >= 15:
-        from ..study.embed import embed
+        from ..study.embed import umap_of_distances
 
-        values, vectors = np.linalg.eigh(cosine)
-        rows = vectors * np.sqrt(np.maximum(values, 0.0))  # rows with these very cosines
-        found["UMAP"] = embed(rows.astype(np.float32), "umap", seed=seed)
+        found["UMAP"] = umap_of_distances(1 - cosine, seed)
     return found
 
 

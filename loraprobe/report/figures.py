@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .analysis import Analysis, ModuleFacts
 
@@ -30,6 +32,8 @@ MARKS = {  # colour, marker, and whether it is filled
 HEAT = "viridis"  # its lightness rises evenly: it prints in grey
 MOST_NAMES = 40  # more would not be legible as tick labels
 MOST_LABELS = 25
+MOST_LINES = 20
+DASHES = {"malicious": "--", "inconclusive": ":"}
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
@@ -85,23 +89,28 @@ def spectra(modules: Sequence[ModuleFacts], title: str) -> Figure:
 
 
 def norms_by_layer(analysis: Analysis) -> Figure:
-    """Which layers moved: the norm of each layer's change, a line an adapter."""
+    """Which layers moved: a line an adapter, or a band a kind where there are many."""
     figure, [axis] = _figure(1, 1, (7.0, 3.4))
-    seen: set[str] = set()
-    for name in reversed(analysis.names):
-        kind = kind_of(analysis, name)
-        colour, _ = MARKS[kind]
-        layers = sorted({one.layer for one in analysis.modules[name]})
-        totals = [_norm_of_layer(analysis.modules[name], layer) for layer in layers]
-        label = None if kind in seen else kind
-        seen.add(kind)
-        dash = {"malicious": "--", "inconclusive": ":"}.get(kind, "-")
-        width = 0.6 if len(analysis.names) > 20 else 1.4
-        axis.plot(layers, totals, dash, color=colour, linewidth=width, label=label, alpha=0.8)
+    for kind, (colour, _) in MARKS.items():
+        names = [name for name in analysis.names if kind_of(analysis, name) == kind]
+        lines = [_by_layer(analysis.modules[name]) for name in names]
+        dash = DASHES.get(kind, "-")
+        label = f"{kind} ({len(names)})"
+        if len(names) > MOST_LINES:
+            layers = sorted({layer for line in lines for layer in line})
+            rows = [[line[layer] for line in lines if layer in line] for layer in layers]
+            low, middle, high = np.array([np.quantile(row, (0.1, 0.5, 0.9)) for row in rows]).T
+            axis.fill_between(layers, low, high, color=colour, alpha=0.2, linewidth=0)
+            axis.plot(layers, middle, dash, color=colour, label=f"{label}: median, 10 to 90 %")
+            continue
+        for line in lines:
+            axis.plot(list(line), list(line.values()), dash, color=colour, label=label, alpha=0.8)
+            label = "_"  # one entry a kind
     axis.set_xlabel("layer")
     axis.set_ylabel("norm of the change")
     axis.set_ylim(bottom=0)
-    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8.5)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
     return figure
 
 
@@ -116,7 +125,9 @@ def similarity(analysis: Analysis) -> Figure:
         (axes[1], analysis.overlap, "overlap of the column spaces", 0.0),
     ):
         colours = "RdGy" if low < 0 else HEAT
-        image = axis.imshow(matrix[np.ix_(order, order)], cmap=colours, vmin=low, vmax=1.0)
+        shown = np.where(np.eye(count, dtype=bool), np.nan, matrix)[np.ix_(order, order)]
+        top = max(float(np.nanquantile(np.abs(shown), 0.99)), 0.05)
+        image = axis.imshow(shown, cmap=colours, vmin=top * low, vmax=top)
         axis.set_title(title, loc="left")
         figure.colorbar(image, ax=axis, shrink=0.8)
         if count <= MOST_NAMES and axis is axes[0]:
@@ -204,8 +215,13 @@ def figures(analysis: Analysis) -> Mapping[str, tuple[Figure, str]]:
     return drawn
 
 
-def _norm_of_layer(modules: Sequence[ModuleFacts], layer: int) -> float:
-    return float(np.sqrt(sum(one.norm**2 for one in modules if one.layer == layer)))
+def _by_layer(modules: Sequence[ModuleFacts]) -> dict[int, float]:
+    """Layer -> norm of its change, in rising order."""
+    layers = sorted({one.layer for one in modules})
+    return {
+        layer: math.sqrt(sum(one.norm**2 for one in modules if one.layer == layer))
+        for layer in layers
+    }
 
 
 def _by_likeness(cosine: np.ndarray) -> np.ndarray:

@@ -27,7 +27,8 @@ NOTES = {
     "heat_map": "Frobenius norm of BA with its scaling, and stable rank (Frobenius / spectral)².",
     "spectra": "Singular values of BA relative to the largest of the module.",
     "layers": "Frobenius norm over a layer's modules.",
-    "similarity": "Ordered by likeness. Overlap: mean squared cosine of the principal angles.",
+    "similarity": "Ordered by likeness, each with itself left out; colours end at the 99 % point."
+    " Overlap: mean squared cosine of the principal angles.",
     "embedding": "By cosine of the products. No label places a point; distances between islands"
     " mean nothing in UMAP.",
 }
