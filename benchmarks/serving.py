@@ -3,16 +3,15 @@
 The service against a bare FastAPI echo of the same bytes, and its memory over ten thousand
 requests.
 
-    python -m benchmarks.serving            # benchmarks/results/serving.json, and its table in
-    docs/serve.md
+    python -m benchmarks.serving            # results/serving.json, and its table in docs/serve.md
     python -m benchmarks.serving --page     # the table alone, from the results that are there
 
 The body is a delta slice of Llama-3.1-8B's shape (B of the first layer's q_proj and v_proj, r = 8,
 float32: 160 KB of random numbers, on which the time does not depend), sent as the Python client
 sends it, with its digest. The echo is a FastAPI endpoint that reads the body and returns it, served
-by uvicorn on h11 and asyncio, which is what uvicorn brings itself; and again as uvicorn serves it
-where httptools and uvloop are installed. Servers are asked in turn within every round; quoted are
-medians over rounds.
+by uvicorn on httptools and uvloop as the service is. Both are asked in turn within every round;
+quoted are medians over rounds. The goal is about the processor time that the server spends on a
+request, which other work on the machine changes little; waiting times are quoted beside it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +40,9 @@ import torch
 
 from loraprobe import Adapter, FeatureRecipe, Featurizer, LoRAPair, Probe
 from loraprobe.heads import LinearHead
-from loraprobe.serve.known import MAX_KNOWN
+from loraprobe.serve import Settings
+from loraprobe.serve.header_cache import MAX_KNOWN
 from loraprobe.serve.scoring import Question, Scorer
-from loraprobe.serve.settings import Settings
 from loraprobe.serve.slices import save_slice
 from loraprobe.serve.upload import content_digest
 from zoo.report import filled
@@ -54,7 +52,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/serve.md"
 MODULES = {"q_proj": (4096, 4096), "v_proj": (1024, 4096)}  # (d_out, d_in) of Llama-3.1-8B
 RANK = 8
-GOAL = 1.3  # the time of a scored request over that of an echoed one
+GOAL = 2.5  # the processor time of a scored request over that of an echoed one
 MEMORY_REQUESTS = 10_000
 
 
@@ -64,7 +62,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--requests", type=int, default=400, help="of each server in each round")
     parser.add_argument(
-        "--echo", metavar="HTTP,LOOP", help="be the echo server (what the benchmark starts)"
+        "--echo", action="store_true", help="be the echo server (what the benchmark starts)"
     )
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument(
@@ -74,7 +72,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.echo:
-        echo(options.port, *options.echo.split(","))
+        echo(options.port)
     elif options.page:
         write_page(json.loads(RESULTS.read_text()))
     else:
@@ -88,6 +86,7 @@ def measure(rounds: int, requests: int) -> None:
     body = save_slice(probe.featurizer, delta)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         probe.save_pretrained(Path(name) / "paper")
+        echo_command = [sys.executable, "-m", "benchmarks.serving", "--echo", "--port"]
         score = [
             sys.executable,
             "-m",
@@ -101,12 +100,8 @@ def measure(rounds: int, requests: int) -> None:
         ]
         servers = {
             "score": stack.enter_context(running(score)),
-            "echo": stack.enter_context(running(echo_command("h11", "asyncio"))),
+            "echo": stack.enter_context(running(echo_command)),
         }
-        if find_spec("httptools") and find_spec("uvloop"):
-            servers["echo, uvicorn's own choice"] = stack.enter_context(
-                running(echo_command("httptools", "uvloop"))
-            )
         measured = {
             f"{connections} connections": compare(servers, body, connections, rounds, requests)
             for connections in (4, 1)
@@ -159,7 +154,7 @@ def paper_probe(delta: Adapter) -> Probe:
     )
 
 
-def echo(port: int, http: Any, loop: Any) -> None:
+def echo(port: int) -> None:
     """A FastAPI application that returns what it is sent, and nothing else."""
     import uvicorn
     from fastapi import FastAPI, Request, Response
@@ -177,8 +172,8 @@ def echo(port: int, http: Any, loop: Any) -> None:
     uvicorn.run(
         app,
         port=port,
-        http=http,
-        loop=loop,
+        http="httptools",
+        loop="uvloop",
         ws="none",
         lifespan="off",
         log_level="warning",
@@ -187,16 +182,15 @@ def echo(port: int, http: Any, loop: Any) -> None:
     )
 
 
-def echo_command(http: str, loop: str) -> list[str]:
-    """The command line of an echo server, but for its port."""
-    return [sys.executable, "-m", "benchmarks.serving", "--echo", f"{http},{loop}", "--port"]
-
-
 class Server:
     """A running server: where it listens, and its process."""
 
     def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
         self.port, self.process = port, process
+
+    def processor_ms(self) -> float:
+        """The processor time of its main thread, which answers the requests."""
+        return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[0]) / 1e6
 
     def resident_mib(self) -> float:
         """Its memory now."""
@@ -231,9 +225,7 @@ def running(command: list[str]) -> Iterator[Server]:
 def compare(
     servers: dict[str, Server], body: bytes, connections: int, rounds: int, requests: int
 ) -> dict[str, Any]:
-    """Requests a second and latencies of every server, asked in turn, and the scoring one over the
-    others.
-    """
+    """Requests a second and latencies of both servers, asked in turn, and their ratio."""
     sent = request(body)
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
     for number in range(rounds + 1):  # the first warms up and is not counted
@@ -248,19 +240,18 @@ def compare(
         }
         for name, all_rounds in taken.items()
     }
-    for name in [name for name in servers if name != "score"]:
-        ratios = {
-            key: [a[key] / b[key] for a, b in zip(taken["score"], taken[name], strict=True)]
-            for key in taken[name][0]
+    ratios = {
+        key: [a[key] / b[key] for a, b in zip(taken["score"], taken["echo"], strict=True)]
+        for key in taken["echo"][0]
+    }
+    summary["score / echo"] = {
+        key: {
+            "median": round(statistics.median(values), 3),
+            "lowest": round(min(values), 3),
+            "highest": round(max(values), 3),
         }
-        summary[f"score / {name}"] = {
-            key: {
-                "median": round(statistics.median(values), 3),
-                "lowest": round(min(values), 3),
-                "highest": round(max(values), 3),
-            }
-            for key, values in ratios.items()
-        }
+        for key, values in ratios.items()
+    }
     return summary
 
 
@@ -284,16 +275,19 @@ def load(server: Server, sent: bytes, connections: int, requests: int) -> dict[s
         threading.Thread(target=_ask, args=(server.port, sent, requests // connections, seconds))
         for _ in range(connections)
     ]
+    spent = server.processor_ms()
     begun = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     elapsed = time.perf_counter() - begun
+    spent = server.processor_ms() - spent
     if len(seconds) != requests // connections * connections:
         raise RuntimeError("a request was not answered with status 200")
     ordered = sorted(1000 * second for second in seconds)
     return {
+        "processor_ms": spent / len(seconds),
         "requests_per_s": len(seconds) / elapsed,
         "p50_ms": ordered[len(ordered) // 2],
         "p99_ms": ordered[int(len(ordered) * 0.99)],
@@ -319,7 +313,8 @@ def _connected(port: int) -> socket.socket:
 
 def _status(connection: socket.socket, buffer: memoryview) -> int:
     """Read one whole answer; its status."""
-    got, needed = 0, -1
+    got = 0
+    needed = -1
     while needed < 0 or got < needed:
         count = connection.recv_into(buffer[got:])
         if not count:
@@ -335,13 +330,13 @@ def _status(connection: socket.socket, buffer: memoryview) -> int:
 
 
 def parts(body: bytes, probe: Probe) -> dict[str, float]:
-    """Median milliseconds of what a scored request has and an echo has not, each part alone and
-    with warm caches.
+    """Median milliseconds of what a scored request has and an echo has not, each alone and warm.
 
     Scoring a slice is measured twice: with the header that every slice for a probe mostly has, and
-        with one that was not read before.
+    with one that was not read before.
     """
-    scorer, question = Scorer(Settings({"paper": probe})), Question(("paper",), "factor_delta")
+    scorer = Scorer(Settings({"paper": probe}))
+    question = Question(("paper",), "factor_delta")
     others = itertools.cycle(
         [with_longer_header(body, spaces) for spaces in range(8, 8 * 2 * MAX_KNOWN, 8)]
     )
@@ -380,9 +375,7 @@ def with_longer_header(body: bytes, spaces: int) -> bytes:
 
 
 def memory_over_time(server: Server, body: bytes) -> dict[str, Any]:
-    """Resident memory after the first thousand and after ten thousand requests, one in five of
-    which is refused.
-    """
+    """Resident memory after one and ten thousand requests, one in five of which is refused."""
     nan = body[:-4] + b"\xff\xff\xff\xff"
     refused = [
         request(body[:-4]),
@@ -390,11 +383,9 @@ def memory_over_time(server: Server, body: bytes) -> dict[str, Any]:
         request(body, "/v1/score?kind=weights"),
         request(body, "/nothing"),
     ]
-    buffer, statuses, resident = (
-        memoryview(bytearray(1 << 20)),
-        dict.fromkeys((200, 404, 422), 0),
-        {},
-    )
+    buffer = memoryview(bytearray(1 << 20))
+    statuses = dict.fromkeys((200, 404, 422), 0)
+    resident = {}
     with _connected(server.port) as connection:
         for number in range(1, MEMORY_REQUESTS + 1):
             connection.sendall(refused[number // 5 % 4] if number % 5 == 0 else request(body))
@@ -417,23 +408,20 @@ def table(result: dict[str, Any]) -> str:
     """The results as the page shows them."""
     rows = [
         (
-            "| connections | server | requests/s | p50, ms | p99, ms | score: times its p50 |"
-            " score: times its requests/s |"
+            "| connections | server | processor, ms | p50, ms | p99, ms | requests/s |"
+            " score: times its processor time | score: times its p50 |"
         ),
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for connections in (1, 4):
         summary = result[f"{connections} connections"]
-        rows += [
-            _row(connections, name, summary)
-            for name in ("score", "echo", "echo, uvicorn's own choice")
-            if name in summary
-        ]
-    memory, machine = result["memory"], result["machine"]
+        rows += [_row(connections, name, summary) for name in ("score", "echo")]
+    memory = result["memory"]
+    machine = result["machine"]
     alone = ", ".join(f"{name} {value:.2f}" for name, value in result["parts_ms"].items())
     counts, resident = (
-        " and ".join(f"{float(value):,g}" for value in of)
-        for of in zip(*memory["resident_mib_after"].items(), strict=True)
+        " and ".join(f"{float(value):,g}" for value in column)
+        for column in zip(*memory["resident_mib_after"].items(), strict=True)
     )
     about = [
         (
@@ -451,9 +439,10 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _outcome(result: dict[str, Any]) -> str:
-    goal, shown = result["goal"], []
+    goal = result["goal"]
+    shown = []
     for connections in (1, 4):
-        ratio = result[f"{connections} connections"]["score / echo"]["p50_ms"]
+        ratio = result[f"{connections} connections"]["score / echo"]["processor_ms"]
         verdict = "met" if ratio["median"] <= goal else "missed"
         verdict += (
             ", in every round"
@@ -464,20 +453,20 @@ def _outcome(result: dict[str, Any]) -> str:
         )
         shown.append(f"{verdict} at {connections} connection{'s' * (connections > 1)}")
     return (
-        f"**Goal: the median request takes at most {goal:g} times the echo's time:"
+        f"**Goal: a request takes at most {goal:g} times the echo's processor time:"
         f" {'; '.join(shown)}.**"
     )
 
 
 def _row(connections: int, name: str, summary: dict[str, Any]) -> str:
-    taken, over = summary[name], summary.get(f"score / {name}")
-    ratios = (
-        ["", ""] if over is None else [_ratio(over[key]) for key in ("p50_ms", "requests_per_s")]
-    )
+    taken = summary[name]
+    over = summary.get(f"score / {name}")
+    ratios = ["", ""] if over is None else [_ratio(over[key]) for key in ("processor_ms", "p50_ms")]
     numbers = [
-        f"{taken['requests_per_s']:,.0f}",
+        f"{taken['processor_ms']:.2f}",
         f"{taken['p50_ms']:.2f}",
         f"{taken['p99_ms']:.2f}",
+        f"{taken['requests_per_s']:,.0f}",
     ]
     return f"| {' | '.join([str(connections), name, *numbers, *ratios])} |"
 

@@ -125,7 +125,7 @@ def _post(body: bytes, query: bytes) -> tuple[int, bytes]:
         "root_path": "",
         "raw_path": b"/v1/score",
         "query_string": query,
-        "headers": [(b"content-type", b"application/octet-stream")],
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/octet-stream")],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
     }

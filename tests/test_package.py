@@ -33,7 +33,16 @@ EXTRAS = {
     "tensorboard": {"tensorboard"},
     "flower": {"flwr"},
     "nvflare": {"nvflare"},
-    "serve": {"fastapi", "uvicorn", "prometheus-client"},
+    "serve": {
+        "fastapi",
+        "starlette",
+        "pydantic",
+        "uvicorn",
+        "httptools",
+        "uvloop",
+        "limits",
+        "prometheus-client",
+    },
 }
 COLLECTIONS = {"all", "dev"}  # made of others
 

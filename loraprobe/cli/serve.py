@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -47,10 +47,7 @@ def serve(
     timeout: Annotated[
         float,
         typer.Option(
-            help=(
-                "Seconds a client may take to send headers, to keep a body coming and to read an"
-                " answer."
-            )
+            help="Seconds to keep an idle connection, and to wait for a body that stands still."
         ),
     ] = 10.0,
     token_env: Annotated[
@@ -60,9 +57,24 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without a token.")
     ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name that browsers may call this service by; may be repeated, '*' is any."
+        ),
+    ] = None,
+    detail: Annotated[
+        str,
+        typer.Option(
+            help="What is told of a score: scores, rounded (tenths, no threshold) or verdicts."
+        ),
+    ] = "scores",
+    rate: Annotated[
+        str | None, typer.Option(help="Scores for one address in some time, as 100/minute.")
+    ] = None,
 ) -> None:
     """Score adapters over HTTP: POST /v1/score, a page at /, Prometheus metrics at /metrics."""
-    from ..serve.settings import MIB, Settings, is_loopback
+    from ..serve.settings import LOCAL_NAMES, MIB, Detail, Settings, is_loopback
 
     token = None if token_env is None else os.environ.get(token_env, "")
     if token_env is not None and not token:
@@ -81,8 +93,19 @@ def serve(
 
     probes = _probes(probe)
     start = base if base in (None, FRESH) else load_adapter(str(base)).load()
-    held = 2 * max_mib if memory_mib is None else memory_mib
-    run(Settings(probes, start, any_base, token, max_mib * MIB, held * MIB, timeout), host, port)
+    settings = Settings(
+        probes,
+        start,
+        any_base,
+        token,
+        max_body=max_mib * MIB,
+        max_held=(2 * max_mib if memory_mib is None else memory_mib) * MIB,
+        timeout=timeout,
+        hosts=(*LOCAL_NAMES, *(allow_host or ())),
+        detail=cast(Detail, detail),
+        rate=rate,
+    )
+    run(settings, host, port)
 
 
 def _probes(named: list[str]) -> dict[str, Probe]:
@@ -93,7 +116,8 @@ def _probes(named: list[str]) -> dict[str, Probe]:
     for text in named:
         name, equals, source = text.partition("=")
         if not equals:
-            name, source = Path(text).resolve().name, text
+            name = Path(text).resolve().name
+            source = text
         if name in probes:
             raise ServiceError(
                 f"got two probes named {name!r}; name them with --probe NAME={source}"

@@ -1,29 +1,32 @@
 """The HTTP scoring service.
 
-`create_app` for an ASGI server, `loraprobe serve` on the command line, `client` to talk to it.
+`loraprobe serve` on the command line, `create_app` for an ASGI server, `ScoringClient` to ask it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .client import ScoringClient
+from .settings import Settings
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from .settings import Settings
-
-__all__ = ["create_app"]
+__all__ = ["ScoringClient", "Settings", "create_app"]
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The service as an ASGI application; see `loraprobe.serve.app`.
+    """The service as an ASGI application; FastAPI is imported when it is called.
 
-    Torch and FastAPI are imported when it is called.
-
-    Deadlines for headers and for clients that do not read belong to the connection: only
-    `loraprobe.serve.server.run` has them. Behind another ASGI server, that server has to set its
-    own.
+    Raises:
+        MissingExtra: FastAPI, another part of the extra or a head's library is not installed.
+        ServiceError: the settings ask for something that cannot be.
     """
-    from .app import create_app as create
+    from ..errors import MissingExtra
 
+    try:
+        from .app import create_app as create
+    except ModuleNotFoundError as error:
+        raise MissingExtra(str(error.name), "serve", "The scoring service") from None
     return create(settings)

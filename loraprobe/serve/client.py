@@ -2,7 +2,7 @@
 
 client = ScoringClient("http://127.0.0.1:8080")
 for result in client.score("path/to/adapter"):
-    print(result.probe, result.verdict, result.score)
+    print(result.probe, result.verdict, result.score, result.unchecked)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import urlencode, urlsplit
 
 from .. import errors
 from ..errors import LayoutMismatch, LoraprobeError, ServiceError
-from .answers import Result
+from .results import Result
 from .upload import MEDIA_TYPE, content_digest
 
 if TYPE_CHECKING:
@@ -46,9 +46,11 @@ class ScoringClient:
     def __init__(self, url: str, token: str | None = None, timeout: float = 30.0) -> None:
         try:
             parts = urlsplit(url)
-            self._host, self._port = parts.hostname or "", parts.port
+            self._host = parts.hostname or ""
+            self._port = parts.port
         except ValueError:
-            parts, self._host = urlsplit(""), ""
+            parts = urlsplit("")
+            self._host = ""
         if (
             parts.scheme not in ("http", "https")
             or not self._host
@@ -62,7 +64,9 @@ class ScoringClient:
         self._connection = (
             http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         )
-        self._url, self._path, self._timeout = url, parts.path.rstrip("/"), timeout
+        self._url = url
+        self._path = parts.path.rstrip("/")
+        self._timeout = timeout
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
 
     def score(
@@ -91,20 +95,24 @@ class ScoringClient:
         from ..adapters.load import load_adapter
 
         loaded = load_adapter(adapter, alpha=alpha) if isinstance(adapter, str | Path) else adapter
-        asked = {"kind": loaded.kind, **({} if probe is None else {"probe": probe})}
+        query = {"kind": loaded.kind, **({} if probe is None else {"probe": probe})}
         body = self._encoded(loaded, probe)
         headers = {"Content-Type": MEDIA_TYPE, "Content-Digest": content_digest(body)}
-        answer = self._ask("POST", f"/v1/score?{urlencode(asked)}", body, headers)
+        answer = self._ask("POST", f"/v1/score?{urlencode(query)}", body, headers)
         try:
-            results = [Result(**result) for result in answer["results"]]
-            named = answer["sha256"]
+            results = [
+                Result(**{**result, "unchecked": tuple(result["unchecked"])})
+                for result in answer["results"]
+            ]
+            digest = answer["sha256"]
         except (KeyError, TypeError) as error:
             raise ServiceError(
                 f"{self._url} gave an answer of another form ({error}); is it a scoring service?"
             ) from None
-        if named != hashlib.sha256(body).hexdigest():
+        if digest != hashlib.sha256(body).hexdigest():
             raise ServiceError(
-                f"{self._url} scored a body with sha256 {named}, which is not the one that was sent"
+                f"{self._url} scored a body with sha256 {digest}, which is not the one that was"
+                " sent"
             )
         return results
 
@@ -135,10 +143,8 @@ class ScoringClient:
         entry = served[probe]
         if entry["slice"] is None:
             return save_whole(adapter)
-        unknown, missing = (
-            adapter.keys() - set(entry["modules"]),
-            {module for module, *_ in entry["slice"]} - adapter.keys(),
-        )
+        unknown = adapter.keys() - set(entry["modules"])
+        missing = {module for module, *_ in entry["slice"]} - adapter.keys()
         if unknown or missing:
             raise LayoutMismatch(
                 f"the adapter changes {len(unknown)} modules that the training adapters did not and"
@@ -193,7 +199,8 @@ def _raise(url: str, status: int, answer: Any) -> NoReturn:
             f"{url} answered with status {status} and no typed error; is it a scoring service?",
             status=status,
         )
-    kind, message = str(error.get("type")), str(error.get("message"))
+    kind = str(error.get("type"))
+    message = str(error.get("message"))
     known = getattr(errors, kind, None)
     if isinstance(known, type) and issubclass(known, LoraprobeError) and known is not ServiceError:
         raise known(message)

@@ -56,5 +56,6 @@ def log_to_stderr() -> None:
         (LOGGER, logging.INFO),
         (logging.getLogger("uvicorn.error"), logging.WARNING),
     ):
-        logger.handlers, logger.propagate = [handler], False
+        logger.handlers = [handler]
+        logger.propagate = False
         logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""The page at /: one HTML file, and the policy that lets a browser run nothing but what is in it."""
+"""The page at /: one HTML file, and the policy that lets a browser run nothing else."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def page() -> tuple[bytes, dict[str, str]]:
 
 def _hashes(html: str, tag: str) -> str:
     """The sha256 of every inline script or style, as a policy names them."""
-    found = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+    blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
     return " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-        for text in found
+        for text in blocks
     )

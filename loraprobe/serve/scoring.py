@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, cast
-from urllib.parse import parse_qsl
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapters.adapter import KINDS, Adapter, Kind
+from ..adapters.adapter import Adapter, Kind
 from ..adapters.deltas import factor_delta, weight_delta
 from ..adapters.pair import Factor
 from ..adapters.safetensors import TensorFile, read_safetensors
-from ..adapters.strict_json import quoted
 from ..errors import DataError, KindMismatch, LoraprobeError
 from ..features import spectra
 from ..probe import Probe, Verdict
-from .answers import Refusal, Result
-from .known import KnownSlices
-from .settings import Settings
+from .header_cache import HeaderCache
+from .results import Result, Unchecked
+from .settings import Detail, Settings
 from .slices import SLICE, read_slice, read_whole, slice_factors, stated
 
-PARAMETERS = ("probe", "kind", "alpha", "base_model", "spectra")
 MAX_SPECTRA = 256
 """Modules whose singular values are returned, in sorted order."""
 MAX_RANK = 512
@@ -33,6 +28,7 @@ The time grows with the third power, and a stranger chooses the rank of what no 
 """
 MAX_VALUES = 64
 """Singular values of one matrix that are returned, the largest first."""
+_BOTH: tuple[Factor, ...] = ("A", "B")
 
 
 @dataclass(frozen=True)
@@ -59,155 +55,115 @@ class Question:
         return self.alpha is None and self.base_model is None and not self.spectra
 
 
-def parse_question(query: bytes, probes: Collection[str]) -> Question:
-    """Read a query string; `probes` are the names that are served.
+class Answered(NamedTuple):
+    """A result of every probe that was asked, and the spectra if they were."""
 
-    Raises:
-        Refusal: a parameter is unknown, occurs twice or has a value that is not valid.
-    """
-    if not query:
-        return Question(tuple(probes))
-    try:
-        pairs = parse_qsl(
-            query.decode("ascii"),
-            keep_blank_values=True,
-            strict_parsing=True,
-            errors="strict",
-            max_num_fields=20,
-        )
-    except ValueError:
-        raise _bad_query(
-            "the query string cannot be read", query.decode("ascii", "replace"), "name=value&..."
-        ) from None
-    values = dict(pairs)
-    for name, _ in pairs:
-        if name not in PARAMETERS:
-            raise _bad_query("unknown parameter", name, ", ".join(PARAMETERS))
-    if len(values) < len(pairs):
-        raise _bad_query("a parameter occurs twice", query.decode(), "each at most once")
-    asked = values.get("probe")
-    if asked is not None and asked not in probes:
-        raise Refusal(
-            422,
-            "UnknownProbe",
-            "no probe of that name is served",
-            got=quoted(asked),
-            expected=", ".join(sorted(probes)),
-        )
-    kind, flag = values.get("kind", "weights"), values.get("spectra", "false")
-    if kind not in KINDS:
-        raise _bad_query("unknown kind", kind, ", ".join(KINDS))
-    if flag not in ("true", "false"):
-        raise _bad_query("spectra is a switch", flag, "true or false")
-    named = values.get("base_model")
-    if named is not None and not (0 < len(named) <= 500 and named.isprintable()):
-        raise _bad_query("base_model is no name", named, "1 to 500 printable characters")
-    return Question(
-        tuple(probes) if asked is None else (asked,),
-        cast(Kind, kind),
-        _alpha(values.get("alpha")),
-        named,
-        flag == "true",
-    )
-
-
-def _alpha(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value == 0:
-        raise _bad_query("alpha is no scaling", text, "a finite number other than 0")
-    return value
-
-
-def _bad_query(message: str, got: str, expected: str) -> Refusal:
-    return Refusal(422, "QueryError", message, got=quoted(got), expected=expected)
+    results: list[Result]
+    spectra: dict[str, Any] | None = None
 
 
 class Scorer:
     """Scores bodies with the probes of a service. Safe to call from several threads."""
 
     def __init__(self, settings: Settings) -> None:
-        self._probes, self._base, self._check_base = (
-            settings.probes,
-            settings.base,
-            not settings.any_base,
-        )
-        self._known = {name: KnownSlices(probe) for name, probe in self._probes.items()}
+        self._probes = settings.probes
+        self._base = settings.base
+        self._checks_base = not settings.any_base
+        self._detail: Detail = settings.detail
+        self._caches = {name: HeaderCache(probe) for name, probe in self._probes.items()}
         for probe in self._probes.values():
             # Now rather than in the first request: a head's library is imported, or found missing.
             probe.head(np.zeros((1, probe.head.num_features), np.float32))
 
-    def __call__(
-        self, body: bytes, question: Question
-    ) -> tuple[list[Result], dict[str, Any] | None]:
-        """A result of every probe that was asked for, and the spectra if they were.
+    def __call__(self, data: bytes, question: Question) -> Answered:
+        """A result of every probe that was asked for.
 
         One probe that cannot score the body is an error of the whole request: no verdict is left
-            out without a word.
+        out without a word.
 
         Raises:
             LoraprobeError: the body is no adapter, or not one that a probe can score.
         """
-        if question.is_plain and (known := self._of_known(body, question)) is not None:
-            return known, None
-        sent = _Sent(read_safetensors(body), question, self._base)
-        results = [self._result(name, sent) for name in question.probes]
-        if sent.is_slice:
+        if question.is_plain and (cached := self._cached(data, question)) is not None:
+            return Answered(cached)
+        body = _Body(read_safetensors(data), question, self._base)
+        results = [self._scored(name, body) for name in question.probes]
+        if body.is_slice:
             for name in question.probes:
-                self._known[name].remember(body)
-        return results, sent.spectra(self._probes[question.probes[0]]) if question.spectra else None
+                self._caches[name].remember(data, body.stated_base)
+        if not question.spectra:
+            return Answered(results)
+        return Answered(results, body.spectra(self._probes[question.probes[0]]))
 
-    def _of_known(self, body: bytes, question: Question) -> list[Result] | None:
-        """The results of a slice that every probe knows again, None if one does not."""
+    def _cached(self, data: bytes, question: Question) -> list[Result] | None:
+        """The results of a slice whose header every probe knows, None if one does not."""
         results = []
         for name in question.probes:
             try:
-                verdict = self._known[name].verdict(body, question.kind)
+                known = self._caches[name].verdict(data, question.kind)
             except LoraprobeError as error:
-                raise _of_probe(name, error) from None
-            if verdict is None:
+                raise _named(name, error) from None
+            if known is None:
                 return None
-            results.append(self._shown(name, verdict))
+            verdict, base_model = known
+            results.append(self._result(name, verdict, question.kind, base_model, is_slice=True))
         return results
 
-    def _result(self, name: str, sent: _Sent) -> Result:
+    def _scored(self, name: str, body: _Body) -> Result:
         probe = self._probes[name]
         try:
-            [verdict] = probe.verdicts([sent.adapter_for(probe)], check_base=self._check_base)
+            adapter = body.adapter_for(probe)
+            [verdict] = probe.verdicts([adapter], check_base=self._checks_base)
         except LoraprobeError as error:
-            raise _of_probe(name, error) from None
-        return self._shown(name, verdict)
+            raise _named(name, error) from None
+        return self._result(name, verdict, body.kind, adapter.base_model, body.is_slice)
 
-    def _shown(self, name: str, verdict: Verdict) -> Result:
+    def _result(
+        self, name: str, verdict: Verdict, kind: Kind, base_model: str | None, is_slice: bool
+    ) -> Result:
         probe = self._probes[name]
+        unchecked: list[Unchecked] = ["config"]
+        if base_model is None or probe.base_model is None or not self._checks_base:
+            unchecked.append("base_model")
+        if is_slice:
+            unchecked.append("other_modules")
+        if kind != "weights":
+            unchecked.append("start")
+        exact = self._detail == "scores"
+        score = verdict.score if exact else round(verdict.score, 1)
+        between_cuts = verdict.label == "inconclusive" and verdict.reason.startswith("between")
         return Result(
-            name, probe.commit, verdict.score, verdict.label, verdict.reason, probe.threshold
+            probe=name,
+            commit=probe.commit,
+            score=None if self._detail == "verdicts" else score,
+            verdict=verdict.label,
+            reason=verdict.reason if exact or not between_cuts else "between the cuts",
+            threshold=probe.threshold if exact else None,
+            unchecked=tuple(unchecked),
         )
 
 
-def _of_probe(name: str, error: LoraprobeError) -> LoraprobeError:
-    return type(error)(f"probe {name!r}: {error}")
+def _named(probe: str, error: LoraprobeError) -> LoraprobeError:
+    return type(error)(f"probe {probe!r}: {error}")
 
 
-class _Sent:
+class _Body:
     """A body that was parsed once, seen as what each probe needs it to be."""
 
     def __init__(self, file: TensorFile, question: Question, base: Adapter | str | None) -> None:
-        self._file, self._question, self._base = file, question, base
-        self._said = stated(file)
-        self.is_slice = self._said is not None and self._said.form == SLICE
-        self._whole = (
-            None
-            if self.is_slice
-            else read_whole(
+        self._file = file
+        self._question = question
+        self._base = base
+        self._statement = stated(file)
+        self._deltas: dict[str, Adapter] = {}
+        self.kind: Kind = question.kind
+        self.is_slice = self._statement is not None and self._statement.form == SLICE
+        self.stated_base = None if self._statement is None else self._statement.base_model
+        self._whole: Adapter | None = None
+        if not self.is_slice:
+            self._whole = read_whole(
                 file, question.kind, alpha=question.alpha, base_model=question.base_model
             )
-        )
-        self._deltas: dict[str, Adapter] = {}
 
     def adapter_for(self, probe: Probe) -> Adapter:
         """The body as the kind that a probe scores.
@@ -215,7 +171,8 @@ class _Sent:
         Raises:
             LoraprobeError: it is not that and cannot be made that.
         """
-        whole, kind = self._whole, probe.featurizer.layout.kind
+        whole = self._whole
+        kind = probe.featurizer.layout.kind
         if whole is None:
             return self._slice_for(probe)
         if kind == whole.kind or whole.kind != "weights":
@@ -225,11 +182,12 @@ class _Sent:
         return self._deltas[kind]
 
     def _slice_for(self, probe: Probe) -> Adapter:
-        said, question = self._said, self._question
-        if said is not None and said.kind != question.kind:
+        statement = self._statement
+        question = self._question
+        if statement is not None and statement.kind != question.kind:
             raise KindMismatch(
-                f"got a slice of a {said.kind}, and a request that says {question.kind!r}: ask with"
-                f" ?kind={said.kind}"
+                f"got a slice of a {statement.kind}, and a request that says {question.kind!r}:"
+                f" ask with ?kind={statement.kind}"
             )
         if question.alpha is not None or question.base_model is not None:
             raise DataError(
@@ -246,11 +204,9 @@ class _Sent:
                 " service started with --base"
             )
         if isinstance(self._base, Adapter):
-            return (
-                factor_delta(whole, self._base)
-                if kind == "factor_delta"
-                else weight_delta(whole, self._base)
-            )
+            if kind == "factor_delta":
+                return factor_delta(whole, self._base)
+            return weight_delta(whole, self._base)
         if kind == "weight_delta":
             raise DataError(
                 "the probe scores a weight_delta, and this service knows no adapter that training"
@@ -259,34 +215,34 @@ class _Sent:
         return factor_delta(whole, None)
 
     def spectra(self, probe: Probe) -> dict[str, Any]:
-        """Singular values: of the weight change B @ A where both factors are known, of the changes
-        of the factors otherwise.
+        """Singular values of the weight change B @ A where both factors are known, else of the
+        changes of the factors.
         """
-        adapter, factors = self._shown(probe)
+        adapter, factors = self._displayed(probe)
         modules = list(adapter)[:MAX_SPECTRA]
-        if (rank := max(adapter[module].rank for module in modules)) > MAX_RANK:
+        rank = max(adapter[module].rank for module in modules)
+        if rank > MAX_RANK:
             raise DataError(
                 f"got a module of rank {rank}; expected at most {MAX_RANK} for spectra. Ask without"
                 " spectra=true"
             )
-        values = spectra(adapter, modules, factors)
         rows = [
             {"module": module, "matrix": matrix, "values": _rounded(row.tolist())}
-            for (module, matrix), row in values.items()
+            for (module, matrix), row in spectra(adapter, modules, factors).items()
         ]
         return {"of": adapter.kind, "modules": len(adapter), "rows": rows}
 
-    def _shown(self, probe: Probe) -> tuple[Adapter, tuple[Factor, ...]]:
-        both: tuple[Factor, ...] = ("A", "B")
+    def _displayed(self, probe: Probe) -> tuple[Adapter, tuple[Factor, ...]]:
         if self._whole is None:
-            factors, adapter = slice_factors(probe.featurizer), self._slice_for(probe)
+            factors = slice_factors(probe.featurizer)
+            adapter = self._slice_for(probe)
+            if len(factors) == 2:
+                return adapter, factors
             # One factor alone has no product: it is shown like the change of a factor.
-            return (
-                adapter if len(factors) == 2 else Adapter(dict(adapter), kind="factor_delta")
-            ), factors
+            return Adapter(dict(adapter), kind="factor_delta"), factors
         if self._whole.kind == "weights" and self._deltas and isinstance(self._base, Adapter):
-            return weight_delta(self._whole, self._base), both
-        return self._whole, both
+            return weight_delta(self._whole, self._base), _BOTH
+        return self._whole, _BOTH
 
 
 def _rounded(values: list[float]) -> list[float]:

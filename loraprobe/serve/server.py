@@ -1,4 +1,4 @@
-"""The process: an application behind guarded connections, until it is told to stop."""
+"""The process: an application on uvicorn, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import gc
 import signal
 import socket
 import sys
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 from ..errors import MissingExtra
-from .answers import Refusal
-from .app import create_app
 from .logs import log, log_to_stderr
-from .metrics import Metrics
-from .settings import Settings
+from .settings import Settings, is_address
 
 FINISHING_SECONDS = 30
 """How long requests in flight may take after the word to stop.
@@ -31,33 +27,25 @@ def run(settings: Settings, host: str, port: int) -> None:
 
     Raises:
         MissingExtra: the extra is not installed.
+        ServiceError: the settings ask for something that cannot be.
         OSError: the address cannot be listened on.
         SystemExit: at the end.
     """
     try:
+        import httptools  # noqa: F401  # uvicorn would take h11 instead
         import uvicorn
+    except ModuleNotFoundError as error:
+        raise MissingExtra(str(error.name), "serve", "The scoring service") from None
+    from . import create_app
 
-        from .protocol import GuardedProtocol
-    except ImportError:
-        raise MissingExtra("uvicorn", "serve", "The scoring service") from None
-    import torch
-
-    # Requests run beside each other; threads inside one would only wait for those of the next.
-    torch.set_num_threads(1)
-    metrics = Metrics()
-    app = create_app(settings, metrics)
+    if host and not is_address(host):
+        settings = replace(settings, hosts=(*settings.hosts, host))
+    app = create_app(settings)
     listening = _listening(host, port)
     log_to_stderr()
-
-    def refused(refusal: Refusal) -> None:
-        metrics.count_request("none", refusal.status, refusal.type)
-        log("refused", {"status": refusal.status, "error": refusal.type})
-
-    protocol: Any = partial(GuardedProtocol, settings, refused)  # called as a class would be
     config = uvicorn.Config(
         app,
-        http=protocol,
-        loop="asyncio",
+        http="httptools",
         ws="none",
         lifespan="off",
         log_config=None,
@@ -65,14 +53,15 @@ def run(settings: Settings, host: str, port: int) -> None:
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
+        limit_concurrency=settings.max_connections,
+        timeout_keep_alive=max(1, round(settings.timeout)),
         timeout_graceful_shutdown=FINISHING_SECONDS,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(
-            number, lambda *_: sys.exit(0)
-        )  # uvicorn raises the signal again when it has finished
+        # uvicorn raises the signal again when it has finished
+        signal.signal(number, lambda *_: sys.exit(0))
     gc.collect()
-    # what was imported stays; to look through it again and again would be the slowest requests
+    # What was imported stays; to look through it again and again would be the slowest requests.
     gc.freeze()
     address = listening.getsockname()
     log("serving", {"host": address[0], "port": address[1], "probes": sorted(settings.probes)})

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ..errors import ServiceError
 
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from ..probe import Probe
 
 MIB = 1 << 20
+Detail = Literal["scores", "rounded", "verdicts"]
+LOCAL_NAMES = ("localhost",)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TOKEN = re.compile(r"[!-~]{1,1024}")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})")
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,19 @@ class Settings:
             known: then a probe that scores deltas can only be sent deltas.
         any_base: score adapters that name another base model than the probe's.
         token: what requests must bring as `Authorization: Bearer ...`; None lets everybody in.
+        hosts: the names that requests may call the service by in their Host header; "*" for any.
+            An address instead of a name is always taken.
+        detail: what is told of a score: "scores" all of it, "rounded" tenths and no threshold,
+            "verdicts" nothing but the verdict.
+        rate: how many bodies one address may have scored in what time, as "100/minute"; None for
+            no limit.
         max_body: bytes of one request.
         max_held: bytes of all bodies in memory at one time. Scoring takes a few times the body on
             top, two bodies at a time.
-        timeout: seconds that a client may take for the headers of a request, and to read what it is
-            sent.
-        min_rate: bytes a second that a body must come in at, within every `timeout` seconds anew,
-            until it is complete.
-        max_connections: open connections; another one is turned away.
+        timeout: seconds within which a body must be complete or have come in at `min_rate`, within
+            every `timeout` seconds anew; and for which an idle connection is kept.
+        min_rate: bytes a second.
+        max_connections: open connections; requests on another one are turned away.
         inline: bodies up to this many bytes are scored at once, larger ones in a thread, so that
             the rest is answered meanwhile.
 
@@ -54,16 +62,12 @@ class Settings:
     min_rate: int = 1 << 16
     max_connections: int = 512
     inline: int = 1 << 18
+    hosts: tuple[str, ...] = LOCAL_NAMES
+    detail: Detail = "scores"
+    rate: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.probes:
-            raise ServiceError("got no probe; expected at least one to serve")
-        for name in self.probes:
-            if not _NAME.fullmatch(name):
-                raise ServiceError(
-                    f"got the probe name {name!r}; expected at most 64 letters, digits, '.', '_'"
-                    " and '-': write --probe NAME=PATH"
-                )
+        self._check_names()
         if self.token is not None and not _TOKEN.fullmatch(self.token):
             raise ServiceError(
                 "got a token that is empty, too long or no plain ASCII; expected 1 to 1024 visible"
@@ -71,6 +75,10 @@ class Settings:
             )
         if isinstance(self.base, str) and self.base != "fresh":
             raise ServiceError(f"got base {self.base!r}; expected an Adapter, 'fresh' or None")
+        if self.detail not in get_args(Detail):
+            raise ServiceError(
+                f"got detail {self.detail!r}; expected one of {', '.join(get_args(Detail))}"
+            )
         for name in ("max_body", "max_held", "timeout", "min_rate", "max_connections", "inline"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ServiceError(f"got {name} {getattr(self, name)}; expected a number above 0")
@@ -80,16 +88,41 @@ class Settings:
                 " largest size would never be taken"
             )
 
+    def _check_names(self) -> None:
+        if not self.probes:
+            raise ServiceError("got no probe; expected at least one to serve")
+        for name in self.probes:
+            if not _NAME.fullmatch(name):
+                raise ServiceError(
+                    f"got the probe name {name!r}; expected at most 64 letters, digits, '.', '_'"
+                    " and '-': write --probe NAME=PATH"
+                )
+        for host in self.hosts:
+            if host != "*" and not _HOST.fullmatch(host):
+                raise ServiceError(
+                    f"got the host name {host!r}; expected a name without a port, or '*' for any"
+                )
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address.
 
-    A name other than localhost counts as reachable.
+def is_address(host: str) -> bool:
+    """Whether this is an IP address and no name.
 
-    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0"), is_loopback("example.org")
-    (True, True, False, False)
+    >>> is_address("127.0.0.1"), is_address("::1"), is_address("localhost")
+    (True, True, False)
     """
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address; of names, localhost alone.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0")
+    (True, True, False)
+    >>> is_loopback("localhost"), is_loopback("example.org")
+    (True, False)
+    """
+    return ipaddress.ip_address(host).is_loopback if is_address(host) else host == "localhost"

@@ -67,8 +67,7 @@ def save_slice(featurizer: Featurizer, adapter: Adapter) -> bytes:
 
 
 def save_whole(adapter: Adapter) -> bytes:
-    """An adapter of any kind as a safetensors file that `read_whole` reads without being told
-    anything.
+    """An adapter of any kind as a file that `read_whole` reads without being told anything.
 
     Raises:
         KindMismatch: a factor delta since "fresh", of which nobody knows the change of A.
@@ -108,19 +107,20 @@ def tensor_name(module: str, factor: Factor) -> str:
 
 def encode(adapter: Adapter, factors: Iterable[tuple[str, Factor]], form: str) -> bytes:
     """Some factors of an adapter and what is to be known of it; `form` is SLICE or WHOLE."""
-    tensors, scalings = {}, {}
+    tensors = {}
+    scalings = {}
     for module, factor in factors:
         array = adapter[module].factor(factor)
         tensors[tensor_name(module, factor)] = np.ascontiguousarray(array)
         scalings[module] = adapter[module].scaling
-    said = {
+    statement = {
         "format": form,
         "version": VERSION,
         "kind": adapter.kind,
         "scalings": scalings,
         "base_model": adapter.base_model,
     }
-    data: bytes = safetensors.numpy.save(tensors, {_ENTRY: json.dumps(said)})
+    data: bytes = safetensors.numpy.save(tensors, {_ENTRY: json.dumps(statement)})
     return data
 
 
@@ -197,8 +197,9 @@ def read_slice(data: bytes | TensorFile, featurizer: Featurizer) -> Adapter:
         RecipeError: see `slice_factors`.
     """
     file = read_safetensors(data) if isinstance(data, bytes) else data
-    said, factors = stated(file), slice_factors(featurizer)
-    if said is None or said.form != SLICE:
+    statement = stated(file)
+    factors = slice_factors(featurizer)
+    if statement is None or statement.form != SLICE:
         raise AdapterFormatError(
             "got a safetensors file that does not say it is a slice; expected one of save_slice"
         )
@@ -206,7 +207,10 @@ def read_slice(data: bytes | TensorFile, featurizer: Featurizer) -> Adapter:
     expected = {tensor_name(module, factor) for module in modules for factor in factors}
     _same_names("tensors", file.tensors.keys(), expected, "exactly what the probe reads")
     _same_names(
-        "scalings", said.scalings.keys(), modules.keys(), "one of every module that the probe reads"
+        "scalings",
+        statement.scalings.keys(),
+        modules.keys(),
+        "one of every module that the probe reads",
     )
     halves = {
         module: {
@@ -215,9 +219,10 @@ def read_slice(data: bytes | TensorFile, featurizer: Featurizer) -> Adapter:
         for module in modules
     }
     pairs = {
-        module: _pair(module, found, said.scalings[module]) for module, found in halves.items()
+        module: _pair(module, factors_of, statement.scalings[module])
+        for module, factors_of in halves.items()
     }
-    adapter = Adapter(pairs, kind=said.kind, base_model=said.base_model)
+    adapter = Adapter(pairs, kind=statement.kind, base_model=statement.base_model)
     featurizer.check(adapter)
     for module in modules:
         for factor in factors:
@@ -246,8 +251,8 @@ def read_whole(
         KindMismatch, BaseModelMismatch: the file says something else.
     """
     file = read_safetensors(data) if isinstance(data, bytes) else data
-    said = stated(file)
-    if said is None:
+    statement = stated(file)
+    if statement is None:
         if alpha is None:
             raise AdapterFormatError(
                 "the file does not say how B @ A is scaled: pass alpha (lora_alpha in PEFT's"
@@ -255,30 +260,31 @@ def read_whole(
             )
         pairs, ignored = pairs_from_tensors(file.tensors, Scalings(alpha))
         return Adapter(pairs, kind=kind, base_model=base_model, ignored=ignored)
-    if said.form != WHOLE:
+    if statement.form != WHOLE:
         raise AdapterFormatError("got a slice; expected a whole adapter")
-    if said.kind != kind:
+    if statement.kind != kind:
         raise KindMismatch(
-            f"got an adapter that says it is of kind {said.kind!r}; expected {kind!r}, as was said"
-            " beside it"
+            f"got an adapter that says it is of kind {statement.kind!r}; expected {kind!r}, as was"
+            " said beside it"
         )
     if alpha is not None:
         raise AdapterFormatError(
             f"got alpha {alpha:g} for a file that holds the scaling of every module; leave"
             " alpha out"
         )
-    if base_model not in (None, said.base_model):
+    if base_model not in (None, statement.base_model):
         raise BaseModelMismatch(
-            f"got an adapter that says it is of base model {quoted(repr(said.base_model), 200)};"
-            f" expected {base_model!r}, as was said beside it"
+            "got an adapter that says it is of base model"
+            f" {quoted(repr(statement.base_model), 200)}; expected {base_model!r}, as was said"
+            " beside it"
         )
     pairs, ignored = pairs_from_tensors(file.tensors, Scalings(1.0))
-    _same_names("scalings", said.scalings.keys(), pairs.keys(), "one of every module")
+    _same_names("scalings", statement.scalings.keys(), pairs.keys(), "one of every module")
     scaled = {
-        module: LoRAPair(pair.lazy("A"), pair.lazy("B"), said.scalings[module])
+        module: LoRAPair(pair.lazy("A"), pair.lazy("B"), statement.scalings[module])
         for module, pair in pairs.items()
     }
-    return Adapter(scaled, kind=kind, base_model=said.base_model, ignored=ignored)
+    return Adapter(scaled, kind=kind, base_model=statement.base_model, ignored=ignored)
 
 
 def _is_scaling(value: object) -> bool:
@@ -296,7 +302,7 @@ def _float_matrix(tensors: Mapping[str, Array], name: str) -> Array:
     return tensor
 
 
-def _pair(module: str, found: Mapping[Factor, Array], scaling: float) -> LoRAPair:
+def _pair(module: str, halves: Mapping[Factor, Array], scaling: float) -> LoRAPair:
     """A pair of which one factor may be absent.
 
     Of the right rank, with one row or column that nobody can read.
@@ -305,7 +311,8 @@ def _pair(module: str, found: Mapping[Factor, Array], scaling: float) -> LoRAPai
     def refuse() -> Any:
         raise LayoutMismatch(f"{module}: this factor is not part of the slice")
 
-    a, b = found.get("A"), found.get("B")
+    a = halves.get("A")
+    b = halves.get("B")
     if a is None and b is not None:
         return LoRAPair(LazyTensor((b.shape[1], 1), refuse), b, scaling)
     if b is None and a is not None:
@@ -314,11 +321,12 @@ def _pair(module: str, found: Mapping[Factor, Array], scaling: float) -> LoRAPai
 
 
 def _same_names(what: str, got: Iterable[str], expected: Iterable[str], why: str) -> None:
-    missing, unknown = set(expected) - set(got), set(got) - set(expected)
+    missing = set(expected) - set(got)
+    unknown = set(got) - set(expected)
     if missing or unknown:
-        found = [f"lacks {min(missing)!r}"] if missing else []
-        found += [f"has {quoted(repr(min(unknown)), 200)}"] if unknown else []
+        examples = [f"lacks {min(missing)!r}"] if missing else []
+        examples += [f"has {quoted(repr(min(unknown)), 200)}"] if unknown else []
         raise LayoutMismatch(
-            f"{what}: {len(missing)} missing and {len(unknown)} unknown; it {' and '.join(found)}."
-            f" Expected {why}"
+            f"{what}: {len(missing)} missing and {len(unknown)} unknown; it"
+            f" {' and '.join(examples)}. Expected {why}"
         )

@@ -1,7 +1,4 @@
-"""The body of a request.
-
-Streamed up to a size, in time, within what memory there is, and the one its sender meant.
-"""
+"""The body of a request: streamed up to a size, in time, within what memory there is."""
 
 from __future__ import annotations
 
@@ -11,31 +8,33 @@ import binascii
 import hashlib
 import hmac
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
-from .answers import Refusal
+from .results import Refusal
 from .settings import Settings
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 MEDIA_TYPE = "application/octet-stream"
-WHOLE_BODY = "loraprobe.whole_body"
-"""In scope["extensions"].
-
-A function that returns the body if it is there already, None if it has to be received. Our own
-connections have it.
-"""
-_OCTETS = MEDIA_TYPE.encode()
-_USUAL_DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 _DIGEST = re.compile(r"([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):")
+
+
+class Body(NamedTuple):
+    """A whole body and its sha256 in hexadecimal."""
+
+    data: bytes
+    sha256: str
 
 
 class Held:
     """How many bytes of bodies are in memory, of all requests together."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.bytes = limit, 0
+        self.limit = limit
+        self.bytes = 0
 
     def take(self, count: int) -> None:
         """Count bytes that have come in.
@@ -57,121 +56,109 @@ class Held:
         self.bytes -= count
 
 
-class Upload:
-    """One body on its way in. What it holds is counted in `held` until `release`.
+class _Share:
+    """What one request holds of `Held`, until the end of the block."""
 
-    Attributes:
-        received: how many bytes have come in.
+    def __init__(self, held: Held) -> None:
+        self._held = held
+        self.bytes = 0
+
+    def take(self, count: int) -> None:
+        self._held.take(count)
+        self.bytes += count
+
+    def __enter__(self) -> _Share:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.give_back(self.bytes)
+
+
+@asynccontextmanager
+async def received_body(request: Request, settings: Settings, held: Held) -> AsyncIterator[Body]:
+    """The whole body of a request, counted in `held` until the block ends.
+
+    Raises:
+        Refusal: of another type or encoding (415), too large (413), too slow (408), not what
+            Content-Digest says (422), not complete (499), or there is no room for it now (503).
     """
-
-    def __init__(
-        self, scope: MutableMapping[str, Any], receive: Receive, settings: Settings, held: Held
-    ) -> None:
-        self._headers = dict(reversed([*scope["headers"]]))  # of two with one name the first counts
-        self._whole: Callable[[], bytes | None] = scope.get("extensions", {}).get(
-            WHOLE_BODY, _not_yet
-        )
-        self._receive, self._settings, self._held = receive, settings, held
-        self.received = 0
-
-    async def read(self) -> tuple[bytes, str]:
-        """The whole body and its sha256 in hexadecimal.
-
-        Raises:
-            Refusal: of another type or encoding (415), too large (413), too slow (408), not what
-                Content-Digest says (422), not complete (499), or there is no room for it now (503).
-        """
-        expected = self._check_headers()
-        body = self._whole()
-        if body is None:
-            body, digest = await self._received()
-        else:
-            self._count(len(body))
-            digest = hashlib.sha256(body)
-        if expected is not None and not hmac.compare_digest(expected, digest.digest()):
+    announced = _check_headers(request, settings)
+    with _Share(held) as share:
+        data, digest = await _received(request, settings, share)
+        if announced is not None and not hmac.compare_digest(announced, digest.digest()):
             raise Refusal(
                 422,
                 "DigestMismatch",
                 "the body is not the one that Content-Digest was made of",
                 got=digest.hexdigest(),
-                expected=expected.hex(),
+                expected=announced.hex(),
             )
-        return body, digest.hexdigest()
+        yield Body(data, digest.hexdigest())
 
-    async def _received(self) -> tuple[bytes, hashlib._Hash]:
-        """The body as its parts come in, in time."""
-        parts, digest, more = [], hashlib.sha256(), True
-        settings, now = self._settings, asyncio.get_running_loop().time
-        step = settings.timeout * settings.min_rate
-        try:
-            async with asyncio.timeout(settings.timeout) as deadline:
-                due = step  # bytes by the deadline, if the body is not complete by then
-                while more:
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise Refusal(
-                            499, "ClientGone", "the client left before its body was complete"
-                        )  # nobody reads it but the log
-                    part, more = message.get("body", b""), message.get("more_body", False)
-                    self._count(len(part))
-                    if self.received >= due:
-                        due = self.received + step
-                        deadline.reschedule(now() + settings.timeout)
-                    digest.update(part)
-                    parts.append(part)
-        except TimeoutError:
-            wanted = (
-                f"the rest, or {settings.min_rate} bytes/s, within every {settings.timeout:g} s"
-            )
-            raise Refusal(
-                408,
-                "BodyTimeout",
-                "the body came in too slowly",
-                got=self.received,
-                expected=wanted,
-            ) from None
-        return parts[0] if len(parts) == 1 else b"".join(parts), digest
 
-    def release(self) -> None:
-        """Give back what was counted."""
-        self._held.give_back(self.received)
-        self.received = 0
+async def _received(
+    request: Request, settings: Settings, share: _Share
+) -> tuple[bytes, hashlib._Hash]:
+    """The body as its parts come in, at least at the lowest rate, and its hash."""
+    from starlette.requests import ClientDisconnect
 
-    def _count(self, count: int) -> None:
-        if self.received + count > self._settings.max_body:
-            raise _too_large(f"more than {self._settings.max_body}", self._settings)
-        self._held.take(count)
-        self.received += count
+    now = asyncio.get_running_loop().time
+    step = settings.timeout * settings.min_rate
+    due = step  # bytes by the deadline, if the body is not complete by then
+    parts: list[bytes] = []
+    digest = hashlib.sha256()
+    try:
+        async with asyncio.timeout(settings.timeout) as deadline:
+            async for part in request.stream():
+                if share.bytes + len(part) > settings.max_body:
+                    raise _too_large(f"more than {settings.max_body}", settings)
+                share.take(len(part))
+                digest.update(part)
+                parts.append(part)
+                if share.bytes >= due:
+                    due = share.bytes + step
+                    deadline.reschedule(now() + settings.timeout)
+    except ClientDisconnect:  # nobody reads the answer but the log
+        raise Refusal(499, "ClientGone", "the client left before its body was complete") from None
+    except TimeoutError:
+        raise Refusal(
+            408,
+            "BodyTimeout",
+            "the body came in too slowly",
+            got=share.bytes,
+            expected=f"all of it, or {settings.min_rate} bytes/s in every {settings.timeout:g} s",
+        ) from None
+    return b"".join(parts), digest
 
-    def _check_headers(self) -> bytes | None:
-        """Refuse what can be refused unread; the sha256 that the client announces, if it does."""
-        kind = self._headers.get(b"content-type", _OCTETS)
-        if kind != _OCTETS and kind.partition(b";")[0].strip().lower() != _OCTETS:
-            shown = kind.decode("latin-1")[:100]
-            raise Refusal(
-                415,
-                "UnsupportedMediaType",
-                "send the safetensors file itself as the body",
-                got=shown,
-                expected=MEDIA_TYPE,
-            )
-        encoding = self._headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding != b"identity":
-            shown = encoding.decode("latin-1")[:100]
-            raise Refusal(
-                415,
-                "UnsupportedEncoding",
-                "send the body as it is, not compressed",
-                got=shown,
-                expected="identity",
-            )
-        length = int(
-            self._headers.get(b"content-length", 0)
-        )  # digits, or the connection's parser would have refused it
-        if length > self._settings.max_body:
-            raise _too_large(length, self._settings)
-        digest = self._headers.get(b"content-digest")
-        return None if digest is None else announced_sha256(digest.decode("latin-1"))
+
+def _check_headers(request: Request, settings: Settings) -> bytes | None:
+    """Refuse what can be refused unread; the sha256 that the client announces, if it does."""
+    headers = request.headers
+    kind = headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != MEDIA_TYPE:
+        raise Refusal(
+            415,
+            "UnsupportedMediaType",
+            "send the safetensors file itself as the body, and say so",
+            got=kind[:100] or "no Content-Type",
+            expected=f"Content-Type: {MEDIA_TYPE}",
+        )
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise Refusal(
+            415,
+            "UnsupportedEncoding",
+            "send the body as it is, not compressed",
+            got=encoding[:100],
+            expected="identity",
+        )
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or len(length) > 18:
+        raise Refusal(400, "BadRequest", "Content-Length is no length", got=length[:100])
+    if int(length) > settings.max_body:
+        raise _too_large(int(length), settings)
+    digest = headers.get("content-digest")
+    return None if digest is None else announced_sha256(digest)
 
 
 def announced_sha256(header: str) -> bytes:
@@ -182,8 +169,6 @@ def announced_sha256(header: str) -> bytes:
 
     Source: RFC 9530, Sec. 2; RFC 8941, Sec. 3.2.
     """
-    if usual := _USUAL_DIGEST.fullmatch(header):
-        return base64.b64decode(usual[1])
     members = [_DIGEST.fullmatch(member.strip(" \t")) for member in header.split(",")]
     found = [member[2] for member in members if member and member[1] == "sha-256"]
     try:
@@ -205,10 +190,6 @@ def announced_sha256(header: str) -> bytes:
 def content_digest(body: bytes) -> str:
     """The value of a Content-Digest header for a body."""
     return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
-
-
-def _not_yet() -> None:
-    return None
 
 
 def _too_large(got: int | str, settings: Settings) -> Refusal:

@@ -24,8 +24,8 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta, factor_delta
 from loraprobe.adapters.load import save_adapter
 from loraprobe.probe import Probe
-from loraprobe.serve.answers import Result
-from loraprobe.serve.client import ScoringClient
+from loraprobe.serve import ScoringClient
+from loraprobe.serve.results import Result, Unchecked
 from loraprobe.serve.slices import save_whole
 from tests.helpers import make, probes
 
@@ -36,7 +36,7 @@ GROWTH_MIB = 64
 
 
 class Answer(NamedTuple):
-    """A response: its status, its headers by lower-case name, and its body, parsed if it is JSON."""
+    """A response: status, headers by lower-case name, and its body, parsed if it is JSON."""
 
     status: int
     headers: dict[str, str]
@@ -107,18 +107,14 @@ class Service:
 
     def connect(self) -> socket.socket:
         """A bare connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=5)
 
-    def raw(self, *parts: bytes, pause: float = 0.0) -> Answer | None:
-        """Send bytes as they are.
-
-        What comes back, None if the connection is closed without a word.
-        """
+    def raw(self, *parts: bytes) -> Answer | None:
+        """Send bytes as they are; what comes back, None if the connection is closed unanswered."""
         with self.connect() as connection:
             with suppress(BrokenPipeError, ConnectionResetError):  # it has heard enough
                 for part in parts:
                     connection.sendall(part)
-                    time.sleep(pause)
             return read_answer(connection)
 
     def resident_mib(self) -> float:
@@ -225,16 +221,30 @@ def served_probes() -> dict[str, Probe]:
     }
 
 
-def expected(name: str, adapter: Adapter) -> Result:
+def expected(name: str, adapter: Adapter, *unchecked: Unchecked) -> Result:
     """What the library itself says of an adapter of the kind that a probe scores."""
     probe = served_probes()[name]
     [verdict] = probe.verdicts([adapter])
-    return Result(name, None, verdict.score, verdict.label, verdict.reason, probe.threshold)
+    return Result(
+        name,
+        None,
+        verdict.score,
+        verdict.label,
+        verdict.reason,
+        probe.threshold,
+        unchecked or ("config", "start"),
+    )
+
+
+def shown(result: Result) -> dict[str, Any]:
+    """A result as JSON has it."""
+    return {**vars(result), "unchecked": list(result.unchecked)}
 
 
 def of_upload(name: str, adapter: Adapter) -> Result:
-    """What the library says of a trained adapter, after the delta that this probe needs was taken."""
-    return expected(name, adapter if name == "of_weights" else factor_delta(adapter, start()))
+    """What the library says of a trained adapter, after the delta that a probe needs was taken."""
+    delta = adapter if name == "of_weights" else factor_delta(adapter, start())
+    return expected(name, delta, "config")
 
 
 def written(folder: Path) -> Files:
@@ -255,7 +265,7 @@ def post(body: bytes, query: str = "", *headers: str, length: int | None = None)
     """A whole request, with a Content-Length of its own choice or, below 0, none."""
     lines = [
         f"POST /v1/score{query and '?' + query} HTTP/1.1",
-        "Host: service",
+        "Host: localhost",
         "Content-Type: application/octet-stream",
         *headers,
     ]
@@ -272,7 +282,7 @@ def assert_works(service: Service) -> None:
     """The service answers, and says of a good body what the library says."""
     assert service.ask("GET", "/healthz", timeout=5).body == {"status": "ok"}
     answer = service.score(good(), "probe=paper")
-    assert answer.body["results"] == [vars(of_upload("paper", uploaded()))]
+    assert answer.body["results"] == [shown(of_upload("paper", uploaded()))]
 
 
 @contextmanager
@@ -288,3 +298,60 @@ def besieged(folder: Path, *options: str) -> Iterator[Service]:
     assert service.process.returncode == 0
     assert len(lines) > 30
     assert [line for line in lines if line.get("status") == 500 or "exception" in line] == []
+
+
+class Response(NamedTuple):
+    """An answer of an application that was called without a connection."""
+
+    status: int
+    body: Any
+
+
+async def call(
+    app: Any,
+    path: str,
+    body: bytes = b"",
+    method: str = "POST",
+    host: bytes = b"localhost",
+    client: str = "127.0.0.1",
+) -> Response:
+    """One request; the body comes in two parts."""
+    path, _, query = path.partition("?")
+    parts = [body[: len(body) // 2], body[len(body) // 2 :]]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if not parts:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await app(scope(path, query, method, host, client), receive, send)
+    text = b"".join(message.get("body", b"") for message in sent[1:])
+    return Response(sent[0]["status"], json.loads(text))
+
+
+def scope(
+    path: str,
+    query: str = "",
+    method: str = "POST",
+    host: bytes = b"localhost",
+    client: str = "127.0.0.1",
+) -> dict[str, Any]:
+    """What ASGI says of a request before its body."""
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "scheme": "http",
+        "http_version": "1.1",
+        "headers": [(b"host", host), (b"content-type", b"application/octet-stream")],
+        "client": (client, 1),
+        "server": ("127.0.0.1", 2),
+        "state": {},
+    }

@@ -11,75 +11,24 @@ import logging
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError, MissingExtra, ServiceError
-from loraprobe.serve import create_app
-from loraprobe.serve.answers import Refusal
+from loraprobe.serve import Settings
+from loraprobe.serve.app import create_app
 from loraprobe.serve.logs import JsonLines
-from loraprobe.serve.openapi import SCORE
-from loraprobe.serve.scoring import (
-    MAX_RANK,
-    MAX_SPECTRA,
-    MAX_VALUES,
-    PARAMETERS,
-    Scorer,
-    parse_question,
-)
-from loraprobe.serve.settings import Settings
+from loraprobe.serve.prometheus import Metrics
+from loraprobe.serve.results import Refusal
+from loraprobe.serve.schemas import query_parameters, read_query
+from loraprobe.serve.scoring import MAX_RANK, MAX_SPECTRA, MAX_VALUES, Question, Scorer
 from loraprobe.serve.slices import save_whole
 from loraprobe.serve.upload import Held
 from tests.helpers import make, probes, serving
-
-
-class Response(NamedTuple):
-    status: int
-    body: Any
-
-
-async def ask(
-    app: Any,
-    path: str,
-    body: bytes = b"",
-    method: str = "POST",
-    headers: tuple[tuple[bytes, bytes], ...] = (),
-) -> Response:
-    """One request; the body comes in two parts."""
-    path, _, query = path.partition("?")
-    parts = [body[: len(body) // 2], body[len(body) // 2 :]]
-    sent: list[dict[str, Any]] = []
-
-    async def receive() -> dict[str, Any]:
-        return (
-            {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
-            if parts
-            else {"type": "http.disconnect"}
-        )
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "method": method,
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": query.encode(),
-        "root_path": "",
-        "scheme": "http",
-        "http_version": "1.1",
-        "headers": [(b"host", b"x"), *headers],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 2),
-        "state": {},
-    }
-    await app(scope, receive, send)
-    text = b"".join(message.get("body", b"") for message in sent[1:])
-    return Response(sent[0]["status"], json.loads(text))
+from tests.helpers.serving import Response, call
 
 
 def paper(**options: Any) -> Settings:
@@ -91,8 +40,7 @@ def body() -> bytes:
     return save_whole(serving.uploaded())
 
 
-# --- beside each other
-# --------------------------------------------------------------------------------------------------
+# --- beside each other ---
 
 
 @pytest.mark.parametrize("path", ["/v1/score", "/v1/score?spectra=true"])
@@ -111,9 +59,9 @@ def test_other_requests_are_answered_while_a_large_body_is_scored(
         app = create_app(
             paper(inline=10 if path == "/v1/score" else 1 << 20)
         )  # spectra take a thread whatever the size
-        scoring = asyncio.create_task(ask(app, path, body()))
+        scoring = asyncio.create_task(call(app, path, body()))
         assert await asyncio.to_thread(entered.wait, 20)
-        health = await ask(app, "/healthz", method="GET")
+        health = await call(app, "/healthz", method="GET")
         assert not scoring.done()
         finish.set()
         return health, await scoring
@@ -121,7 +69,7 @@ def test_other_requests_are_answered_while_a_large_body_is_scored(
     monkeypatch.setattr(Scorer, "__call__", slow)
     health, scored = asyncio.run(both())
     assert health == Response(200, {"status": "ok"})
-    assert scored.body["results"] == [vars(serving.of_upload("paper", serving.uploaded()))]
+    assert scored.body["results"] == [serving.shown(serving.of_upload("paper", serving.uploaded()))]
 
 
 def test_a_small_body_is_scored_where_it_came_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +81,9 @@ def test_a_small_body_is_scored_where_it_came_in(monkeypatch: pytest.MonkeyPatch
         lambda self, *given: seen.append(threading.current_thread().name) or score(self, *given),
     )
     for inline in (1 << 18, 1):
-        assert asyncio.run(ask(create_app(paper(inline=inline)), "/v1/score", body())).status == 200
+        assert (
+            asyncio.run(call(create_app(paper(inline=inline)), "/v1/score", body())).status == 200
+        )
     assert seen == ["MainThread", "scoring_0"]
 
 
@@ -148,13 +98,13 @@ def test_what_is_held_is_counted_while_it_is_held(monkeypatch: pytest.MonkeyPatc
             "__call__",
             lambda self, *given: entered.set() or (finish.wait(20) and score(self, *given)),
         )
-        first = asyncio.create_task(ask(app, "/v1/score", data))
+        first = asyncio.create_task(call(app, "/v1/score", data))
         assert await asyncio.to_thread(entered.wait, 20)
         answers.append(
-            await ask(app, "/v1/score", data)
+            await call(app, "/v1/score", data)
         )  # no room beside the one that is being scored
         finish.set()
-        answers.extend([await first, await ask(app, "/v1/score", data)])
+        answers.extend([await first, await call(app, "/v1/score", data)])
 
     asyncio.run(run())
     assert [answer.status for answer in answers] == [503, 200, 200]
@@ -171,8 +121,43 @@ def test_held_bytes_are_given_back_whatever_happens() -> None:
     held.take(10)
 
 
-# --- failures
-# -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_body_that_stands_still_is_cut_off_and_one_that_breaks_off_is_forgotten(
+    leaves: bool,
+) -> None:
+    """A body may take its time as long as it comes in at the lowest rate: the first control."""
+    metrics = Metrics()
+    app = create_app(paper(timeout=0.3, min_rate=1), metrics)
+    data = body()
+
+    async def ask(*parts: bytes, then: dict[str, Any] | None) -> int:
+        waiting = list(parts)
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            if waiting:
+                await asyncio.sleep(0.1)
+                part = waiting.pop(0)
+                more = bool(waiting) or sum(map(len, parts)) < len(data)
+                return {"type": "http.request", "body": part, "more_body": more}
+            if then is None:
+                await asyncio.Event().wait()
+            return dict(then or {})
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        await app(serving.scope("/v1/score"), receive, send)
+        return int(sent[0]["status"])
+
+    slow = [data[start : start + len(data) // 4] for start in range(0, len(data), len(data) // 4)]
+    gone = {"type": "http.disconnect"} if leaves else None
+    assert asyncio.run(ask(*slow, then=gone)) == 200
+    assert asyncio.run(ask(*slow[:2], then=gone)) == (499 if leaves else 408)
+    assert b"loraprobe_held_bytes 0.0" in metrics.text()
+
+
+# --- failures ---
 
 
 def test_an_error_of_the_service_itself_is_typed_and_tells_nothing_but_to_the_log(
@@ -188,7 +173,7 @@ def test_an_error_of_the_service_itself_is_typed_and_tells_nothing_but_to_the_lo
         return answer[0]
 
     async def ask_through(app: Any, answer: list[Response]) -> Response:
-        """`ask`, keeping the answer of an application that raises behind it."""
+        """`call`, keeping the answer of an application that raises behind it."""
         messages: list[dict[str, Any]] = []
 
         async def kept(scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
@@ -201,7 +186,7 @@ def test_an_error_of_the_service_itself_is_typed_and_tells_nothing_but_to_the_lo
             finally:
                 answer.append(Response(messages[0]["status"], json.loads(messages[1]["body"])))
 
-        return await ask(kept, "/v1/score", body())
+        return await call(kept, "/v1/score", body())
 
     monkeypatch.setattr(Scorer, "__call__", fail)
     status, said = asyncio.run(run())
@@ -263,6 +248,8 @@ BAD_SETTINGS: dict[str, dict[str, Any]] = {
     "timeout nan": {"timeout": float("nan")},
     "timeout inf": {"timeout": float("inf")},
     "min_rate -1": {"min_rate": -1},
+    "got detail 'some'": {"detail": "some"},
+    "without a port": {"hosts": ("box.local:8080",)},
 }
 
 
@@ -272,37 +259,23 @@ def test_settings_that_make_no_sense_are_refused(message: str) -> None:
         Settings(**{"probes": {"paper": probes.tiny_probe()}, **BAD_SETTINGS[message]})
 
 
-# --- questions and answers
-# ----------------------------------------------------------------------------------------------
+# --- questions and answers ---
 
 
 def test_the_documented_parameters_are_the_ones_that_are_read() -> None:
-    documented = [one["name"] for one in SCORE["parameters"] if one["in"] == "query"]
-    assert tuple(documented) == PARAMETERS
-    values = {
+    documented = [entry["name"] for entry in query_parameters() if entry["in"] == "query"]
+    assert documented == ["probe", "kind", "alpha", "base_model", "spectra"]
+    query = read_query(
+        b"probe=paper&kind=weight_delta&alpha=-1.5e1&base_model=org%2Fb%C3%A4se&spectra=true"
+    )
+    assert query.model_dump() == {
         "probe": "paper",
         "kind": "weight_delta",
-        "alpha": "-1.5e1",
-        "base_model": "org%2Fb%C3%A4se",
-        "spectra": "true",
+        "alpha": -15.0,
+        "base_model": "org/bäse",
+        "spectra": True,
     }
-    question = parse_question(
-        "&".join(f"{name}={values[name]}" for name in documented).encode(), {"paper"}
-    )
-    assert (
-        question.probes,
-        question.kind,
-        question.alpha,
-        question.base_model,
-        question.spectra,
-    ) == (
-        ("paper",),
-        "weight_delta",
-        -15.0,
-        "org/bäse",
-        True,
-    )
-    assert parse_question(b"", {"a": 1, "b": 2}).probes == ("a", "b")
+    assert read_query(b"").probe is None
 
 
 def test_fresh_is_a_start_for_probes_that_read_b_only() -> None:
@@ -313,9 +286,9 @@ def test_fresh_is_a_start_for_probes_that_read_b_only() -> None:
         },
         "fresh",
     )
-    scorer, names = Scorer(settings), settings.probes
+    scorer = Scorer(settings)
     after = probes.labelled_adapter(4, kind="weights")
-    [result], _ = scorer(save_whole(after), parse_question(b"probe=paper", names))
+    [result], _ = scorer(save_whole(after), Question(("paper",)))
     delta = Adapter(
         {name: LoRAPair(0 * pair.A, pair.B, pair.scaling) for name, pair in after.items()},
         kind="factor_delta",
@@ -324,7 +297,7 @@ def test_fresh_is_a_start_for_probes_that_read_b_only() -> None:
     with pytest.raises(
         Exception, match=r"probe 'all_a': .*needs the adapter that training started from"
     ):
-        scorer(save_whole(after), parse_question(b"probe=all_a", names))
+        scorer(save_whole(after), Question(("all_a",)))
 
 
 def test_what_of_the_spectra_is_returned_is_bounded() -> None:
@@ -339,7 +312,7 @@ def test_what_of_the_spectra_is_returned_is_bounded() -> None:
         [0, 0, 1] * 2,
     )
     _, spectra = Scorer(Settings({"paper": probe}))(
-        save_whole(many), parse_question(b"spectra=true", ["paper"])
+        save_whole(many), Question(("paper",), spectra=True)
     )
     assert spectra is not None
     assert (spectra["modules"], len(spectra["rows"])) == (300, MAX_SPECTRA)
@@ -352,10 +325,10 @@ def test_spectra_of_a_rank_that_would_take_minutes_are_refused_and_its_score_is_
         adapter, {make.module("q_proj", 1): make.pair(10, 12, MAX_RANK + 1)}
     )  # of a layer that the probe does not read
     scorer = Scorer(Settings({"paper": probes.tiny_probe()}, "fresh"))
-    for rank, query in ((2, b"spectra=true"), (MAX_RANK + 1, b"spectra=false")):
+    for rank, wants_spectra in ((2, True), (MAX_RANK + 1, False)):
         [result], _ = scorer(
-            save_whole(adapter if rank == 2 else huge), parse_question(query, ["paper"])
+            save_whole(adapter if rank == 2 else huge), Question(("paper",), spectra=wants_spectra)
         )
         assert 0 <= result.score <= 1
     with pytest.raises(DataError, match=f"rank {MAX_RANK + 1}"):
-        scorer(save_whole(huge), parse_question(b"spectra=true", ["paper"]))
+        scorer(save_whole(huge), Question(("paper",), spectra=True))

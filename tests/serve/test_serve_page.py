@@ -273,11 +273,13 @@ CONTRAST = """
     const colour = getComputedStyle(node).backgroundColor;
     return numbers(colour)[3] === 0 ? behind(node.parentElement) : colour;
   };
-  const said = (node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
-  const texts = [...document.querySelectorAll("main *")].filter((node) => node.checkVisibility() && said(node));
+  const words = (child) => child.nodeType === 3 && child.data.trim();
+  const texts = [...document.querySelectorAll("main *")].filter(
+    (node) => node.checkVisibility() && [...node.childNodes].some(words));
   const contrasts = texts.map((node) => {
     const style = getComputedStyle(node);
-    const [a, b] = [light(node instanceof SVGElement ? style.fill : style.color), light(behind(node))];
+    const colour = node instanceof SVGElement ? style.fill : style.color;
+    const [a, b] = [light(colour), light(behind(node))];
     return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
   });
   return Math.min(...contrasts);

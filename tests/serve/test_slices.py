@@ -79,8 +79,7 @@ def probe_of(kind: str, recipe: FeatureRecipe) -> Probe:
     return fit_probe(adapters, data.labels, recipe=recipe, groups=data.groups)
 
 
-# --- the theorem
-# --------------------------------------------------------------------------------------------------------
+# --- the theorem ---
 
 
 @pytest.mark.parametrize("head", probes.HEAD_OPTIONS)
@@ -171,8 +170,7 @@ def test_what_is_read_of_a_module_follows_from_recipe_and_kind() -> None:
         slice_factors(probes.tiny_probe("linear", "spectral").featurizer)
 
 
-# --- whatever is not the slice
-# ------------------------------------------------------------------------------------------
+# --- whatever is not the slice ---
 
 FIRST, SECOND = (
     f"base_model.model.{make.module(name)}.lora_B.weight" for name in ("q_proj", "v_proj")
@@ -406,8 +404,7 @@ def test_only_an_adapter_that_fits_as_a_whole_is_cut() -> None:
         save_slice(featurizer, delta("weights"))
 
 
-# --- whole adapters
-# -----------------------------------------------------------------------------------------------------
+# --- whole adapters ---
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -480,8 +477,7 @@ def test_what_is_not_a_whole_adapter_is_refused() -> None:
         save_whole(factor_delta(delta("weights"), None))
 
 
-# --- bytes of strangers
-# -------------------------------------------------------------------------------------------------
+# --- bytes of strangers ---
 
 HEADERS = {
     "nothing": b"",

@@ -29,10 +29,9 @@ from loraprobe.errors import (
 )
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.probe import Probe
-from loraprobe.serve import known
-from loraprobe.serve.known import KnownSlices
+from loraprobe.serve import Settings, header_cache
+from loraprobe.serve.header_cache import HeaderCache
 from loraprobe.serve.scoring import Question, Scorer
-from loraprobe.serve.settings import Settings
 from loraprobe.serve.slices import save_slice
 from tests.helpers import make, probes, serving
 
@@ -69,8 +68,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr("loraprobe.serve.scoring.read_safetensors", read)
 
 
-# --- known and unknown give the same
-# ------------------------------------------------------------------------------------
+# --- known and unknown give the same ---
 
 
 @pytest.mark.parametrize("head", probes.HEAD_OPTIONS)
@@ -173,8 +171,7 @@ def test_the_largest_numbers_there_are_score_as_they_do_in_the_library(
     assert service(data, DELTA)[0][0].score == paper()([adapter])[0]
 
 
-# --- what is refused is refused in the same words
-# -----------------------------------------------------------------------
+# --- what is refused is refused in the same words ---
 
 
 def with_last(number: float) -> bytes:
@@ -280,17 +277,16 @@ def test_spectra_of_a_known_slice_are_read() -> None:
     assert len(spectra["rows"]) == 2
 
 
-# --- what is known
-# ------------------------------------------------------------------------------------------------------
+# --- what is known ---
 
 
 def test_nothing_is_known_before_it_was_scored() -> None:
     service = scorer()
     with pytest.raises(NonFiniteError):
         service(with_last(float("nan")), DELTA)
-    assert service._known["paper"]._numbers == {}
+    assert service._caches["paper"]._numbers == {}
     service(body(), DELTA)
-    assert len(service._known["paper"]._numbers) == 1
+    assert len(service._caches["paper"]._numbers) == 1
 
 
 def unlike_the_row(probe: Probe) -> dict[str, bytes]:
@@ -333,7 +329,7 @@ def test_slices_that_hold_the_numbers_in_another_way_are_read_every_time(name: s
     data, service = unlike_the_row(paper())[name], scorer()
     results = [service(data, DELTA)[0] for _ in range(3)]
     assert results[0] == results[1] == results[2]
-    assert service._known["paper"]._numbers == {}
+    assert service._caches["paper"]._numbers == {}
     if name == "swapped":
         assert results[0] == scorer()(body(), DELTA)[0]
 
@@ -349,8 +345,8 @@ def test_slices_that_hold_the_numbers_in_another_way_are_read_every_time(name: s
 def test_probes_whose_features_are_something_else_know_none(recipe: FeatureRecipe) -> None:
     data = probes.labelled(16, 1)
     probe = fit_probe(data.adapters, data.labels, recipe=recipe, groups=data.groups)
-    slices = KnownSlices(probe)
-    slices.remember(body(0, probe))
+    slices = HeaderCache(probe)
+    slices.remember(body(0, probe), None)
     assert slices.verdict(body(0, probe), "factor_delta") is None
 
 
@@ -359,13 +355,13 @@ def test_a_weight_delta_is_read_because_its_factors_do_not_show_that_it_is_zero(
     from tests.serve.test_slices import probe_of
 
     probe = probe_of("weight_delta", FeatureRecipe(modules=("v_proj",)))
-    slices, data = KnownSlices(probe), save_slice(probe.featurizer, delta_of("weight_delta"))
-    slices.remember(data)
+    slices, data = HeaderCache(probe), save_slice(probe.featurizer, delta_of("weight_delta"))
+    slices.remember(data, None)
     assert slices.verdict(data, "weight_delta") is None
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "MAX_KNOWN", 3)
+    monkeypatch.setattr(header_cache, "MAX_KNOWN", 3)
     service, good = scorer(), body()
     length = int.from_bytes(good[:8], "little")
     many = [
@@ -374,9 +370,9 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     for data in many:
         service(data, DELTA)
-    numbers = service._known["paper"]._numbers
+    numbers = service._caches["paper"]._numbers
     assert list(numbers) == [data[: 8 + int.from_bytes(data[:8], "little")] for data in many[-3:]]
-    monkeypatch.setattr(known, "MAX_HEADER_BYTES", length)
+    monkeypatch.setattr(header_cache, "MAX_HEADER_BYTES", length)
     service(make_other(), DELTA)
     assert len(numbers) == 3
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingExtra
 
 if TYPE_CHECKING:
-    from .answers import Result
+    from .results import Result
 
 _SECONDS = (
     0.0005,

@@ -24,16 +24,13 @@ from ..probe import Probe, Verdict
 from .slices import tensor_name
 
 MAX_KNOWN = 64
-"""Headers remembered of one probe. Slices for it mostly have one and the same.
-
-Whoever sends others takes the quick way from nobody for long.
-"""
+"""Headers remembered of one probe; slices for it mostly have one and the same."""
 MAX_HEADER_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Where the numbers of a file with a known header are.
+    """Where the numbers of a file with a known header are, and what it says of them.
 
     So many float32 from this byte on, to its end.
     """
@@ -41,10 +38,11 @@ class _Numbers:
     start: int
     size: int
     kind: Kind
+    base_model: str | None
 
 
-class KnownSlices:
-    """The slices that one probe has scored before, by their headers.
+class HeaderCache:
+    """The headers of slices that one probe has scored before.
 
     Safe to use from several threads.
 
@@ -55,43 +53,46 @@ class KnownSlices:
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
-        recipe, layout = probe.featurizer.recipe, probe.featurizer.layout
-        # Of a weight delta, whether it is zero cannot be told from its factors (see
-        # Probe.verdicts).
+        recipe = probe.featurizer.recipe
+        # Of a weight delta, whether it is zero cannot be told from its factors (Probe.verdicts).
         self._is_plain = (
             recipe.features == ("slices",)
             and recipe.normalize == "l2"
-            and layout.kind != "weight_delta"
+            and probe.featurizer.layout.kind != "weight_delta"
         )
         self._numbers: dict[bytes, _Numbers] = {}
         self._lock = Lock()
 
-    def remember(self, data: bytes) -> None:
+    def remember(self, data: bytes, base_model: str | None) -> None:
         """Know a slice again that was read, checked and scored just now."""
         end = 8 + int.from_bytes(data[:8], "little")
         if not self._is_plain or end > MAX_HEADER_BYTES:
             return
-        header, layout, at = header_of(data), self._probe.featurizer.layout, 0
+        header = header_of(data)
+        layout = self._probe.featurizer.layout
+        begin = 0
         for slot in layout.slots:  # one after the other, as the feature vector has them?
             entry = header[tensor_name(slot.module, slot.factor)]
-            if entry["dtype"] != "F32" or entry["data_offsets"] != [at, at + 4 * slot.size]:
+            if entry["dtype"] != "F32" or entry["data_offsets"] != [begin, begin + 4 * slot.size]:
                 return
-            at += 4 * slot.size
+            begin += 4 * slot.size
         with self._lock:
             while len(self._numbers) >= MAX_KNOWN:
                 del self._numbers[next(iter(self._numbers))]
-            self._numbers[data[:end]] = _Numbers(end, layout.size, layout.kind)
+            self._numbers[data[:end]] = _Numbers(end, layout.size, layout.kind, base_model)
 
-    def verdict(self, data: bytes, kind: Kind) -> Verdict | None:
-        """The probe's verdict on a slice, said to be of a kind; None if it has to be read to know.
+    def verdict(self, data: bytes, kind: Kind) -> tuple[Verdict, str | None] | None:
+        """The probe's verdict on a slice, said to be of a kind, and the base model it names.
+
+        None if it has to be read to know.
 
         Raises:
             LoraprobeError: the head cannot score these numbers.
         """
         end = 8 + int.from_bytes(data[:8], "little")
-        numbers = (
-            self._numbers.get(data[:end]) if end <= MAX_HEADER_BYTES else None
-        )  # who claims a longer header has none of it copied or hashed
+        if end > MAX_HEADER_BYTES:  # who claims a longer header has none of it copied or hashed
+            return None
+        numbers = self._numbers.get(data[:end])
         if numbers is None or numbers.kind != kind or len(data) != numbers.start + 4 * numbers.size:
             return None
         vector = np.frombuffer(data, np.float32, numbers.size, numbers.start)
@@ -99,4 +100,4 @@ class KnownSlices:
         if not math.isfinite(norm):
             return None
         [score] = self._probe.score_features(row[None])
-        return self._probe.verdict(float(score), changed=norm > 0)
+        return self._probe.verdict(float(score), changed=norm > 0), numbers.base_model
