@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from loraprobe import serve
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError, MissingExtra, ServiceError
@@ -214,27 +215,9 @@ def test_a_missing_extra_says_how_to_install_it(
     module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "loraprobe.serve.app")
     with pytest.raises(MissingExtra, match=r"pip install 'loraprobe\[serve\]'"):
-        create_app(paper())
-
-
-def test_a_probe_whose_library_is_missing_is_found_out_at_the_start(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from loraprobe.heads import XGBoostHead
-
-    probe = probes.tiny_probe("xgboost")
-    fresh = Settings(
-        {
-            "trees": type(probe)(
-                probe.featurizer,
-                XGBoostHead.from_json(probe.head.to_json(), probe.head.num_features),
-            )
-        }
-    )
-    monkeypatch.setitem(sys.modules, "xgboost", None)
-    with pytest.raises(MissingExtra, match="xgboost"):
-        create_app(fresh)
+        serve.create_app(paper())
 
 
 BAD_SETTINGS: dict[str, dict[str, Any]] = {

@@ -48,11 +48,13 @@ def test_the_client_scores_folders_adapters_and_deltas(
     assert client.score(folder) == client.score(str(folder)) == client.score(adapter) == wanted
     assert client.score(folder / "adapter_model.safetensors", "paper") == wanted[:1]
     delta = serving.delta(5)
-    for name in ("paper", "all_b", "spectral"):
-        assert client.score(delta, name) == [serving.expected(name, delta)]
-    assert client.score(factor_delta(adapter, None), "paper") == [
-        serving.expected("paper", factor_delta(adapter, None))
-    ]
+    a_slice = ("config", "other_modules", "start")
+    for name in ("paper", "all_b"):
+        assert client.score(delta, name) == [serving.expected(name, delta, *a_slice)]
+    assert client.score(delta, "spectral") == [serving.expected("spectral", delta)]
+    since_fresh = factor_delta(adapter, None)
+    wanted = [serving.expected("paper", since_fresh, *a_slice)]
+    assert client.score(since_fresh, "paper") == wanted
     assert [probe["name"] for probe in client.probes()] == list(serving.served_probes())
 
 
