@@ -6,21 +6,24 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from ..adapters.adapter import Kind
 from ..adapters.strict_json import quoted
 from .results import Refusal, Result
 
+_SCALING = "a finite number other than 0"
+
 
 def _not_zero(value: float) -> float:
     if value == 0:
-        raise ValueError("expected a finite number other than 0")
+        raise PydanticCustomError("zero", "got no scaling", {"expected": _SCALING})
     return value
 
 
 def _printable(text: str) -> str:
     if not text.isprintable():
-        raise ValueError("expected printable characters")
+        raise PydanticCustomError("unprintable", "got no name", {"expected": "printable text"})
     return text
 
 
@@ -76,9 +79,11 @@ def read_query(query_string: bytes) -> ScoreQuery:
     raise Refusal(
         422,
         "QueryError",
-        f"{quoted(str(first['loc'][0]))}: {first['msg'].removeprefix('Value error, ')}",
+        f"{quoted(str(first['loc'][0]))}: {first['msg']}",
         got=quoted(str(first["input"])),
-        expected=f"one of {known}" if first["type"] == "extra_forbidden" else None,
+        expected=f"one of {known}"
+        if first["type"] == "extra_forbidden"
+        else first.get("ctx", {}).get("expected"),
     )
 
 
