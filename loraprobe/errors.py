@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import reprlib
 
 
@@ -78,6 +80,16 @@ class MissingExtra(LoraprobeError, ImportError):
         super().__init__(
             f"{purpose} needs {package}, which is not installed: pip install 'loraprobe[{extra}]'"
         )
+
+
+def require(package: str, extra: str, purpose: str) -> None:
+    """Say what to install where an optional dependency is missing.
+
+    Raises:
+        MissingExtra: the package cannot be found.
+    """
+    if find_spec(package) is None:
+        raise MissingExtra(package, extra, purpose)
 
 
 def quoted(value: object, limit: int = 60, *, keep: str = "") -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from ..errors import AdapterFormatError, NonFiniteError
+from ..errors import AdapterFormatError, NonFiniteError, require
 from .pair import Array, Factor, LoRAPair
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class Adapter(Mapping[str, LoRAPair]):
 
     def state_dict(self) -> dict[str, Tensor]:
         """PEFT key names -> torch tensors: what `from_state_dict` and PEFT itself read."""
+        require("torch", "fed", "A state dict of tensors")
         import torch
 
         return {name: torch.from_numpy(array) for name, array in self.arrays().items()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import KindMismatch, LayoutMismatch
+from ..errors import KindMismatch, LayoutMismatch, require
 from .adapter import Adapter, Kind, finite
 from .pair import Array, Factor, LoRAPair, all_finite, as_array
 
@@ -114,6 +114,7 @@ def pack(adapter: Adapter, layout: Layout | None = None) -> tuple[Tensor, Layout
         layout = Layout.of(adapter)
     else:
         layout.check(adapter)
+    require("torch", "fed", "A packed vector")
     import torch
 
     return torch.from_numpy(flattened(adapter, layout.slots)), layout

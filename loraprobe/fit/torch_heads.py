@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FitError
+from ..errors import FitError, require
 from ..heads import FloatArray, LinearHead, MLPHead
 from .data import (
     Float64,
@@ -37,6 +37,7 @@ def fit_linear_paper(data: TrainingData, options: LinearPaperOptions, seed: int)
 
     Source: arXiv:2601.07177, LoRA-Probe; constants of its official code.
     """
+    require("torch", "fed", "Fitting this head")
     import torch
 
     held = held_out_mask(data.y, data.groups, options.val_fraction, seed)
@@ -69,6 +70,7 @@ def fit_mlp(data: TrainingData, options: MLPOptions, seed: int) -> MLPHead:
     Raises:
         FitError: too few groups to hold some out.
     """
+    require("torch", "fed", "Fitting this head")
     import torch
 
     dropout = options.dropout
