@@ -18,9 +18,7 @@ from .errors import (
     AdapterFormatError,
     BaseModelMismatch,
     FitError,
-    HubError,
     LayoutMismatch,
-    ProbeFormatError,
 )
 from .features import NORMS, SPECTRAL_FEATURES
 from .featurizer import Featurizer
@@ -232,35 +230,26 @@ class Probe:
             token: Hub only: HF_TOKEN or the library's login if None.
 
         Raises:
-            ProbeFormatError: a file is missing, damaged, changed or of an unknown format version;
-                or a revision is asked of a local folder.
+            ProbeFormatError: a file is missing, damaged, changed or of an unknown format version.
             HubError: the repository or revision cannot be fetched, or gives other content than the
-                Hub lists.
+                Hub lists; or a revision is asked of a local folder.
         """
         from .hub.format import load_probe
         from .hub.hub import fetch_probe
-        from .hub.names import looks_like_repo_id
+        from .hub.names import is_on_hub, no_local_either
 
-        path = Path(source)
-        if path.is_dir() or not looks_like_repo_id(str(source)):
-            if revision is not None:
-                raise ProbeFormatError(
-                    f"got revision {revision!r} for the local path {path}; revisions belong to"
-                    " Hub ids"
-                )
-            return load_probe(path / (subfolder or ""))
-        options = {
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "local_files_only": local_files_only,
-            "token": token,
-        }
-        try:
+        if not is_on_hub(source, revision):
+            return load_probe(Path(source) / (subfolder or ""))
+        with no_local_either(source):
             path, commit = fetch_probe(
-                str(source), subfolder=subfolder, revision=revision, **options
+                str(source),
+                subfolder=subfolder,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
             )
-        except HubError as error:
-            raise HubError(f"{error} (There is no local folder {str(source)!r} either.)") from error
         return replace(load_probe(path), commit=commit)
 
 

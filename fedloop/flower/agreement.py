@@ -6,12 +6,10 @@ The LoRA, its layout, and the form of the evidence.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.layout import Layout, Slot
+from loraprobe.adapters.layout import Layout
 from loraprobe.adapters.pair import Factor
 
 from ..client.training import LocalTraining
@@ -120,7 +118,7 @@ class Agreement:
             "lora": self.lora.model_dump(mode="json"),
         }
         return json.dumps(
-            {**plain, "layout": layout_to_plain(self.layout), "shadow": asdict(self.shadow)},
+            {**plain, "layout": self.layout.to_dict(), "shadow": asdict(self.shadow)},
             sort_keys=True,
         )
 
@@ -136,7 +134,7 @@ class Agreement:
             changed = {
                 "model": ModelConfig.model_validate(plain["model"]),
                 "lora": LoRAConfig.model_validate(plain["lora"]),
-                "layout": layout_from_plain(plain["layout"]),
+                "layout": Layout.from_dict(plain["layout"]),
                 "shadow": LocalTraining(**plain["shadow"]),
                 "modules": tuple(plain["modules"]),
                 "factors": tuple(plain["factors"]),
@@ -160,30 +158,3 @@ class Agreement:
                 f"{len(adapter)} modules of this base model are adapted; the server adapts"
                 f" {len(self.layout.scalings)} of its own"
             )
-
-
-def layout_to_plain(layout: Layout) -> dict[str, Any]:
-    """As JSON data."""
-    return {
-        "kind": layout.kind,
-        "slots": [[slot.module, slot.factor, list(slot.shape)] for slot in layout.slots],
-        "scalings": dict(layout.scalings),
-    }
-
-
-def layout_from_plain(plain: Mapping[str, Any]) -> Layout:
-    """The inverse of `layout_to_plain`.
-
-    Raises ValueError, TypeError or KeyError if it is not a layout.
-    """
-    slots = tuple(
-        Slot(str(module), "A" if factor == "A" else "B", (int(rows), int(columns)))
-        for module, factor, (rows, columns) in plain["slots"]
-    )
-    if plain["kind"] not in ("weights", "factor_delta"):
-        raise ValueError(f"got a layout of kind {plain['kind']!r}")
-    return Layout(
-        slots,
-        {str(module): float(scaling) for module, scaling in plain["scalings"].items()},
-        plain["kind"],
-    )

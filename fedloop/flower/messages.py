@@ -41,7 +41,7 @@ from ..client.training import LocalTraining
 from ..defense.types import ClientUpdate
 from ..errors import MessageError
 from ..run.server_state import GradientChange
-from .agreement import Agreement, layout_to_plain
+from .agreement import Agreement
 from .arrays import decode, encode, itemsize
 
 if TYPE_CHECKING:
@@ -348,7 +348,7 @@ def _difference(text: Any, layout: Layout) -> str:
 
 
 def _text(layout: Layout) -> str:
-    return json.dumps(layout_to_plain(layout), sort_keys=True)
+    return json.dumps(layout.to_dict(), sort_keys=True)
 
 
 def _split(vector: Tensor, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import KindMismatch, LayoutMismatch, require
-from .adapter import Adapter, Kind, finite
+from ..errors import KindMismatch, LayoutMismatch, quoted, require
+from .adapter import KINDS, Adapter, Kind, finite
 from .pair import Array, Factor, LoRAPair, all_finite, as_array
 
 if TYPE_CHECKING:
@@ -62,6 +63,40 @@ class Layout:
             for factor in factors
         )
         return cls(slots, {module: adapter[module].scaling for module in chosen}, adapter.kind)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: what `from_dict` reads."""
+        return {
+            "kind": self.kind,
+            "slots": [[slot.module, slot.factor, list(slot.shape)] for slot in self.slots],
+            "scalings": dict(self.scalings),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Layout:
+        """The inverse of `to_dict`; the values may be a stranger's.
+
+        Raises:
+            LayoutMismatch: a field is missing, unknown or of another form.
+        """
+        fields = {"kind", "slots", "scalings"}
+        if not isinstance(values, dict) or set(values) != fields:
+            shown = sorted(map(str, values)) if isinstance(values, dict) else values
+            raise LayoutMismatch(f"layout: got {quoted(shown)}; expected {sorted(fields)}")
+        if values["kind"] not in KINDS:
+            raise LayoutMismatch(
+                f"layout: got kind {quoted(values['kind'])}; expected one of {', '.join(KINDS)}"
+            )
+        scalings = values["scalings"]
+        if not isinstance(scalings, dict) or not all(map(_is_number, scalings.values())):
+            raise LayoutMismatch(
+                f"layout: got scalings {quoted(scalings)}; expected a finite number a module"
+            )
+        rows = values["slots"]
+        if not isinstance(rows, list) or not rows:
+            raise LayoutMismatch(f"layout: got slots {quoted(rows)}; expected at least one matrix")
+        plain = {module: float(scaling) for module, scaling in scalings.items()}
+        return cls(tuple(_slot(row) for row in rows), plain, values["kind"])
 
     @property
     def size(self) -> int:
@@ -178,6 +213,23 @@ def flattened(adapter: Adapter, slots: Sequence[Slot]) -> Array:
         for slot in slots:
             finite(adapter, slot.module, slot.factor)  # raises, and says where
     return vector
+
+
+def _slot(row: Any) -> Slot:
+    match row:
+        case [str(module), "A" | "B" as factor, [rows, columns]] if all(
+            type(size) is int and 0 < size < 2**31 for size in (rows, columns)
+        ):
+            return Slot(module, factor, (rows, columns))
+    raise LayoutMismatch(
+        f"layout: got the slot {quoted(row)}; expected [module, 'A' or 'B', [rows, columns]]"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    # The comparison is exact also for integers that no float can hold.
+    bound = sys.float_info.max
+    return type(value) in (int, float) and -bound <= value <= bound
 
 
 def _kind_advice(expected: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from ..errors import AdapterFormatError, HubError, KindMismatch
+from ..errors import AdapterFormatError, KindMismatch
 from .adapter import Adapter
 from .pair import LazyTensor
 from .peft import CONFIG_NAME, Scalings, Settings, pairs_from_tensors, read_config
@@ -54,43 +54,34 @@ def load_adapter(
         AdapterFormatError: missing, truncated, oversized or malformed files. Of .safetensors files
             names are checked at once, a module's shapes and types when it is first asked for.
         UnsupportedAdapterError: not plain LoRA.
-        HubError: the repository or revision cannot be fetched.
+        HubError: the repository or revision cannot be fetched, or a revision is asked of a path.
     """
-    path, commit = Path(source), None
-    is_folder = path.is_dir()
-    if not is_folder and not path.exists():
-        from ..hub.hub import fetch_adapter
-        from ..hub.names import looks_like_repo_id
+    from ..hub.names import is_on_hub, no_local_either
 
-        if not looks_like_repo_id(str(source)):
-            raise AdapterFormatError(
-                f"no file or folder {str(source)!r}, and it is no Hub id (org/name). Check the"
-                " path."
-            )
-        options = {
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "local_files_only": local_files_only,
-            "token": token,
-        }
-        try:
+    path = Path(source)
+    commit = None
+    if is_on_hub(source, revision):
+        from ..hub.hub import fetch_adapter
+
+        with no_local_either(source):
             path, commit = fetch_adapter(
-                str(source), subfolder=subfolder, revision=revision, **options
+                str(source),
+                subfolder=subfolder,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
             )
-        except HubError as error:
-            raise HubError(
-                f"{error} (There is no local file or folder {str(source)!r} either.)"
-            ) from error
-        is_folder = True
-    elif revision is not None:
+    elif not path.exists():
         raise AdapterFormatError(
-            f"got revision {revision!r} for the local path {path}; revisions belong to Hub ids"
+            f"no file or folder {str(source)!r}, and it is no Hub id (org/name). Check the path."
         )
     elif subfolder:
         path = path / subfolder
         if not path.exists():
             raise AdapterFormatError(f"no folder {subfolder!r} in {str(source)!r}. Check the path.")
-        is_folder = path.is_dir()
+    is_folder = path.is_dir()
     weights = _weights_file(path) if is_folder else path
     config = weights.parent / CONFIG_NAME
     if config.is_file():
@@ -169,8 +160,8 @@ def _open_weights(path: Path) -> Mapping[str, LazyTensor]:
         )
     if path.suffix in (".bin", ".pt", ".pth"):
         raise AdapterFormatError(
-            f"{path} is a pickle, which can run code when it is read. Where you trust it, convert it"
-            " in Python: import torch, safetensors.torch;"
+            f"{path} is a pickle, which can run code when it is read. Where you trust it, convert"
+            " it in Python: import torch, safetensors.torch;"
             f" safetensors.torch.save_file(torch.load({path.name!r}, weights_only=True),"
             f" {WEIGHTS_NAME!r})"
         )

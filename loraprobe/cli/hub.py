@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import HubError, LoraprobeError, ProbeFormatError
+from ..errors import LoraprobeError, ProbeFormatError
 from .terminal import (
     Exit,
     JsonOption,
@@ -191,23 +191,15 @@ def _zoo(source: str | None, revision: str | None) -> tuple[str, str | None, lis
     """Where the probes are, at which commit if on the Hub, and the names of their folders."""
     from ..hub.format import CONFIG_NAME
     from ..hub.hub import ZOO_REPO, probe_names
-    from ..hub.names import looks_like_repo_id
+    from ..hub.names import is_on_hub, no_local_either
 
     source = source or (str(LOCAL_ZOO) if LOCAL_ZOO.is_dir() else ZOO_REPO)
-    if not Path(source).is_dir() and looks_like_repo_id(source):
-        try:
+    commit = None
+    if is_on_hub(source, revision):
+        with no_local_either(source):
             commit, names = probe_names(source, revision=revision)
-        except HubError as error:
-            raise HubError(f"{error} (There is no local folder {source!r} either.)") from error
-    elif revision is not None:
-        raise ProbeFormatError(
-            f"got revision {revision!r} for the local path {source}; revisions belong to Hub ids"
-        )
     else:
-        commit, names = (
-            None,
-            sorted(path.parent.name for path in Path(source).glob(f"*/{CONFIG_NAME}")),
-        )
+        names = sorted(path.parent.name for path in Path(source).glob(f"*/{CONFIG_NAME}"))
     if not names:
         raise ProbeFormatError(
             f"no probe in {source}; expected folders with a {CONFIG_NAME}. Name a folder of probes"

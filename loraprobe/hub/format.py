@@ -28,8 +28,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from .._version import __version__
-from ..adapters.adapter import KINDS
-from ..adapters.layout import Layout, Slot
+from ..adapters.layout import Layout
 from ..adapters.safetensors import header_of
 from ..adapters.strict_json import read_json
 from ..calibration import Calibration
@@ -65,7 +64,6 @@ _FIELDS = {
     "facts",
 }
 _HEAD_FIELDS = {"kind", "num_features", "file", "bytes", "sha256"}
-_LAYOUT_FIELDS = {"kind", "slots", "scalings"}
 
 
 def save_probe(probe: Probe, folder: Path) -> Path:
@@ -158,7 +156,7 @@ def _config(probe: Probe, weights: bytes) -> dict[str, Any]:
             "sha256": hashlib.sha256(weights).hexdigest(),
         },
         "recipe": probe.featurizer.recipe.to_dict(),
-        "layout": _layout_to_json(probe.featurizer.layout),
+        "layout": probe.featurizer.layout.to_dict(),
         "modules": sorted(probe.featurizer.modules),
         "threshold": probe.threshold,
         "benign_below": probe.benign_below,
@@ -240,7 +238,7 @@ def _featurizer(config: dict[str, Any], where: Path) -> Featurizer:
     recipe = FeatureRecipe.from_dict(
         _fields(config["recipe"], FeatureRecipe.__dataclass_fields__, f"{where}: recipe")
     )
-    layout = _layout_from_json(config["layout"], where)
+    layout = Layout.from_dict(config["layout"])
     if [(slot.module, slot.factor) for slot in layout.slots] != [
         (module, factor) for module in layout.scalings for factor in recipe.factors
     ]:
@@ -317,46 +315,6 @@ def _checked_bytes(path: Path, facts: Mapping[str, Any], where: str) -> bytes:
             " damaged or was exchanged."
         )
     return data
-
-
-def _layout_to_json(layout: Layout) -> dict[str, Any]:
-    return {
-        "kind": layout.kind,
-        "slots": [[slot.module, slot.factor, list(slot.shape)] for slot in layout.slots],
-        "scalings": dict(layout.scalings),
-    }
-
-
-def _layout_from_json(value: Any, where: Path) -> Layout:
-    layout = _fields(value, _LAYOUT_FIELDS, f"{where}: layout")
-    if layout["kind"] not in KINDS:
-        raise ProbeFormatError(
-            f"{where}: got layout.kind {quoted(layout['kind'])}; expected one of {', '.join(KINDS)}"
-        )
-    named = _object(layout["scalings"], f"{where}: layout.scalings")
-    scalings = {
-        module: _number(scaling, f"{where}: layout.scalings[{quoted(module)}]")
-        for module, scaling in named.items()
-    }
-    rows = layout["slots"]
-    if not isinstance(rows, list) or not rows:
-        raise ProbeFormatError(f"{where}: layout.slots must be a list with at least one matrix")
-    return Layout(
-        tuple(_slot(row, f"{where}: layout.slots[{number}]") for number, row in enumerate(rows)),
-        scalings,
-        layout["kind"],
-    )
-
-
-def _slot(row: Any, where: str) -> Slot:
-    match row:
-        case [str(module), "A" | "B" as factor, [rows, columns]] if all(
-            type(size) is int and 0 < size < 2**31 for size in (rows, columns)
-        ):
-            return Slot(module, factor, (rows, columns))
-    raise ProbeFormatError(
-        f"{where}: got {quoted(row)}; expected [module, 'A' or 'B', [rows, columns]]"
-    )
 
 
 def _calibration(value: Any, where: str) -> Calibration:

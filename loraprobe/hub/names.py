@@ -1,8 +1,13 @@
-"""What a repository on the Hub is called."""
+"""What a repository on the Hub is called, and whether a source is one."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import HubError
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
@@ -14,3 +19,29 @@ def looks_like_repo_id(source: str) -> bool:
     [True, False, False]
     """
     return bool(_REPO_ID.fullmatch(source)) and ".." not in source
+
+
+def is_on_hub(source: str | Path, revision: str | None) -> bool:
+    """Whether a source is a repository on the Hub; a local path of that name is not.
+
+    Raises:
+        HubError: a revision is asked of a local path.
+    """
+    if not Path(source).exists() and looks_like_repo_id(str(source)):
+        return True
+    if revision is not None:
+        raise HubError(
+            f"got revision {revision!r} for the local path {source}; revisions belong to Hub ids"
+        )
+    return False
+
+
+@contextmanager
+def no_local_either(source: str | Path) -> Iterator[None]:
+    """Say in an error of the Hub that there is no local path of that name either."""
+    try:
+        yield
+    except HubError as error:
+        raise HubError(
+            f"{error} (There is no local file or folder {str(source)!r} either.)"
+        ) from error

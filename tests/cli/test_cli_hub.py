@@ -247,7 +247,7 @@ def test_a_repository_without_probes_and_one_that_is_not_there_are_errors(hub: F
     assert "ProbeFormatError: no probe in org/name" in invoke("zoo", "list", REPO, code=2).stderr
     hub.error = ConnectionError("no network")
     assert re.match(
-        r"HubError: org/name@main: .*no local folder 'org/name' either",
+        r"HubError: org/name@main: .*no local file or folder 'org/name' either",
         invoke("zoo", "list", REPO, code=2).stderr,
     )
 
@@ -356,5 +356,5 @@ def test_an_adapter_that_the_hub_does_not_give_is_a_row_with_its_error(adapters:
 def test_a_revision_of_a_local_probe_is_refused(adapters: FakeHub) -> None:
     probe = tiny_probe().save_pretrained(Path("probe"))
     result = invoke("score", REPO, "--base", "fresh", "--probe", probe, "--revision", "v1", code=2)
-    assert "ProbeFormatError: got revision 'v1' for the local path" in result.stderr
+    assert "HubError: got revision 'v1' for the local path" in result.stderr
     assert adapters.asked == []

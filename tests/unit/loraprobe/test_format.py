@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraprobe import Adapter, LoRAPair, Probe
-from loraprobe.errors import ProbeFormatError
+from loraprobe.errors import HubError, ProbeFormatError
 from loraprobe.hub.format import FORMAT_VERSION
 from tests.helpers.probes import BASE, HEAD_OPTIONS, RECIPES, labelled_adapter, new_data, tiny_probe
 
@@ -144,7 +144,7 @@ def test_a_file_is_no_folder_and_a_local_folder_has_no_revision(tmp_path: Path) 
         tiny_probe().save_pretrained(tmp_path / "file")
     folder = tiny_probe().save_pretrained(tmp_path / "a" / "b")
     assert Probe.from_pretrained(tmp_path / "a", subfolder="b").commit is None
-    with pytest.raises(ProbeFormatError, match="revision"):
+    with pytest.raises(HubError, match="revision"):
         Probe.from_pretrained(folder, revision="main")
 
 

@@ -20,7 +20,12 @@ from safetensors.torch import save_file
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import factor_delta
 from loraprobe.adapters.load import load_adapter, save_adapter
-from loraprobe.errors import AdapterFormatError, KindMismatch, UnsupportedAdapterError
+from loraprobe.errors import (
+    AdapterFormatError,
+    KindMismatch,
+    LoraprobeError,
+    UnsupportedAdapterError,
+)
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from tests.helpers import make, probes
 from tests.helpers.one_module import Q, assert_same, tiny
@@ -190,7 +195,7 @@ def test_what_is_missing_is_named(
     (tmp_path / "bare" / "adapter_config.json").unlink()
     (tmp_path / "notes.txt").write_text("none")
     assert list(load_adapter("folder")) == [Q]  # the control
-    with pytest.raises(AdapterFormatError, match=says):
+    with pytest.raises(LoraprobeError, match=says):
         load_adapter(**arguments)
 
 
