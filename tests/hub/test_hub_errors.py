@@ -94,7 +94,7 @@ def test_a_repository_without_what_is_asked_for_says_where_there_is_some(hub: Fa
     ):
         fetch_adapter(REPO)
     (hub.root / NEWER / "head.safetensors").unlink()
-    with pytest.raises(HubError, match=r"has none of head\.json"):
+    with pytest.raises(HubError, match=r"has none of head\.safetensors"):
         Probe.from_pretrained(REPO)
 
 
