@@ -64,7 +64,6 @@ def scores(source: str | Path, *options: Any) -> bytes:
 
 
 # --- push
-# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -124,7 +123,6 @@ def test_what_is_no_probe_is_not_pushed(hub: FakeHub, tmp_path: Path) -> None:
 
 
 # --- pull
-# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -174,7 +172,6 @@ def test_a_pull_that_fails_writes_nothing(
 
 
 # --- card
-# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_the_card_is_printed_or_written_with_its_figure(tmp_path: Path) -> None:
@@ -195,7 +192,6 @@ def test_the_card_is_printed_or_written_with_its_figure(tmp_path: Path) -> None:
 
 
 # --- zoo list
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_zoo_on_the_hub_is_listed_at_one_commit(hub: FakeHub) -> None:
@@ -253,7 +249,6 @@ def test_a_repository_without_probes_and_one_that_is_not_there_are_errors(hub: F
 
 
 # --- score
-# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

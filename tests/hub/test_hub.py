@@ -48,7 +48,6 @@ def adapters(hub: FakeHub) -> FakeHub:
 
 
 # --- one commit, and no more than is needed
-# ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("revision", "commit"), [(None, NEWER), ("main", NEWER), ("v1", SHA)])
@@ -166,7 +165,6 @@ def test_an_adapter_is_read_lazily_from_the_cache(
 
 
 # --- too large
-# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -205,7 +203,6 @@ def test_what_is_too_large_in_the_cache_is_not_even_hashed(
 
 
 # --- several probes, and copies
-# ----------------------------------------------------------------------------------------
 
 
 def test_the_probes_of_a_repository_are_its_folders_with_a_config(hub: FakeHub) -> None:

@@ -23,7 +23,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 
 # --- a cache without links
-# ---------------------------------------------------------------------------------------------
 
 
 def test_without_links_the_hashes_are_asked_for_each_time(hub: FakeHub) -> None:
@@ -51,7 +50,6 @@ def test_without_links_nothing_can_be_checked_offline_and_nothing_is_read(hub: F
 
 
 # --- offline
-# -----------------------------------------------------------------------------------------------------------
 
 
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:

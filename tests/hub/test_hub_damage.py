@@ -32,7 +32,6 @@ def adapters(hub: FakeHub) -> FakeHub:
 
 
 # --- damage
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_digests_are_those_of_sha256_and_of_git(tmp_path: Path) -> None:

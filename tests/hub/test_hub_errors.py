@@ -27,7 +27,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 
 # --- what cannot be had
-# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,7 +186,6 @@ def test_a_local_folder_wins_over_a_repository_of_that_name(
 
 
 # --- the library's errors
-# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("revision", ["main", SHA])

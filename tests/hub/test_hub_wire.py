@@ -45,7 +45,6 @@ def repo(request: pytest.FixtureRequest) -> str:
 
 
 # --- push and pull
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,7 +219,6 @@ def test_another_head_leaves_no_file_of_the_one_before_and_all_of_others(
 
 
 # --- what the cache is for
-# --------------------------------------------------------------------------------------------
 
 
 def test_a_pinned_commit_is_asked_for_once(
@@ -292,7 +290,6 @@ def test_offline_everything_that_was_loaded_once_works_without_a_request(
 
 
 # --- adapters
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_of_an_adapter_only_what_is_needed_is_fetched(
@@ -334,7 +331,6 @@ def test_an_adapter_is_found_in_its_subfolder(
 
 
 # --- the command
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_pushes_pulls_and_scores(client: Client, repo: str, tmp_path: Path) -> None:

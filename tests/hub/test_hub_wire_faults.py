@@ -82,7 +82,6 @@ def only_whole_files(cache: Path) -> bool:
 
 
 # --- damage
-# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -165,7 +164,6 @@ def test_damage_in_the_cache_is_found_and_repaired(
 
 
 # --- lies
-# -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_head_that_was_exchanged_after_pinning_is_refused(
@@ -393,7 +391,6 @@ def test_a_redirect_elsewhere_gets_no_token_and_is_not_believed(
 
 
 # --- refusals
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_token_that_is_wrong_missing_or_only_for_reading_is_named(
@@ -488,7 +485,6 @@ def test_a_commit_that_is_not_what_was_pushed_is_reported(
 
 
 # --- silence
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_transfer_that_dies_for_good_is_refused_and_the_next_one_works(

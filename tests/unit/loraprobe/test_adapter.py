@@ -44,7 +44,6 @@ def difference(got: np.ndarray, expected: np.ndarray) -> float:
 
 
 # --- spectra and norms
-# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("d_out", "d_in", "r"), SHAPES)
@@ -109,7 +108,6 @@ def test_singular_values_scale_with_scaling_and_with_either_factor() -> None:
 
 
 # --- the canonical form
-# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("d_out", "d_in", "r"), SHAPES)
@@ -159,7 +157,6 @@ def test_numbers_that_are_not_finite_never_reach_a_decomposition(bad: float) -> 
 
 
 # --- pairs and adapters as values
-# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -305,7 +302,6 @@ def test_pairs_are_made_once_when_they_are_asked_for() -> None:
 
 
 # --- deltas
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_weight_delta_is_the_change_of_the_weight_and_the_product_of_factor_deltas_is_not() -> (
@@ -409,7 +405,6 @@ def test_a_delta_is_taken_of_weights_only(
 
 
 # --- layouts
-# ----------------------------------------------------------------------------------------------------------
 
 
 def without(adapter: Adapter, module: str) -> Adapter:
@@ -488,7 +483,6 @@ def test_a_layout_of_some_modules_ignores_the_others() -> None:
 
 
 # --- pack and unpack
-# --------------------------------------------------------------------------------------------------
 
 dimensions = st.integers(1, 7)
 layouts = st.dictionaries(

@@ -37,7 +37,6 @@ def gauged(adapter: Adapter) -> Adapter:
 
 
 # --- slices
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_slices_are_the_officially_recorded_features(vectors: Path) -> None:
@@ -74,7 +73,6 @@ def test_slices_are_in_the_order_asked_for() -> None:
 
 
 # --- spectra
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_spectra_of_weights_and_weight_deltas_are_those_of_the_product() -> None:
@@ -127,7 +125,6 @@ def test_spectra_and_canonical_factors_survive_a_change_of_gauge_and_slices_do_n
 
 
 # --- the canonical form
-# -----------------------------------------------------------------------------------------------
 
 
 def test_canonical_factors_have_the_shapes_of_the_slots_with_zeros_behind() -> None:
@@ -147,7 +144,6 @@ def test_a_factor_delta_has_no_canonical_form() -> None:
 
 
 # --- norms
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_norms_of_known_spectra() -> None:
@@ -171,7 +167,6 @@ def test_scaling_a_matrix_shifts_its_log_norms_and_leaves_its_ranks() -> None:
 
 
 # --- pooling and normalising
-# ------------------------------------------------------------------------------------------
 
 
 def test_pooling_is_mean_and_deviation_over_layers_by_name_and_matrix() -> None:
@@ -202,7 +197,6 @@ def test_normalising_makes_length_one_whatever_the_length_was() -> None:
 
 
 # --- bad numbers
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e300])

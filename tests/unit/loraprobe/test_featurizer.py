@@ -44,7 +44,6 @@ def adapters(kind: str, n: int = 3, **shape: Any) -> list[Adapter]:
 
 
 # --- the paper's recipe
-# -----------------------------------------------------------------------------------------------
 
 
 def test_the_papers_recipe_is_b_of_the_first_layer_normalised() -> None:
@@ -97,7 +96,6 @@ def test_a_delta_without_a_start_has_b_features_and_no_a_features() -> None:
 
 
 # --- widths
-# -----------------------------------------------------------------------------------------------------------
 
 some_features = st.sampled_from(
     [
@@ -184,7 +182,6 @@ def test_normalising_hides_the_size_of_a_change_and_norms_show_it() -> None:
 
 
 # --- adapters that do not fit
-# -----------------------------------------------------------------------------------------
 
 MISFITS: dict[str, tuple[Adapter, type[Exception], str]] = {
     "rank": (
@@ -274,7 +271,6 @@ def test_features_that_overflow_are_refused_not_returned() -> None:
 
 
 # --- pooled recipes
-# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["weights", "factor_delta", "weight_delta"])
@@ -341,7 +337,6 @@ def test_an_adapter_without_what_a_pooled_recipe_reads_is_a_misfit_not_a_bad_rec
 
 
 # --- recipes
-# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

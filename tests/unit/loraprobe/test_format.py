@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from loraprobe import Adapter, LoRAPair, Probe
 from loraprobe.errors import HubError, ProbeFormatError
+from loraprobe.heads import LinearHead
 from loraprobe.hub.format import FORMAT_VERSION
 from tests.helpers.probes import BASE, HEAD_OPTIONS, RECIPES, labelled_adapter, new_data, tiny_probe
 
@@ -209,13 +210,20 @@ def test_trees_of_version_2_become_arrays_of_version_3(tmp_path: Path) -> None:
 
 
 V1_CONFIG = """{
-  "format_version": 1, "library": "loraprobe", "library_version": "0.1.0", "classes": ["benign", "malicious"], "base_model": "org/base",
-  "head": {"kind": "linear", "num_features": 2, "file": "head.safetensors", "bytes": %d, "sha256": "%s"},
-  "recipe": {"features": ["slices"], "layers": "all", "factors": ["B"], "modules": null, "normalize": "none", "pool": false},
+  "format_version": 1, "library": "loraprobe", "library_version": "0.1.0",
+  "classes": ["benign", "malicious"], "base_model": "org/base",
+  "head": {"kind": "linear", "num_features": 2, "file": "head.safetensors",
+           "bytes": %d, "sha256": "%s"},
+  "recipe": {"features": ["slices"], "layers": "all", "factors": ["B"], "modules": null,
+             "normalize": "none", "pool": false},
   "layout": {"kind": "factor_delta", "slots": [["m", "B", [2, 1]]], "scalings": {"m": 2.0}},
-  "modules": ["m"], "threshold": 0.5, "benign_below": 0.25, "calibration": null, "facts": {"note": "written by hand"}
+  "modules": ["m"], "threshold": 0.5, "benign_below": 0.25, "calibration": null,
+  "facts": {"note": "written by hand"}
 }"""
-V1_HEADER = b'{"coef":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"intercept":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}'
+V1_HEADER = (
+    b'{"coef":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+    b'"intercept":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}'
+)
 V1_HEAD = struct.pack("<Q", len(V1_HEADER)) + V1_HEADER + struct.pack("<3f", 1.0, -2.0, 0.5)
 
 
@@ -245,7 +253,8 @@ def test_a_folder_of_version_1_is_read_and_saved_again_as_version_3(tmp_path: Pa
         "head",
     }
     again = Probe.from_pretrained(tmp_path / "again")
-    assert (again.head.coef.tolist(), again.head.intercept) == ([1.0, -2.0], 0.5)  # type: ignore[union-attr]  # written with other padding
+    assert isinstance(again.head, LinearHead)
+    assert (again.head.coef.tolist(), again.head.intercept) == ([1.0, -2.0], 0.5)
 
 
 # ---- the digest ----

@@ -102,7 +102,6 @@ def carries(row: Row, field: str, value: str) -> bool:
 
 
 # --- folds
-# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("field", ["source", "attack", "lr", "recipe", "seed"])
@@ -195,7 +194,6 @@ def test_pairs_are_the_whole_grid() -> None:
 
 
 # --- what is fitted
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -348,7 +346,6 @@ def test_scores_and_cuts_are_those_of_a_probe_fitted_on_the_same_rows() -> None:
 
 
 # --- what cannot be measured
-# ---------------------------------------------------------------------------------------------
 
 
 def two_layouts(field: str, **other: Any) -> tuple[list[Row], list[Adapter]]:

@@ -31,7 +31,6 @@ from tests.helpers import make, probes
 from tests.helpers.one_module import Q, assert_same, tiny
 
 # --- agreement with PEFT
-# ----------------------------------------------------------------------------------------------
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -133,7 +132,6 @@ def test_what_peft_makes_beside_plain_lora_is_refused_from_a_state_dict_and_from
 
 
 # --- folders and files
-# ------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_a_subfolder_and_a_file_with_its_config_are_the_same(tmp_path: Path) -> None:
@@ -272,7 +270,6 @@ def test_a_malformed_module_is_named_when_it_is_asked_for(tmp_path: Path) -> Non
 
 
 # --- writing
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_written_adapter_is_read_as_it_was_by_us_and_by_peft(

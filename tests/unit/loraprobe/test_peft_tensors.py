@@ -27,7 +27,6 @@ from tests.helpers import make
 from tests.helpers.one_module import A_KEY, B_KEY, Q, assert_same, read, tiny
 
 # --- names and dtypes
-# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefix", ["base_model.model.", ""])
@@ -182,7 +181,6 @@ def test_half_precision_files_are_read_as_float32_of_the_same_value(
 
 
 # --- damaged and hostile files
-# ----------------------------------------------------------------------------------------
 
 
 def test_a_truncated_safetensors_is_refused_at_any_length(tmp_path: Path) -> None:
