@@ -68,7 +68,7 @@ def test_what_is_not_a_full_commit_is_asked_for(hub: FakeHub, revision: str) -> 
 
 
 def test_only_the_config_and_the_head_that_it_names_are_fetched(hub: FakeHub) -> None:
-    (hub.root / NEWER / HEAD).write_bytes(b"left by an earlier probe")
+    (hub.root / NEWER / "head.json").write_bytes(b"left by an earlier probe")
     for subfolder, head in (
         (None, "xgboost"),
         ("a/b", "cosine"),
