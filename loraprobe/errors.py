@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import reprlib
+from importlib.util import find_spec
 
 
 class LoraprobeError(ValueError):
