@@ -123,7 +123,7 @@ class Probe:
         """A verdict on every adapter; one without any change in what is read is inconclusive.
 
         Raises:
-            As `__call__`.
+            LoraprobeError: as `__call__`.
         """
         read = as_adapters(adapters)
         features = self._features(read, check_base)

@@ -313,7 +313,9 @@ class Attack:
 
         Args:
             honest: (h, d), what the honest clients send.
-            rng, own, direction: see `Scene`.
+            rng: see `Scene`.
+            own: likewise.
+            direction: likewise.
 
         Raises:
             AggregationError: updates that are not finite numbers of these shapes, or so few that

@@ -47,7 +47,10 @@ def load_adapter(
         alpha: lora_alpha, for a bare file.
         base_model: the base model's name, where the file does not say it.
         subfolder: the folder inside source that holds the adapter.
-        cache_dir, force_download, local_files_only, token: Hub only, as in Probe.from_pretrained.
+        cache_dir: Hub only, as in Probe.from_pretrained; the next three as well.
+        force_download: likewise.
+        local_files_only: likewise.
+        token: likewise.
         ignore_fields: unknown fields of adapter_config.json that you have found to be harmless.
 
     Raises:

@@ -110,7 +110,8 @@ def fit_probe(
         recipe: what to compute, or its name ("paper", "all_b", ...); the paper's first_B if None.
 
     Raises:
-        As `Featurizer.fit` and `fit_features`; BaseModelMismatch if they name several base models.
+        LoraprobeError: as `Featurizer.fit` and `fit_features`.
+        BaseModelMismatch: they name several base models.
     """
     plan = FitPlan(
         head, head_options or {}, threshold, benign_below, calibration, unit, folds, seed
