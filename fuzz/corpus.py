@@ -8,6 +8,7 @@ seed, number) says. A test checks that XGBoost reads these trees as it reads its
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -26,6 +27,7 @@ from loraprobe.adapters.layout import Layout, Slot
 from loraprobe.calibration import Calibration
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import Head, LinearHead, MLPHead
+from loraprobe.hub.format import config_digest
 from loraprobe.probe import Probe
 from loraprobe.trees import trees_from_xgboost
 
@@ -43,7 +45,7 @@ NO_PARENT = 2**31 - 1
 
 @cache
 def probes() -> tuple[Files, ...]:
-    """Saved probes: every kind of head, both calibrations, four recipes."""
+    """Saved probes: every kind of head, both calibrations, four recipes, trees of version 2 too."""
     isotonic = Calibration("isotonic", (0.125, 0.5, 0.75), (0.0, 0.25, 1.0), "adapter", 40, 8)
     platt = Calibration("platt", (1.5,), (-0.25,), "step", 40, 8)
     facts = {
@@ -51,10 +53,8 @@ def probes() -> tuple[Files, ...]:
         "data": [{"name": "Ärger", "role": "train"}],
         "licence": "apache-2.0",
     }
-    return tuple(
-        _saved(
-            Probe(featurizer, head(featurizer.num_features), 0.75, low, calibration, base, facts)
-        )
+    made = [
+        Probe(featurizer, head(featurizer.num_features), 0.75, low, calibration, base, facts)
         for featurizer, head, low, calibration, base in (
             (_featurizer(FeatureRecipe.paper()), linear_head, 0.5, isotonic, BASE),
             (_featurizer(FeatureRecipe.all_b()), mlp_head, None, platt, BASE),
@@ -62,7 +62,9 @@ def probes() -> tuple[Files, ...]:
             (_featurizer(FeatureRecipe.spectral()), linear_head, None, platt, BASE),
             (_featurizer(FeatureRecipe.norm_only()), xgboost_head, None, isotonic, BASE),
         )
-    )
+    ]
+    old = [_of_version_2(probe) for probe in made if probe.head.name == "xgboost"]
+    return (*map(_saved, made), *old)
 
 
 def _saved(probe: Probe) -> Files:
@@ -73,6 +75,22 @@ def _saved(probe: Probe) -> Files:
             for path in sorted(Path(name).iterdir())
             if path.name != "README.md"
         }
+
+
+def _of_version_2(probe: Probe) -> Files:
+    """The folder of a probe of trees as version 2 had it: XGBoost's JSON in head.json."""
+    files = _saved(probe)
+    trees = json.dumps(model(probe.head.num_features, trees=5)).encode()
+    config = json.loads(files["config.json"])
+    config["format_version"] = 2
+    config["head"] |= {
+        "file": "head.json",
+        "bytes": len(trees),
+        "sha256": hashlib.sha256(trees).hexdigest(),
+    }
+    config["digest"] = config_digest(config)
+    rest = {name: data for name, data in files.items() if name != "head.safetensors"}
+    return {**rest, "config.json": json.dumps(config, indent=2).encode(), "head.json": trees}
 
 
 def _featurizer(recipe: FeatureRecipe) -> Featurizer:
