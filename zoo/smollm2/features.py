@@ -26,16 +26,20 @@ class _Module:
 
     Attributes:
         owners: (n,) which adapters have it.
-        starts: (n + 1,) columns of `left`, rows of `right`, of each.
+        place: (columns,) to which of the owners, and to which of its columns, a column belongs.
+        left, right: factors, side by side: (d_out, columns), (d_in, columns).
+        roots: C with C_i C_i^T = D_i D_i^T, (d_out, columns), and the same of D_i^T D_i.
         sums: sum D D^T (d_out, d_out) and sum D^T D (d_in, d_in) over all.
+        warm: leading directions of the sums.
     """
 
     owners: np.ndarray
-    starts: np.ndarray
+    place: tuple[np.ndarray, np.ndarray]
     left: np.ndarray
     right: np.ndarray
+    roots: tuple[np.ndarray, np.ndarray]
     sums: tuple[np.ndarray, np.ndarray]
-    warm: tuple[np.ndarray, np.ndarray]
+    warm: list[np.ndarray]
 
 
 class Study:
@@ -48,93 +52,89 @@ class Study:
         chosen = sorted(name for name in names if name.rsplit(".", 1)[-1] in leaves)
         self.modules = {name: _read(adapters, name, k) for name in chosen}
 
-    def features(self, keep: np.ndarray, names: Sequence[str] = ("product", "gram")) -> np.ndarray:
+    def features(self, keep: np.ndarray) -> np.ndarray:
         """Features of all adapters, with bases and centre of those in `keep`: (n, p) float32.
 
-        Every row is scaled to norm 1, as the recipe's l2 does; zero where a module is not adapted.
+        Every row is scaled to norm 1; zero where a module is not adapted.
         """
-        blocks = [self._module(module, keep, names) for module in self.modules.values()]
+        blocks = [self._module(module, keep) for module in self.modules.values()]
         rows = np.concatenate(blocks, axis=1)
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        return (rows / np.maximum(norms, 1e-12)).astype(np.float32)
+        found: np.ndarray = (rows / np.maximum(norms, 1e-12)).astype(np.float32)
+        return found
 
-    def _module(self, of: _Module, keep: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    def _module(self, of: _Module, keep: np.ndarray) -> np.ndarray:
         left, right = (_basis(of, side, keep, self.k) for side in (0, 1))
-        seen = left.T @ of.left
-        there = of.right @ right
-        parts = []
-        for start, end in zip(of.starts[:-1], of.starts[1:], strict=True):
-            here = seen[:, start:end]
-            found = []
-            if "product" in names:
-                found.append((here @ there[start:end]).reshape(-1))
-            if "gram" in names:
-                core = here @ (of.right[start:end] @ of.right[start:end].T) @ here.T
-                at = np.triu_indices(len(core))
-                found.append(core[at] * np.where(at[0] == at[1], 1.0, np.sqrt(2)))
-            parts.append(np.concatenate(found))
-        values = np.array(parts)
-        values -= values[keep[of.owners]].mean(axis=0)
-        rows = np.zeros((self.count, values.shape[1]))
+        product = _spread(of, left.T @ of.left) @ _spread(of, right.T @ of.right).mT
+        root = _spread(of, left.T @ of.roots[0])
+        at = np.triu_indices(self.k)
+        gram = (root @ root.mT)[:, at[0], at[1]] * np.where(at[0] == at[1], 1.0, np.sqrt(2))
+        values = np.concatenate([product.reshape(len(product), -1), gram], axis=1)
+        kept = keep[of.owners]
+        values -= values[kept].mean(axis=0) if kept.any() else 0.0
+        rows = np.zeros((self.count, values.shape[1]), np.float32)
         rows[of.owners] = values
         return rows
 
 
+def _spread(of: _Module, seen: np.ndarray) -> np.ndarray:
+    """Columns given back to their owners: (k, columns) -> (n, k, largest rank)."""
+    owner, column = of.place
+    found = np.zeros((len(of.owners), len(seen), int(column.max()) + 1), np.float32)
+    found[owner, :, column] = seen.T
+    return found
+
+
 def _read(adapters: Sequence[Adapter], name: str, k: int) -> _Module:
-    owners, lefts, rights = [], [], []
+    owners: list[int] = []
+    parts: list[tuple[Array, Array, Array, Array]] = []
     for index, adapter in enumerate(adapters):
         if name not in adapter:
             continue
         pair = adapter[name]
-        B = np.asarray(pair.B, np.float32) * np.float32(pair.scaling)
-        A = np.asarray(pair.A, np.float32)
+        B = np.asarray(pair.B, np.float64) * pair.scaling
+        A = np.asarray(pair.A, np.float64)
         norm = float(np.sqrt(np.vdot(B.T @ B, A @ A.T)))
         if not norm > 0:
             continue
+        B /= norm
         owners.append(index)
-        lefts.append(B / norm)
-        rights.append(A)
-    left, right = np.concatenate(lefts, axis=1), np.concatenate(rights)
-    starts = np.cumsum([0, *(len(part) for part in rights)])
-    sums = tuple(_sum(left, right, starts, side, range(len(owners))) for side in (0, 1))
-    warm = tuple(_iterated(total, _random(len(total), k), k) for total in sums)
-    return _Module(np.array(owners), starts, left, right, sums, warm)  # type: ignore[arg-type]
-
-
-def _sum(left: Array, right: Array, starts: Array, side: int, which: Sequence[int]) -> Array:
-    """sum D D^T (side 0) or D^T D (side 1) over some adapters."""
-    total = np.zeros((len(left),) * 2 if side == 0 else (right.shape[1],) * 2, np.float32)
-    for index in which:
-        part = slice(starts[index], starts[index + 1])
-        B, A = left[:, part], right[part]
-        if side == 0:
-            total += B @ (A @ A.T) @ B.T
-        else:
-            total += A.T @ (B.T @ B) @ A
-    return total
-
-
-def _basis(of: _Module, side: int, keep: Array, k: int) -> Array:
-    """The k leading directions of a side, over the kept adapters."""
-    out = np.flatnonzero(~keep[of.owners])
-    if not len(out):
-        return of.warm[side][:, :k]
-    if len(out) > len(of.owners) / 2:
-        kept = np.flatnonzero(keep[of.owners])
-        total = _sum(of.left, of.right, of.starts, side, kept)
-    else:
-        total = of.sums[side] - _sum(of.left, of.right, of.starts, side, out)
-    return _iterated(total, of.warm[side], k)[:, :k]
-
-
-def _iterated(total: Array, start: Array, k: int) -> Array:
-    side = start
-    for _ in range(_PASSES):
-        side = np.linalg.qr(total @ side).Q
-    values, vectors = np.linalg.eigh(side.T @ (total @ side))
-    found: Array = side @ vectors[:, ::-1]
-    del values
+        parts.append((B, A.T, B @ _root(A @ A.T), A.T @ _root(B.T @ B)))
+    left, right, *roots = (
+        np.concatenate([part[at] for part in parts], axis=1).astype(np.float32) for at in range(4)
+    )
+    ranks = [part[0].shape[1] for part in parts]
+    place = np.repeat(np.arange(len(ranks)), ranks), np.concatenate([np.arange(r) for r in ranks])
+    sums = tuple(root @ root.T for root in roots)
+    found = _Module(np.array(owners), place, left, right, tuple(roots), sums, [])  # type: ignore[arg-type]
+    nobody = np.ones(len(adapters), bool)
+    found.warm = [_random(len(total), k) for total in sums]
+    found.warm = [_iterated(found, side, nobody, 12) for side in (0, 1)]
     return found
+
+
+def _root(square: Array) -> Array:
+    """R with R R^T = a symmetric matrix that is not negative."""
+    values, vectors = np.linalg.eigh(square)
+    return vectors * np.sqrt(np.maximum(values, 0))
+
+
+def _basis(of: _Module, side: int, keep: np.ndarray, k: int) -> Array:
+    """The k leading directions of a side, over the kept adapters."""
+    if keep[of.owners].all():
+        return of.warm[side][:, :k]
+    return _iterated(of, side, keep, _PASSES)[:, :k]
+
+
+def _iterated(of: _Module, side: int, keep: np.ndarray, passes: int) -> Array:
+    """Subspace iteration on the sum over the kept adapters, which is never built."""
+    out = of.roots[side][:, ~keep[of.owners][of.place[0]]]
+    total, found = of.sums[side], of.warm[side]
+    for _ in range(passes):
+        found = np.linalg.qr(total @ found - out @ (out.T @ found)).Q
+    image = total @ found - out @ (out.T @ found)
+    vectors = np.linalg.eigh(found.T @ image).eigenvectors
+    return found @ vectors[:, ::-1]
 
 
 def _random(size: int, k: int) -> Array:
