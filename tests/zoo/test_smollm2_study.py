@@ -139,7 +139,7 @@ def test_measures_count_what_is_above_the_cut(table: Table) -> None:
     assert whole["1"]["n"] == 2 * row["1"]["n"]
     assert whole["benign_flagged"]["n"] == 2 * row["n_benign"]
     few = cut_of("mass_mean", x, table, fold.train, benign_groups(table)[:1])
-    assert few is None  # too few kinds for a budget of 2 %
+    assert few is None  # too few adapters of too few kinds for a cut
 
 
 def test_wilson_intervals_are_the_published_ones() -> None:

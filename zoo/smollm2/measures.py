@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from loraprobe.errors import LoraprobeError
 from loraprobe.fit.calibration import fpr_threshold
 from loraprobe.fit.heads import fit_head
 from loraprobe.heads import LinearHead
@@ -16,6 +15,7 @@ from zoo.smollm2.folds import Fold, Mask, Table
 
 SHARES = (1.0, 0.5, 0.25, 0.1)
 BUDGET = 0.02
+LARGEST_BUDGET = 0.05
 Row = dict[str, Any]
 Features = Callable[[Mask], np.ndarray]
 
@@ -40,7 +40,8 @@ def cut_of(
 ) -> float | None:
     """A cut of 2 % from benign kinds that were left out of training one group after the other.
 
-    None where there are too few of them for it.
+    With m adapters of them, fewer than 49, it is their highest score, whose budget is 1 / (m + 1);
+    None if that is above 5 %.
     """
     held_out: list[float] = []
     for group in groups:
@@ -49,11 +50,11 @@ def cut_of(
             continue
         inner = train & ~table.touches(group)
         held_out += scores_of(head, x, table, inner)[out].tolist()
-    zeros = np.zeros(len(held_out), int)
-    try:
-        return fpr_threshold(BUDGET, np.array(held_out), zeros, list(range(len(held_out))))
-    except LoraprobeError:
+    budget = max(BUDGET, 1.001 / (len(held_out) + 1))  # fewer cannot carry a smaller one
+    if budget > LARGEST_BUDGET:
         return None
+    zeros = np.zeros(len(held_out), int)
+    return fpr_threshold(budget, np.array(held_out), zeros, list(range(len(held_out))))
 
 
 def cell(table: Table, fold: Fold, scores: np.ndarray, cut: float | None, at: str = "") -> Row:

@@ -15,6 +15,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -273,13 +274,13 @@ def _say(text: str) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("clients", type=Path, help="a folder of zoo.smollm2.clients")
+    parser.add_argument("clients", type=Path, nargs="+", help="folders of zoo.smollm2.clients")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounded", type=Path, nargs="*", default=[], help="folders of clients")
     parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    table = Table.read(options.clients / "manifest.csv")
+    table = reduce(_joined, (Table.read(folder / "manifest.csv") for folder in options.clients))
     rounded = {folder.name: folder for folder in options.rounded}
     studies = Studies(table, [load_adapter(path) for path in table.path], rounded)
     for name in options.only:
