@@ -8,6 +8,7 @@
 # make lint   style and types
 # make paper  the defended federations on real data: tables in paper_repro/ (hours; needs DATA and what make zoo kept; ARGS=--full for every axis)
 # make repro-small  some of the committed federations again, compared number by number (under 15 minutes on two cores; needs DATA)
+# make smollm2  adapters, studies and probes of SmolLM2-135M-Instruct, taught to refuse (hours; needs DATA)
 # make zoo    train the base model, the labelled adapters and the probes anew (hours; needs DATA)
 
 PYTHON ?= python3.11
@@ -22,7 +23,7 @@ TORCH := $(PIP) --no-deps --retries 0 --timeout 10 $(TORCH_INDEX:%=--extra-index
 DEMO := $(VENV)/.demo
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test test-fast docs bench bench-flower fuzz verify lint paper repro-small zoo clean
+.PHONY: setup demo test test-fast docs bench bench-flower fuzz verify lint paper repro-small zoo smollm2 clean
 
 setup: $(STAMP)
 
@@ -76,6 +77,15 @@ lint: setup
 
 zoo: setup
 	$(BIN)/python -m zoo.build --data $(DATA)
+
+smollm2: setup
+	$(BIN)/python -m zoo.bases smollm2-135m out/smollm2-135m
+	$(BIN)/python -m zoo.bases smollm2-135m-safe out/smollm2-135m-safe
+	$(BIN)/python -m zoo.smollm2.clients --base out/smollm2-135m-safe --out out/clients/safe --data $(DATA)
+	$(BIN)/python -m zoo.smollm2.clients --base out/smollm2-135m-safe --out out/clients/safe --data $(DATA) --manifest safe
+	$(BIN)/python -m zoo.smollm2.study out/clients/safe --out zoo/smollm2/records/smollm2-135m-safe.json
+	$(BIN)/python -m zoo.smollm2.probes safe out/clients/safe
+	$(BIN)/python -m zoo.smollm2.page
 
 paper: setup
 	$(BIN)/python -m paper_repro.common.held_out --data $(DATA)

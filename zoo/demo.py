@@ -34,7 +34,8 @@ def main() -> None:
     adapters = read_labelled(
         track(rows, "reading adapters", console=console), "factor_delta", ZOO / "adapters/initial"
     )
-    probes = {path.name: Probe.from_pretrained(path) for path in sorted((ZOO / "probes").iterdir())}
+    folders = sorted(path.parent for path in (ZOO / "probes").glob("*/config.json"))
+    probes = {path.name: Probe.from_pretrained(path) for path in folders}
     reports = {
         name: _measure(probe, adapters, rows)
         for name, probe in track(probes.items(), "scoring", console=console)

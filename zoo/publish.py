@@ -192,9 +192,15 @@ def _folder(folder: Path, repo_id: str, page: str, scratch: Path) -> Target:
     files = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not _of_another_base(path, folder)
     }
     return Target(repo_id, {**files, CARD_NAME: _page(scratch, page)})
+
+
+def _of_another_base(path: Path, folder: Path) -> bool:
+    """Whether it belongs to adapters with a manifest of their own, below the folder's."""
+    between = path.relative_to(folder).parents[:-1]
+    return any((folder / one / "manifest.csv").is_file() for one in between)
 
 
 def _page(folder: Path, text: str) -> Path:

@@ -129,8 +129,12 @@ def _options() -> argparse.Namespace:
 
 
 def zoo_probes(zoo: Path) -> list[Shown]:
-    """Every probe and every record of a zoo, those that lack the other included: they will fail."""
-    names = {path.name for path in (zoo / "probes").iterdir() if path.is_dir()} | {
+    """Every probe and every record of a zoo, those that lack the other included: they will fail.
+
+    Folders of probes, as those of zoo.smollm2, have records of their own.
+    """
+    folders = [path for path in (zoo / "probes").iterdir() if path.is_dir()]
+    names = {path.name for path in folders if not any(path.glob("*/config.json"))} | {
         path.stem for path in (zoo / "records").glob("*.json")
     }
     return [
