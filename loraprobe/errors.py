@@ -26,6 +26,10 @@ class BaseModelMismatch(LoraprobeError):
     """The adapter names another base model than the probe was trained on."""
 
 
+class StartMismatch(LoraprobeError):
+    """The adapter started from another initial adapter than those a probe of factors knows."""
+
+
 class KindMismatch(LoraprobeError):
     """Weights where a delta is needed, or one kind of delta where another is needed."""
 

@@ -1,30 +1,19 @@
-"""FeatureRecipe says what to compute.
-
-Featurizer is a recipe tied to the layout seen in training.
-"""
+"""Featurizer: a recipe tied to the layout seen in training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from .adapters.adapter import Adapter
+from .adapters.adapter import Adapter, Kind
 from .adapters.layout import Layout, layer_of
-from .adapters.pair import Array, Factor, all_finite
-from .errors import (
-    KindMismatch,
-    LayoutMismatch,
-    LoraprobeError,
-    NonFiniteError,
-    RecipeError,
-    quoted,
-)
+from .adapters.pair import Array, LoRAPair, all_finite
+from .errors import KindMismatch, LayoutMismatch, LoraprobeError, NonFiniteError, RecipeError
 from .features import (
-    FEATURES,
     SLOT_FEATURES,
     SPECTRAL_FEATURES,
     l2_normalised,
@@ -33,144 +22,11 @@ from .features import (
     pooled,
     spectra,
 )
+from .initial import InitialAdapter
+from .invariant import Bases, Coverage, width_of
+from .recipe import RECIPES, FeatureRecipe, named_recipe
 
-Normalisation = Literal["l2", "none"]
-
-
-@dataclass(frozen=True)
-class FeatureRecipe:
-    """Which numbers make up a feature vector. Blocks are concatenated in the order of `features`.
-
-    Attributes:
-        features: any of "slices", "canonical", "spectra", "norms" (see loraprobe.features).
-        layers: "all", "first" (the lowest-numbered adapted layer), "last", or layer numbers.
-        factors: which of the factors A and B slices and canonical forms hold, and which factor
-            deltas spectra and norms are taken of.
-        modules: names of adapted modules ("q_proj"), None for all.
-        normalize: "l2" divides every block but norms by its L2 norm; "none" leaves sizes in.
-        pool: spectra and norms only: mean and deviation over layers instead of every layer's own
-            values, which makes the recipe independent of the base model's width and depth.
-
-    Raises:
-        RecipeError: an unknown or empty choice, or pool with slices or canonical forms.
-    """
-
-    features: tuple[str, ...] = ("slices",)
-    layers: str | tuple[int, ...] = "all"
-    factors: tuple[Factor, ...] = ("A", "B")
-    modules: tuple[str, ...] | None = None
-    normalize: Normalisation = "l2"
-    pool: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("features", "factors", "modules", "layers"):
-            value = getattr(self, name)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
-        if not isinstance(self.pool, bool):
-            raise RecipeError(f"got pool {self.pool!r}; expected True or False")
-        _known("features", self.features, FEATURES)
-        _known("factors", self.factors, get_args(Factor))
-        _known("normalize", (self.normalize,), get_args(Normalisation))
-        if isinstance(self.layers, str):
-            _known("layers", (self.layers,), ("all", "first", "last"))
-        elif not (
-            _filled(self.layers) and all(type(layer) is int and layer >= 0 for layer in self.layers)
-        ):
-            raise RecipeError(
-                f"got layers {self.layers!r}; expected 'all', 'first', 'last' or at least one layer"
-                " number >= 0"
-            )
-        if self.modules is not None and not (
-            _filled(self.modules) and all(isinstance(name, str) and name for name in self.modules)
-        ):
-            raise RecipeError(
-                f"got modules {self.modules!r}; expected None or at least one module name such as"
-                " 'q_proj'"
-            )
-        if self.pool and not set(self.features) <= set(SPECTRAL_FEATURES):
-            raise RecipeError(
-                f"got pool=True with features {self.features}; only"
-                f" {' and '.join(SPECTRAL_FEATURES)} can be pooled over layers"
-            )
-
-    @classmethod
-    def paper(cls) -> FeatureRecipe:
-        """The paper's first_B: B of the first layer, flattened, L2-normalised (arXiv:2601.07177,
-        Sec. 3).
-        """
-        return cls(layers="first", factors=("B",))
-
-    @classmethod
-    def all_b(cls) -> FeatureRecipe:
-        """B of every layer, flattened, L2-normalised."""
-        return cls(factors=("B",))
-
-    @classmethod
-    def all_a(cls) -> FeatureRecipe:
-        """A of every layer, flattened, L2-normalised; a baseline."""
-        return cls(factors=("A",))
-
-    @classmethod
-    def norm_only(cls) -> FeatureRecipe:
-        """How large the change is and nothing else; a baseline."""
-        return cls(features=("norms",), pool=True, normalize="none")
-
-    @classmethod
-    def spectral(cls) -> FeatureRecipe:
-        """Relative spectra and log norms pooled over layers.
-
-        Free of the base model's dimensions.
-        """
-        return cls(features=("spectra", "norms"), pool=True)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> FeatureRecipe:
-        """The inverse of `to_dict`.
-
-        Raises:
-            RecipeError: a field is unknown or has a value that is not valid.
-        """
-        if not isinstance(values, dict):
-            raise RecipeError(
-                f"got a recipe of type {type(values).__name__}; expected an object of recipe fields"
-            )
-        unknown = set(values) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise RecipeError(
-                f"unknown recipe fields {sorted(unknown)}; expected some of"
-                f" {sorted(cls.__dataclass_fields__)}"
-            )
-        return cls(**values)
-
-
-RECIPES: dict[str, Callable[[], FeatureRecipe]] = {
-    "paper": FeatureRecipe.paper,
-    "all_b": FeatureRecipe.all_b,
-    "all_a": FeatureRecipe.all_a,
-    "norm_only": FeatureRecipe.norm_only,
-    "spectral": FeatureRecipe.spectral,
-}
-"""Recipes by the name that `fit_probe` and the command line take."""
-
-
-def named_recipe(recipe: FeatureRecipe | str) -> FeatureRecipe:
-    """A recipe by its name; one that is a recipe already as it is.
-
-    Raises:
-        RecipeError: there is none of that name.
-    """
-    if isinstance(recipe, FeatureRecipe):
-        return recipe
-    if not isinstance(recipe, str) or recipe not in RECIPES:
-        raise RecipeError(
-            f"got recipe {quoted(recipe)}; expected a FeatureRecipe or one of {', '.join(RECIPES)}"
-        )
-    return RECIPES[recipe]()
+__all__ = ["RECIPES", "FeatureRecipe", "Featurizer", "named_recipe"]
 
 
 @dataclass(frozen=True)
@@ -181,11 +37,16 @@ class Featurizer:
         layout: the matrices that are read.
         modules: every module the training adapters had, also those that are not read. An adapter
             that adapts anything else is refused: what it does there would go unscored.
+        bases: the directions that product and gram are projected on; None where neither is read.
+        initial: the initial adapter of training, of a recipe that reads factors; None for others,
+            and where the training adapters did not say which one it was.
     """
 
     recipe: FeatureRecipe
     layout: Layout
     modules: frozenset[str]
+    bases: Bases | None = None
+    initial: InitialAdapter | None = None
 
     @classmethod
     def fit(cls, recipe: FeatureRecipe, adapters: Sequence[Adapter]) -> Featurizer:
@@ -196,6 +57,8 @@ class Featurizer:
             LayoutMismatch, KindMismatch: the adapters do not all look the same.
         """
         adapters = _sequence(adapters)
+        if recipe.reads_product:
+            return cls._fit_products(recipe, adapters)
         layout = Layout.of(adapters[0], _selected(recipe, adapters[0]), recipe.factors)
         if layout.kind == "factor_delta" and "canonical" in recipe.features:
             raise KindMismatch(
@@ -206,7 +69,22 @@ class Featurizer:
         for index, adapter in enumerate(adapters):
             with _naming(index, len(adapters)):
                 featurizer.check(adapter)
-        return featurizer
+        if not recipe.reads_factors:
+            return featurizer
+        return replace(featurizer, initial=InitialAdapter.learn(adapters, layout.scalings))
+
+    @classmethod
+    def _fit_products(cls, recipe: FeatureRecipe, adapters: Sequence[Adapter]) -> Featurizer:
+        """Learn the bases of every module that some adapter has."""
+        first: dict[str, LoRAPair] = {}
+        for index, adapter in enumerate(adapters):
+            with _naming(index, len(adapters)):
+                for module, pair in adapter.items():
+                    _same_weight(module, pair, first.setdefault(module, pair).shape)
+        union = Adapter(first)
+        read = _selected(recipe, union)
+        bases = Bases.learn(adapters, read, recipe.k or 1, recipe.features)
+        return cls(recipe, Layout.of(union, read), frozenset(union), bases)
 
     def __repr__(self) -> str:
         recipe = self.recipe
@@ -218,6 +96,12 @@ class Featurizer:
     @property
     def num_features(self) -> int:
         """p, the length of a feature vector."""
+        if self.recipe.reads_product:
+            k = self.recipe.k or 0
+            return sum(
+                width_of(min(k, d_out), min(k, d_in), self.recipe.features)
+                for d_out, d_in in self.weight_shapes.values()
+            )
         slot_blocks = sum(name in SLOT_FEATURES for name in self.recipe.features)
         return slot_blocks * self.layout.size + sum(self._spectral_widths())
 
@@ -231,7 +115,7 @@ class Featurizer:
         unknown = (
             _leaves(list(adapter)) - _leaves(list(self.modules))
             if self.recipe.pool
-            else adapter.keys() - self.modules
+            else set(adapter) - self.modules
         )
         if unknown:
             raise LayoutMismatch(
@@ -239,6 +123,9 @@ class Featurizer:
                 f" first {min(unknown)!r}: they would go unscored. Use a probe made for this kind"
                 " of adapter."
             )
+        if self.recipe.reads_product:
+            self._check_products(adapter)
+            return
         if not self.recipe.pool:
             self.layout.check(adapter)
             return
@@ -262,6 +149,37 @@ class Featurizer:
                     " probe made for this kind of adapter."
                 )
 
+    def _check_products(self, adapter: Adapter) -> None:
+        """Shapes of the weights alone: any rank, scaling and choice of modules will do."""
+        if adapter.kind == "factor_delta" and adapter.origin is None:
+            raise KindMismatch(
+                "got a factor delta by itself; the change of a product B @ A needs the adapter"
+                " that training started from too. Take factor_delta(after, before), or give the"
+                " weights."
+            )
+        shapes = self.weight_shapes
+        for module in adapter.keys() & shapes.keys():
+            _same_weight(module, adapter[module], shapes[module])
+
+    def kind_since(self, before: object) -> Kind:
+        """What an adapter has to be made to be read, by what is known of its start.
+
+        Args:
+            before: the adapter that training started from, or its path; None or "fresh" if its B
+                was zero, or nothing is known.
+        """
+        known = before is not None and before != "fresh"
+        return "weight_delta" if known and self.recipe.reads_product else self.layout.kind
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, int]]:
+        """Module -> (d_out, d_in), of the modules that are read as products."""
+        sizes = {(slot.module, slot.factor): slot.shape for slot in self.layout.slots}
+        return {
+            module: (sizes[module, "B"][0], sizes[module, "A"][1])
+            for module in self.layout.scalings
+        }
+
     def __call__(self, adapters: Sequence[Adapter]) -> np.ndarray:
         """Feature vectors, one row an adapter: (n, p) float32. One adapter is in memory at a time.
 
@@ -269,13 +187,28 @@ class Featurizer:
             KindMismatch, LayoutMismatch: an adapter does not fit; the message says which one.
             NonFiniteError: an adapter holds NaN or infinity.
         """
+        return self.read(adapters)[0]
+
+    def read(self, adapters: Sequence[Adapter]) -> tuple[np.ndarray, list[Coverage]]:
+        """Feature vectors, and how many of the modules that are read each adapter changes.
+
+        Of recipes that read no product an adapter has all modules, or is refused.
+
+        Raises:
+            As `__call__`.
+        """
         adapters = _sequence(adapters)
+        known = len(self.layout.scalings)
         rows = np.empty((len(adapters), self.num_features), dtype=np.float32)
+        coverages = [Coverage(known, known)] * len(adapters)
         for index, adapter in enumerate(adapters):
             with _naming(index, len(adapters)):
                 self.check(adapter)
-                rows[index] = self._vector(adapter)
-        return rows
+                if self.bases is None:
+                    rows[index] = self._vector(adapter)
+                else:
+                    rows[index], coverages[index] = self.bases.read(adapter, self.recipe.features)
+        return rows, coverages
 
     def _vector(self, adapter: Adapter) -> Array:
         blocks: dict[str, Array] = {
@@ -358,6 +291,14 @@ def _selected(recipe: FeatureRecipe, adapter: Adapter) -> list[str]:
     return chosen
 
 
+def _same_weight(module: str, pair: LoRAPair, expected: tuple[int, int]) -> None:
+    if pair.shape != expected:
+        raise LayoutMismatch(
+            f"{module}: got a change of a weight of shape {pair.shape}; expected {expected}. Use a"
+            " probe made for this base model."
+        )
+
+
 @contextmanager
 def _naming(index: int, count: int) -> Iterator[None]:
     """Says in an error which of several adapters it is about."""
@@ -384,19 +325,3 @@ def _concatenated(rows: dict[tuple[str, str], Array]) -> Array:
 
 def _leaves(modules: Sequence[str]) -> set[str]:
     return {leaf_name(module) for module in modules}
-
-
-def _filled(values: object) -> bool:
-    """Whether it is a tuple with something in it; a bare string would be read letter by letter."""
-    return isinstance(values, tuple) and bool(values)
-
-
-def _known(field: str, values: tuple[str, ...], valid: tuple[str, ...]) -> None:
-    if (
-        not _filled(values)
-        or any(value not in valid for value in values)
-        or len(set(values)) != len(values)
-    ):
-        raise RecipeError(
-            f"got {field} {values!r}; expected some of {', '.join(valid)}, each at most once"
-        )

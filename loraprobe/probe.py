@@ -23,20 +23,32 @@ from .errors import (
 from .features import NORMS, SPECTRAL_FEATURES
 from .featurizer import Featurizer
 from .heads import Head
+from .invariant import Coverage
 
 AdapterLike = Adapter | str | Path
 """An adapter, or where one is: a PEFT folder, a .safetensors file or a Hub id."""
 CLASSES = ("benign", "malicious")
+_UNKNOWN_START = (
+    "the probe reads factors, and nothing says that they are of the initial adapter it knows; use a"
+    " probe of the recipe invariant, or give the adapter that training started from"
+)
 Label = Literal["benign", "malicious", "inconclusive"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a probe says of one adapter, and why where it is not plain from the score."""
+    """What a probe says of one adapter, and why where it is not plain from the score.
+
+    Attributes:
+        score: P(malicious).
+        reason: why the verdict is inconclusive.
+        coverage: how many of the probe's modules the adapter changes, "60 of 210 modules".
+    """
 
     score: float
     label: Label
     reason: str = ""
+    coverage: Coverage | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,8 @@ class Probe:
             AdapterFormatError, HubError: an adapter cannot be read.
             BaseModelMismatch, KindMismatch, LayoutMismatch, NonFiniteError: an adapter cannot be
                 scored.
+            StartMismatch: the probe reads factors, and the adapter's are of another initial
+                adapter.
         """
         return self.score_features(self._features(as_adapters(adapters), check_base))
 
@@ -118,20 +132,65 @@ class Probe:
         return scores if self.calibration is None else self.calibration(scores)
 
     def verdicts(
-        self, adapters: AdapterLike | Iterable[AdapterLike], *, check_base: bool = True
+        self,
+        adapters: AdapterLike | Iterable[AdapterLike],
+        *,
+        check_base: bool = True,
+        check_start: bool = True,
     ) -> list[Verdict]:
-        """A verdict on every adapter; one without any change in what is read is inconclusive.
+        """A verdict on every adapter.
+
+        It is inconclusive where nothing or too little of what the probe reads has changed, and
+        where nothing says that the adapter is of the probe's base model. It is not benign either
+        where nothing says that it started from the initial adapter that a probe of factors knows.
+
+        Args:
+            check_base: False is the caller's word that the base model is the probe's.
+            check_start: False is the caller's word that so is the initial adapter, where that
+                cannot be told. One that is seen to be another is refused all the same.
 
         Raises:
             LoraprobeError: as `__call__`.
         """
         read = as_adapters(adapters)
-        features = self._features(read, check_base)
+        features, coverages = self._read(read, check_base)
         scores = self.score_features(features)
-        return [
-            self.verdict(float(score), not self._is_blank(adapter, row))
-            for adapter, score, row in zip(read, scores, features, strict=True)
-        ]
+        verdicts = []
+        for adapter, score, row, coverage in zip(read, scores, features, coverages, strict=True):
+            known = self._check_start(adapter) or not check_start
+            verdict = self.verdict(float(score), not self._is_blank(adapter, row, coverage))
+            reason = self._doubt(adapter, coverage, check_base)
+            if not reason and not known and verdict.label == "benign":
+                reason = _UNKNOWN_START
+            if reason:
+                verdict = replace(verdict, label="inconclusive", reason=reason)
+            verdicts.append(replace(verdict, coverage=coverage))
+        return verdicts
+
+    def _check_start(self, adapter: Adapter) -> bool:
+        """Whether what is read means the same in the adapter as in training.
+
+        Raises:
+            StartMismatch: it does not.
+        """
+        if not self.featurizer.recipe.reads_factors:
+            return True
+        initial = self.featurizer.initial
+        return initial is not None and initial.check(adapter)
+
+    def _doubt(self, adapter: Adapter, coverage: Coverage, check_base: bool) -> str:
+        """Why no score of this adapter would be a verdict; "" if it would."""
+        least = self.featurizer.recipe.min_coverage
+        if least is not None and coverage.read > 0 and coverage.share < least:
+            return (
+                f"only {coverage} that the probe reads have changed; a verdict needs at least"
+                f" {least:.0%} of them"
+            )
+        if check_base and adapter.base_model is None:
+            return "the adapter does not name its base model, so nothing says it is the probe's"
+        if check_base and self.base_model is None:
+            return "the probe does not name its base model, so nothing says it is the adapter's"
+        return ""
 
     def verdict(self, score: float, changed: bool = True) -> Verdict:
         """The verdict on a score; `changed` says whether anything that is read has changed."""
@@ -145,13 +204,15 @@ class Probe:
             score, "inconclusive", f"between {self.lower_cut:.3g} and {self.threshold:.3g}"
         )
 
-    def _is_blank(self, adapter: Adapter, row: np.ndarray) -> bool:
+    def _is_blank(self, adapter: Adapter, row: np.ndarray, coverage: Coverage) -> bool:
         """Whether nothing that the probe reads has changed; `row` (p,) is the feature vector.
 
         Its being zero is not always the answer: log norms have a floor, and the factors of a weight
         delta of zero are not zero. There every matrix must have a norm that counts as zero.
         """
         recipe, layout = self.featurizer.recipe, self.featurizer.layout
+        if recipe.reads_product:
+            return coverage.read == 0
         if layout.kind != "weight_delta" and not set(recipe.features) & set(SPECTRAL_FEATURES):
             return not row.any()
         measured = replace(recipe, features=("norms",), normalize="none")
@@ -159,6 +220,12 @@ class Probe:
         return not norms[:, NORMS.index("stable_rank")].any()  # >= 1 unless the matrix is zero
 
     def _features(self, adapters: list[Adapter], check_base: bool) -> np.ndarray:
+        features, _ = self._read(adapters, check_base)
+        for adapter in adapters:
+            self._check_start(adapter)
+        return features
+
+    def _read(self, adapters: list[Adapter], check_base: bool) -> tuple[np.ndarray, list[Coverage]]:
         for adapter in adapters:
             known = None not in (self.base_model, adapter.base_model)
             if check_base and known and adapter.base_model != self.base_model:
@@ -167,7 +234,7 @@ class Probe:
                     f" adapters of {self.base_model!r}. Use a probe for that base, or"
                     " check_base=False (--any-base) if the two names mean the same model."
                 )
-        return self.featurizer(adapters)
+        return self.featurizer.read(adapters)
 
     def with_facts(self, **facts: Any) -> Probe:
         """The same probe with more facts."""

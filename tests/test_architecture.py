@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"errors", "_version", "colours", "typing", "text"},
     {"adapters", "distribution"},
-    {"features", "invariant", "fingerprint"},
-    {"featurizer", "heads", "trees", "metrics", "calibration"},
+    {"features", "invariant", "initial"},
+    {"featurizer", "recipe", "heads", "trees", "metrics", "calibration"},
     {"probe", "evaluation", "evaluate"},
     {"fit", "hub", "manifest"},
     {"study", "scan"},

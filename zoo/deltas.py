@@ -59,7 +59,8 @@ class Base:
 class DeltaSet:
     """Every client and what its training did.
 
-    ``steps`` (n, kept local steps, d) float32 packed deltas.
+    ``steps`` (n, kept local steps, d) float32 packed deltas; ``initial`` is what they are counted
+    from, where it is known.
     """
 
     clients: tuple[Client, ...]
@@ -67,13 +68,15 @@ class DeltaSet:
     layout: Layout
     base_model: str
     design: Design = ZOO_DESIGN
+    initial: Adapter | None = None
 
     def adapters(self, step: int = -1) -> list[Adapter]:
         """The factor deltas after one local step, the last by default."""
-        return [
+        deltas = [
             unpack(torch.from_numpy(row), self.layout, base_model=self.base_model)
             for row in self.steps[:, step]
         ]
+        return deltas if self.initial is None else [delta.since(self.initial) for delta in deltas]
 
 
 def check_sources(sources: Mapping[str, Source], design: Design) -> None:
@@ -291,7 +294,8 @@ def read_deltas(
         DataError: a client's file is missing.
     """
     try:
-        layout = Layout.of(read_initial(out, base_model, design))
+        initial = read_initial(out, base_model, design)
+        layout = Layout.of(initial)
         steps = np.stack([np.load(out / f"{client.name}.npy") for client in clients])
     except OSError as error:
         raise DataError(
@@ -304,4 +308,5 @@ def read_deltas(
         Layout(layout.slots, layout.scalings, "factor_delta"),
         base_model,
         design,
+        initial,
     )

@@ -137,7 +137,7 @@ class ClientTrainer:
         """The modules of a delta that the probe reads."""
         modules = (
             delta
-            if self.featurizer is None or self.featurizer.recipe.pool
+            if self.featurizer is None or self.featurizer.recipe.any_modules
             else self.featurizer.layout.scalings
         )
         return Adapter(

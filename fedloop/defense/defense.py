@@ -80,6 +80,8 @@ class Defense:
                 "got a probe without a level or a level without a probe; expected both, or neither"
                 " for no defence"
             )
+        if probe is not None and level is not None:
+            _check_readable(probe, level)
         self.probe, self.level, self.layout = probe, level, layout
         if max_norm_ratio is not None:
             check_ratio("max_norm_ratio", max_norm_ratio)
@@ -338,3 +340,13 @@ class Defense:
         self._state = state["state"]
         self._features = state["features"]
         self.rule_states = dict(state.get("rules", {}))
+
+
+def _check_readable(probe: Probe, level: Level) -> None:
+    """Raise EvidenceError where the evidence of a level says nothing to a probe."""
+    if probe.featurizer.recipe.reads_product and level.evidence.startswith("shadow"):
+        raise EvidenceError(
+            f"got a probe that reads products with a level of {level.evidence}, which are changes"
+            " of factors since the fixed initial LoRA; expected a level of submitted updates or"
+            " local steps, or a probe that reads factors (all_b, paper)"
+        )

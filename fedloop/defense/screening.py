@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -95,7 +95,7 @@ def check_updates(
             continue
         try:
             _check_fields(update, bases)
-            deltas[client] = (update, _delta(update, start))
+            deltas[client] = (_in_round(update, start, trajectory), _delta(update, start))
         except UNREADABLE as error:
             refused[client] = reason(error)
     expected = layout or _expected_layout(start, [delta for _, delta in deltas.values()])
@@ -167,7 +167,7 @@ def _check_fields(update: ClientUpdate, base_models: Sequence[str]) -> None:
 
 def _delta(update: ClientUpdate, start: Adapter | None) -> Adapter:
     if update.adapter.kind == "factor_delta":
-        return update.adapter
+        return update.adapter if start is None else update.adapter.since(start)
     if update.adapter.kind != "weights":
         raise EvidenceError(
             f"got an update of kind {update.adapter.kind!r}; expected 'weights' or 'factor_delta'"
@@ -178,6 +178,13 @@ def _delta(update: ClientUpdate, start: Adapter | None) -> Adapter:
             " the round's global LoRA"
         )
     return factor_delta(update.adapter, start)
+
+
+def _in_round(update: ClientUpdate, start: Adapter | None, trajectory: bool) -> ClientUpdate:
+    """The update with steps that know the round's global LoRA, where they are counted from it."""
+    if start is None or not trajectory:
+        return update
+    return replace(update, steps=tuple(step.since(start) for step in update.steps))
 
 
 def _expected_layout(start: Adapter | None, deltas: Sequence[Adapter]) -> Layout | None:
@@ -242,7 +249,7 @@ def _probed(step: Adapter, delta: Adapter, featurizer: Featurizer) -> np.ndarray
         raise EvidenceError(
             f"a step changes modules that the update does not, first {min(unknown)!r}"
         )
-    if featurizer.recipe.pool and len(step) < len(
+    if featurizer.recipe.any_modules and len(step) < len(
         delta
     ):  # any module will do for a pooled recipe, so a client could leave out the telling ones
         raise EvidenceError(

@@ -61,7 +61,7 @@ class Agreement:
         read = probe.featurizer if probe is not None and sent else None
         layout = Layout.of(federation.initial)
         modules = tuple(
-            layout.scalings if read is None or read.recipe.pool else read.layout.scalings
+            layout.scalings if read is None or read.recipe.any_modules else read.layout.scalings
         )
         shadow = LocalTraining(
             of.shadow_lr or of.lr, of.steps, of.batch_size, of.max_length, of.max_grad_norm

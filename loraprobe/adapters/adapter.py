@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -41,6 +42,20 @@ class LazyPairs(Mapping[str, LoRAPair]):
         return module in self._made
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a factor delta was taken of, by which it is a change of the weights too.
+
+    Attributes:
+        adapter: of kind "weights".
+        trained: whether it is the adapter after training, whose B was zero before; else it is the
+            adapter before training.
+    """
+
+    adapter: Adapter
+    trained: bool = False
+
+
 class Adapter(Mapping[str, LoRAPair]):
     """Module path -> LoRAPair, in sorted order; immutable.
 
@@ -51,12 +66,13 @@ class Adapter(Mapping[str, LoRAPair]):
         base_model: the Hub id or path of the base model, if it is known.
         ignored: what the file held that does not change the adapter and was left out.
         commit: the Hub commit it was loaded from, if it came from there; a delta has none.
+        origin: of a factor delta, what it was taken of, where that is known.
 
     Raises:
         AdapterFormatError: there is no pair at all, or the kind is unknown.
     """
 
-    __slots__ = ("_pairs", "base_model", "commit", "ignored", "kind")
+    __slots__ = ("_pairs", "base_model", "commit", "ignored", "kind", "origin")
 
     def __init__(
         self,
@@ -66,6 +82,7 @@ class Adapter(Mapping[str, LoRAPair]):
         base_model: str | None = None,
         ignored: tuple[str, ...] = (),
         commit: str | None = None,
+        origin: Origin | None = None,
     ) -> None:
         if not pairs:
             raise AdapterFormatError(
@@ -83,6 +100,11 @@ class Adapter(Mapping[str, LoRAPair]):
         self.base_model = base_model
         self.ignored = ignored
         self.commit = commit
+        self.origin = origin
+
+    def since(self, start: Adapter) -> Adapter:
+        """The same factor delta, knowing the adapter that training started from."""
+        return self.with_pairs(self._pairs, origin=Origin(start))
 
     @classmethod
     def from_state_dict(
@@ -145,12 +167,22 @@ class Adapter(Mapping[str, LoRAPair]):
             base_model=self.base_model,
             ignored=self.ignored,
             commit=self.commit,
+            origin=self.origin,
         )
 
-    def with_pairs(self, pairs: Mapping[str, LoRAPair], kind: Kind | None = None) -> Adapter:
+    def with_pairs(
+        self,
+        pairs: Mapping[str, LoRAPair],
+        kind: Kind | None = None,
+        origin: Origin | None = None,
+    ) -> Adapter:
         """Other pairs, and of the rest what still holds for them."""
         return Adapter(
-            pairs, kind=kind or self.kind, base_model=self.base_model, ignored=self.ignored
+            pairs,
+            kind=kind or self.kind,
+            base_model=self.base_model,
+            ignored=self.ignored,
+            origin=origin,
         )
 
     def __getitem__(self, module: str) -> LoRAPair:

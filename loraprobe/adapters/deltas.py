@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import KindMismatch, LayoutMismatch
-from .adapter import Adapter, LazyPairs
+from .adapter import Adapter, LazyPairs, Origin
 from .layout import Layout
 from .pair import Array, Factor, LazyTensor, LoRAPair
 
@@ -25,7 +25,9 @@ def factor_delta(after: Adapter, before: Adapter | None) -> Adapter:
     _expect_weights(after, before)
     if before is None:
         return after.with_pairs(
-            LazyPairs(after, lambda module: _since_zero(module, after[module])), "factor_delta"
+            LazyPairs(after, lambda module: _since_zero(module, after[module])),
+            "factor_delta",
+            Origin(after, trained=True),
         )
     _same_modules(after, before)
     Layout.of(before).check(after)
@@ -37,6 +39,7 @@ def factor_delta(after: Adapter, before: Adapter | None) -> Adapter:
             for module, pair in after.items()
         },
         "factor_delta",
+        Origin(before),
     )
 
 

@@ -57,8 +57,8 @@ def score(
     from ..probe import Probe
 
     detector = Probe.from_pretrained(probe, subfolder, revision)
-    kind = detector.featurizer.layout.kind
-    if base is not None and kind == "weights":
+    kind = detector.featurizer.kind_since(base)
+    if base is not None and kind == "weights" and not detector.featurizer.recipe.reads_product:
         raise KindMismatch(
             f"got --base {base}; the probe scores adapters as they are (kind 'weights') and has no"
             " use for it. Leave --base out."
@@ -81,6 +81,7 @@ def score(
                     "score": verdict.score,
                     "verdict": verdict.label,
                     "reason": verdict.reason,
+                    "coverage": str(verdict.coverage),
                 }
             )
         except (LoraprobeError, OSError) as error:

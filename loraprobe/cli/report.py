@@ -81,7 +81,7 @@ def _verdicts(adapters: dict[str, Adapter], probe: str, base: str | None) -> dic
     verdicts: dict[str, Verdict] = {}
     for name, adapter in adapters.items():
         try:
-            change = as_kind(adapter, detector.featurizer.layout.kind, before)
+            change = as_kind(adapter, detector.featurizer.kind_since(before), before)
             verdicts[name] = detector.verdicts([change])[0]
         except LoraprobeError as error:
             complaints.print(plain(f"not scored: {name}: {error}"), soft_wrap=True)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ..errors import KindMismatch
+from ..errors import KindMismatch, LayoutMismatch
 from .options import (
     AnyBaseOption,
     BaseOption,
     CalibrationOption,
-    KindOption,
     ManifestArgument,
     RecipeOption,
     SeedOption,
@@ -34,11 +33,17 @@ def train(
     manifest: ManifestArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to save the probe in.")],
     base: BaseOption = None,
-    kind: KindOption = "factor_delta",
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="weights, factor_delta or weight_delta. [default: weights for the recipe invariant"
+            " without --base, else factor_delta]"
+        ),
+    ] = None,
     head: Annotated[
         str, typer.Option(help="linear, linear_paper, mlp, xgboost, cosine or mass_mean.")
     ] = "linear",
-    recipe: RecipeOption = "all_b",
+    recipe: RecipeOption = "invariant",
     threshold: Annotated[
         str, typer.Option(help="A number, or fpr:0.01 for a budget of false positives.")
     ] = "0.8",
@@ -62,11 +67,14 @@ def train(
     from ..fit.fit import fit_probe
     from ..manifest import kinds_of, read_manifest
 
+    chosen = recipe_of(recipe)
     rows = read_manifest(manifest)
+    if kind is None:
+        started = base is not None or any(row.initial is not None for row in rows)
+        kind = "weights" if chosen.reads_product and not started else "factor_delta"
     adapters = read_adapters(rows, kind, base, quiet=False)
     labels = [row.label for row in rows]
     groups = [row.group for row in rows]
-    chosen = recipe_of(recipe)
     kinds = kinds_of(rows) if by_kind else None
     probe = fit_probe(
         adapters,
@@ -108,6 +116,9 @@ def train(
             )
         except KindMismatch:  # with --base fresh there is no change of A
             table.add_row(name, f"needs --base with an adapter, not {FRESH}", "", "")
+            continue
+        except LayoutMismatch:
+            table.add_row(name, "needs adapters of one rank and choice of modules", "", "")
             continue
         table.add_row(name, *_held_out(compared, adapters, labels, groups, kinds, folds, seed))
     probe.save_pretrained(out)

@@ -14,7 +14,9 @@ def baseline_recipes(recipe: FeatureRecipe) -> dict[str, tuple[FeatureRecipe, st
     LoRA move least. cosine: one direction, the mean of the benign updates (reported to beat spectra
     by an independent study).
     """
-    slices = replace(recipe, features=("slices",), normalize="l2", pool=False)
+    slices = replace(
+        recipe, features=("slices",), normalize="l2", pool=False, k=None, min_coverage=None
+    )
     norms = replace(
         FeatureRecipe.norm_only(),
         layers=recipe.layers,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..adapters.adapter import Adapter
 from ..calibration import Calibration, check_method
 from ..distribution import distribution_of
 from ..errors import BaseModelMismatch, FitError
@@ -107,7 +108,9 @@ def fit_probe(
     Args:
         adapters: n adapters of one kind and layout, or where they are.
         labels: (n,) 0 = benign, 1 = malicious.
-        recipe: what to compute, or its name ("paper", "all_b", ...); the paper's first_B if None.
+        recipe: what to compute, or its name ("invariant", "paper", ...). If None, the invariant one
+            where the adapters say how the weights change, and the paper's first_B where they hold
+            nothing but changes of factors.
 
     Raises:
         LoraprobeError: as `Featurizer.fit` and `fit_features`.
@@ -116,8 +119,9 @@ def fit_probe(
     plan = FitPlan(
         head, head_options or {}, threshold, benign_below, calibration, unit, folds, seed
     )
-    chosen = named_recipe("paper" if recipe is None else recipe)
+    named = None if recipe is None else named_recipe(recipe)
     read = as_adapters(adapters)
+    chosen = named or default_recipe(read)
     y = checked_labels(labels, len(read))
     featurizer = Featurizer.fit(chosen, read)
     bases = {adapter.base_model for adapter in read}
@@ -127,6 +131,12 @@ def fit_probe(
             " probe for each"
         )
     return _learn(plan, featurizer, featurizer(read), y, groups, kinds, bases.pop(), facts)
+
+
+def default_recipe(adapters: Sequence[Adapter]) -> FeatureRecipe:
+    """The invariant recipe, or the paper's where some adapter is a bare change of factors."""
+    bare = any(adapter.kind == "factor_delta" and not adapter.origin for adapter in adapters)
+    return FeatureRecipe.paper() if bare else FeatureRecipe.invariant()
 
 
 def fit_features(

@@ -11,7 +11,8 @@ _READERS, with a test that loads a folder of that version.
 Version 1: as below, without a digest: a changed digit of the threshold was loaded as if it were
     meant.
 Version 2: "digest", the sha256 of all the other fields, is checked before any of them is believed.
-Version 3: trees are arrays in head.safetensors; before, they were XGBoost's JSON in head.json.
+Version 3: trees are arrays in head.safetensors; before, they were XGBoost's JSON in head.json. What
+    a featurizer learnt is in featurizer.safetensors, where it learnt anything.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ from ..heads import HEADS, Head
 from ..probe import CLASSES, Probe, check_cuts
 from ..trees import trees_from_xgboost
 from .card import CARD_NAME, PAGES, card_files
+from .featurizer_file import featurizer_bytes, with_arrays
 
 FORMAT_VERSION = 3
 CONFIG_NAME = "config.json"
 HEAD_NAME = "head.safetensors"
 TREES_NAME = "head.json"  # of an XGBoost head, in versions 1 and 2
-PROBE_FILES = (CONFIG_NAME, HEAD_NAME, TREES_NAME, CARD_NAME)
+FEATURIZER_NAME = "featurizer.safetensors"
+PROBE_FILES = (CONFIG_NAME, HEAD_NAME, TREES_NAME, FEATURIZER_NAME, CARD_NAME)
 MAX_CONFIG_BYTES = 16 << 20
 MAX_HEAD_BYTES = 1 << 30
 MAX_FEATURES = MAX_HEAD_BYTES // 4  # more columns than that no head can have a number for
@@ -64,6 +67,7 @@ _FIELDS = {
     "facts",
 }
 _HEAD_FIELDS = {"kind", "num_features", "file", "bytes", "sha256"}
+_FEATURIZER_FIELDS = {"file", "bytes", "sha256"}
 
 
 def save_probe(probe: Probe, folder: Path) -> Path:
@@ -77,11 +81,12 @@ def save_probe(probe: Probe, folder: Path) -> Path:
             f"got {folder}, which is a file; expected a folder to save the probe in"
         )
     weights = safetensors.numpy.save(probe.head.arrays())
+    learnt = featurizer_bytes(probe.featurizer)
     try:
         # What is written is what is read: {1: ..., "1": ...} becomes one object with the key "1"
         # twice, and is refused here.
         config: dict[str, Any] = read_json(
-            json.dumps(_config(probe, weights), allow_nan=False).encode()
+            json.dumps(_config(probe, weights, learnt), allow_nan=False).encode()
         )
         text = json.dumps({**config, "digest": config_digest(config)}, indent=2).encode() + b"\n"
         pages = card_files(probe)
@@ -98,11 +103,13 @@ def save_probe(probe: Probe, folder: Path) -> Path:
             f" {MAX_CONFIG_BYTES}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for name in {TREES_NAME, *PAGES} - set(pages):
+    files = {HEAD_NAME: weights, **pages}
+    if learnt is not None:
+        files[FEATURIZER_NAME] = learnt
+    for name in {TREES_NAME, FEATURIZER_NAME, *PAGES} - set(files):
         (folder / name).unlink(missing_ok=True)
-    (folder / HEAD_NAME).write_bytes(weights)
-    for name, page in pages.items():
-        (folder / name).write_bytes(page)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
     (folder / CONFIG_NAME).write_bytes(text)
     return folder
 
@@ -141,7 +148,8 @@ def config_digest(fields: Mapping[str, Any]) -> str:
     ).hexdigest()
 
 
-def _config(probe: Probe, weights: bytes) -> dict[str, Any]:
+def _config(probe: Probe, weights: bytes, learnt: bytes | None) -> dict[str, Any]:
+    stored = {} if learnt is None else {"featurizer": _stated(FEATURIZER_NAME, learnt)}
     return {
         "format_version": FORMAT_VERSION,
         "library": "loraprobe",
@@ -151,10 +159,9 @@ def _config(probe: Probe, weights: bytes) -> dict[str, Any]:
         "head": {
             "kind": probe.head.name,
             "num_features": probe.head.num_features,
-            "file": HEAD_NAME,
-            "bytes": len(weights),
-            "sha256": hashlib.sha256(weights).hexdigest(),
+            **_stated(HEAD_NAME, weights),
         },
+        **stored,
         "recipe": probe.featurizer.recipe.to_dict(),
         "layout": probe.featurizer.layout.to_dict(),
         "modules": sorted(probe.featurizer.modules),
@@ -163,6 +170,10 @@ def _config(probe: Probe, weights: bytes) -> dict[str, Any]:
         "calibration": asdict(probe.calibration) if probe.calibration else None,
         "facts": dict(probe.facts),
     }
+
+
+def _stated(name: str, data: bytes) -> dict[str, Any]:
+    return {"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def head_file(config: Any) -> str | None:
@@ -175,9 +186,17 @@ def head_file(config: Any) -> str | None:
         return None
 
 
+def weight_files(config: Any) -> list[str]:
+    """The files beside a config.json that nobody has checked yet which make up the probe."""
+    head = head_file(config)
+    learnt = isinstance(config, dict) and "featurizer" in config
+    return [*([head] if head else []), *([FEATURIZER_NAME] if head and learnt else [])]
+
+
 def _read(config: dict[str, Any], folder: Path) -> Probe:
     where = folder / CONFIG_NAME
-    _fields({name: config[name] for name in config if name != "format_version"}, _FIELDS, where)
+    optional = {"format_version", *({"featurizer"} if config["format_version"] > 2 else set())}
+    _fields({name: config[name] for name in config if name not in optional}, _FIELDS, where)
     if config["library"] != "loraprobe":
         raise ProbeFormatError(
             f"{where}: got library {quoted(config['library'])}; expected 'loraprobe'"
@@ -189,7 +208,7 @@ def _read(config: dict[str, Any], folder: Path) -> Probe:
         )
     base_model = _optional(_text, config["base_model"], f"{where}: base_model")
     facts = _object(config["facts"], f"{where}: facts")
-    featurizer = _featurizer(config, where)
+    featurizer = _learnt(_featurizer(config, where), config, folder)
     threshold = _number(config["threshold"], f"{where}: threshold")
     benign_below = _optional(_number, config["benign_below"], f"{where}: benign_below")
     check_cuts(threshold, threshold if benign_below is None else benign_below)
@@ -235,9 +254,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _featurizer(config: dict[str, Any], where: Path) -> Featurizer:
-    recipe = FeatureRecipe.from_dict(
-        _fields(config["recipe"], FeatureRecipe.__dataclass_fields__, f"{where}: recipe")
-    )
+    recipe = FeatureRecipe.from_dict(_object(config["recipe"], f"{where}: recipe"))
+    _fields(config["recipe"], recipe.to_dict(), f"{where}: recipe")
     layout = Layout.from_dict(config["layout"])
     if [(slot.module, slot.factor) for slot in layout.slots] != [
         (module, factor) for module in layout.scalings for factor in recipe.factors
@@ -263,6 +281,23 @@ def _featurizer(config: dict[str, Any], where: Path) -> Featurizer:
             f" at most {MAX_FEATURES}"
         )
     return featurizer
+
+
+def _learnt(featurizer: Featurizer, config: dict[str, Any], folder: Path) -> Featurizer:
+    """With what is in the featurizer's file, where there has to be one or is one."""
+    where = f"{folder / CONFIG_NAME}: featurizer"
+    if "featurizer" not in config:
+        if featurizer.recipe.reads_product:
+            raise ProbeFormatError(f"{where} is missing; the recipe needs its {FEATURIZER_NAME}")
+        return featurizer
+    facts = _fields(config["featurizer"], _FEATURIZER_FIELDS, where)
+    path = folder / FEATURIZER_NAME
+    if facts["file"] != FEATURIZER_NAME or not path.is_file():
+        raise ProbeFormatError(
+            f"{where}: expected {FEATURIZER_NAME}; got file {quoted(facts['file'])}, exists:"
+            f" {path.is_file()}"
+        )
+    return with_arrays(featurizer, _checked_bytes(path, facts, where), str(path))
 
 
 def _read_head(config: dict[str, Any], folder: Path, num_features: int) -> Head:
@@ -300,7 +335,7 @@ def _read_head(config: dict[str, Any], folder: Path, num_features: int) -> Head:
 
 
 def _checked_bytes(path: Path, facts: Mapping[str, Any], where: str) -> bytes:
-    """The bytes of the head's file, after its size and sha256 were compared with what is stated."""
+    """The bytes of a file, after its size and sha256 were compared with what is stated."""
     size = path.stat().st_size
     if size > MAX_HEAD_BYTES or size != _count(facts["bytes"], f"{where}.bytes"):
         raise ProbeFormatError(

@@ -33,9 +33,9 @@ from .format import (
     MAX_CONFIG_BYTES,
     MAX_HEAD_BYTES,
     PROBE_FILES,
-    head_file,
     load_probe,
     save_probe,
+    weight_files,
 )
 from .names import looks_like_repo_id
 from .snapshot import Place, Snapshot, hub_api, listing, repo_info
@@ -62,7 +62,7 @@ def fetch_probe(
 
     (its folder in the cache, the commit).
 
-    That is config.json and the one head it names; the card and its figure are for reading only.
+    That is config.json and the files it names; the card and its figure are for reading only.
     Every file is compared with its hash, also when it comes from the cache (`Snapshot.fetch` has
     the cost).
 
@@ -75,9 +75,8 @@ def fetch_probe(
     prefix = _prefix(subfolder)
     snapshot = Snapshot(Place(repo_id, revision, **options))
     config = snapshot.fetch(prefix + CONFIG_NAME, MAX_CONFIG_BYTES)
-    head = _head_file(config)
-    if head:  # if not, it is no probe, and load_probe says why
-        snapshot.fetch(prefix + head, MAX_HEAD_BYTES)
+    for name in _weight_files(config):  # if none, it is no probe, and load_probe says why
+        snapshot.fetch(prefix + name, MAX_HEAD_BYTES)
     snapshot.remember()
     return config.parent, snapshot.commit
 
@@ -146,9 +145,8 @@ def pull_probe(
     snapshot = Snapshot(Place(repo_id, commit, **options))
     pages = [name for name in (CARD_NAME, FIGURE_NAME) if prefix + name in snapshot.names()]
     found = {name: snapshot.fetch(prefix + name, MAX_CARD_BYTES) for name in pages}
-    found |= {
-        name: folder / name for name in (_head_file(folder / CONFIG_NAME), CONFIG_NAME) if name
-    }
+    found |= {name: folder / name for name in _weight_files(folder / CONFIG_NAME)}
+    found[CONFIG_NAME] = folder / CONFIG_NAME
     out.mkdir(parents=True, exist_ok=True)
     for name in set(PUBLISHED_FILES) - set(found):
         (out / name).unlink(missing_ok=True)
@@ -279,12 +277,12 @@ def _check_published(api: HfApi, repo_id: str, commit: str, prefix: str, folder:
         )
 
 
-def _head_file(config: Path) -> str | None:
-    """Which file holds the head by a config.json that nobody has checked yet; None if none."""
+def _weight_files(config: Path) -> list[str]:
+    """The files that a config.json which nobody has checked yet names; [] if it is no probe's."""
     try:
-        return head_file(read_json(config.read_bytes()))
+        return weight_files(read_json(config.read_bytes()))
     except ValueError:
-        return None
+        return []
 
 
 def _prefix(subfolder: str | None) -> str:

@@ -194,7 +194,7 @@ class Scanner:
     def _verdict(self, probe: Probe, adapter: Adapter) -> Verdict:
         from ..adapters.kinds import as_kind
 
-        change = as_kind(adapter, probe.featurizer.layout.kind, self._before)
+        change = as_kind(adapter, probe.featurizer.kind_since(self._before), self._before)
         return probe.verdicts([change])[0]
 
 

@@ -183,7 +183,7 @@ def _probe_facts(name: str, probe: Probe, shows_cuts: bool) -> ProbeFacts:
     featurizer = probe.featurizer
     layout = featurizer.layout
     # A pooled recipe reads all of an adapter: there is no slice.
-    factors = () if featurizer.recipe.pool else slice_factors(featurizer)
+    factors = () if featurizer.recipe.any_modules else slice_factors(featurizer)
     slots = [
         (module, factor, tensor_name(module, factor))
         for module in layout.scalings
@@ -199,7 +199,7 @@ def _probe_facts(name: str, probe: Probe, shows_cuts: bool) -> ProbeFacts:
         threshold=probe.threshold if shows_cuts else None,
         benign_below=probe.benign_below if shows_cuts else None,
         modules=sorted(featurizer.modules),
-        slice=None if featurizer.recipe.pool else slots,
+        slice=None if featurizer.recipe.any_modules else slots,
     )
 
 

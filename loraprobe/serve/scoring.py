@@ -71,7 +71,8 @@ class Scorer:
         self._checks_base = not settings.any_base
         self._detail: Detail = settings.detail
         self._caches = {name: HeaderCache(probe) for name, probe in self._probes.items()}
-        for probe in self._probes.values():
+        for name, probe in self._probes.items():
+            _check_start(name, probe, self._base)
             # Now rather than in the first request: a head's library is imported, or found missing.
             probe.head(np.zeros((1, probe.head.num_features), np.float32))
 
@@ -90,7 +91,9 @@ class Scorer:
         results = [self._scored(name, body) for name in question.probes]
         if body.is_slice:
             for name in question.probes:
-                self._caches[name].remember(data, body.stated_base)
+                named = None not in (body.stated_base, self._probes[name].base_model)
+                if named or not self._checks_base:
+                    self._caches[name].remember(data, body.stated_base)
         if not question.spectra:
             return Answered(results)
         return Answered(results, body.spectra(self._probes[question.probes[0]]))
@@ -113,7 +116,10 @@ class Scorer:
         probe = self._probes[name]
         try:
             adapter = body.adapter_for(probe)
-            [verdict] = probe.verdicts([adapter], check_base=self._checks_base)
+            # A slice holds no A to compare: its sender did that (`save_slice`), or vouches for it.
+            [verdict] = probe.verdicts(
+                [adapter], check_base=self._checks_base, check_start=not body.is_slice
+            )
         except LoraprobeError as error:
             raise _named(name, error) from None
         return self._result(name, verdict, body.kind, adapter.base_model, body.is_slice)
@@ -140,6 +146,21 @@ class Scorer:
             reason=verdict.reason if exact or not between_cuts else "between the cuts",
             threshold=probe.threshold if exact else None,
             unchecked=tuple(unchecked),
+        )
+
+
+def _check_start(name: str, probe: Probe, base: Adapter | str | None) -> None:
+    """A probe of products is sent weights, whose change is counted from a B of zero.
+
+    Raises:
+        DataError: the service's base is another start than that.
+    """
+    if not isinstance(base, Adapter) or not probe.featurizer.recipe.reads_product:
+        return
+    if any(np.asarray(pair.B).any() for pair in base.values()):
+        raise DataError(
+            f"got a --base whose B is not zero with the probe {name!r}, which reads the product"
+            " B A of the weights that are sent; expected none. Serve that probe by itself"
         )
 
 

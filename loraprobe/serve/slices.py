@@ -81,14 +81,14 @@ def slice_factors(featurizer: Featurizer) -> tuple[Factor, ...]:
     The change of each factor by itself, or both for their product.
 
     Raises:
-        RecipeError: the recipe is pooled: it reads every layer of whatever adapter it is given, so
-            that a part of an adapter could not be told from a smaller one.
+        RecipeError: the recipe reads every layer of whatever adapter it is given, so that a part of
+            an adapter could not be told from a smaller one.
     """
     recipe, kind = featurizer.recipe, featurizer.layout.kind
-    if recipe.pool:
+    if recipe.any_modules:
         raise RecipeError(
-            "got a pooled recipe, which reads every layer of an adapter: there is no slice of it."
-            " Send the whole adapter"
+            "got a recipe that reads whatever modules an adapter has: there is no slice of it. Send"
+            " the whole adapter"
         )
     if kind == "factor_delta":
         return recipe.factors

@@ -313,10 +313,12 @@ class _Study:
         )
 
     def _all_features(self, recipe: FeatureRecipe) -> np.ndarray | None:
-        """(n, p), or None where layouts differ.
+        """(n, p), or None where layouts differ, or where bases are learnt from the rows.
 
-        Nothing is learnt from rows but their layout, so one featurizer serves all folds.
+        Else nothing is learnt from rows but their layout, so one featurizer serves all folds.
         """
+        if recipe.reads_product:
+            return None
         try:
             return Featurizer.fit(recipe, self.adapters)(self.adapters)
         except LayoutMismatch:

@@ -77,7 +77,7 @@ def gauged(of: LoRAPair, seed: int = 0) -> LoRAPair:
 
 def with_pairs(of: Adapter, pairs: Mapping[str, LoRAPair]) -> Adapter:
     """The adapter with some of its pairs replaced or added."""
-    return Adapter({**of, **pairs}, kind=of.kind, base_model=of.base_model)
+    return Adapter({**of, **pairs}, kind=of.kind, base_model=of.base_model, origin=of.origin)
 
 
 def tensors(of: Adapter | None = None) -> dict[str, Tensor]:

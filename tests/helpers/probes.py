@@ -66,7 +66,20 @@ def labelled_adapter(
         )
         for name, pair in noise.items()
     }
-    return make.with_pairs(noise, pairs)
+    start, labelled = initial(options), make.with_pairs(noise, pairs)
+    if labelled.kind == "factor_delta":
+        return labelled.since(start)
+    moved = {
+        name: LoRAPair(pair.A + start[name].A, pair.B, pair.scaling) for name, pair in pairs.items()
+    }
+    return make.with_pairs(labelled, moved)
+
+
+def initial(options: dict[str, Any]) -> Adapter:
+    """The adapter that all labelled ones started from: a large A, and a B of zero."""
+    start = make.adapter(seed=77, **{**options, "kind": "weights"})
+    pairs = {name: LoRAPair(8 * pair.A, 0 * pair.B, pair.scaling) for name, pair in start.items()}
+    return make.with_pairs(start, pairs)
 
 
 def labelled(groups: int = 16, rows: int = 2, *, seed: int = 0, **options: Any) -> Labelled:

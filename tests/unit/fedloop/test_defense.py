@@ -420,7 +420,7 @@ def test_who_is_not_registered_is_not_even_compared_with_the_others(name: str) -
 
 
 def test_weights_are_compared_with_the_rounds_start() -> None:
-    start = make.adapter(r=2, seed=77, base_model=probes.BASE)
+    start = probes.initial({"r": 2, "base_model": probes.BASE})
     level = CumulativeLevel()
     sent = [
         replace(one, adapter=add_delta(start, one.adapter))

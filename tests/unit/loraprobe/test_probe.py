@@ -96,6 +96,7 @@ def test_the_same_seed_gives_the_same_probe_bit_for_bit(head: str) -> None:
     data, new = training_data(), new_data()
     options: dict[str, Any] = {
         "head": head,
+        "recipe": "all_b",
         "head_options": HEAD_OPTIONS[head],
         "threshold": "fpr:0.2",
         "calibration": "platt",
@@ -482,7 +483,7 @@ def test_training_data_that_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(FitError, match="both classes"):
         fit_probe(data.adapters[0], [0])  # type: ignore[arg-type]
     with pytest.raises(LayoutMismatch):
-        fit_probe([*data.adapters[:-1], labelled_adapter(3, r=3)], data.labels)
+        fit_probe([*data.adapters[:-1], labelled_adapter(3, r=3)], data.labels, recipe="paper")
 
 
 def test_a_head_of_another_width_makes_no_probe() -> None:
