@@ -32,7 +32,11 @@ FLOORS = (
 # Calls upwards, made when a function runs: constructors that name the formats they read.
 UPWARDS = {("adapters", "hub"), ("probe", "hub"), ("probe", "adapters")}
 # fedloop's numbers in, numbers out: usable without loraprobe.
-NUMBERS_ONLY = ("fedloop.rules", "fedloop.defense.levels", "fedloop.defense.accumulate")
+NUMBERS_ONLY = (
+    *("fedloop.checks", "fedloop.rules", "fedloop.defense.levels", "fedloop.defense.paper_levels"),
+    *("fedloop.defense.cumulative", "fedloop.defense.trust", "fedloop.defense.accumulate"),
+    "fedloop.defense.weights",
+)
 ENGINES = {"flwr", "nvflare"}
 HEAVY = {
     *("torch", "transformers", "peft", "umap", "xgboost", "sklearn", "matplotlib", "jinja2"),
