@@ -63,8 +63,7 @@ class DataError(LoraprobeError):
 
 
 class ServiceError(LoraprobeError):
-    """A scoring service cannot be set up or reached, or refused a request for a reason that has no
-    class here.
+    """A scoring service cannot be set up or reached, or refused for a reason without a class.
 
     Attributes:
         type: the service's own word for it, "ServiceError" where there was no answer.

@@ -96,9 +96,7 @@ class LinearHead:
 
 @dataclass(frozen=True, eq=False)
 class MLPHead:
-    """P(malicious) = sigmoid(W_L relu(... relu(W_1 x + b_1) ...) + b_L).
-
-    A perceptron with one output.
+    """A perceptron: P(malicious) = sigmoid(W_L relu(... relu(W_1 x + b_1) ...) + b_L).
 
     It has no scaling of its own: the fitter folds standardisation into W_1 and b_1.
     """
@@ -116,23 +114,12 @@ class MLPHead:
                 f"MLP head: got {len(self.weights)} weights and {len(self.biases)} biases; expected"
                 " one bias for each of 1 or more weights"
             )
-        object.__setattr__(
-            self,
-            "weights",
-            tuple(_frozen(f"weight_{i}", w, ndim=2) for i, w in enumerate(self.weights)),
-        )
-        object.__setattr__(
-            self,
-            "biases",
-            tuple(_frozen(f"bias_{i}", b, ndim=1) for i, b in enumerate(self.biases)),
-        )
-        outputs = [
-            *(w.shape[1] for w in self.weights[1:]),
-            1,
-        ]  # layer i must produce what layer i + 1 reads
-        for i, (weight, bias, out) in enumerate(
-            zip(self.weights, self.biases, outputs, strict=True)
-        ):
+        weights = tuple(_frozen(f"weight_{i}", w, ndim=2) for i, w in enumerate(self.weights))
+        biases = tuple(_frozen(f"bias_{i}", b, ndim=1) for i, b in enumerate(self.biases))
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "biases", biases)
+        outputs = [*(w.shape[1] for w in weights[1:]), 1]  # layer i makes what layer i + 1 reads
+        for i, (weight, bias, out) in enumerate(zip(weights, biases, outputs, strict=True)):
             _expect_shape(f"weight_{i}", weight.shape, (out, weight.shape[1]))
             _expect_shape(f"bias_{i}", bias.shape, (out,))
 
@@ -149,9 +136,8 @@ class MLPHead:
             NonFiniteError: x holds NaN or infinity, or is so large that a hidden unit overflows.
         """
         hidden = check_features(x, self.num_features)  # (n, p)
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # an overflow is reported once, by _probabilities
+        # An overflow is reported once, by _probabilities.
+        with np.errstate(over="ignore", invalid="ignore"):
             for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
                 hidden = np.maximum(hidden @ weight.T + bias, np.float32(0))  # (n, out)
             logits = hidden @ self.weights[-1].T + self.biases[-1]  # (n, 1)
@@ -325,10 +311,7 @@ def check_features(x: Any, num_features: int) -> FloatArray:
 
 
 def _as_rows(x: Any, num_features: int) -> FloatArray:
-    """``x`` as a float32 array of shape (n, num_features).
-
-    Whether its numbers are finite is not looked at.
-    """
+    """``x`` as a float32 array of shape (n, num_features), finite or not."""
     array = np.asarray(x)
     if array.dtype.kind not in "fiu":
         raise LayoutMismatch(
@@ -343,9 +326,7 @@ def _as_rows(x: Any, num_features: int) -> FloatArray:
         )
     if array.dtype == np.float32:
         return array
-    with np.errstate(
-        over="ignore"
-    ):  # a float64 beyond float32 becomes inf, which is refused like any other
+    with np.errstate(over="ignore"):  # beyond float32 becomes inf, which is refused
         return array.astype(np.float32)
 
 

@@ -29,14 +29,18 @@ _BLOCK_CELLS = 500_000
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Return P(a malicious row scores above a benign one), a tie counting one half (the
-    Mann-Whitney U over its maximum).
+    """Return P(a malicious row scores above a benign one), a tie counting one half.
 
-    labels (n,) in {0, 1}; scores (n,) any finite reals. Exact: an integer count of half-pairs,
-    divided once.
+    It is the Mann-Whitney U over its maximum, exact: an integer count of half-pairs, divided once.
 
-    Raises FitError if lengths or labels are wrong or a class is missing, NonFiniteError for NaN or
-    infinite scores.
+    Args:
+        labels: (n,) in {0, 1}.
+        scores: (n,) any finite reals.
+
+    Raises:
+        FitError: lengths or labels are wrong, or a class is missing.
+        NonFiniteError: NaN or infinite scores.
+
     Source: Hanley and McNeil 1982, Radiology 143:29, Eq. 1.
     """
     y, s = two_classes(labels, scores)
@@ -166,8 +170,7 @@ def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
 
 
 def rate_ci(flagged: Bools, codes: Ints, level: float = 0.95) -> tuple[float, float]:
-    """Return a Clopper-Pearson interval of the mean of flagged (m,) for rows that are alike within
-    their group.
+    """Return a Clopper-Pearson interval of the mean of flagged (m,), rows being alike in a group.
 
     The sample size is Kish's effective number of groups, m**2 / sum(group size**2), which is the
     number of groups if they
@@ -190,10 +193,13 @@ def rate_ci(flagged: Bools, codes: Ints, level: float = 0.95) -> tuple[float, fl
 
 @dataclass(frozen=True)
 class _PairIndex:
-    """Row numbers of the malicious and of the benign rows (sorted by score), and per malicious row
-    how many benign ones
-    score below it (`left`) and not above it (`right`): left + right counts half-pairs won, a tie
-    being one half."""
+    """Half-pairs that the malicious rows win, ready to be counted for any weights of rows.
+
+    Attributes:
+        malicious, benign: row numbers, the benign ones sorted by score.
+        left, right: per malicious row, how many benign ones score below it and not above it; their
+            sum counts half-pairs won, a tie being one half.
+    """
 
     malicious: Ints
     benign: Ints

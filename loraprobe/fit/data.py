@@ -138,8 +138,7 @@ def held_out_mask(
 
 
 def row_space(x: FloatArray) -> tuple[Float64, Float64]:
-    """Coordinates of the rows of x (n, p) in an orthonormal basis V (p, k) of their span, without
-    forming V.
+    """Coordinates of the rows of x (n, p) in an orthonormal basis V (p, k) that is not formed.
 
     With x x' = U S^2 U', the basis is V = x' U / S. Directions below the rounding of x x' are
     dropped.

@@ -1,5 +1,4 @@
-"""The mass-mean head: one direction, from the mean of the benign kinds of data to the mean of the
-malicious ones.
+"""The mass-mean head: one direction, from the mean of benign kinds of data to that of malicious.
 
 Nothing but two means is fitted, and no row is separated from another. With a handful of malicious
 sources, whatever else sets those apart (their length, their topics) is what an optimised direction

@@ -230,9 +230,7 @@ def push_probe(
 
 
 def _written(probe: Probe, folder: Path, repo_id: str, subfolder: str | None) -> Path:
-    """Save the probe with the card for a repository, after making sure that it reads back as it
-    was.
-    """
+    """Save the probe with the repository's card, after making sure that it reads back alike."""
     save_probe(probe, folder)
     copy = load_probe(folder)
     rows = np.random.default_rng(0).standard_normal((8, probe.head.num_features), dtype=np.float32)

@@ -1,6 +1,4 @@
-"""One commit of a repository on the Hub.
-
-Its files, fetched into the library's cache and compared with their hashes.
+"""One commit of a repository on the Hub: files in the library's cache, compared with hashes.
 
 The library checks the size of what it downloads over HTTP and nothing else, and what is in the
 cache it takes as it is. Here every file is hashed each time it is asked for. In the cache a file is
@@ -39,10 +37,7 @@ _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Place:
-    """Which repository to fetch from and how.
-
-    The arguments of Probe.from_pretrained that concern the Hub.
-    """
+    """Which repository to fetch from and how: arguments of Probe.from_pretrained."""
 
     repo_id: str
     revision: str | None = None
@@ -54,10 +49,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Blob:
-    """What the Hub says of a file.
-
-    Its size in bytes, and its SHA-256 (64 digits) or git's SHA-1 of it (40).
-    """
+    """A file's size in bytes, and its SHA-256 (64 digits) or git's SHA-1 of it (40)."""
 
     size: int
     digest: str
@@ -77,9 +69,7 @@ def has_digest(path: Path, digest: str) -> bool:
 
 
 class Snapshot:
-    """The files of one commit.
-
-    Nothing is asked of the Hub before something is needed that the cache lacks.
+    """The files of one commit; the Hub is asked only for what the cache lacks.
 
     A name that can move (a branch, a tag) is resolved to a commit at once, by the request that also
     brings the files' sizes and hashes. Offline (`local_files_only`, or HF_HUB_OFFLINE=1) it is the
@@ -178,8 +168,7 @@ class Snapshot:
         return self._download(name, blob, force=self._place.force_download or path is not None)
 
     def remember(self) -> None:
-        """Let the name that was asked for lead to this commit offline, as the library itself does
-        after a download.
+        """Let the name that was asked for lead to this commit offline, as after a download.
 
         Called when all files are there, so that the name never leads to half a probe.
         """
@@ -311,8 +300,9 @@ class Snapshot:
         return root
 
     def _remove(self, path: Path) -> None:
-        """Take a file out of the commit's folder in the cache and, if its content is damaged, that
-        too; nothing outside the cache.
+        """Take a file out of the commit's folder in the cache, and its content if that is damaged.
+
+        Nothing outside the cache is touched.
         """
         blobs = self._root.parent.parent / "blobs" if self._root else None
         try:
@@ -377,8 +367,10 @@ def repo_info(
 
 
 def listing(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, dict[str, Blob | None]]:
-    """(commit, file name -> size and hash, None where the Hub does not say them) of a revision, in
-    one request.
+    """Commit and files of a revision, in one request.
+
+    Returns:
+        (commit, file name -> size and hash, None where the Hub does not say them).
 
     Raises:
         HubError: there is none, or the answer is not of the expected form.

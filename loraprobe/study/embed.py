@@ -153,10 +153,9 @@ def save_coordinates(
     method: str,
     seed: int,
 ) -> None:
-    """Write coordinates (n, 2), labels (n,) in {0, 1} and sources (n,) to exactly this path, as an
-    .npz without pickles.
+    """Write coordinates (n, 2), labels (n,) in {0, 1} and sources (n,) as an .npz without pickles.
 
-    Equal content gives equal bytes. Raises as Coordinates does.
+    The path is taken as it is. Equal content gives equal bytes. Raises as Coordinates does.
     """
     made = Coordinates(
         coordinates=np.asarray(coordinates, dtype=np.float32),

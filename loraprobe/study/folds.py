@@ -108,11 +108,10 @@ def value_folds(
 
 
 def pair_folds(rows: Sequence[Row], keep_twins: bool = False) -> list[Fold]:
-    """The whole grid: every malicious source with every benign one, hard negatives included, both
-    out of training.
+    """The whole grid: every malicious source with every benign one, both out of training.
 
-    Tested are rows of that malicious source that are not mixed into a third one, against the benign
-    rows of that benign source.
+    Hard negatives are among the benign. Tested are rows of that malicious source that are not mixed
+    into a third one, against the benign rows of that benign source.
     """
     table = _Table(rows)
     found = []

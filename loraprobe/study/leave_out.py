@@ -252,9 +252,7 @@ class _Study:
     def _scored(
         self, detector: Detector, part: Part
     ) -> tuple[Floats, dict[str | float, float | str]]:
-        """Scores (m,) of a part's test rows by a probe fitted on its training rows, and that
-        probe's cuts, or why it has none.
-        """
+        """Scores (m,) of a part's test rows, and the cuts of the probe, or why it has none."""
         x, x_test = self._read(detector.recipe, part)
         y, groups = self.labels[part.train], [self.groups[row] for row in part.train]
         options = default_head_options(detector.head, detector.recipe)
@@ -296,8 +294,7 @@ class _Study:
         return scores if calibrated is None else calibrated(scores), cuts
 
     def _read(self, recipe: FeatureRecipe, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        """Features of a part's training and test rows, by a featurizer that knows the layout of the
-        training rows alone.
+        """Features of a part's training and test rows, by a featurizer of the training rows.
 
         Raises:
             LayoutMismatch: the training rows differ among themselves, or the test rows from them;

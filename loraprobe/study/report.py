@@ -80,9 +80,7 @@ class Outcome:
     error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; the table by kind is left out of a baseline's, which is there to be beaten
-        on the whole.
-        """
+        """Plain data; a baseline, which is to be beaten as a whole, has no table by kind."""
         names = ("detector", "recipe", "baseline", "left_out", "side", "withheld", "n_trained")
         facts = {name: getattr(self, name) for name in names}
         if self.report is None:
