@@ -35,7 +35,7 @@ def averaged(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def gap(pairs: Pairs, residual: Tensor | float) -> float:
-    """How far the new product, with what goes into the base, is from the clients' mean; relative."""
+    """How far the product with what goes into the base is from the mean of products; relative."""
     products = torch.stack([SCALING * B @ A for A, B in pairs])
     wanted = torch.einsum("n,nij->ij", WEIGHTS / WEIGHTS.sum(), products)
     A, B = averaged(pairs)
