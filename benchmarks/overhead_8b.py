@@ -59,7 +59,7 @@ from fedloop.defense.levels import (
 )
 from fedloop.defense.types import ClientUpdate
 from fedloop.rules.rule import AGGREGATORS
-from fedloop.run.simulate import plan_round
+from fedloop.run.plan import plan_round
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta, factor_delta
 from loraprobe.adapters.layout import Layout, pack, unpack

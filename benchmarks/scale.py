@@ -2,16 +2,16 @@
 
 Seconds and memory.
 
-    python -m benchmarks.scale          # benchmarks/results/scale.json and the table in
-    docs/scale.md (minutes; up to 6 GB of disk)
+    python -m benchmarks.scale                  # all cases: minutes, up to 14 GB of disk
+    python -m benchmarks.scale --clients 1000 --numbers 3407872     # one of them anew
 
 Clients are simulated: random updates, scored by a random linear probe of the published recipe (B of
-    the first layer). What a server does with
-them is real: every update is written to a `Spool` as it arrives, checked, scored and weighed by
-`Defense`, and averaged, or put through the median, out of the files. Every case runs in a process
-of its own. Memory is the peak of the process's anonymous memory above what it had before the first
-update, sampled every 2 ms; pages of mapped files are not in it, because the kernel takes them back
-when it needs them. "in memory" keeps the updates as tensors instead: the control.
+the first layer). What a server does with them is real, the round of `fedloop.run`: every update
+goes to disk as it arrives, is checked, scored and weighed by `Defense`, and averaged, or put
+through the median, out of the files. Every case runs in a process of its own. Memory is the peak of
+the process's anonymous memory above what it had before the first update, sampled every 2 ms; pages
+of mapped files are not in it, because the kernel takes them back when it needs them. "in memory"
+keeps the updates as tensors instead: the control.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +32,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fedloop.client.client import Trained
+from fedloop.config import Config
 from fedloop.defense.defense import Defense
 from fedloop.defense.levels import ClientLevel, CumulativeLevel, Level
 from fedloop.defense.types import ClientUpdate
 from fedloop.rules.rule import AGGREGATORS
-from fedloop.run.spool import Spool
+from fedloop.run.global_lora import GlobalLoRA
+from fedloop.run.plan import plan_round
+from fedloop.run.round import OpenRound
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout, pack
 from loraprobe.adapters.pair import LoRAPair
@@ -81,33 +85,48 @@ class Shape(NamedTuple):
 
 SMALL, LLAMA_8B = Shape(2, 1024), Shape(32, 4096)
 CASES = (
-    *((SMALL, clients, level, True) for clients in (100, 1000, 10_000) for level in LEVELS),
-    *((SMALL, clients, "client", False) for clients in (100, 1000, 10_000)),
-    *((LLAMA_8B, clients, "client", True) for clients in (20, 100, 200)),
-    *((LLAMA_8B, clients, "client", False) for clients in (20, 100)),
+    *((SMALL, clients, level, "mean", True) for clients in (100, 1000, 10_000) for level in LEVELS),
+    *((SMALL, clients, "client", "median", True) for clients in (100, 1000, 10_000)),
+    *((SMALL, clients, "client", "mean", False) for clients in (100, 1000, 10_000)),
+    *((LLAMA_8B, clients, "client", "mean", True) for clients in (20, 100, 1000)),
+    *((LLAMA_8B, clients, "client", "median", True) for clients in (20, 100)),
+    *((LLAMA_8B, clients, "client", "mean", False) for clients in (20, 100)),
 )
 
 
 def main() -> None:
     """Measure, print and save."""
-    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
-    rows = []
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--clients", type=int, help="only the cases of so many clients")
+    parser.add_argument("--numbers", type=int, help="only the cases of so many numbers an adapter")
+    options = parser.parse_args()
+    former = json.loads(RESULTS.read_text())["cases"] if RESULTS.exists() else []
+    rows = {key_of(row): row for row in former if "rule" in row}
     for case in CASES:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rows.append(pool.apply(measure, case))
-        print(json.dumps(rows[-1]), flush=True)
+        numbers = Layout.of(case[0].adapter(0)).size
+        if options.clients in (None, case[1]) and options.numbers in (None, numbers):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                row = pool.apply(measure, case)
+            print(json.dumps(row), flush=True)
+            rows[key_of(row)] = row
     machine = {
         "processor": platform.machine(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    RESULTS.write_text(
-        json.dumps(
-            {"command": "python -m benchmarks.scale", "machine": machine, "cases": rows}, indent=1
-        )
-        + "\n"
-    )
+    kept = {
+        "command": "python -m benchmarks.scale",
+        "machine": machine,
+        "cases": sorted(rows.values(), key=key_of),
+    }
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
     PAGE.write_text(filled(PAGE.read_text(), "scale", table(), "benchmarks.scale"))
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a case is told from others by, and the order of the table."""
+    names = ("numbers_per_adapter", "updates", "rule", "level", "clients")
+    return tuple(row[name] for name in names)
 
 
 def table() -> str:
@@ -118,23 +137,22 @@ def table() -> str:
         "clients",
         "updates",
         "level",
+        "rule",
         "all updates, MiB",
         "peak memory, MiB",
         "arrive, s",
         "assess, s",
-        "mean, s",
-        "median, s",
+        "aggregate, s",
     )
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for case in measured["cases"]:
-        seconds = (
-            f"{case['seconds'][phase]:.1f}" for phase in ("arrive", "assess", "mean", "median")
-        )
+        seconds = (f"{case['seconds'][phase]:.1f}" for phase in ("arrive", "assess", "aggregate"))
         shown = (
             f"{case['numbers_per_adapter']:,}",
             f"{case['clients']:,}",
             case["updates"],
             case["level"],
+            case["rule"],
             f"{case['all_updates_mib']:,}",
             f"{case['peak_memory_mib']:,}",
             *seconds,
@@ -153,64 +171,82 @@ def table() -> str:
     )
 
 
-def measure(shape: Shape, clients: int, level: str, on_disk: bool) -> dict[str, Any]:
+def measure(shape: Shape, clients: int, level: str, rule: str, on_disk: bool) -> dict[str, Any]:
     """One round of so many clients: seconds of each phase, and peak memory."""
     first = shape.adapter(0)
-    layout = Layout.of(first)
-    defense = Defense(random_probe(first), LEVELS[level], layout=layout)
+    defense = Defense(random_probe(first), LEVELS[level], min_mean_factor=0.0)
     ids = [f"client-{number:05}" for number in range(clients)]
     seconds: dict[str, float] = {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Spool(folder, layout) as spool,
-        watched_memory() as memory,
-    ):
+    with tempfile.TemporaryDirectory() as folder, watched_memory() as memory:
         with timed(seconds, "make updates"):  # what would be the network
             for number in range(min(clients, 20)):
                 shape.adapter(number)
         seconds["make updates"] *= clients / min(clients, 20)
-        held: dict[str, Adapter] = {}
-        with timed(seconds, "arrive"):
-            for number, client in enumerate(ids):
-                if on_disk:
-                    spool.add(client, shape.adapter(number))
-                else:
-                    held[client] = shape.adapter(number)
+        play = on_the_server if on_disk else in_memory
+        play(shape, ids, rule, defense, Path(folder), seconds)
         seconds["arrive"] = max(0.0, seconds["arrive"] - seconds["make updates"])
-        with timed(seconds, "assess"):
-            record = defense.assess(
-                1,
-                [
-                    ClientUpdate(client, 100, spool.adapter(client) if on_disk else held[client])
-                    for client in ids
-                ],
-            )
-        weights = dict.fromkeys(ids, 1 / clients) if record.skipped else record.weights
-        counted = [client for client, weight in weights.items() if weight]
-        with timed(seconds, "mean"):
-            if on_disk:
-                spool.mean(weights)
-            else:
-                AGGREGATORS["mean"](
-                    torch.stack([pack(held[client])[0] for client in counted]),
-                    np.array([weights[client] for client in counted]),
-                )
-        with timed(seconds, "median"):
-            rows = (
-                spool.rows(counted)
-                if on_disk
-                else torch.stack([pack(held[client])[0] for client in counted])
-            )
-            AGGREGATORS["median"](rows, np.ones(len(counted)))
+    size = Layout.of(first).size
     return {
-        "numbers_per_adapter": layout.size,
+        "numbers_per_adapter": size,
         "clients": clients,
         "level": level,
+        "rule": rule,
         "updates": "on disk" if on_disk else "in memory",
-        "all_updates_mib": round(clients * layout.size * 4 / 2**20),
+        "all_updates_mib": round(clients * size * 4 / 2**20),
         "peak_memory_mib": round(memory["peak"] / 1024),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
+
+
+def on_the_server(
+    shape: Shape,
+    ids: list[str],
+    rule: str,
+    defense: Defense,
+    folder: Path,
+    seconds: dict[str, float],
+) -> None:
+    """The round that every server of fedloop plays."""
+    config = Config.of(
+        {
+            "model": {"base": "none"},
+            "clients": {"count": len(ids), "benign": ["builtin:benign"]},
+            "aggregation": {"rule": rule},
+        }
+    )
+    initial = Adapter(dict(shape.adapter(0)), kind="weights")
+    server = GlobalLoRA(initial, defense, config, folder=folder)
+    with OpenRound(server, plan_round(config, 1), ids) as arriving:
+        with timed(seconds, "arrive"):
+            for number, client in enumerate(ids):
+                update = ClientUpdate(client, 100, shape.adapter(number))
+                spent = {"train": 0.0, "evidence": 0.0}
+                arriving.receive(client, Trained(update, 1.0, spent, 0))
+        played = arriving.close()
+    if played.assessment.skipped or played.unusable:
+        raise RuntimeError(f"expected a round that counts; got {played.record().note}")
+    seconds["assess"] = played.assessment.seconds["assess"]
+    seconds["aggregate"] = played.seconds["aggregate"]
+
+
+def in_memory(
+    shape: Shape,
+    ids: list[str],
+    rule: str,
+    defense: Defense,
+    folder: Path,
+    seconds: dict[str, float],
+) -> None:
+    """The control: updates are kept as tensors and stacked."""
+    with timed(seconds, "arrive"):
+        updates = [
+            ClientUpdate(client, 100, shape.adapter(number)) for number, client in enumerate(ids)
+        ]
+    with timed(seconds, "assess"):
+        assessment = defense.assess(1, updates)
+    with timed(seconds, "aggregate"):
+        rows = torch.stack([pack(delta)[0] for delta in assessment.accepted.values()])
+        AGGREGATORS[rule](rows, np.array([assessment.weights[c] for c in assessment.accepted]))
 
 
 def random_probe(like: Adapter) -> Probe:

@@ -5,7 +5,7 @@ FedAdam, three honest nodes, and node 4, which trained on harmful answers.
     python examples/flower_strategy.py        # needs: pip install 'loraprobe[flower]'
 
 Here a Grid without a network asks the ClientApp. Its updates are real: adapters of the zoo that
-    were fine-tuned on such data.
+were fine-tuned on such data.
 """
 
 import logging
@@ -17,9 +17,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedloop import CumulativeLevel, Defense
-from fedloop.plugins.flower import defended
-from loraprobe import Probe, load_adapter
+from fedloop import Defense
+from fedloop.plugins.flower import DefendedStrategy
+from loraprobe import load_adapter
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
 NODES = {
@@ -34,10 +34,8 @@ app = ClientApp()
 
 @app.train()
 def train(message, context):
-    state, number = (
-        message.content["arrays"].to_torch_state_dict(),
-        message.content["config"]["server-round"],
-    )
+    state = message.content["arrays"].to_torch_state_dict()
+    number = message.content["config"]["server-round"]
     after = load_adapter(ZOO / f"adapters/{NODES[context.node_id]}-100-{number}").state_dict()
     trained = ArrayRecord(
         {name: state[name] + (after[name] - INITIAL[name]) for name in INITIAL}
@@ -74,8 +72,8 @@ if __name__ == "__main__":
         1  # what Flower tells its processes
     )
     strategies = [FedAdam(eta=0.01, fraction_evaluate=0.0) for _ in range(3)]
-    defense = Defense(Probe.from_pretrained(ZOO / "probes/linear"), CumulativeLevel())
-    strategies[0] = defended(
+    defense = Defense(ZOO / "probes/linear", "cumulative")
+    strategies[0] = DefendedStrategy(
         strategies[0], defense, alpha=16, on_record=lambda record: print(record.weights)
     )  # the line, in your ServerApp
     honest = start(strategies[2], [1, 2, 3])

@@ -12,10 +12,10 @@ such data.
 from pathlib import Path
 from types import SimpleNamespace
 
-from fedloop import CumulativeLevel, Defense
+from fedloop import Defense
 from fedloop.plugins import rejected
 from fedloop.plugins.openfedllm import defended
-from loraprobe import Probe, load_adapter
+from loraprobe import load_adapter
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
 CLIENTS = (
@@ -51,7 +51,7 @@ def show(record):
 
 
 def main():
-    defense = Defense(Probe.from_pretrained(ZOO / "probes/linear"), CumulativeLevel())
+    defense = Defense(ZOO / "probes/linear", "cumulative")
     aggregate = defended(
         global_aggregate, defense, alpha=16, on_record=show
     )  # the line; alpha is script_args.peft_lora_alpha there

@@ -9,9 +9,9 @@ The clients' updates are real: adapters of the zoo that were fine-tuned on such 
 
 from pathlib import Path
 
-from fedloop import CumulativeLevel, Defense
-from fedloop.plugins import defend_round, rejected
-from loraprobe import Probe, load_adapter
+from fedloop import Defense, defend_round
+from fedloop.plugins import rejected
+from loraprobe import load_adapter
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
 CLIENTS = {
@@ -45,7 +45,7 @@ def average(replies):
 
 
 def main():
-    defense = Defense(Probe.from_pretrained(ZOO / "probes/linear"), CumulativeLevel())
+    defense = Defense(ZOO / "probes/linear", "cumulative")
     global_state = INITIAL
     for number in range(1, 4):
         replies = {client: local_training(client, number, global_state) for client in CLIENTS}

@@ -8,12 +8,15 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from loraprobe._version import __version__
+
 if TYPE_CHECKING:
     from .config import Config
     from .defense.defense import Defense
     from .defense.levels import ClientLevel, CumulativeLevel, EvidenceLevel, ShadowLevel, StepLevel
-    from .defense.types import ClientUpdate, RoundRecord
+    from .defense.types import Assessment, ClientUpdate, RoundRecord
     from .defense.weights import aggregation_weights
+    from .plugins.loop import defend_round
     from .rules.attacks import ATTACKS
     from .rules.rule import AGGREGATORS, make_rule
     from .rules.server_optimizers import SERVER_OPTIMIZERS
@@ -35,7 +38,8 @@ _HOMES = {
     ),
     "run.simulate": ("RunResult", "global_model", "resume", "simulate"),
     "rules.server_optimizers": ("SERVER_OPTIMIZERS",),
-    "defense.types": ("ClientUpdate", "RoundRecord"),
+    "defense.types": ("Assessment", "ClientUpdate", "RoundRecord"),
+    "plugins.loop": ("defend_round",),
     "defense.weights": ("aggregation_weights",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -44,6 +48,7 @@ __all__ = [
     "AGGREGATORS",
     "ATTACKS",
     "SERVER_OPTIMIZERS",
+    "Assessment",
     "ClientLevel",
     "ClientUpdate",
     "Config",
@@ -54,7 +59,9 @@ __all__ = [
     "RunResult",
     "ShadowLevel",
     "StepLevel",
+    "__version__",
     "aggregation_weights",
+    "defend_round",
     "global_model",
     "make_rule",
     "resume",

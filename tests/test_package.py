@@ -85,7 +85,9 @@ def test_the_wheel_holds_both_packages_whole_and_nothing_else(wheel: zipfile.Zip
         "fedloop/py.typed",
         "loraprobe/probe.py",
         "fedloop/client/training.py",
-        "fedloop/example.toml",
+        "fedloop/example/example.toml",
+        "fedloop/example/base/model.safetensors",
+        "fedloop/example/probe/config.json",
     } <= names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel.namelist())
 

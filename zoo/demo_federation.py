@@ -14,13 +14,14 @@ import os
 import shutil
 import time
 import tomllib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from fedloop.example import example_config
 
 OUT = Path("out")
 ROUNDS = 4
@@ -99,7 +100,7 @@ def run(name: str) -> Row:
 
 def configuration(name: str) -> dict[str, Any]:
     """The example's configuration, shortened, with this run's defence."""
-    values = tomllib.loads(files("fedloop").joinpath("example.toml").read_text(encoding="utf-8"))
+    values = tomllib.loads(example_config())
     values |= {
         "name": name,
         "rounds": ROUNDS,

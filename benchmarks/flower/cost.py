@@ -129,7 +129,6 @@ def save(case: dict[str, Any]) -> None:
 
 
 # --- what is started
-# ---
 
 
 class Deployment:
@@ -224,7 +223,6 @@ def write_app(folder: Path) -> None:
 
 
 # --- what is measured
-# ---
 
 
 def measure(scratch: Path, rank: int, ours: Deployment, stock: Deployment) -> dict[str, Any]:

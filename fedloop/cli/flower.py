@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .run import app, console, told
+from .run import app, say, told
 
 flower = typer.Typer(
     no_args_is_help=True,
@@ -30,15 +30,12 @@ _HERE = "127.0.0.1:8000"
 
 @flower.command()
 def init(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
-    """Write a Flower app that is ready but for its config.toml.
-
-    Pyproject.toml, server_app, client_app.
-    """
+    """Write a Flower app that is ready but for its config.toml."""
     with told():
         from ..flower.deploy.app import write_app
 
         for path in write_app(folder):
-            console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+            say(f"wrote {path}")
 
 
 @flower.command()
@@ -86,7 +83,7 @@ def register(
         from ..flower.deploy.enrol import enrol
 
         node = enrol(folder / "nodes.json", name, key, examples, address, authority)
-    console.print(f"{name} is node {node}", highlight=False, markup=False)
+    say(f"{name} is node {node}")
 
 
 @flower.command()
@@ -101,7 +98,7 @@ def unregister(
         from ..flower.deploy.enrol import strike
 
         strike(folder / "nodes.json", name, address, authority)
-    console.print(f"{name} is out", highlight=False, markup=False)
+    say(f"{name} is out")
 
 
 @flower.command()
@@ -156,11 +153,6 @@ def start(
             out,
             address,
             authority,
-            lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+            say,
         )
-    console.print(
-        f"written to {out}; `fedloop report {out}` draws it",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"written to {out}; `fedloop report {out}` draws it")

@@ -21,9 +21,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from loraprobe._version import __version__
 from loraprobe.errors import LoraprobeError
 
-from ..errors import FedloopError
+from ..errors import FedloopError, MissingExtra
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -37,16 +38,48 @@ app = typer.Typer(
 console = Console()
 
 
+# Package -> the extra that brings it.
+_EXTRA = {
+    **dict.fromkeys(("pydantic", "transformers", "peft", "accelerate", "datasets"), "fed"),
+    "rouge_score": "fed",
+    "matplotlib": "figures",
+    "flwr": "flower",
+    "tensorboard": "tensorboard",
+}
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Errors that are about the input are printed, not traced; exit code 2."""
     try:
         yield
-    except (LoraprobeError, FedloopError, ImportError) as error:
-        Console(stderr=True).print(
-            f"{type(error).__name__}: {error}", highlight=False, markup=False, soft_wrap=True
-        )
+    except (LoraprobeError, FedloopError, ImportError, OSError) as error:
+        shown: Exception = error
+        package = str(error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+        if package in _EXTRA and not isinstance(error, MissingExtra):
+            shown = MissingExtra(package, _EXTRA[package], "this command")
+        say(f"{type(shown).__name__}: {shown}", Console(stderr=True))
         raise typer.Exit(2) from None
+
+
+def say(line: str, where: Console | None = None) -> None:
+    """Print a line as it stands."""
+    (where or console).print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"fedloop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
 
 
 class Engine(StrEnum):
@@ -88,12 +121,11 @@ def run(
     """Run a federation on this machine, or go on with one that was interrupted."""
     with told():
         from ..config import Config
+        from ..run.folder import written_to
 
         experiment = Config.read(config)
         if out is not None:
-            experiment = experiment.model_copy(
-                update={"output": experiment.output.model_copy(update={"folder": str(out)})}
-            )
+            experiment = written_to(experiment, out)
         result = _play(experiment, engine, round_timeout, wire)
     _print(result)
 
@@ -107,12 +139,9 @@ def resume(
 ) -> None:
     """Go on with an interrupted run; it ends bit for bit where an uninterrupted one would have."""
     with told():
-        from ..run.folder import read_config
+        from ..run.folder import read_config, written_to
 
-        experiment = read_config(folder)
-        experiment = experiment.model_copy(
-            update={"output": experiment.output.model_copy(update={"folder": str(folder)})}
-        )
+        experiment = written_to(read_config(folder), folder)
         result = _play(experiment, engine, round_timeout, wire)
     _print(result)
 
@@ -137,7 +166,7 @@ def _play(experiment: Config, engine: Engine, round_timeout: float, wire: str) -
             experiment,
             settings,
             watch=watch,
-            say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+            say=say,
         )
 
 
@@ -154,7 +183,7 @@ def report(
         from ..report.page import write_report
 
         page = write_report(folder, out)
-    console.print(f"wrote {page}", highlight=False, markup=False, soft_wrap=True)
+    say(f"wrote {page}")
 
 
 @app.command("mt-bench")
@@ -171,9 +200,7 @@ def mt_bench(
     ],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.")] = 1024,
 ) -> None:
-    """Answer MT-Bench's first turns with a run's global model, in FastChat's format, for its
-    judge.
-    """
+    """Answer MT-Bench's first turns with a run's global model, in FastChat's format."""
     with told():
         from ..client.training import quiet
         from ..measure.mtbench import first_turn_answers, read_questions, write_answers
@@ -185,18 +212,15 @@ def mt_bench(
         with console.status(f"answering {len(asked)} questions"):
             replies = first_turn_answers(model, tokenizer, asked, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
         write_answers(out, out.stem, asked, replies)
-    console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
+    say(f"wrote {out}")
 
 
 @app.command()
 def example() -> None:
-    """Print an example configuration.
+    """Print an example configuration that runs as it is: all it needs comes with the package."""
+    from ..example import example_config
 
-    The built-in corpus, five of ten clients malicious, the cumulative level.
-    """
-    from importlib.resources import files
-
-    print(files("fedloop").joinpath("example.toml").read_text(encoding="utf-8"), end="")
+    print(example_config(), end="")
 
 
 @app.command()
@@ -254,12 +278,7 @@ def client(
         ):
             console.print(f"step {step.index}: loss {step.loss:.4f}")
         peft_model.save_pretrained(str(out / "adapter"))
-    console.print(
-        f"wrote {out / 'initial'} and {out / 'adapter'}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"wrote {out / 'initial'} and {out / 'adapter'}")
 
 
 @contextmanager
@@ -275,10 +294,8 @@ def _progress(rounds: int, clients: int) -> Iterator[Watch]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as bars:
-        outer, inner = (
-            bars.add_task("rounds", total=rounds, note=""),
-            bars.add_task("clients", total=clients, note=""),
-        )
+        outer = bars.add_task("rounds", total=rounds, note="")
+        inner = bars.add_task("clients", total=clients, note="")
 
         def watch(what: str, number: int, name: str, value: float) -> None:
             if what == "round":
@@ -314,9 +331,4 @@ def _print(result: RunResult) -> None:
     for name, value in result.metrics.items():
         console.print(f"{name}: {value:.4g}", highlight=False)
     if result.folder is not None:
-        console.print(
-            f"written to {result.folder}; `fedloop report {result.folder}` draws it",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        say(f"written to {result.folder}; `fedloop report {result.folder}` draws it")

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.deltas import add_delta
 from loraprobe.featurizer import Featurizer
 
 from ..data.examples import Example
 from ..defense.levels import LOCAL_STEPS, SHADOW_GRADIENT, SHADOW_STEPS
 from ..defense.types import ClientUpdate
-from .training import LocalStep, LocalTraining, in_training_order, local_steps, shadow_gradient
+from .training import LocalTraining, in_training_order, local_steps, shadow_gradient
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,16 +33,22 @@ class Trained:
     """What came out of one client's round.
 
     Attributes:
-        delta: the change of the LoRA since the round's global one, kind "factor_delta".
+        update: the change of the LoRA since the round's global one, kind "factor_delta", and the
+            evidence.
+        loss: the mean over the local steps.
         seconds: "train", and "evidence" for what the level needs beyond it.
         evidence_bytes: size of the evidence as float32 of what the probe reads.
     """
 
     update: ClientUpdate
-    delta: Adapter
     loss: float
     seconds: dict[str, float]
     evidence_bytes: int
+
+    @property
+    def delta(self) -> Adapter:
+        """The change, which is what is screened and what is summed."""
+        return self.update.adapter
 
 
 @dataclass(frozen=True)
@@ -88,50 +93,41 @@ class ClientTrainer:
                 batches.
         """
         began = time.perf_counter()
-        steps = list(
-            local_steps(self.model, self.tokenizer, examples, start, training, seed, adjust)
-        )
+        losses: list[float] = []
+        num_examples = 0
+        kept: list[Adapter] = []
+        for step in local_steps(
+            self.model, self.tokenizer, examples, start, training, seed, adjust
+        ):
+            if wanted and self.evidence == LOCAL_STEPS:
+                kept.append(self._probed(step.delta))
+            losses.append(step.loss)
+            num_examples += step.num_examples
         trained = time.perf_counter()
-        evidence = self._evidence(examples, steps, training, seed) if wanted else ()
+        if wanted and self.evidence in (SHADOW_STEPS, SHADOW_GRADIENT):
+            kept = self._shadows(examples, training, seed)
         done = time.perf_counter()
-        update = ClientUpdate(
-            client_id,
-            sum(step.num_examples for step in steps),
-            add_delta(start, steps[-1].delta),
-            evidence,
-        )
         return Trained(
-            update,
-            steps[-1].delta,
-            sum(step.loss for step in steps) / len(steps),
+            ClientUpdate(client_id, num_examples, step.delta, tuple(kept)),
+            sum(losses) / len(losses),
             {"train": trained - began, "evidence": done - trained},
-            sum(self._probed_bytes(step) for step in evidence),
+            sum(self._probed_bytes(step) for step in kept),
         )
 
-    def _evidence(
-        self,
-        examples: Sequence[Example],
-        steps: list[LocalStep],
-        training: LocalTraining,
-        seed: int,
-    ) -> tuple[Adapter, ...]:
-        if self.evidence == LOCAL_STEPS:
-            return tuple(self._probed(step.delta) for step in steps)
-        if self.evidence not in (SHADOW_STEPS, SHADOW_GRADIENT):
-            return ()  # the submitted update is all the evidence there is
+    def _shadows(
+        self, examples: Sequence[Example], training: LocalTraining, seed: int
+    ) -> list[Adapter]:
+        """The steps, or the one gradient, of the shadow branch from the initial LoRA."""
         with self.unfolded():
             if self.evidence == SHADOW_STEPS:
                 shadow = replace(self.shadow, steps=training.steps)
                 branch = local_steps(
                     self.model, self.tokenizer, examples, self.initial, shadow, seed
                 )
-                return tuple(self._probed(step.delta) for step in branch)
+                return [self._probed(step.delta) for step in branch]
             few = in_training_order(examples, seed)[: self.shadow_examples]
-            return (
-                self._probed(
-                    shadow_gradient(self.model, self.tokenizer, few, self.initial, self.shadow)
-                ),
-            )
+            gradient = shadow_gradient(self.model, self.tokenizer, few, self.initial, self.shadow)
+            return [self._probed(gradient)]
 
     def _probed(self, delta: Adapter) -> Adapter:
         """The modules of a delta that the probe reads."""

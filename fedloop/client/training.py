@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..config import TrainingConfig
+
 
 @dataclass(frozen=True)
 class LoRASettings:
@@ -57,6 +59,17 @@ class LocalTraining:
     batch_size: int = 16
     max_length: int = 256
     max_grad_norm: float = 1.0
+
+    @classmethod
+    def of_shadows(cls, training: TrainingConfig) -> LocalTraining:
+        """How the shadow branch of an experiment trains."""
+        return cls(
+            training.shadow_lr or training.lr,
+            training.steps,
+            training.batch_size,
+            training.max_length,
+            training.max_grad_norm,
+        )
 
 
 @dataclass(frozen=True)
@@ -241,8 +254,7 @@ def local_steps(
     model.train()
     for index, batch in enumerate(batches, start=1):
         # Dropout draws from torch's global generator: lend it this client's state for the step
-        # only,
-        # so that neither the caller nor another client is disturbed between two yields.
+        # only, so that neither the caller nor another client is disturbed between two yields.
         with torch.random.fork_rng():
             torch.set_rng_state(dropout)
             if (

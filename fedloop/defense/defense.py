@@ -2,71 +2,77 @@
 
 It knows no engine and no loop.
 
-    defense = Defense(Probe.from_pretrained("zoo/probes/linear"), CumulativeLevel())
-    record = defense.assess(1, updates, start=global_lora)
-    new = sum(record.weights[c] * delta[c] for c in delta)          # unless record.skipped
+    defense = Defense("zoo/probes/linear", "cumulative")
+    assessment = defense.assess(1, updates, start=global_lora)
+    new = sum(assessment.weights[c] * delta for c, delta in assessment.accepted.items())
 
 It fails closed: whatever is missing, malformed, not finite, sent twice or copied has factor 0 and a
-    reason in the record.
+reason in the record. `assess` checks first and commits last: whatever raises leaves the state as it
+was. A lock makes it safe to use from several threads.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout
 from loraprobe.probe import Probe
 
-from ..errors import EvidenceError, StateError
-from .levels import Level
-from .screening import UNREADABLE, Checked, check_updates, reason
-from .types import ClientUpdate, RoundRecord
-from .weights import aggregation_weights, check_ratio, counted_examples
+from ..checks import is_integer
+from ..errors import ConfigError, EvidenceError
+from .explain import Explanation, why
+from .levels import LAST_STEP, LEVELS, LOCAL_STEPS, CumulativeLevel, Level, make_level
+from .memory import Memory, Overruling, RuleState, from_plain, to_plain
+from .scoring import Scored, Scorer, makes_unit_vectors
+from .screening import Checked, Screening, check_updates
+from .types import Assessment, ClientUpdate, client_name, client_names
+from .weighing import Limits, Weighed, weigh
 
-STATE_VERSION = 1
-
-_BLOCK = 256  # clients: of a probe of 40,960 features, 84 MB of float64
+DEFAULT = "default"  # the level's name: "cumulative" with a probe, none without
 
 
 class Defense:
     """Decides how much each client's update counts.
 
     Args:
-        probe: scores updates; None together with `level` None checks updates and trusts the
-            well-formed ones.
-        level: turns scores into security factors; see `fedloop.defense.levels`.
+        probe: scores updates: a Probe, or the folder or Hub id of one; None checks updates and
+            trusts the well-formed ones.
+        level: turns scores into security factors: one of `fedloop.defense.levels`, or the name of
+            one, with its default fields. "default" is "cumulative" with a probe and None without;
+            "cumulative" leaves means as long as they are where the probe's features are no unit
+            vectors.
         layout: what every update has to look like (kind "factor_delta"). If None, that of `start`.
-        min_mean_factor: the safety gate; below this mean factor a round is skipped.
-        max_count_ratio: a client's example count is capped at this many times the round's median;
-            None (the paper): not capped.
-        max_norm_ratio: an update of more than this many times the round's lower median norm counts
-            for as much less, as if it had been cut to that length; None (the paper): however long.
-            A level looks at the direction of an update and not at its length, so whoever passes it
-            can make a round their own. Clients of unlike numbers of steps or learning rates need a
-            large ratio.
-        registered: example counts the server knows by itself; then claims do not count at all.
+        min_mean_factor: the safety gate: below this mean factor of the well-formed updates of
+            clients that were asked and are registered a round is skipped.
+        max_count_ratio: a client's example count is capped at this many times the median of the
+            clients that the level trusts; None (the paper): not capped.
+        max_norm_ratio: an update of more than this many times the lower median norm of the clients
+            that the level trusts counts for as much less, as if it had been cut to that length;
+            None (the paper): however long. A level looks at the direction of an update and not at
+            its length, so whoever passes it can make a round their own. Clients of unlike numbers
+            of steps or learning rates need a large ratio.
+        registered: client -> example count that the server knows by itself; then claims do not
+            count at all, and nobody else takes part.
         max_steps: more steps of evidence are refused unread.
 
-    Attributes:
-        rule_states: name -> what an aggregation rule remembers, of a loop that applies one behind
-            this defence.
-
     Raises:
-        EvidenceError: one of probe and level without the other.
-        ConfigError: max_norm_ratio is not a finite number >= 1.
+        EvidenceError: a level without a probe, or a probe with level None given outright.
+        ConfigError: an argument is out of range, or probe and level do not fit together.
+        ProbeFormatError, HubError: the probe cannot be loaded.
 
     Source: arXiv:2601.07177, Sec. 4; what is checked beyond it: fedloop.defense.screening.
     """
 
     def __init__(
         self,
-        probe: Probe | None,
-        level: Level | None,
+        probe: Probe | str | Path | None,
+        level: Level | str | None = DEFAULT,
         *,
         layout: Layout | None = None,
         min_mean_factor: float = 0.2,
@@ -75,32 +81,50 @@ class Defense:
         registered: Mapping[str, int] | None = None,
         max_steps: int = 1024,
     ) -> None:
-        if (probe is None) != (level is None):
-            raise EvidenceError(
-                "got a probe without a level or a level without a probe; expected both, or neither"
-                " for no defence"
-            )
-        if probe is not None and level is not None:
-            _check_readable(probe, level)
-        self.probe, self.level, self.layout = probe, level, layout
-        if max_norm_ratio is not None:
-            check_ratio("max_norm_ratio", max_norm_ratio)
-        self.min_mean_factor, self.max_count_ratio, self.max_norm_ratio = (
-            min_mean_factor,
-            max_count_ratio,
-            max_norm_ratio,
+        self.probe = _probe(probe)
+        self.level = _level(level, self.probe)
+        self._scorer = None
+        if self.probe is not None and self.level is not None:
+            self._scorer = Scorer(self.probe, self.level)
+        self.layout = layout
+        limits = Limits(min_mean_factor, max_count_ratio, max_norm_ratio, registered, max_steps)
+        self.min_mean_factor = limits.min_mean_factor
+        self.max_count_ratio = limits.max_count_ratio
+        self.max_norm_ratio = limits.max_norm_ratio
+        self.registered = limits.registered
+        self.max_steps = limits.max_steps
+        accumulator = self.level.accumulator if self.level else None
+        self._memory = Memory(
+            0,
+            self.level.init() if self.level else {},
+            accumulator.init() if accumulator else {},
         )
-        self.registered, self.max_steps = registered, max_steps
-        self.rule_states: dict[str, dict[str, Any]] = {}
-        self._round = 0
-        self._state = level.init() if level else {}
-        self._features = level.accumulator.init() if level and level.accumulator else {}
+        self._last: Assessment | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def round(self) -> int:
+        """The number of the last round that was assessed; 0 before the first."""
+        return self._memory.round
+
+    def rule_state(self, name: str) -> RuleState | None:
+        """What an aggregation rule remembers that a loop applies behind this defence, if it does.
+
+        It is saved with the defence.
+        """
+        return self._memory.rules.get(name)
+
+    def remember_rule(self, name: str, state: RuleState) -> None:
+        """Keep what a rule has to remember until the next round."""
+        with self._lock:
+            self._memory = replace(self._memory, rules={**self._memory.rules, name: state})
 
     def wanted(self, clients: Iterable[str]) -> set[str]:
         """Which of these clients have to be scored in the coming round, hence send the evidence
         that the level reads.
         """
-        return self.level.wanted(self._state, clients) if self.level else set()
+        names = client_names(clients, "clients")
+        return self.level.wanted(self._memory.level, names) if self.level else set()
 
     def assess(
         self,
@@ -108,245 +132,271 @@ class Defense:
         updates: Sequence[ClientUpdate],
         *,
         start: Adapter | None = None,
-        expected: Iterable[str] = (),
-    ) -> RoundRecord:
+        expected: Iterable[str] | None = None,
+    ) -> Assessment:
         """Check, score and weigh the updates of one round.
 
         Args:
-            round: from 1, rising; a round is assessed once.
+            round: the first round is 1; numbers rise, and may leave some out. A round is assessed
+                once.
             updates: what arrived, in any order; the result does not depend on it.
             start: the round's global LoRA, needed if clients send weights instead of factor deltas.
             expected: the clients that were asked; one that sent nothing gets factor 0 and the
-                reason "missing".
+                reason "missing", and one that nobody asked is refused. None, or no client at all:
+                not known.
 
         Raises:
-            EvidenceError: the round was assessed already, or `start` is needed or not of kind
-                "weights". Nothing a client sends raises.
+            EvidenceError: the round was assessed already, `start` is needed or not of kind
+                "weights", or an id is neither text nor a whole number. Nothing a client sends
+                raises, and after an error the state is as it was.
         """
         began = time.perf_counter()
-        if round <= self._round:
+        asked = client_names(expected if expected is not None else (), "expected")
+        named = _named(updates)
+        with self._lock:
+            self._check_round(round)
+            memory = self._memory.at(int(round))
+            checked, reasons = self._checked(named, asked, memory, self._screening(start))
+            scored = self._scored(memory, checked, self._screening(start))
+            reasons |= scored.reasons
+            sound = {client: checked[client] for client in sorted(checked.keys() - reasons.keys())}
+            limits = self._limits()
+            judged, state = self._judged(memory, scored, sound, limits)
+            weighed = weigh(judged, sound, memory.words(allowed=True), limits)
+            assessment = self._assessment(int(round), scored, weighed, reasons, sound, state)
+            seconds = {"assess": time.perf_counter() - began}
+            self._last = replace(assessment, seconds=seconds)
+            self._memory = replace(memory, level=state, features=scored.features)
+            return self._last
+
+    def _check_round(self, round: int) -> None:
+        former = self._memory.round
+        if not is_integer(round, 1) or round <= former:
             raise EvidenceError(
-                f"got round {round} after round {self._round}; expected a later one: a round"
-                " counted twice would count its scores twice"
+                f"got round {round!r} after round {former}; expected a whole number above"
+                f" {former}: rounds count from 1, and one counted twice counts its scores twice"
             )
-        trajectory = self.level is not None and self.level.evidence in ("local_steps", "last_step")
-        ordered = sorted(updates, key=lambda update: str(update.client_id))
-        known = [
-            update
-            for update in ordered
-            if self.registered is None or update.client_id in self.registered
-        ]
-        checked, reasons = check_updates(
-            known,
+
+    def _limits(self) -> Limits:
+        return Limits(
+            self.min_mean_factor, self.max_count_ratio, self.max_norm_ratio, self.registered
+        )
+
+    def _screening(self, start: Adapter | None) -> Screening:
+        return Screening(
             start,
             self.layout,
             self.probe.featurizer if self.probe else None,
-            trajectory=trajectory,
-            max_steps=self.max_steps,
-            base_model=self.probe.base_model if self.probe else None,
-        )
-        # Who is not registered is not even compared with the others: a copy of an update would have
-        # its owner refused.
-        unregistered = {update.client_id for update in ordered} - {
-            update.client_id for update in known
-        }
-        reasons |= dict.fromkeys(
-            unregistered, "unregistered: the server has no example count for this client"
-        )
-        reasons |= {
-            client: "missing: asked and sent nothing"
-            for client in expected
-            if client not in checked and client not in reasons
-        }
-        scores = self._scores(checked, reasons)
-        counts = self._counts(
-            {client: update for client, update in checked.items() if client not in reasons}
-        )
-        factors = self._shortened(
-            self._factors(scores, counts, reasons),
-            {client: checked[client].norm for client in counts},
-            reasons,
-        )
-        weights = (
-            aggregation_weights(
-                factors, {**dict.fromkeys(factors, 1), **counts}, self.min_mean_factor
-            )
-            if factors
-            else None
-        )
-        self._round = round
-        return RoundRecord(
-            round=round,
-            scores={client: tuple(map(float, values)) for client, values in scores.items()},
-            factors=factors,
-            weights=weights or {},
-            reasons=dict(sorted(reasons.items())),
-            num_examples=counts,
-            status=self.level.status(self._state) if self.level else {},
-            skipped=weights is None,
-            seconds={"assess": time.perf_counter() - began},
+            self.level is not None and self.level.evidence in (LOCAL_STEPS, LAST_STEP),
+            self.max_steps,
+            self.probe.base_model if self.probe else None,
         )
 
-    def _counts(self, checked: Mapping[str, Checked]) -> dict[str, int]:
-        if not checked:
-            return {}
-        return counted_examples(
-            {client: update.num_examples for client, update in checked.items()},
-            self.max_count_ratio,
-            self.registered,
-        )
-
-    def _scores(
-        self, checked: Mapping[str, Checked], reasons: dict[str, str]
-    ) -> dict[str, np.ndarray]:
-        """Scores of the clients that the level wants scored.
-
-        One whose evidence is missing or unreadable gets a reason.
-        """
-        if self.level is None:
-            return {}
-        scores: dict[str, np.ndarray] = {}
-        for clients in self._blocks(sorted(self.level.wanted(self._state, checked))):
-            evidence: dict[str, np.ndarray] = {}
-            for client in clients:
-                try:
-                    evidence[client] = self._evidence(checked[client])
-                except UNREADABLE as error:
-                    reasons[client] = reason(error)
-            scores |= self._mean_scores(evidence, reasons) if self.level.accumulator else evidence
-        return scores
-
-    def _blocks(self, clients: list[str]) -> Iterator[list[str]]:
-        """Clients whose evidence is in memory at a time.
-
-        Some, or all where the round's median is subtracted from each.
-        """
-        accumulator = self.level.accumulator if self.level else None
-        size = len(clients) if accumulator and accumulator.relative else _BLOCK
-        return (clients[start : start + size] for start in range(0, len(clients), size or 1))
-
-    def _evidence(self, update: Checked) -> np.ndarray:
-        """What the level reads of one update.
-
-        Scores (n_steps,), or a feature vector (p,) where features accumulate.
-        """
-        probe, level = self._parts()
-        own = level.evidence in ("last_step", "update_features")
-        steps = (update.delta,) if own else update.steps
-        if not steps:
-            raise EvidenceError(
-                f"missing evidence: level reads {level.evidence!r} and no step was sent"
-            )
-        if level.evidence == "shadow_gradient" and len(steps) != 1:
-            raise EvidenceError(f"got {len(steps)} steps of evidence; expected one shadow gradient")
-        if level.accumulator is None:
-            return probe(steps)
-        probe(steps)  # refuses another base model, and what it cannot read
-        features: np.ndarray = probe.featurizer(steps)[0]
-        return features
-
-    def _mean_scores(
-        self, features: Mapping[str, np.ndarray], reasons: dict[str, str]
-    ) -> dict[str, np.ndarray]:
-        """Score every client's mean features so far.
-
-        One whose mean has no score gets a reason, and its mean stays as it was.
-        """
-        probe, level = self._parts()
-        if level.accumulator is None or not features:
-            return {}
-        means, after = level.accumulator.add(self._features, features)
-        scores: dict[str, np.ndarray] = {}
-        for client in features:
-            try:
-                with np.errstate(
-                    over="ignore"
-                ):  # beyond float32 becomes infinite, which the head refuses
-                    scores[client] = probe.score_features(means[client].astype(np.float32)[None])
-            except UNREADABLE as error:
-                reasons[client] = reason(error)
-        kept = {
-            client: entry
-            for client, entry in after.items()
-            if client not in features or client in scores
-        }
-        self._features = {**self._features, **kept}
-        return scores
-
-    def _factors(
+    def _checked(
         self,
-        scores: Mapping[str, np.ndarray],
-        counts: Mapping[str, int],
+        updates: Sequence[ClientUpdate],
+        asked: Sequence[str],
+        memory: Memory,
+        screening: Screening,
+    ) -> tuple[dict[str, Checked], dict[str, str]]:
+        """Client -> its well-formed update, and client -> why there is none.
+
+        Who has no part in the round is not even compared with the others: a copy of an update would
+        have its owner refused.
+        """
+        senders = {update.client_id for update in updates}
+        barred = self._barred(senders | set(asked), senders, asked, memory)
+        known = [update for update in updates if update.client_id not in barred]
+        checked, reasons = check_updates(known, screening)
+        missing = [client for client in asked if client not in senders and client not in barred]
+        return checked, {
+            **reasons,
+            **barred,
+            **dict.fromkeys(missing, "missing: asked and sent nothing"),
+        }
+
+    def _barred(
+        self, clients: set[str], senders: set[str], asked: Sequence[str], memory: Memory
+    ) -> dict[str, str]:
+        barred: dict[str, str] = {}
+        for client in senders:
+            if self.registered is not None and client not in self.registered:
+                barred[client] = "unregistered: the server has no example count for this client"
+            elif asked and client not in asked:
+                barred[client] = "not asked: nobody asked this client in this round"
+        denied = memory.words(allowed=False)
+        return barred | {client: denied[client] for client in clients if client in denied}
+
+    def _scored(
+        self, memory: Memory, checked: Mapping[str, Checked], screening: Screening
+    ) -> Scored:
+        """Scores of the clients that the level wants scored."""
+        if self._scorer is None:
+            return Scored(memory.features)
+        wanted = sorted(self._scorer.level.wanted(memory.level, checked))
+        return self._scorer.score(memory.features, checked, wanted, screening.reading)
+
+    def _judged(
+        self, memory: Memory, scored: Scored, sound: Mapping[str, Checked], limits: Limits
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """The level's factors of the well-formed updates, and its new state."""
+        if self.level is None:
+            return dict.fromkeys(sound, 1.0), memory.level
+        return self.level.update(memory.level, scored.scores, limits.counts(sound))
+
+    def _assessment(
+        self,
+        round: int,
+        scored: Scored,
+        weighed: Weighed,
         reasons: Mapping[str, str],
-    ) -> dict[str, float]:
-        factors = dict.fromkeys(counts, 1.0)
-        if self.level is not None:
-            factors, self._state = self.level.update(self._state, scores, counts)
-        return dict(sorted((factors | dict.fromkeys(reasons, 0.0)).items()))
+        sound: Mapping[str, Checked],
+        state: dict[str, Any],
+    ) -> Assessment:
+        factors = dict(sorted({**dict.fromkeys(reasons, 0.0), **weighed.factors}.items()))
+        weights: dict[str, float] = {}
+        if weighed.weights is not None:
+            weights = {client: weighed.weights.get(client, 0.0) for client in factors}
+        return Assessment(
+            round=round,
+            scores={client: tuple(map(float, values)) for client, values in scored.scores.items()},
+            factors=factors,
+            weights=weights,
+            reasons=dict(sorted({**reasons, **weighed.reasons}.items())),
+            num_examples=weighed.counts,
+            status=self.level.status(state) if self.level else {},
+            cuts={client: self._cut(client, state) for client in scored.scores},
+            skipped=weighed.weights is None,
+            note=weighed.note,
+            accepted={client: sound[client].delta for client in weights if weights[client] > 0},
+        )
 
-    def _shortened(
-        self, factors: dict[str, float], norms: Mapping[str, float], reasons: dict[str, str]
-    ) -> dict[str, float]:
-        """The factors, smaller for updates that are too long; reasons say so."""
-        if self.max_norm_ratio is None or not norms:
-            return factors
-        longest = self.max_norm_ratio * sorted(norms.values())[(len(norms) - 1) // 2]
-        for client in sorted(
-            client for client, norm in norms.items() if norm > longest and factors[client] > 0
-        ):
-            reasons[client] = (
-                f"long: its norm is {norms[client]:.3g}; up to {longest:.3g} counts in this round"
+    def _cut(self, client: str, state: Mapping[str, Any]) -> float:
+        """The score from which the level took this round's evidence to speak against a client."""
+        if isinstance(self.level, CumulativeLevel):
+            return self.level.cut(state["clients"][client]["rounds"])
+        return self.level.threshold if self.level else 1.0
+
+    def explain(self, client: str) -> Explanation:
+        """Why a client counted as it did in the last round that this object assessed.
+
+        Raises:
+            EvidenceError: no round was assessed yet, or the client had no part in the last one.
+        """
+        name = client_name(client)
+        record = self._last
+        if record is None or name not in record.factors:
+            played = "no round was assessed yet" if record is None else f"round {record.round}"
+            raise EvidenceError(
+                f"got client {name!r}; expected one of the last assessed round ({played})"
             )
-            factors = {**factors, client: factors[client] * longest / norms[client]}
-        return factors
+        word = self._memory.overruled.get(name)
+        return Explanation(
+            name,
+            record.round,
+            self.level.name if self.level else None,
+            self.level.evidence if self.level else None,
+            record.factors[name],
+            record.weights.get(name, 0.0),
+            record.scores.get(name, ()),
+            record.cuts.get(name),
+            why(record, name),
+            record.status.get(name, ""),
+            "" if word is None else str(word),
+        )
 
-    def _parts(self) -> tuple[Probe, Level]:
-        if self.probe is None or self.level is None:
-            raise EvidenceError("this Defense has no probe and no level; nothing can be scored")
-        return self.probe, self.level
+    def allow(self, client: str, until: int | None = None, why: str = "") -> None:
+        """Trust a client's well-formed updates whatever the level says; the record says so.
+
+        Args:
+            until: the last round for which this holds; None for ever.
+            why: goes into every record.
+
+        Raises:
+            EvidenceError: `why` is empty, `until` is over, or the id is none.
+        """
+        self._overrule(client, True, until, why)
+
+    def deny(self, client: str, until: int | None = None, why: str = "") -> None:
+        """Refuse a client whatever it sends; the record says so. Arguments as of `allow`."""
+        self._overrule(client, False, until, why)
+
+    def _overrule(self, client: str, allowed: bool, until: int | None, why: str) -> None:
+        name = client_name(client)
+        if not isinstance(why, str) or not why.strip():
+            raise EvidenceError(f"got why {why!r}; expected the reason, it goes into the records")
+        with self._lock:
+            memory = self._memory
+            if until is not None and not is_integer(until, memory.round + 1):
+                raise EvidenceError(
+                    f"got until {until!r}; expected a round after {memory.round}, or None for ever"
+                )
+            word = Overruling(allowed, None if until is None else int(until), why)
+            self._memory = replace(memory, overruled={**memory.overruled, name: word})
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `assess` carries from round to round, as plain data and NumPy arrays."""
-        return {
-            "version": STATE_VERSION,
-            "level": repr(self.level),
-            "round": self._round,
-            "state": self._state,
-            "features": self._features,
-            "rules": dict(self.rule_states),
-        }
+        """Everything that `assess` carries from round to round, as plain data."""
+        return to_plain(self._memory, self.probe, self.level)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned.
 
         Raises:
-            StateError: another version, or a level with other parameters.
+            StateError: another version, damaged, or of another probe or level.
         """
-        missing = {"version", "level", "round", "state", "features"} - set(state)
-        if missing:
-            raise StateError(
-                f"the defence's state lacks {sorted(missing)}; expected what state_dict() returns"
-            )
-        if state["version"] != STATE_VERSION:
-            raise StateError(
-                f"got a defence state of version {state['version']!r}; expected {STATE_VERSION}"
-            )
-        if state["level"] != repr(self.level):
-            raise StateError(
-                f"got the state of {state['level']}; expected that of {self.level!r}: a state"
-                " belongs to its level's parameters"
-            )
-        self._round = int(state["round"])
-        self._state = state["state"]
-        self._features = state["features"]
-        self.rule_states = dict(state.get("rules", {}))
+        memory = from_plain(state, self.probe, self.level)
+        with self._lock:
+            self._memory = memory
+            self._last = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
 
-def _check_readable(probe: Probe, level: Level) -> None:
-    """Raise EvidenceError where the evidence of a level says nothing to a probe."""
-    if probe.featurizer.recipe.reads_product and level.evidence.startswith("shadow"):
-        raise EvidenceError(
-            f"got a probe that reads products with a level of {level.evidence}, which are changes"
-            " of factors since the fixed initial LoRA; expected a level of submitted updates or"
-            " local steps, or a probe that reads factors (all_b, paper)"
+def _probe(probe: Probe | str | Path | None) -> Probe | None:
+    if probe is None or isinstance(probe, Probe):
+        return probe
+    if isinstance(probe, str | Path):
+        return Probe.from_pretrained(probe)
+    raise ConfigError(
+        f"got a probe of type {type(probe).__name__}; expected a Probe, or the folder or Hub id of"
+        " one"
+    )
+
+
+def _level(level: Level | str | None, probe: Probe | None) -> Level | None:
+    name = level
+    if name == DEFAULT:
+        name = "cumulative" if probe is not None else None
+    if name == "cumulative" and probe is not None:
+        return make_level("cumulative", normalize=makes_unit_vectors(probe.featurizer))
+    found = make_level(name) if isinstance(name, str) else name
+    if found is not None and not isinstance(found, Level):
+        raise ConfigError(
+            f"got a level of type {type(found).__name__}; expected one of {', '.join(LEVELS)}"
         )
+    if (probe is None) != (found is None):
+        raise EvidenceError(
+            "got a probe without a level or a level without a probe; expected both, or neither"
+            " for no defence"
+        )
+    return found
+
+
+def _named(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
+    """The updates under their clients' names, sorted by them.
+
+    Raises:
+        EvidenceError: an id is none, or something is no ClientUpdate.
+    """
+    for update in updates:
+        if not isinstance(update, ClientUpdate):
+            raise EvidenceError(
+                f"got an update of type {type(update).__name__}; expected ClientUpdate"
+            )
+    named = [replace(update, client_id=client_name(update.client_id)) for update in updates]
+    return sorted(named, key=lambda update: update.client_id)

@@ -23,7 +23,7 @@ ours.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import ArrayLike
 
@@ -59,6 +59,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class Level(Protocol):
     """What a `Defense` needs of a level; the five of this project have it."""
 

@@ -1,13 +1,14 @@
-"""What goes into a round and what comes out of it: ClientUpdate and RoundRecord."""
+"""What goes into a round and what comes out of it: ClientUpdate, Assessment, RoundRecord."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
-from ..errors import StateError
+from ..errors import EvidenceError, StateError
 
 if TYPE_CHECKING:
     from loraprobe.adapters.adapter import Adapter
@@ -19,7 +20,7 @@ class ClientUpdate:
 
     Attributes:
         client_id: who sent it, as the transport authenticated it; never a field the client filled
-            in.
+            in. A whole number counts as its decimal digits.
         num_examples: how many examples the client says it used.
         adapter: the trained LoRA (kind "weights") or its change since the round's global LoRA
             ("factor_delta").
@@ -47,13 +48,13 @@ class RoundRecord:
         reasons: client -> why it was rejected, or what else is to be known about its factor.
         num_examples: client -> the count that was used, after capping.
         status: client -> the level's standing verdict, for levels that have one.
-        skipped: whether the global LoRA was kept as it was; by the safety gate, unless `note` says
-            otherwise.
+        cuts: client -> the score from which its evidence spoke against it in this round.
+        skipped: whether the global LoRA was kept as it was; `note` says why.
         losses: client -> mean training loss, where the loop knows it and it is finite.
         seconds: phase -> wall-clock seconds: train, evidence, assess, aggregate, evaluate.
         bytes: what was sent: update, evidence.
         metrics: what was measured of the global model after this round, if it was measured.
-        note: what else is to be known of the round, such as why its rule could not be applied.
+        note: what else is to be known of the round, such as why it was skipped.
     """
 
     round: int
@@ -63,6 +64,7 @@ class RoundRecord:
     reasons: Mapping[str, str] = field(default_factory=dict)
     num_examples: Mapping[str, int] = field(default_factory=dict)
     status: Mapping[str, str] = field(default_factory=dict)
+    cuts: Mapping[str, float] = field(default_factory=dict)
     skipped: bool = False
     losses: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -72,7 +74,8 @@ class RoundRecord:
 
     def to_json(self) -> str:
         """One line of JSON, without the newline."""
-        return json.dumps(asdict(self), allow_nan=False)
+        plain = {name.name: getattr(self, name.name) for name in fields(RoundRecord)}
+        return json.dumps(plain, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> RoundRecord:
@@ -86,9 +89,84 @@ class RoundRecord:
             values["scores"] = {
                 client: tuple(scores) for client, scores in values["scores"].items()
             }
-            return cls(**values)
+            return RoundRecord(**values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StateError(
                 f"got a line that is not a round record ({error!r}); expected one JSON object a"
                 " line as written by a run"
             ) from error
+
+
+@dataclass(frozen=True)
+class Assessment(RoundRecord):
+    """What a defence decided of one round: the record so far, and what may be summed.
+
+    Attributes:
+        accepted: client -> its change since the round's global LoRA, kind "factor_delta", of the
+            clients with a weight above 0, sorted by id: the very objects that were screened. Empty
+            if the round is skipped.
+    """
+
+    accepted: Mapping[str, Adapter] = field(default_factory=dict, repr=False, compare=False)
+
+    def record(
+        self,
+        *,
+        unusable: str = "",
+        reasons: Mapping[str, str] | None = None,
+        losses: Mapping[str, float] | None = None,
+        seconds: Mapping[str, float] | None = None,
+        bytes: Mapping[str, int] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        notes: Iterable[str] = (),
+    ) -> RoundRecord:
+        """The round's record, with what only the loop knows.
+
+        Args:
+            unusable: why the accepted updates could not be aggregated after all; the round is then
+                skipped.
+            reasons: client -> why nothing of it could be read; instead of the defence's reason.
+            notes: what else is to be known of the round.
+        """
+        said = (self.note, *notes, f"skipped: {unusable}" if unusable else "")
+        plain = RoundRecord(**{name.name: getattr(self, name.name) for name in fields(RoundRecord)})
+        return replace(
+            plain,
+            weights={} if unusable else self.weights,
+            skipped=self.skipped or bool(unusable),
+            reasons=dict(sorted({**self.reasons, **(reasons or {})}.items())),
+            losses=losses or {},
+            seconds={**(seconds or {}), **self.seconds},
+            bytes=bytes or {},
+            metrics=metrics or {},
+            note="; ".join(note for note in said if note),
+        )
+
+
+def client_name(client: Any) -> str:
+    """A client's id as records have it.
+
+    Raises:
+        EvidenceError: it is neither text nor a whole number.
+    """
+    if isinstance(client, str):
+        return str(client)
+    if isinstance(client, Integral) and not isinstance(client, bool):
+        return str(int(client))
+    raise EvidenceError(
+        f"got the client id {client!r:.80} of type {type(client).__name__}; expected a string, or a"
+        " whole number"
+    )
+
+
+def client_names(clients: Iterable[Any], what: str) -> tuple[str, ...]:
+    """Several clients' ids, each once, in their order.
+
+    Raises:
+        EvidenceError: one string where several ids are due, or something that is no id.
+    """
+    if isinstance(clients, str | bytes) or not isinstance(clients, Iterable):
+        raise EvidenceError(
+            f"{what}: got {clients!r:.80}; expected several client ids, such as ['{clients!s:.40}']"
+        )
+    return tuple(dict.fromkeys(client_name(client) for client in clients))

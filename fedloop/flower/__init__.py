@@ -10,12 +10,12 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.errors import MissingExtra
+from ..errors import MissingExtra
 
 if TYPE_CHECKING:
     from .client import client_app
     from .server import server_app
-    from .strategy import DefendedStrategy
+    from .strategy import EngineStrategy
 
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -25,12 +25,12 @@ QUIET = {
 os.environ.update(QUIET)  # flwr reads them when it is imported, which is after this
 
 _MODULE_OF = {
-    "DefendedStrategy": "strategy",
+    "EngineStrategy": "strategy",
     "client_app": "client",
     "server_app": "server",
 }
 
-__all__ = ["QUIET", "DefendedStrategy", "client_app", "server_app"]
+__all__ = ["QUIET", "EngineStrategy", "client_app", "server_app"]
 
 
 def __getattr__(name: str) -> Any:

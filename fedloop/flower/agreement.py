@@ -16,7 +16,7 @@ from ..client.training import LocalTraining
 from ..config import Config, LoRAConfig, ModelConfig
 from ..defense.levels import LOCAL_STEPS, SHADOW_GRADIENT, SHADOW_STEPS
 from ..errors import MessageError
-from ..run.round import GlobalLoRA
+from ..run.global_lora import GlobalLoRA
 
 _SHADOWS = (SHADOW_STEPS, SHADOW_GRADIENT)
 
@@ -56,15 +56,13 @@ class Agreement:
 
         Neither roles nor thresholds.
         """
-        level, probe, of = federation.defense.level, federation.defense.probe, config.training
+        level = federation.defense.level
+        probe = federation.defense.probe
         sent = level is not None and level.evidence in (LOCAL_STEPS, *_SHADOWS)
         read = probe.featurizer if probe is not None and sent else None
         layout = Layout.of(federation.initial)
         modules = tuple(
             layout.scalings if read is None or read.recipe.any_modules else read.layout.scalings
-        )
-        shadow = LocalTraining(
-            of.shadow_lr or of.lr, of.steps, of.batch_size, of.max_length, of.max_grad_norm
         )
         return cls(
             config.model,
@@ -75,8 +73,8 @@ class Agreement:
             level.evidence if level is not None and sent else None,
             modules,
             read.recipe.factors if read else ("A", "B"),
-            shadow,
-            of.shadow_examples,
+            LocalTraining.of_shadows(config.training),
+            config.training.shadow_examples,
             wire,
         )
 

@@ -3,10 +3,10 @@
 The base model is loaded once.
 
 What a node trains on is said in its own node config, never by the server:
-    data                      a file of JSON lines with instruction, response and optionally
-    context; or experiment, partition-id  a run's folder and a number: that client's part of the
-    experiment's sources, for rehearsals
-    base                      the base model on this machine, instead of what the server calls it
+    data    a file of JSON lines with instruction, response and optionally context
+    experiment, partition-id    instead, for rehearsals: a run's folder and a number, that client's
+                                part of the experiment's sources
+    base    the base model on this machine, instead of what the server calls it
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprobe.adapters.layout import Layout
-from loraprobe.errors import MissingExtra
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 
 from ..client.client import ClientTrainer, Trained
 from ..client.folding import FoldedBase
 from ..client.training import quiet, read_adapter
 from ..data.examples import Example, read_jsonl
-from ..errors import ConfigError, EngineError
+from ..errors import ConfigError, EngineError, MissingExtra
+from ..run.build import build_clients, load_adapted
 from ..run.folder import read_config
-from ..run.simulate import build_clients, load_adapted
 from .agreement import Agreement
 from .messages import Task, pack_reply, unpack_task
 
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def client_app() -> ClientApp:
-    """A ClientApp that answers "train" messages of `DefendedStrategy`.
+    """A ClientApp that answers "train" messages of `EngineStrategy`.
 
     In one process it loads the base model once (`fedloop flower node`); Flower's own SuperNode
     starts a process for every message, which works too and loads it every time.
@@ -51,7 +50,8 @@ def client_app() -> ClientApp:
         from flwr.clientapp import ClientApp
     except ImportError as error:
         raise MissingExtra("flwr", "flower", "the Flower engine") from error
-    app, trainer = ClientApp(), NodeTrainer()
+    app = ClientApp()
+    trainer = NodeTrainer()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -124,13 +124,14 @@ class _Member:
 
     def __init__(self, agreement: Agreement, base: str | None) -> None:
         quiet()
-        self.agreement, self.base = agreement, base
-        of = (
-            agreement.model
-            if base is None
-            else agreement.model.model_copy(update={"base": base, "revision": None})
+        self.agreement = agreement
+        self.base = base
+        settings = agreement.model
+        if base is not None:
+            settings = settings.model_copy(update={"base": base, "revision": None})
+        self._model, self._tokenizer = load_adapted(
+            settings, agreement.lora, frozen_a=agreement.frozen_a
         )
-        self._model, self._tokenizer = load_adapted(of, agreement.lora, frozen_a=agreement.frozen_a)
         self._folded = FoldedBase(self._model)
         own = read_adapter(self._model, agreement.base_model)
         agreement.check_own(own)
@@ -141,22 +142,21 @@ class _Member:
 
     def train(self, task: Task, examples: Sequence[Example], deadline: float) -> Trained:
         """One round, until the deadline."""
-        of = self.agreement
+        agreement = self.agreement
         self._folded.set(task.residual)
-        initial = (
-            task.lora if task.initial is None else task.initial
-        )  # read for shadows only, and then it is sent
+        # Read for shadows only, and then it is sent.
+        initial = task.lora if task.initial is None else task.initial
         trainer = ClientTrainer(
             self._model,
             self._tokenizer,
             initial,
-            of.evidence,
+            agreement.evidence,
             self._read,
-            of.shadow,
-            of.shadow_examples,
+            agreement.shadow,
+            agreement.shadow_examples,
             self._folded.unfolded,
         )
-        change = task.change.of(self._model, of.weights, task.lora)
+        change = task.change.of(self._model, agreement.weights, task.lora)
 
         def adjust(parameters: list[torch.nn.Parameter]) -> None:
             if time.monotonic() > deadline:

@@ -9,9 +9,8 @@ client -> server   arrays: update, and evidence if it was asked for
                    metrics: num-examples, loss, train-seconds, evidence-seconds
 
 The nonce is a new secret for every message. Flower lets a node fetch its own messages only (by its
-key, where keys are used),
-but does not compare the sender that a reply names with the node that pushed it: only who could read
-    the message knows the nonce.
+key, where keys are used), but does not compare the sender that a reply names with the node that
+pushed it: only who could read the message knows the nonce.
 
 Nothing of a reply is computed with before its names, types, lengths and layouts are known to be the
 expected ones.
@@ -22,7 +21,7 @@ from __future__ import annotations
 import hmac
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,6 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.deltas import add_delta
 from loraprobe.adapters.layout import Layout, flattened, pack, unpack
 from loraprobe.adapters.pair import LazyTensor, LoRAPair
 from loraprobe.errors import KindMismatch
@@ -45,7 +43,7 @@ from .agreement import Agreement
 from .arrays import decode, encode, itemsize
 
 if TYPE_CHECKING:
-    from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 PROTOCOL = 1
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
@@ -73,22 +71,43 @@ class Task:
     residual: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def pack_task(task: Task, agreement: Agreement) -> RecordDict:
-    """The server's message to one client."""
+class Encoder:
+    """Arrays of a round as Flower sends them: those that all clients get are made once."""
+
+    def __init__(self, wire: str) -> None:
+        self._wire = wire
+        self._made: dict[str, tuple[Array, float]] = {}
+
+    def arrays(self, task: Task) -> dict[str, tuple[Array, float]]:
+        """name -> array and scale, of everything that a task sends."""
+        arrays = {"lora": self._once("lora", lambda: pack(task.lora)[0], self._wire)}
+        initial = task.initial
+        if initial is not None:
+            arrays["initial"] = self._once("initial", lambda: pack(initial)[0], self._wire)
+        if task.change.correction is not None:  # a client's own
+            arrays["correction"] = encode(task.change.correction.numpy(), self._wire)
+        if task.residual:  # always whole: it is added to the base, and rounding would add up
+            parts = [task.residual[name].reshape(-1) for name in sorted(task.residual)]
+            arrays["residual"] = self._once("residual", lambda: torch.cat(parts), "float32")
+        return arrays
+
+    def _once(self, name: str, vector: Callable[[], Tensor], wire: str) -> tuple[Array, float]:
+        if name not in self._made:
+            self._made[name] = encode(vector().numpy(), wire)
+        return self._made[name]
+
+
+def pack_task(task: Task, agreement: Agreement, encoder: Encoder | None = None) -> RecordDict:
+    """The server's message to one client.
+
+    Args:
+        encoder: of the round, if it has several messages.
+    """
     from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-    vectors = {"lora": pack(task.lora)[0]}
-    if task.initial is not None:
-        vectors["initial"] = pack(task.initial)[0]
-    if task.change.correction is not None:
-        vectors["correction"] = task.change.correction
-    arrays, scales = {}, {}
-    for name, vector in vectors.items():
-        arrays[name], scales[name] = encode(vector.numpy(), agreement.wire)
-    if task.residual:  # always whole: it is added to the base, and rounding would add up
-        arrays["residual"], scales["residual"] = encode(
-            torch.cat([task.residual[name].reshape(-1) for name in sorted(task.residual)]).numpy()
-        )
+    encoded = (encoder or Encoder(agreement.wire)).arrays(task)
+    arrays = {name: array for name, (array, _) in encoded.items()}
+    scales = {name: scale for name, (_, scale) in encoded.items()}
     plain = {
         "training": asdict(task.training),
         "seed": task.seed,
@@ -114,11 +133,9 @@ def unpack_task(content: RecordDict) -> tuple[Task, Agreement]:
     arrays = _record(content.array_records, ARRAYS)
     try:
         plain = json.loads(str(config.get("task")))
-        training, scales, shapes = (
-            LocalTraining(**plain["training"]),
-            plain["scales"],
-            plain["residual"],
-        )
+        training = LocalTraining(**plain["training"])
+        scales = plain["scales"]
+        shapes = plain["residual"]
 
         def vector(name: str, size: int, wire: str) -> Tensor:
             return torch.from_numpy(decode(arrays[name], name, size, wire, scales[name]))
@@ -171,7 +188,8 @@ def pack_reply(trained: Trained, task: Task, agreement: Agreement) -> RecordDict
     """
     from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-    steps, arrays = trained.update.steps, {}
+    steps = trained.update.steps
+    arrays: dict[str, Array] = {}
     config = ConfigRecord(
         {
             "protocol": PROTOCOL,
@@ -213,7 +231,8 @@ def unpack_reply(content: RecordDict, client_id: str, task: Task, agreement: Agr
     Raises:
         MessageError: it is not of the form that was agreed on.
     """
-    arrays, config = _record(content.array_records, ARRAYS), _record(content.config_records, CONFIG)
+    arrays = _record(content.array_records, ARRAYS)
+    config = _record(content.config_records, CONFIG)
     metrics = _record(content.metric_records, METRICS)
     if len(content) != 3:
         raise MessageError(
@@ -237,13 +256,12 @@ def unpack_reply(content: RecordDict, client_id: str, task: Task, agreement: Agr
     )
     delta = unpack(torch.from_numpy(vector), agreement.layout, base_model=agreement.base_model)
     steps = _steps(arrays, config, task, agreement)
-    update = ClientUpdate(
-        client_id, metrics.get("num-examples"), add_delta(task.lora, delta), steps
-    )  # Defense checks the count
+    # Defense checks the count.
+    update = ClientUpdate(client_id, metrics.get("num-examples"), delta, steps)
     seconds = {name: _seconds(metrics.get(f"{name}-seconds")) for name in ("train", "evidence")}
     loss = metrics.get("loss")
     size = len(steps) * agreement.step.size * itemsize(agreement.wire)
-    return Trained(update, delta, loss if isinstance(loss, float) else math.nan, seconds, size)
+    return Trained(update, loss if isinstance(loss, float) else math.nan, seconds, size)
 
 
 def _steps(
@@ -255,7 +273,8 @@ def _steps(
     """
     if "evidence" not in arrays:
         return ()
-    count, layout = agreement.steps(task.training), agreement.step
+    count = agreement.steps(task.training)
+    layout = agreement.step
     if config.get("steps") != count:
         raise MessageError(
             f"got {str(config.get('steps'))[:40]} steps of evidence; expected {count}"
@@ -291,10 +310,6 @@ def _probed(row: Tensor, agreement: Agreement) -> Adapter:
 
 def _not_sent() -> Tensor:
     raise KindMismatch("this factor is not part of the evidence: the probe was said not to read it")
-
-
-# --- records
-# -------------------------------------------------------------------------------------------------------------------------
 
 
 def _record(records: Mapping[str, Any], name: str) -> Any:

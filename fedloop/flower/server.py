@@ -11,14 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.errors import MissingExtra
-
 from ..client.training import quiet, read_adapter
 from ..config import Config
-from ..errors import ConfigError
-from ..run.folder import RunFolder, read_config
-from ..run.round import GlobalLoRA
-from ..run.simulate import Run, RunResult, build_defense, build_federation, load_adapted, plan_round
+from ..errors import ConfigError, MissingExtra
+from ..run.build import build_defense, build_federation, load_adapted
+from ..run.folder import RunFolder, read_config, written_to
+from ..run.global_lora import GlobalLoRA
+from ..run.plan import plan_round
+from ..run.simulate import Model, Run, RunResult
 from .agreement import Agreement
 from .nodes import Node, read_nodes
 from .settings import EngineSettings
@@ -57,14 +57,13 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> RunResult:
         EngineError: nobody sent anything usable for too long.
         StateError: the folder holds another experiment or a damaged one.
     """
-    from .strategy import DefendedStrategy
+    from .strategy import EngineStrategy
 
     quiet()
-    settings, folder = EngineSettings.of(run_config), Path(str(run_config["folder"]))
-    config, nodes = (
-        _config(Path(str(run_config["config"])), folder),
-        read_nodes(Path(str(run_config["nodes"]))),
-    )
+    settings = EngineSettings.of(run_config)
+    folder = Path(str(run_config["folder"]))
+    config = _config(Path(str(run_config["config"])), folder)
+    nodes = read_nodes(Path(str(run_config["nodes"])))
     if config.clients.count != len(nodes):
         raise ConfigError(
             f"clients.count: got {config.clients.count}; expected {len(nodes)}, the number of"
@@ -72,20 +71,19 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> RunResult:
         )
     roles = _roles(folder, nodes)
     kept = RunFolder.create(folder, config, roles)
-    federation, model = _federation(config)
-    if all(node.examples is not None for node in nodes.values()):
-        federation.defense.registered = {
-            name: node.examples for name, node in nodes.items() if node.examples is not None
-        }
+    federation, model = _federation(config, _registered(nodes), folder)
     malicious = [client for client, role in roles.items() if role["role"] == "malicious"]
     with Run(config, federation, kept, model=model) as run:
         agreement = Agreement.of(config, federation, settings.wire)
-        ids, plan = (
+        EngineStrategy(
+            federation,
             {name: node.node_id for name, node in nodes.items()},
             partial(plan_round, config),
-        )
-        DefendedStrategy(
-            federation, ids, plan, agreement, settings, run.finish, run.ahead(), malicious=malicious
+            agreement,
+            settings,
+            run.finish,
+            run.ahead(),
+            malicious=malicious,
         ).start(grid)
     return run.result(roles)
 
@@ -93,9 +91,7 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> RunResult:
 def _config(path: Path, folder: Path) -> Config:
     """The experiment: a TOML file, or a run's own config.json."""
     config = read_config(path.parent) if path.suffix == ".json" else Config.read(path)
-    return config.model_copy(
-        update={"output": config.output.model_copy(update={"folder": str(folder)})}
-    )
+    return written_to(config, folder)
 
 
 def _roles(folder: Path, nodes: Mapping[str, Node]) -> dict[str, dict[str, Any]]:
@@ -109,17 +105,25 @@ def _roles(folder: Path, nodes: Mapping[str, Node]) -> dict[str, dict[str, Any]]
     return roles
 
 
-def _federation(config: Config) -> tuple[GlobalLoRA, Any]:
+def _registered(nodes: Mapping[str, Node]) -> dict[str, int] | None:
+    """Client -> example count, if that of every node was registered."""
+    counts = {name: node.examples for name, node in nodes.items() if node.examples is not None}
+    return counts if len(counts) == len(nodes) else None
+
+
+def _federation(
+    config: Config, registered: Mapping[str, int] | None, folder: Path
+) -> tuple[GlobalLoRA, Model | None]:
     """The server's half, and a function that gives the model to measure.
 
     Without measurements the model is not kept in memory.
     """
-    of = config.evaluation
-    if of.harmful or of.safe or of.utility:
-        federation = build_federation(config)
+    measured = config.evaluation
+    if measured.harmful or measured.safe or measured.utility:
+        federation = build_federation(config, folder, registered)
         return federation, federation.model_for_measuring
-    adapted, _ = load_adapted(
-        config.model, config.lora, frozen_a=config.aggregation.lora == "frozen_a"
-    )
+    frozen_a = config.aggregation.lora == "frozen_a"
+    adapted, _ = load_adapted(config.model, config.lora, frozen_a=frozen_a)
     initial = read_adapter(adapted, config.model.name or config.model.base)
-    return GlobalLoRA(initial, build_defense(config, initial), config), None
+    defense = build_defense(config, initial, registered)
+    return GlobalLoRA(initial, defense, config, folder=folder), None

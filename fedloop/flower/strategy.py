@@ -2,8 +2,10 @@
 
 Ask the clients of a round, wait until a deadline, read what is readable, weigh it.
 
-    strategy = DefendedStrategy(federation, nodes, partial(plan_round, config), agreement, settings,
-    run.finish, run.ahead()) strategy.start(grid)
+    strategy = EngineStrategy(
+        federation, nodes, partial(plan_round, config), agreement, settings, run.finish, run.ahead()
+    )
+    strategy.start(grid)
 
 A client is the node that Flower says a reply came from, and every message carries a nonce (see
 `.messages`). Whatever else is wrong with a reply, an error of its client or none at all, is a
@@ -17,21 +19,19 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from loraprobe.adapters.layout import pack
-from loraprobe.errors import MissingExtra
 
-from ..client.client import Trained
 from ..defense.screening import LONGEST_REASON, UNREADABLE, reason
-from ..defense.types import RoundRecord
-from ..errors import EngineError
-from ..run.round import GlobalLoRA
-from ..run.simulate import RoundPlan
+from ..errors import EngineError, MissingExtra
+from ..run.global_lora import GlobalLoRA
+from ..run.plan import RoundPlan
+from ..run.round import OpenRound, Played
 from .agreement import Agreement
 from .arrays import encode, itemsize
-from .messages import Task, answers, pack_task, unpack_reply
+from .messages import Encoder, Task, answers, pack_task, unpack_reply
 from .settings import EngineSettings
 
 try:
@@ -55,9 +55,7 @@ BROKEN = (
     HTTPStatusError,
 )
 _POLL = 0.25  # seconds between two looks for replies or nodes
-_UNREADABLE_REPLY = (
-    1  # the code of the error that stands in for a reply that cannot be put together
-)
+_UNREADABLE_REPLY = 1  # the code of the error in place of a reply that cannot be put together
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _OpenRound:
+class _AskedRound:
     """What was sent, and who could not be sent anything."""
 
     plan: RoundPlan
@@ -81,7 +79,7 @@ class _OpenRound:
     sent: int
 
 
-class DefendedStrategy(FedAvg):
+class EngineStrategy(FedAvg):
     """`GlobalLoRA`, hence a defence, any rule and any server optimiser, as a Flower strategy.
 
     Args:
@@ -90,7 +88,7 @@ class DefendedStrategy(FedAvg):
             plans count in. Who is not in it takes no part. It is decided on the server, by
             registering keys; nothing that a node sends changes it.
         plan: a round's number -> who takes part and how they train.
-        finish: called with every round's record, after the global LoRA moved.
+        finish: called with every round that was played, after the global LoRA moved.
         rounds: the numbers of the rounds to play: resumed runs do not start from 1.
         malicious: clients that play the configured attack on updates, in an experiment.
     """
@@ -102,22 +100,24 @@ class DefendedStrategy(FedAvg):
         plan: Callable[[int], RoundPlan],
         agreement: Agreement,
         settings: EngineSettings,
-        finish: Callable[[RoundRecord], None],
+        finish: Callable[[Played], None],
         rounds: Sequence[int],
         *,
         malicious: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.federation, self.agreement, self.settings = federation, agreement, settings
-        self._nodes, self._clients, self._plan, self._finish = (
-            dict(nodes),
-            list(nodes),
-            plan,
-            finish,
-        )
-        self._rounds, self._malicious = list(rounds), list(malicious)
-        self._open: _OpenRound | None = None
-        self._empty, self._started = 0, False
+        self.federation = federation
+        self.agreement = agreement
+        self.settings = settings
+        self._nodes = dict(nodes)
+        self._clients = list(nodes)
+        self._plan = plan
+        self._finish = finish
+        self._rounds = list(rounds)
+        self._malicious = list(malicious)
+        self._open: _AskedRound | None = None
+        self._empty = 0
+        self._started = False
 
     def start(
         self,
@@ -160,16 +160,21 @@ class DefendedStrategy(FedAvg):
         wanted = self.federation.defense.wanted(clients)
         online = self._online(grid, [self._nodes[client] for client in clients])
         self._started = True
+        encoder = Encoder(self.agreement.wire)
         asked: dict[int, _Asked] = {}
         for client, seed in zip(clients, plan.seeds, strict=True):
             node = self._nodes[client]
             if node in online:
                 task = self._task(plan, client, seed, client in wanted)
-                content = pack_task(task, self.agreement)
-                group, ttl = str(server_round), self.settings.round_timeout
-                asked[node] = _Asked(
-                    client, task, Message(content, node, MessageType.TRAIN, group_id=group, ttl=ttl)
+                content = pack_task(task, self.agreement, encoder)
+                message = Message(
+                    content,
+                    node,
+                    MessageType.TRAIN,
+                    group_id=str(server_round),
+                    ttl=self.settings.round_timeout,
                 )
+                asked[node] = _Asked(client, task, message)
         absent = {
             client: "missing: its node is not connected"
             for client in clients
@@ -177,15 +182,14 @@ class DefendedStrategy(FedAvg):
         }
         sent = sum(
             len(array.data)
-            for one in asked.values()
-            for array in one.message.content.array_records["arrays"].values()
+            for part in asked.values()
+            for array in part.message.content.array_records["arrays"].values()
         )
-        self._open = _OpenRound(plan, clients, asked, absent, time.perf_counter(), sent)
-        return [one.message for one in asked.values()]
+        self._open = _AskedRound(plan, clients, asked, absent, time.perf_counter(), sent)
+        return [part.message for part in asked.values()]
 
     def _task(self, plan: RoundPlan, client: str, seed: int, wanted: bool) -> Task:
         initial = self.federation.initial if wanted and self.agreement.shadows else None
-        change, residual = self.federation.asks(client), self.federation.residual
         return Task(
             plan.number,
             secrets.token_hex(16),
@@ -194,8 +198,8 @@ class DefendedStrategy(FedAvg):
             wanted,
             self.federation.lora,
             initial,
-            change,
-            residual,
+            self.federation.asks(client),
+            self.federation.residual,
         )
 
     def aggregate_train(
@@ -208,53 +212,43 @@ class DefendedStrategy(FedAvg):
         Raises:
             EngineError: this round was not configured, or nobody sent anything usable for too long.
         """
-        opened, self._open = self._open, None
+        opened = self._open
+        self._open = None
         if opened is None or opened.plan.number != server_round:
             raise EngineError(
                 f"got replies to round {server_round}; expected configure_train of that round first"
             )
-        trained, refused, note = self._read(opened, replies)
-        waited = time.perf_counter() - opened.began
-        plan = opened.plan
         malicious = [client for client in self._malicious if client in opened.clients]
-        record = self.federation.finish(
-            plan.number,
-            trained,
-            opened.clients,
-            malicious,
-            plan.training,
-            plan.generator,
-            {**opened.absent, **refused},
-        )
-        update = len(trained) * self.agreement.layout.size * itemsize(self.agreement.wire)
-        note = "; ".join(
-            part
-            for part in (
-                record.note,
-                note,
-                "" if trained else "skipped: nobody sent anything usable",
-            )
-            if part
-        )
-        sent, seconds = (
-            {**record.bytes, "update": update, "to_clients": opened.sent},
-            {**record.seconds, "exchange": waited},
-        )
-        record = replace(record, bytes=sent, seconds=seconds, note=note)
-        self._finish(record)
-        self._empty = 0 if trained else self._empty + 1
+        with OpenRound(self.federation, opened.plan, opened.clients) as arriving:
+            for client, why in opened.absent.items():
+                arriving.refuse(client, why)
+            strangers = self._read(opened, replies, arriving)
+            waited = time.perf_counter() - opened.began
+            usable = len(arriving.clients)
+            played = arriving.close(malicious)
+        size = itemsize(self.agreement.wire)
+        played.bytes["update"] = usable * self.agreement.layout.size * size
+        played.bytes["to_clients"] = opened.sent
+        played.seconds["exchange"] = waited
+        if strangers:
+            played.notes.append(f"{strangers} replies came from nodes that were not asked")
+        if not usable:
+            played.notes.append("nobody sent anything usable")
+        self._finish(played)
+        self._stop_if_empty(usable, played)
+        factors = played.assessment.factors
+        mean = sum(factors.values()) / len(factors)
+        return self._arrays(), MetricRecord({"replies": usable, "mean-factor": mean})
+
+    def _stop_if_empty(self, usable: int, played: Played) -> None:
+        self._empty = 0 if usable else self._empty + 1
         if self._empty >= self.settings.max_empty_rounds:
             raise EngineError(
                 f"nobody sent anything usable in {self._empty} rounds in a row, the last of them"
-                f" round {plan.number}: {next(iter(record.reasons.values()), 'nobody was asked')}."
+                f" round {played.assessment.round}:"
+                f" {next(iter(played.reasons.values()), 'nobody was asked')}."
                 " The run is saved; start it again once clients are back."
             )
-        return self._arrays(), MetricRecord(
-            {
-                "replies": len(trained),
-                "mean-factor": sum(record.factors.values()) / len(record.factors),
-            }
-        )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -264,62 +258,52 @@ class DefendedStrategy(FedAvg):
         """
         return []
 
-    def _read(
-        self, opened: _OpenRound, replies: Iterable[Message]
-    ) -> tuple[dict[str, Trained], dict[str, str], str]:
-        """What each client sent, why there is nothing of the others, and what came from nobody who
-        was asked.
+    def _read(self, opened: _AskedRound, replies: Iterable[Message], arriving: OpenRound) -> int:
+        """Pass on what each client sent, and why there is nothing of the others.
+
+        Returns:
+            how many replies came from nobody who was asked.
         """
-        read: dict[str, list[Trained | str]] = {one.client: [] for one in opened.asked.values()}
-        weak: dict[
-            str, str
-        ] = {}  # reasons that give way to a reply that proves where it comes from
         strangers = 0
+        silent = {
+            asked.client: "missing: no reply before the round's deadline"
+            for asked in opened.asked.values()
+        }
+        heard: set[str] = set()
         for reply in replies:
-            one = _sender(opened, reply)
-            if one is None:
+            asked = _sender(opened, reply)
+            if asked is None:
                 strangers += 1
             elif reply.has_error():
-                weak[one.client] = f"missing: {reply.error.reason or 'an error without a reason'}"
-            else:
-                self._hear(reply, one, read[one.client], weak)
-        trained = {
-            client: found[0]
-            for client, found in read.items()
-            if len(found) == 1 and isinstance(found[0], Trained)
-        }
-        refused = {
-            client: weak.get(client, "missing: no reply before the round's deadline")
-            for client, found in read.items()
-            if not found
-        }
-        refused |= {
-            client: found[0]
-            for client, found in read.items()
-            if len(found) == 1 and isinstance(found[0], str)
-        }
-        refused |= {
-            client: f"duplicate: {len(found)} replies to one message; expected one"
-            for client, found in read.items()
-            if len(found) > 1
-        }
-        note = f"{strangers} replies came from nodes that were not asked" if strangers else ""
-        return trained, {client: _plain(why) for client, why in refused.items()}, note
-
-    def _hear(
-        self, reply: Message, one: _Asked, read: list[Trained | str], weak: dict[str, str]
-    ) -> None:
-        """Put a reply, or what is wrong with it, where it belongs."""
-        try:
-            if answers(reply.content, one.task.nonce):
-                read.append(unpack_reply(reply.content, one.client, one.task, self.agreement))
-            else:
-                weak[one.client] = (
+                why = reply.error.reason or "an error without a reason"
+                silent[asked.client] = f"missing: {why}"
+            elif not self._answers(reply, asked):
+                silent[asked.client] = (
                     "the reply does not hold the nonce of its round's message: an old one, or not"
                     " this node's"
                 )
+            else:
+                heard.add(asked.client)
+                self._hear(reply, asked, arriving)
+        for client, why in silent.items():
+            if client not in heard:  # a reply that proves where it comes from comes first
+                arriving.refuse(client, _plain(why))
+        return strangers
+
+    def _answers(self, reply: Message, asked: _Asked) -> bool:
+        try:
+            return answers(reply.content, asked.task.nonce)
+        except BROKEN:
+            return True  # unreadable as a whole, which its reading will say
+
+    def _hear(self, reply: Message, asked: _Asked, arriving: OpenRound) -> None:
+        """Spool a reply, or refuse its client with what is wrong with it."""
+        try:
+            trained = unpack_reply(reply.content, asked.client, asked.task, self.agreement)
         except BROKEN as error:
-            read.append(reason(error))
+            arriving.receive(asked.client, _plain(reason(error)))
+        else:
+            arriving.receive(asked.client, trained)
 
     def _online(self, grid: Grid, nodes: Collection[int]) -> set[int]:
         """Which of these nodes are connected.
@@ -337,35 +321,33 @@ class DefendedStrategy(FedAvg):
                 return online
             time.sleep(_POLL)
 
-    def _exchange(self, grid: Grid, messages: Sequence[Message]) -> list[Message]:
-        """Send, and wait until everybody has answered or the round is over.
+    def _exchange(self, grid: Grid, messages: Sequence[Message]) -> Iterator[Message]:
+        """Send, and hand on replies as they come, until everybody has answered or the round is
+        over.
 
         Every reply is fetched by a thread of its own: one that cannot be put together takes no
         other with it, and one that is announced but never arrives, for which Flower would wait
         hours, holds nobody up.
         """
         if not messages:
-            return []
+            return
         identities = list(grid.push_messages(messages))
         if len(identities) != len(messages):
             raise EngineError(
                 f"the SuperLink took {len(identities)} of the round's {len(messages)} messages;"
                 " they may be too large for it"
             )
-        replies: list[Message] = []
         deadline = time.monotonic() + self.settings.round_timeout
         with _threads(len(messages)) as pool:
-            fetching = {
-                pool.submit(_fetch, grid, str(identity), deadline): m
-                for identity, m in zip(identities, messages, strict=True)
+            waiting = {
+                pool.submit(_fetch, grid, str(identity), deadline): message
+                for identity, message in zip(identities, messages, strict=True)
                 if identity
             }
-            waiting = set(fetching)
             while waiting and (left := deadline - time.monotonic()) > 0:
-                done, waiting = wait(waiting, left, FIRST_COMPLETED)
-                for one in done:
-                    replies += _fetched(one, fetching[one])
-        return replies
+                done, _ = wait(waiting, left, FIRST_COMPLETED)
+                for future in done:  # forgotten once it is read: so is its reply
+                    yield from _fetched(future, waiting.pop(future))
 
     def _arrays(self) -> ArrayRecord:
         return ArrayRecord({"lora": encode(pack(self.federation.lora)[0].numpy())[0]})
@@ -390,9 +372,9 @@ def _fetch(grid: Grid, identity: str, deadline: float) -> list[Message]:
     return found
 
 
-def _fetched(one: Future[list[Message]], asked: Message) -> list[Message]:
+def _fetched(future: Future[list[Message]], asked: Message) -> list[Message]:
     try:
-        return one.result()
+        return future.result()
     except BROKEN as error:
         return [
             Message(Error(_UNREADABLE_REPLY, f"unreadable reply: {reason(error)}"), reply_to=asked)
@@ -406,19 +388,14 @@ def _plain(text: str) -> str:
     ]
 
 
-def _sender(opened: _OpenRound, reply: Message) -> _Asked | None:
+def _sender(opened: _AskedRound, reply: Message) -> _Asked | None:
     """Who was asked what this replies to.
 
     The server's own errors name no node, but the message they are about.
     """
-    one = opened.asked.get(reply.metadata.src_node_id)
-    if one is None and reply.has_error():
-        return next(
-            (
-                asked
-                for asked in opened.asked.values()
-                if asked.message.metadata.message_id == reply.metadata.reply_to_message_id
-            ),
-            None,
-        )
-    return one
+    sender = opened.asked.get(reply.metadata.src_node_id)
+    if sender is not None or not reply.has_error():
+        return sender
+    about = reply.metadata.reply_to_message_id
+    asked = opened.asked.values()
+    return next((part for part in asked if part.message.metadata.message_id == about), None)

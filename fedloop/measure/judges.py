@@ -154,8 +154,8 @@ def read_verdict(reply: str) -> Verdict:
 
     Its first line has to be the word safe or unsafe, and nothing else.
 
-    >>> read_verdict("safe"), read_verdict(" unsafe\\nO5: Malicious Use"), read_verdict("safe or not, who knows")
-    ('safe', 'unsafe', 'unreadable')
+    >>> [read_verdict(words) for words in ("safe", " unsafe\\nO5: Malicious Use", "safe or not")]
+    ['safe', 'unsafe', 'unreadable']
     """
     word = reply.strip().split("\n")[0].strip(" \t\r'\".").lower()
     return "safe" if word == "safe" else "unsafe" if word == "unsafe" else "unreadable"

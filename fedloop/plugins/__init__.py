@@ -10,7 +10,8 @@ All of them read what clients sent through `.replies` and ask the same `Defense`
     give the same weights.
 """
 
+from ..defense.explain import rejected
 from .loop import Defended, defend_round
-from .replies import Reply, StateDict, rejected
+from .replies import Reply, StateDict
 
 __all__ = ["Defended", "Reply", "StateDict", "defend_round", "rejected"]

@@ -1,6 +1,6 @@
 """The defence around a Flower strategy of your own, in one line:
 
-    strategy = defended(FedAdam(...), Defense(probe, CumulativeLevel()), alpha=16)
+    strategy = DefendedStrategy(FedAdam(...), Defense("org/probe"), alpha=16)
 
 for clients that reply as in Flower's examples: one ArrayRecord with a PEFT state dict, one
 MetricRecord with the number of examples. The strategy sees the accepted replies only, as copies
@@ -17,17 +17,17 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from loraprobe.errors import AdapterFormatError, LoraprobeError, MissingExtra
+from loraprobe.errors import AdapterFormatError, LoraprobeError
 
 from ..defense.defense import Defense
-from ..defense.types import RoundRecord
-from ..errors import ConfigError, EvidenceError
-from .replies import BROKEN, Assessed, GlobalState, Reply, assess, next_round, rejected
+from ..defense.explain import rejected
+from ..defense.types import Assessment, RoundRecord
+from ..errors import ConfigError, EvidenceError, MissingExtra
+from .replies import BROKEN, GlobalState, LoRAOptions, Reply, assess
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -42,15 +42,8 @@ STEP = "step-"
 _LOG = logging.getLogger(__name__)
 
 
-def defended(
-    strategy: Strategy,
-    defense: Defense,
-    *,
-    alpha: float,
-    on_record: Callable[[RoundRecord], None] | None = None,
-    **lora: Any,
-) -> Strategy:
-    """The strategy behind the defence; the same methods, and `start` as Flower has it.
+class DefendedStrategy(Strategy):
+    """A strategy behind the defence; the same methods, and `start` as Flower has it.
 
     A client is the node that Flower says sent the reply, as a string; Flower's SuperLink checks
     that it is the node whose message is answered, not which node pushed it. A node that was asked
@@ -60,34 +53,40 @@ def defended(
     Args:
         strategy: its `weighted_by_key`, if it has one, names the number of examples; otherwise that
             is "num-examples".
+        defense: counts rounds by itself: Flower counts from 1 after every start.
         alpha: PEFT's lora_alpha.
         on_record: called with every round's record; rejections are logged anyhow.
         lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern,
             rank_pattern, base_model.
 
     Raises:
-        ConfigError: the strategy has a `start` of its own, which a wrapper would leave out.
+        ConfigError: the strategy has a `start` of its own, which a wrapper would leave out; or an
+            option of the LoRA is unknown or not valid.
     """
-    if type(strategy).start is not Strategy.start:
-        raise ConfigError(
-            f"{type(strategy).__name__} has its own start(); expected Flower's. Defend its"
-            " aggregate_train, or use defend_round in it."
-        )
-    return _Defended(
-        strategy, defense, {"alpha": alpha, **lora}, on_record or (lambda record: None)
-    )
 
-
-class _Defended(Strategy):
     def __init__(
         self,
         strategy: Strategy,
         defense: Defense,
-        lora: dict[str, Any],
-        on_record: Callable[[RoundRecord], None],
+        *,
+        alpha: float,
+        on_record: Callable[[RoundRecord], None] | None = None,
+        **lora: Any,
     ) -> None:
-        self.strategy, self.defense = strategy, defense
-        self._lora, self._on_record = lora, on_record
+        if not isinstance(strategy, Strategy) or not isinstance(defense, Defense):
+            raise ConfigError(
+                f"got a strategy of type {type(strategy).__name__} and a defence of type"
+                f" {type(defense).__name__}; expected a Flower Strategy and a Defense"
+            )
+        if type(strategy).start is not Strategy.start:
+            raise ConfigError(
+                f"{type(strategy).__name__} has its own start(); expected Flower's. Defend its"
+                " aggregate_train, or use defend_round in it."
+            )
+        self.strategy = strategy
+        self.defense = defense
+        self._lora = LoRAOptions.of(alpha, lora)
+        self._on_record = on_record or (lambda record: None)
         self._counted_by = getattr(strategy, "weighted_by_key", "num-examples")
         self._asked: list[str] = []
         self._arrays: ArrayRecord | None = None
@@ -102,10 +101,8 @@ class _Defended(Strategy):
     ) -> Iterable[Message]:
         """As the strategy, remembering what was sent to whom."""
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
-        self._arrays, self._asked = (
-            arrays,
-            [str(message.metadata.dst_node_id) for message in messages],
-        )
+        self._arrays = arrays
+        self._asked = [str(message.metadata.dst_node_id) for message in messages]
         return messages
 
     def aggregate_train(
@@ -118,35 +115,27 @@ class _Defended(Strategy):
                 " arrays first, once for every round"
             )
         arrays: ArrayRecord | None = self._arrays
-        former, metrics, self._arrays = _numpy(self._arrays), None, None
-        start = GlobalState(former, **self._lora)
+        former = _numpy(self._arrays)
+        metrics = None
+        self._arrays = None
+        start = GlobalState(former, self._lora)
         answers = sorted((message for message in replies if message.has_content()), key=_sender)
         odd = self._odd_metrics([message for message in answers if _sender(message) in self._asked])
-        # Flower counts from 1 after every start, the defence goes on.
-        assessed = assess(
-            self.defense,
-            next_round(self.defense),
-            [self._reply(message, odd) for message in answers],
-            start,
-            self._asked,
-        )
-        record = assessed.record
-        if not record.skipped:
+        sent = [self._reply(message, odd) for message in answers]
+        assessment = assess(self.defense, self.defense.round + 1, sent, start, self._asked)
+        unusable = ""
+        if not assessment.skipped:
             kept = [
-                self._kept(message, assessed, start, former)
+                self._kept(message, assessment, start, former)
                 for message in answers
-                if _sender(message) in assessed.accepted
+                if _sender(message) in assessment.accepted
             ]
             result, metrics = self.strategy.aggregate_train(server_round, kept)
             try:
                 arrays = None if result is None else _like(result, start, former)
             except LoraprobeError as error:
-                record = replace(
-                    record,
-                    skipped=True,
-                    weights={},
-                    note=f"skipped, the strategy's result is unusable: {error}",
-                )
+                unusable = f"the strategy's result is unusable: {error}"
+        record = assessment.record(unusable=unusable)
         for client, why in rejected(record).items():
             _LOG.warning("round %d: client %s: %s", record.round, client, why)
         self._on_record(record)
@@ -186,15 +175,14 @@ class _Defended(Strategy):
         }
 
     def _reply(self, message: Message, odd: dict[int, Exception]) -> Reply:
-        client, count = _sender(message), _metrics(message).get(self._counted_by)
+        client = _sender(message)
+        count = _metrics(message).get(self._counted_by)
         arrays = {
             name: record
             for name, record in message.content.array_records.items()
             if not name.startswith(STEP)
         }
         try:
-            if client not in self._asked:
-                raise EvidenceError("nobody asked this node in this round")
             if id(message) in odd:
                 raise odd[id(message)]
             if len(arrays) != 1:
@@ -212,7 +200,7 @@ class _Defended(Strategy):
     def _kept(
         self,
         message: Message,
-        assessed: Assessed,
+        assessment: Assessment,
         start: GlobalState,
         former: dict[str, np.ndarray],
     ) -> Message:
@@ -220,7 +208,7 @@ class _Defended(Strategy):
 
         Checked arrays, and its weight as the number of examples.
         """
-        client, record = _sender(message), assessed.record
+        client = _sender(message)
         content = RecordDict()
         for name, value in message.content.items():
             if isinstance(value, ArrayRecord) and not name.startswith(STEP):
@@ -231,7 +219,8 @@ class _Defended(Strategy):
                 }
                 content[name] = ArrayRecord({key: Array(array) for key, array in wide.items()})
             elif isinstance(value, MetricRecord):
-                factor, count = record.factors[client], record.num_examples[client]
+                factor = assessment.factors[client]
+                count = assessment.num_examples[client]
                 content[name] = MetricRecord(
                     {**value, self._counted_by: count if factor == 1 else count * factor}
                 )
@@ -286,3 +275,6 @@ def _like(result: ArrayRecord, start: GlobalState, former: dict[str, np.ndarray]
         arrays = {key: result[key].numpy().astype(old.dtype) for key, old in former.items()}
     start.check(arrays)
     return ArrayRecord({key: Array(array) for key, array in arrays.items()})
+
+
+defended = DefendedStrategy  # its former name

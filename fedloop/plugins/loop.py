@@ -2,7 +2,7 @@
 
 Client -> (example count, PEFT state dict) in, the next global state dict out.
 
-    defense = Defense(Probe.from_pretrained("zoo/probes/linear"), CumulativeLevel())
+    defense = Defense("zoo/probes/linear", "cumulative")
     for number in range(1, rounds + 1):
         replies = {...}                                   # client id -> (count, state dict)
         done = defend_round(defense, number, replies, global_state, alpha=16, expected=sampled)
@@ -14,20 +14,21 @@ Nothing that a client sends raises; what the caller gets wrong does.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from loraprobe.adapters.adapter import Kind
+from loraprobe.adapters.layout import pack
 from loraprobe.errors import NonFiniteError
 
 from ..defense.defense import Defense
-from ..defense.types import RoundRecord
-from ..errors import AggregationError
+from ..defense.types import Assessment, RoundRecord, client_name
+from ..errors import AggregationError, ConfigError, EvidenceError
 from ..rules.rule import Rule, make_rule
-from .replies import Assessed, GlobalState, Reply, StateDict, assess
+from .replies import GlobalState, LoRAOptions, Reply, StateDict, assess
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def defend_round(
     global_state: StateDict,
     *,
     alpha: float,
-    expected: Iterable[str] = (),
+    expected: Iterable[str] | None = None,
     evidence: Mapping[str, Sequence[StateDict]] | None = None,
     kind: Kind = "weights",
     rule: str = "mean",
@@ -73,72 +74,85 @@ def defend_round(
     round goes on.
 
     Args:
-        number: of the round, from 1, rising.
+        number: of the round: 1 for the first, rising; `defense.round + 1` is always right.
         replies: client id -> (example count, PEFT state dict of torch tensors or NumPy arrays); or
-            `Reply`s, in which case they say themselves what `evidence` and `kind` say here.
+            `Reply`s, in which case they say themselves what `evidence` and `kind` say here. Whole
+            numbers are ids, too; the record has them as text.
         global_state: what the clients started from, the same kind of state dict; it is not changed.
         alpha: PEFT's lora_alpha.
         expected: the clients that were asked; one that is not in `replies` gets factor 0 and the
-            reason "missing".
+            reason "missing", one that was not asked is refused. None: not known.
         evidence: client id -> what a level needs beyond the update (`Defense.wanted`): PEFT state
             dicts of factor deltas.
         kind: "weights", or "factor_delta" if clients send the change since `global_state`.
         rule: a name in `fedloop.AGGREGATORS`; `options` are those of `fedloop.make_rule`. An f is
             lowered to what the rule bears of the clients that are left; a rule that fails on them
-            skips the round. What a rule remembers (FoolsGold) is kept in `defense.rule_states`.
+            skips the round. What a rule remembers (FoolsGold) is kept in the defence's state.
         seed: of what a rule draws (DnC, FLAME's noise), together with the round's number.
         lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern,
             rank_pattern, base_model.
 
     Raises:
-        EvidenceError: the round was assessed already, or a client id is not a string.
-        ConfigError: no such rule, or an option of it that is unknown, missing or not valid.
+        EvidenceError: the round was assessed already, or an id or a reply is none.
+        ConfigError: no such rule, or an option that is unknown, missing or not valid.
         AdapterFormatError, UnsupportedAdapterError, NonFiniteError: `global_state` is not a plain,
             finite LoRA.
     """
     chosen = make_rule(rule, **(options or {}))
-    generator = np.random.default_rng([seed, number])
-    start = GlobalState(global_state, alpha=alpha, **lora)
+    if kind not in ("weights", "factor_delta"):
+        raise ConfigError(f"got kind {kind!r}; expected 'weights' or 'factor_delta'")
+    start = GlobalState(global_state, LoRAOptions.of(alpha, lora))
     if isinstance(replies, Mapping):
-        sent = evidence or {}
-        replies = [
-            Reply(client, count, state, sent.get(client, ()), kind)
-            for client, (count, state) in replies.items()
-        ]
-    assessed = assess(defense, number, replies, start, expected)
-    if assessed.record.skipped:
-        return Defended(start.state, assessed.record)
+        replies = _replies(replies, evidence or {}, kind)
+    assessment = assess(defense, number, replies, start, expected)
+    if assessment.skipped:
+        return Defended(start.state, assessment.record())
+    generator = np.random.default_rng([seed, number])
     try:
-        state = _aggregated(assessed, start, defense, chosen, generator)
-        return Defended(state, assessed.record)
+        state = _aggregated(assessment, start, defense, chosen, generator)
     except (AggregationError, NonFiniteError) as error:
         # No majority, too few clients left, or a sum too large for the state's type.
-        return Defended(
-            start.state,
-            replace(assessed.record, skipped=True, weights={}, note=f"skipped: {error}"),
-        )
+        return Defended(start.state, assessment.record(unusable=str(error)))
+    return Defended(state, assessment.record())
+
+
+def _replies(
+    replies: Mapping[str, tuple[int, StateDict]],
+    evidence: Mapping[str, Sequence[StateDict]],
+    kind: Kind,
+) -> list[Reply]:
+    steps = {client_name(client): sent for client, sent in evidence.items()}
+    read = []
+    for client, reply in replies.items():
+        if not isinstance(reply, tuple | list) or len(reply) != 2:
+            raise EvidenceError(
+                f"replies[{client!r}]: got {type(reply).__name__}; expected a pair (example count,"
+                " state dict). Leave out who sent nothing."
+            )
+        count, state = reply
+        read.append(Reply(client, count, state, steps.get(client_name(client), ()), kind))
+    return read
 
 
 def _aggregated(
-    assessed: Assessed,
+    assessment: Assessment,
     start: GlobalState,
     defense: Defense,
     rule: Rule,
     generator: np.random.Generator,
 ) -> dict[str, Any]:
-    clients = list(assessed.accepted)
-    deltas = torch.stack([start.delta(assessed.accepted[client]) for client in clients])  # (n, d)
-    shares = torch.tensor(
-        [assessed.record.weights[client] for client in clients], dtype=torch.float64
-    )
+    clients = list(assessment.accepted)
+    weights = [assessment.weights[client] for client in clients]
+    rows = (pack(delta, start.layout)[0] for delta in assessment.accepted.values())
     delta, state = rule.apply(
-        defense.rule_states.get(rule.name) or rule.init(),
-        deltas,
-        shares,
+        defense.rule_state(rule.name) or rule.init(),
+        torch.stack(list(rows)),  # (n, d)
+        torch.tensor(weights, dtype=torch.float64),
         clients=clients,
         rng=generator,
         sizes=[slot.size for slot in start.layout.slots],
     )
     moved = start.moved(delta)
-    defense.rule_states[rule.name] = state
+    if state:
+        defense.remember_rule(rule.name, state)
     return moved

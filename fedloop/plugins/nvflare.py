@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.adapters.adapter import Kind
-from loraprobe.errors import AdapterFormatError, MissingExtra
+from loraprobe.errors import AdapterFormatError
 from loraprobe.probe import Probe
 
 from ..defense.defense import Defense
+from ..defense.explain import rejected
 from ..defense.levels import make_level
 from ..defense.types import RoundRecord
-from ..errors import ConfigError
+from ..defense.weighing import Limits
+from ..errors import ConfigError, MissingExtra
 from ..rules.rule import make_rule
 from .loop import defend_round
-from .replies import BROKEN, Reply, next_round, rejected
+from .replies import BROKEN, LoRAOptions, Reply
 
 try:
     from nvflare.apis.fl_constant import FLMetaKey, ReservedKey
@@ -70,7 +72,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         records: what it decided so far.
 
     Raises:
-        ConfigError: no such level or rule, or an option of them that is not valid.
+        ConfigError: no such level or rule, or an option that is unknown or not valid.
     """
 
     def __init__(
@@ -86,23 +88,23 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         probe_revision: str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(probe, str) or not probe:
+            raise ConfigError(f"probe: got {probe!r}; expected a folder on the server or a Hub id")
         make_level(level, **(level_options or {}))
         make_rule(rule, **(rule_options or {}))
+        Limits.of(defense_options or {})
+        LoRAOptions.of(alpha, lora or {})
         # Under the names of the arguments: FLARE reads them off again to write the job's
         # configuration.
-        self.probe, self.alpha, self.level, self.level_options, self.defense_options = (
-            probe,
-            alpha,
-            level,
-            level_options,
-            defense_options,
-        )
-        self.rule, self.rule_options, self.lora, self.probe_revision = (
-            rule,
-            rule_options,
-            lora,
-            probe_revision,
-        )
+        self.probe = probe
+        self.alpha = alpha
+        self.level = level
+        self.level_options = level_options
+        self.defense_options = defense_options
+        self.rule = rule
+        self.rule_options = rule_options
+        self.lora = lora
+        self.probe_revision = probe_revision
         self.records: list[RoundRecord] = []
         self._defense: Defense | None = None
         self._global: dict[str, Any] | None = None
@@ -119,11 +121,9 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         """
         if self._defense is None:
             probe = Probe.from_pretrained(self.probe, revision=self.probe_revision)
-            self._defense = Defense(
-                probe,
-                make_level(self.level, **(self.level_options or {})),
-                **(self.defense_options or {}),
-            )
+            fields = self.level_options
+            level = make_level(self.level, **fields) if fields else self.level
+            self._defense = Defense(probe, level, **(self.defense_options or {}))
         return self._defense
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -154,7 +154,8 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
     def accept_model(self, model: FLModel) -> None:
         """Take one result; it is judged when the round is complete."""
         meta = model.meta if isinstance(model.meta, dict) else {}
-        client, count = meta.get("client_name"), meta.get(FLMetaKey.NUM_STEPS_CURRENT_ROUND)
+        client = meta.get("client_name")
+        count = meta.get(FLMetaKey.NUM_STEPS_CURRENT_ROUND)
         state = (
             model.params
             if isinstance(client, str)
@@ -175,7 +176,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         """
         done = defend_round(
             self.defense,
-            next_round(self.defense),
+            self.defense.round + 1,
             self._replies,
             self._start(),
             alpha=self.alpha,
@@ -192,7 +193,10 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
 
     def reset_stats(self) -> None:
         """Forget the round's results, not the defence's memory of its clients."""
-        self._global, self._replies, self._metrics, self._asked = None, [], {}, set()
+        self._global = None
+        self._replies = []
+        self._metrics = {}
+        self._asked = set()
 
     def _start(self) -> dict[str, Any]:
         if self._global is not None:

@@ -26,9 +26,9 @@ from torch import Tensor
 from loraprobe.errors import AdapterFormatError, NonFiniteError
 
 from ..defense.defense import Defense
-from ..defense.types import RoundRecord
+from ..defense.types import Assessment, RoundRecord
 from ..errors import ConfigError, EvidenceError
-from .replies import Assessed, GlobalState, Reply, StateDict, assess
+from .replies import GlobalState, LoRAOptions, Reply, StateDict, assess
 
 EQUAL_WEIGHTS = ("fedadagrad", "fedyogi", "fedadam")  # whatever sample_num_list says
 Tensors = dict[str, Tensor]
@@ -90,7 +90,8 @@ def before_aggregate(
 
     Args:
         local_dict_list: by client number, as in OpenFedLLM; None for a client that sent nothing.
-        round_idx: from 0, as in OpenFedLLM.
+        round_idx: as in OpenFedLLM; the defence counts by itself, and goes on where a script that
+            was restarted starts from 0 again.
         alpha: PEFT's lora_alpha.
         auxiliary_info: what `global_aggregate` gets; a client whose SCAFFOLD control variate is
             missing, of another shape or not finite is rejected. How large it is, nobody checks.
@@ -101,11 +102,10 @@ def before_aggregate(
 
     Raises:
         ConfigError: SCAFFOLD without its control variates.
-        EvidenceError: the round was assessed already.
         AdapterFormatError, UnsupportedAdapterError, NonFiniteError: `global_dict` is not a plain,
             finite LoRA.
     """
-    start = GlobalState(global_dict, alpha=alpha, **lora)
+    start = GlobalState(global_dict, LoRAOptions.of(alpha, lora))
     if fed_args.fed_alg == "scaffold" and auxiliary_info is None:
         raise ConfigError(
             "got fed_alg 'scaffold' and no auxiliary_info; expected what global_aggregate gets:"
@@ -124,15 +124,12 @@ def before_aggregate(
                 str(client), sample_num_list[client], state, tuple((evidence or {}).get(client, ()))
             )
         )
-    assessed = assess(
-        defense, round_idx + 1, replies, start, [str(client) for client in clients_this_round]
+    asked = [str(client) for client in clients_this_round]
+    assessment = assess(defense, defense.round + 1, replies, start, asked)
+    arguments = _arguments(
+        assessment, start, global_dict, fed_args.fed_alg, local_dict_list, sample_num_list
     )
-    return Kept(
-        assessed.record,
-        _arguments(
-            assessed, start, global_dict, fed_args.fed_alg, local_dict_list, sample_num_list
-        ),
-    )
+    return Kept(assessment.record(), arguments)
 
 
 def defended(
@@ -151,7 +148,12 @@ def defended(
         alpha: PEFT's lora_alpha.
         on_record: called with every round's record.
         lora: as in `before_aggregate`.
+
+    Raises:
+        ConfigError: an option of the LoRA is unknown or not valid.
     """
+
+    LoRAOptions.of(alpha, lora)
 
     def aggregate(
         fed_args: Any,
@@ -191,20 +193,20 @@ def defended(
 
 
 def _arguments(
-    assessed: Assessed,
+    assessment: Assessment,
     start: GlobalState,
     global_dict: Tensors,
     fed_alg: str,
     local_dict_list: Sequence[Any],
     sample_num_list: Sequence[int],
 ) -> tuple[Tensors, list[Any], list[Any], list[int]]:
-    record, clients = assessed.record, sorted(map(int, assessed.accepted))
-    mean = sum(record.factors[str(client)] for client in clients) / max(1, len(clients))
+    clients = sorted(map(int, assessment.accepted))
+    mean = sum(assessment.factors[str(client)] for client in clients) / max(1, len(clients))
     states: list[Any] = list(local_dict_list)
     counts: list[Any] = list(sample_num_list)
     for client in clients:
-        factor = record.factors[str(client)]
-        counts[client] = record.num_examples[str(client)] * factor
+        factor = assessment.factors[str(client)]
+        counts[client] = assessment.num_examples[str(client)] * factor
         states[client] = start.renamed(states[client])
         if fed_alg in EQUAL_WEIGHTS and factor != mean:
             states[client] = {

@@ -9,10 +9,11 @@ the defence looks at it: so it is counted with the others (a second one is a dup
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,14 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters.adapter import Adapter, Kind, LazyPairs
-from loraprobe.adapters.deltas import factor_delta
 from loraprobe.adapters.layout import Layout, pack
 from loraprobe.adapters.pair import Factor, LoRAPair
 from loraprobe.errors import AdapterFormatError
 
 from ..defense.defense import Defense
 from ..defense.screening import UNREADABLE
-from ..defense.types import ClientUpdate, RoundRecord
-from ..errors import EvidenceError
+from ..defense.types import Assessment, ClientUpdate
+from ..errors import ConfigError
 
 Array = Tensor | np.ndarray
 StateDict = Mapping[str, Array]
@@ -48,6 +48,7 @@ class Reply:
 
     Attributes:
         client_id: who sent it, as the engine authenticated it; never a field the client filled in.
+            A whole number counts as its decimal digits.
         num_examples: how many examples it says it used; of any type, what is no whole number is
             refused.
         state: PEFT key names -> arrays; or the error that getting at them raised, which becomes the
@@ -65,6 +66,52 @@ class Reply:
     kind: Kind = "weights"
 
 
+@dataclass(frozen=True)
+class LoRAOptions:
+    """How PEFT state dicts are to be read; see `Adapter.from_state_dict`.
+
+    Attributes:
+        alpha: PEFT's lora_alpha.
+
+    Raises:
+        ConfigError: a value is not valid.
+    """
+
+    alpha: float
+    use_rslora: bool = False
+    alpha_pattern: Mapping[str, float] | None = None
+    rank_pattern: Mapping[str, int] | None = None
+    base_model: str | None = None
+
+    def __post_init__(self) -> None:
+        alpha = self.alpha
+        if not isinstance(alpha, Real) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
+            raise ConfigError(f"alpha: got {alpha!r}; expected PEFT's lora_alpha, a number above 0")
+        if not isinstance(self.use_rslora, bool):
+            raise ConfigError(f"use_rslora: got {self.use_rslora!r}; expected True or False")
+        for name in ("alpha_pattern", "rank_pattern"):
+            if not isinstance(getattr(self, name), Mapping | None):
+                raise ConfigError(f"{name}: got {getattr(self, name)!r}; expected name -> number")
+        if not isinstance(self.base_model, str | None):
+            raise ConfigError(f"base_model: got {self.base_model!r}; expected a name or None")
+
+    @classmethod
+    def of(cls, alpha: float, options: Mapping[str, Any]) -> LoRAOptions:
+        """With some of the other fields.
+
+        Raises:
+            ConfigError: a field is unknown, or its value is not valid.
+        """
+        known = [field.name for field in fields(cls) if field.name != "alpha"]
+        unknown = sorted(options.keys() - set(known))
+        if unknown:
+            raise ConfigError(
+                f"a LoRA has no option {', '.join(map(repr, unknown))}; expected any of"
+                f" {', '.join(known)}"
+            )
+        return cls(alpha, **options)
+
+
 class GlobalState:
     """The round's global state dict.
 
@@ -73,9 +120,7 @@ class GlobalState:
     Args:
         state: PEFT key names, with or without "base_model.model." and whatever a framework puts
             before that, -> arrays.
-        alpha: PEFT's lora_alpha.
-        lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern,
-            rank_pattern, base_model.
+        lora: how it is to be read.
 
     Attributes:
         state: the state dict as it was given.
@@ -87,8 +132,8 @@ class GlobalState:
             holds NaN or infinity.
     """
 
-    def __init__(self, state: StateDict, *, alpha: float, **lora: Any) -> None:
-        self._options = {"alpha": alpha, **lora}
+    def __init__(self, state: StateDict, lora: LoRAOptions) -> None:
+        self._options = asdict(lora)
         self.adapter = self._read(state, "weights")
         self.state = dict(state)
         if self.adapter.ignored:
@@ -110,27 +155,18 @@ class GlobalState:
             max_steps: steps that the defence allows; one more is read, for which it refuses the
                 reply.
         """
-        state, count, steps = reply.state, whole_number(reply.num_examples), reply.steps
+        state = reply.state
+        count = whole_number(reply.num_examples)
+        steps = reply.steps
         if not isinstance(steps, Sequence):
-            state, steps = (
-                AdapterFormatError(
-                    f"got steps of type {type(steps).__name__}; expected a sequence of state dicts"
-                ),
-                (),
+            state = AdapterFormatError(
+                f"got steps of type {type(steps).__name__}; expected a sequence of state dicts"
             )
+            steps = ()
         if isinstance(state, Exception):
             count = 1  # whatever it is: the error is the reason
         evidence = tuple(self._readable(step, "factor_delta") for step in steps[: max_steps + 1])
         return ClientUpdate(reply.client_id, count, self._readable(state, reply.kind), evidence)
-
-    def delta(self, update: ClientUpdate) -> Tensor:
-        """The packed change (d,) float32 of an update that the defence accepted."""
-        delta = (
-            update.adapter
-            if update.adapter.kind == "factor_delta"
-            else factor_delta(update.adapter, self.adapter)
-        )
-        return pack(delta, self.layout)[0]
 
     def renamed(self, state: StateDict) -> dict[str, Any]:
         """The entries of an accepted reply as they are, under the keys of the global state and in
@@ -200,65 +236,26 @@ class GlobalState:
             return Adapter(LazyPairs(self.adapter, _raiser(refusal)), kind=kind)
 
 
-@dataclass(frozen=True)
-class Assessed:
-    """A judged round.
-
-    Attributes:
-        record: what the defence decided.
-        accepted: client -> its update, of those with a weight above 0, sorted by id, so that sums
-            round alike.
-    """
-
-    record: RoundRecord
-    accepted: Mapping[str, ClientUpdate]
-
-
 def assess(
     defense: Defense,
     number: int,
     replies: Iterable[Reply],
     start: GlobalState,
-    expected: Iterable[str] = (),
-) -> Assessed:
+    expected: Iterable[str] | None = None,
+) -> Assessment:
     """Read and judge a round's replies.
 
     Args:
         number: of the round, from 1, rising.
-        expected: the clients that were asked; one that sent nothing gets the reason "missing".
+        expected: the clients that were asked; one that sent nothing gets the reason "missing", one
+            that was not asked is refused. None, or no client at all: not known.
 
     Raises:
-        EvidenceError: the round was assessed already, or a client id is not a string.
+        EvidenceError: the round was assessed already, or a client id is neither text nor a whole
+            number.
     """
     updates = [start.update(reply, defense.max_steps) for reply in replies]
-    odd = [update.client_id for update in updates if not isinstance(update.client_id, str)]
-    if odd:
-        raise EvidenceError(
-            f"got client {odd[0]!r} of type {type(odd[0]).__name__}; expected a string, str(client)"
-        )
-    record = defense.assess(number, updates, start=start.adapter, expected=expected)
-    accepted = {
-        update.client_id: update
-        for update in updates
-        if record.weights.get(update.client_id, 0) > 0
-    }
-    return Assessed(record, dict(sorted(accepted.items())))
-
-
-def rejected(record: RoundRecord) -> dict[str, str]:
-    """Client -> why, for every client that counts nothing in this round, those that the level
-    judged malicious included.
-    """
-    judged = {
-        client: f"judged malicious: score {record.scores[client][-1]:.3f}"
-        for client in record.scores
-    }
-    kept = "judged malicious in a former round"
-    return {
-        client: record.reasons.get(client) or judged.get(client, kept)
-        for client, factor in record.factors.items()
-        if factor == 0
-    }
+    return defense.assess(number, updates, start=start.adapter, expected=expected)
 
 
 def next_round(defense: Defense) -> int:
@@ -266,7 +263,7 @@ def next_round(defense: Defense) -> int:
 
     Engines count from 0 or 1 and start again, a defence does not.
     """
-    return int(defense.state_dict()["round"]) + 1
+    return defense.round + 1
 
 
 def whole_number(value: Any) -> Any:

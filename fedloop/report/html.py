@@ -15,25 +15,36 @@ LONGEST = 600  # characters of one text that a client may have chosen
 _STYLE = """
 :root{--ink:#1f2328;--soft:#59636e;--line:#d8dee4;--wash:#f6f8fa}
 *{box-sizing:border-box}
-body{margin:0;background:#fff;color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+body{margin:0;background:#fff;color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",
+Roboto,"Helvetica Neue",Arial,sans-serif}
 main{max-width:60rem;margin:0 auto;padding:2.5rem 1.5rem 4rem}
 h1{font-size:1.9rem;line-height:1.2;margin:0 0 .4rem;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:2.8rem 0 .7rem;padding-top:1.1rem;border-top:1px solid var(--line)}
-p{margin:.5rem 0;max-width:46rem}.lead,.note,figcaption span{color:var(--soft)}.note,figcaption span{font-size:.88rem}
-.banner{background:#fff8c5;border:1px solid #d4a72c;border-radius:6px;padding:.6rem .9rem;margin:1rem 0;max-width:none}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(10.5rem,1fr));gap:.8rem;margin:1.4rem 0}
-.tiles div{background:var(--wash);border:1px solid var(--line);border-radius:8px;padding:.75rem .9rem}
-.tiles b{display:block;font-size:1.5rem;line-height:1.25;font-variant-numeric:tabular-nums}.tiles span{color:var(--soft);font-size:.85rem}
+p{margin:.5rem 0;max-width:46rem}.lead,.note,figcaption span{color:var(--soft)}.note,
+figcaption span{font-size:.88rem}
+.banner{background:#fff8c5;border:1px solid #d4a72c;border-radius:6px;padding:.6rem .9rem;
+margin:1rem 0;max-width:none}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(10.5rem,1fr));gap:.8rem;
+margin:1.4rem 0}
+.tiles div{background:var(--wash);border:1px solid var(--line);border-radius:8px;
+padding:.75rem .9rem}
+.tiles b{display:block;font-size:1.5rem;line-height:1.25;font-variant-numeric:tabular-nums}
+.tiles span{color:var(--soft);font-size:.85rem}
 .scroll{overflow:auto;max-height:36rem;margin:.8rem 0}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
-th,td{padding:.38rem .8rem .38rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);overflow-wrap:anywhere}
-thead th{position:sticky;top:0;background:#fff;color:var(--soft);font-weight:600;overflow-wrap:normal}
-th.r,td.r{text-align:right;white-space:nowrap}td.n{white-space:nowrap}tbody th{font-weight:600;width:11rem}
+th,td{padding:.38rem .8rem .38rem 0;text-align:left;vertical-align:top;
+border-bottom:1px solid var(--line);overflow-wrap:anywhere}
+thead th{position:sticky;top:0;background:#fff;color:var(--soft);font-weight:600;
+overflow-wrap:normal}
+th.r,td.r{text-align:right;white-space:nowrap}td.n{white-space:nowrap}tbody th{font-weight:600;
+width:11rem}
 i{display:inline-block;width:.65em;height:.65em;border-radius:50%;margin-right:.45em}
 figure{margin:1.8rem 0}figcaption{margin-bottom:.5rem}figcaption b{display:block}
 svg{display:block;width:100%;height:auto}svg *{stroke-linejoin:round;stroke-linecap:butt}
-svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif!important}
-summary{cursor:pointer}pre{background:var(--wash);border:1px solid var(--line);border-radius:6px;padding:1rem;overflow:auto;font-size:.82rem}
+svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,
+sans-serif!important}
+summary{cursor:pointer}pre{background:var(--wash);border:1px solid var(--line);border-radius:6px;
+padding:1rem;overflow:auto;font-size:.82rem}
 @media print{.scroll{max-height:none}}
 """
 
@@ -105,15 +116,16 @@ def figure(title: str, note: str, svg: str) -> str:
 
     It comes from `fedloop.report.figures`.
     """
-    return f"<figure><figcaption><b>{text(title)}</b><span>{text(note)}</span></figcaption>\n{svg}</figure>\n"
+    caption = f"<figcaption><b>{text(title)}</b><span>{text(note)}</span></figcaption>"
+    return f"<figure>{caption}\n{svg}</figure>\n"
 
 
 def tiles(pairs: Iterable[tuple[str, str]]) -> str:
     """Numbers to see first, each with what it is."""
-    return (
-        "<div"
-        f" class=tiles>{''.join(f'<div><b>{text(value)}</b><span>{text(name)}</span></div>' for value, name in pairs)}</div>\n"
+    inside = "".join(
+        f"<div><b>{text(value)}</b><span>{text(name)}</span></div>" for value, name in pairs
     )
+    return f"<div class=tiles>{inside}</div>\n"
 
 
 def paragraph(words: str, kind: str = "note") -> str:
@@ -140,5 +152,6 @@ def page(title: str, top: str, sections: Iterable[tuple[str, str]]) -> str:
         f' http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width,'
         f' initial-scale=1"><title>{text(title, 200)}: report of a run</title>'
-        f"<style>{_STYLE}</style></head>\n<body><main><h1>{text(title, 200)}</h1>\n{top}{body}</main></body></html>\n"
+        f"<style>{_STYLE}</style></head>\n<body><main><h1>{text(title, 200)}</h1>\n"
+        f"{top}{body}</main></body></html>\n"
     )

@@ -2,79 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.deltas import add_delta, factor_delta
-from loraprobe.adapters.layout import Layout, pack, unpack
+from loraprobe.adapters.layout import Layout, unpack
 from loraprobe.heads import LinearHead
 from loraprobe.probe import Probe
 
-from ..client.client import Trained
 from ..config import ClientsConfig
 from ..defense.defense import Defense
 from ..defense.levels import LOCAL_STEPS
 from ..errors import AggregationError, ConfigError
 from ..rules.attacks import ProbeEvasion
+from .spool import Spool
 
 # Colluding attackers do not send equal bytes, which any server would notice; of an update's norm.
 _JITTER = 1e-6
 
 
-def attacked(
-    trained: Mapping[str, Trained],
+def attack_updates(
+    spool: Spool,
+    honest: Sequence[str],
     malicious: Sequence[str],
     config: ClientsConfig,
     defense: Defense,
-    start: Adapter,
     generator: np.random.Generator,
-) -> dict[str, Trained]:
-    """The round's updates after the malicious clients applied the configured attack.
+) -> None:
+    """Overwrite what the malicious clients sent by the configured attack.
 
-    They know all honest ones. An attacker also forges the last of its step evidence, so that it equals what it sends.
+    They know all honest updates; it takes the memory of all of them. An attacker also forges the
+    last of its step evidence, so that it equals what it sends.
 
     Raises:
-        AggregationError: the attack cannot be made in this round, for want of honest clients or as
-            their updates are not finite.
+        AggregationError: the attack cannot be made in this round, for want of honest clients.
         ConfigError: the probe has no single direction for "probe_evasion".
     """
     attack = config.make_attack()
     if attack is None or not malicious:
-        return dict(trained)
-    trajectory = defense.level is not None and defense.level.evidence == LOCAL_STEPS
-    layout = Layout.of(next(iter(trained.values())).delta)
-    honest = [client for client in trained if client not in malicious]
+        return
     if not honest:
         raise AggregationError(
             "got no honest client in this round to make an attack from; expected at least one"
         )
-    rows = {
-        client: pack(one.delta, layout)[0].numpy().astype(np.float64)
-        for client, one in trained.items()
-    }
     direction = None
     if isinstance(attack.options, ProbeEvasion) and defense.probe is not None:
-        direction = probe_direction(defense.probe, layout)
+        direction = probe_direction(defense.probe, spool.layout)
     sent = attack(
-        np.stack([rows[client] for client in honest]),
+        _rows(spool, honest),
         len(malicious),
         rng=generator,
-        own=np.stack([rows[client] for client in malicious]),
+        own=_rows(spool, malicious),
         direction=direction,
     )
     jitter = _JITTER * np.linalg.norm(sent, axis=1, keepdims=True)
     sent = sent + jitter * generator.standard_normal(sent.shape) / np.sqrt(sent.shape[1])
-    changed = dict(trained)
+    trajectory = defense.level is not None and defense.level.evidence == LOCAL_STEPS
     for client, row in zip(malicious, sent, strict=True):
         delta = unpack(
-            torch.from_numpy(row.astype(np.float32)), layout, base_model=start.base_model
+            torch.from_numpy(row.astype(np.float32)), spool.layout, base_model=spool.base_model
         )
-        changed[client] = _sending(trained[client], delta, start, trajectory)
-    return changed
+        steps = spool.steps(client)
+        if trajectory and steps:
+            last = Adapter(
+                {module: delta[module] for module in steps[-1]},
+                kind=delta.kind,
+                base_model=delta.base_model,
+            )
+            steps = (*steps[:-1], last)
+        spool.replace(client, delta, steps)
+
+
+def _rows(spool: Spool, clients: Sequence[str]) -> np.ndarray:
+    return np.stack([spool.vector(client).numpy() for client in clients]).astype(np.float64)
 
 
 def probe_direction(probe: Probe, layout: Layout) -> np.ndarray:
@@ -101,20 +103,3 @@ def probe_direction(probe: Probe, layout: Layout) -> np.ndarray:
     return np.concatenate(
         [coefficients.get((slot.module, slot.factor), np.zeros(slot.size)) for slot in layout.slots]
     )
-
-
-def _sending(one: Trained, delta: Adapter, start: Adapter, trajectory: bool) -> Trained:
-    """What a client sends if it replaces its update by another."""
-    sent = add_delta(start, delta)
-    delta = factor_delta(
-        sent, start
-    ).load()  # as the server will see it: the sum is rounded to float32
-    steps = one.update.steps
-    if trajectory and steps:
-        last = Adapter(
-            {module: delta[module] for module in steps[-1]},
-            kind=delta.kind,
-            base_model=delta.base_model,
-        )
-        steps = (*steps[:-1], last)
-    return replace(one, delta=delta, update=replace(one.update, adapter=sent, steps=steps))

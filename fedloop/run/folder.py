@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..config import Config
 from ..defense.types import RoundRecord
 from ..errors import StateError
 from .checkpoint import load_checkpoint, save_checkpoint
+from .spool import PREFIX
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class RunFolder:
                 f"{path} is not empty and holds no run; expected a new or empty folder, or the"
                 " folder of a run"
             )
+        for left in path.glob(f"{PREFIX}*"):  # updates of a round that was killed
+            shutil.rmtree(left, ignore_errors=True)
         _write(path / "config.json", json.dumps(config.model_dump(mode="json"), indent=1))
         _write(path / "clients.json", json.dumps(roles, indent=1))
         return cls(path)
@@ -118,6 +122,12 @@ class RunFolder:
         text = "".join(record.to_json() + "\n" for record in records)
         if not self._log.exists() or self._log.read_text(encoding="utf-8") != text:
             _write(self._log, text)
+
+
+def written_to(config: Config, folder: str | Path) -> Config:
+    """The same experiment, written to another folder."""
+    output = config.output.model_copy(update={"folder": str(folder)})
+    return config.model_copy(update={"output": output})
 
 
 def read_config(path: Path) -> Config:

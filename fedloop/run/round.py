@@ -1,298 +1,197 @@
-"""The state of a federation between rounds, and one round of it.
-
-Train, attack, assess, aggregate, apply.
-
-`GlobalLoRA` is the server's half, the same for every engine; `Federation` adds clients that train
-in this process.
-"""
+"""One round: updates arrive on disk, one at a time; then attack, assess, aggregate, apply."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.layout import Layout, Slot, pack, unpack
-
-from ..client.client import ClientTrainer, Trained
-from ..client.folding import FoldedBase, ResidualSum
-from ..client.training import LocalTraining, write_adapter
-from ..config import Config
-from ..data.clients import Client
-from ..defense.defense import Defense
-from ..defense.types import RoundRecord
+from ..client.client import Trained
+from ..defense.screening import UNREADABLE, reason
+from ..defense.types import Assessment, RoundRecord
 from ..errors import AggregationError
-from ..rules.lora import exact_residual
-from .attackers import attacked
-from .server_state import GradientChange, ServerSide
+from .attackers import attack_updates
+from .plan import RoundPlan
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
-
+    from .global_lora import GlobalLoRA
 
 _FLOAT_BYTES = 4
 
 
-class GlobalLoRA:
-    """The global LoRA and everything that decides how it moves: defence, rule, server optimiser.
-
-    It knows no engine.
-
-    Args:
-        initial: the LoRA before the first round, kind "weights".
-        base: takes the residuals of exact aggregation; if None they are summed and go nowhere.
+@dataclass
+class Played:
+    """A round that is over: what its record is composed of, but for what is measured afterwards.
 
     Attributes:
-        lora: the global LoRA, kind "weights".
-        initial: as given; where shadows start.
-        defense: decides how much each update counts.
+        reasons: client -> why nothing of it could be read, or nothing came.
+        unusable: why the accepted updates could not be aggregated; "" if they were.
     """
 
-    def __init__(
-        self, initial: Adapter, defense: Defense, config: Config, base: ResidualSum | None = None
-    ) -> None:
-        self.lora, self.initial, self.defense = initial, initial, defense
-        self._config = config
-        self._layout = Layout.of(initial)
-        self._base = ResidualSum() if base is None else base
-        self._server = ServerSide(
-            config.aggregation, self._layout, config.training.proximal, config.clients.count
+    assessment: Assessment
+    losses: Mapping[str, float]
+    seconds: dict[str, float]
+    bytes: dict[str, int]
+    reasons: Mapping[str, str]
+    notes: list[str] = field(default_factory=list)
+    unusable: str = ""
+
+    def record(self, metrics: Mapping[str, float] | None = None) -> RoundRecord:
+        """The round's record; the one place where it is composed."""
+        return self.assessment.record(
+            unusable=self.unusable,
+            reasons=self.reasons,
+            losses=self.losses,
+            seconds=self.seconds,
+            bytes=self.bytes,
+            metrics=metrics,
+            notes=self.notes,
         )
-        self._rule = config.aggregation.make_rule()
-        self._rule_state = self._rule.init()
+
+
+@dataclass(frozen=True)
+class _Ledger:
+    """What is kept in memory of what a client sent."""
+
+    num_examples: int
+    loss: float
+    seconds: Mapping[str, float]
+    evidence_bytes: int
+
+
+class OpenRound:
+    """A round in which updates arrive; they lie on disk until it is closed.
+
+    Attributes:
+        refused: client -> why nothing of it counts, so far.
+    """
+
+    def __init__(self, federation: GlobalLoRA, plan: RoundPlan, asked: Sequence[str]) -> None:
+        self._federation = federation
+        self._plan = plan
+        self._asked = tuple(asked)
+        self._spool = federation.spool()
+        self._ledgers: dict[str, _Ledger] = {}
+        self._arrived: Counter[str] = Counter()
+        self.refused: dict[str, str] = {}
 
     @property
-    def residual(self) -> Mapping[str, Tensor]:
-        """Module -> (d_out, d_in): what exact aggregation has added to the base so far."""
-        return self._base.residual
+    def clients(self) -> tuple[str, ...]:
+        """Whose updates have arrived and can be read, in the order in which they were asked."""
+        return tuple(client for client in self._asked if client in self._ledgers)
 
-    def asks(self, client: str) -> GradientChange:
-        """What the server optimiser asks of this client's gradients in the coming round."""
-        return self._server.asks(client)
+    def receive(self, client: str, trained: Trained | str) -> None:
+        """Take what a client sent; it need not be kept. What cannot be read is refused.
 
-    def finish(
-        self,
-        number: int,
-        trained: Mapping[str, Trained],
-        asked: Sequence[str],
-        malicious: Sequence[str],
-        training: LocalTraining,
-        generator: np.random.Generator,
-        refused: Mapping[str, str] | None = None,
-    ) -> RoundRecord:
-        """Weigh what the clients of a round sent and make the result the global LoRA.
+        A second update refuses both: which is the client's own cannot be known.
 
         Args:
-            trained: client -> what it sent, as far as it could be read.
-            asked: every client of the round; one that is not in `trained` has factor 0.
-            malicious: who plays the configured attack on updates, in an experiment.
-            generator: of what attackers and randomised rules draw.
-            refused: client -> why nothing of it could be read, or nothing came.
+            trained: or why it cannot be read.
         """
-        note = ""
+        self._arrived[client] += 1
+        if self._arrived[client] > 1:
+            text = f"duplicate: {self._arrived[client]} replies in one round; expected one"
+            self.refuse(client, text)
+            return
+        if isinstance(trained, str):
+            self.refuse(client, trained)
+            return
+        update = trained.update
         try:
-            present = [client for client in malicious if client in trained]
-            trained = attacked(
-                trained, present, self._config.clients, self.defense, self.lora, generator
-            )
+            self._spool.add(client, update.adapter, update.steps)
+        except UNREADABLE as error:
+            self.refuse(client, reason(error))
+            return
+        self._ledgers[client] = _Ledger(
+            update.num_examples, trained.loss, trained.seconds, trained.evidence_bytes
+        )
+
+    def refuse(self, client: str, why: str) -> None:
+        """Count nothing of a client, whatever came of it so far."""
+        self._spool.discard(client)
+        self._ledgers.pop(client, None)
+        self.refused[client] = why
+
+    def close(self, malicious: Sequence[str] = ()) -> Played:
+        """Weigh what arrived and make the result the global LoRA.
+
+        Args:
+            malicious: who plays the configured attack on updates, in an experiment.
+        """
+        notes: list[str] = []
+        try:
+            self._attack([client for client in malicious if client in self._ledgers])
         except AggregationError as error:
             # too few honest clients in this round to make it from: they send what they trained
-            note = f"no update attack: {error}"
-        record = self.defense.assess(
-            number, [one.update for one in trained.values()], start=self.lora, expected=asked
-        )
-        record = replace(
-            record, reasons=dict(sorted({**record.reasons, **(refused or {})}.items()))
+            notes.append(f"no update attack: {error}")
+        federation = self._federation
+        assessment = federation.defense.assess(
+            self._plan.number,
+            [
+                self._spool.update(client, self._ledgers[client].num_examples)
+                for client in self.clients
+            ],
+            start=federation.lora,
+            expected=self._asked,
         )
         began = time.perf_counter()
-        if not record.skipped:
+        unusable = ""
+        if not assessment.skipped:
             try:
-                self._apply(trained, record.weights, training, generator)
+                federation.apply(assessment, self._spool, self._plan)
             except AggregationError as error:
                 # a rule that finds no majority, or too few clients left: keep the global LoRA
-                record, note = (
-                    replace(record, skipped=True, weights={}),
-                    f"{note}; skipped: {error}".removeprefix("; "),
-                )
-        aggregated = time.perf_counter() - began
-        seconds = {
-            phase: sum(one.seconds[phase] for one in trained.values())
+                unusable = str(error)
+        seconds = self._seconds()
+        seconds["aggregate"] = time.perf_counter() - began
+        return Played(
+            assessment,
+            self._losses(),
+            seconds,
+            self._bytes(),
+            dict(self.refused),
+            notes,
+            unusable,
+        )
+
+    def _attack(self, malicious: Sequence[str]) -> None:
+        federation = self._federation
+        attack_updates(
+            self._spool,
+            [client for client in self.clients if client not in malicious],
+            malicious,
+            federation.config.clients,
+            federation.defense,
+            self._plan.generator,
+        )
+
+    def _losses(self) -> dict[str, float]:
+        losses = {client: ledger.loss for client, ledger in self._ledgers.items()}
+        return {client: losses[client] for client in self.clients if math.isfinite(losses[client])}
+
+    def _seconds(self) -> dict[str, float]:
+        return {
+            phase: math.fsum(ledger.seconds[phase] for ledger in self._ledgers.values())
             for phase in ("train", "evidence")
         }
-        sent = {
-            "update": _FLOAT_BYTES * self._layout.size * len(trained),
-            "evidence": sum(one.evidence_bytes for one in trained.values()),
-        }
-        losses = {
-            client: one.loss for client, one in trained.items() if math.isfinite(one.loss)
-        }  # one that diverged is refused for its update
-        return replace(
-            record,
-            losses=losses,
-            bytes=sent,
-            seconds={**seconds, **record.seconds, "aggregate": aggregated},
-            note=note,
-        )
 
-    def _apply(
-        self,
-        trained: Mapping[str, Trained],
-        weights: Mapping[str, float],
-        training: LocalTraining,
-        generator: np.random.Generator,
-    ) -> None:
-        """Aggregate the weighed deltas and move the global LoRA by what the server optimiser makes
-        of them.
-        """
-        counted = [
-            client for client in sorted(trained) if weights.get(client, 0) > 0
-        ]  # a stable order: sums round alike
-        deltas = torch.stack([pack(trained[client].delta)[0] for client in counted])  # (n, d)
-        shares = torch.tensor([weights[client] for client in counted], dtype=torch.float64)
-        delta, self._rule_state = self._rule.apply(
-            self._rule_state,
-            deltas,
-            shares,
-            clients=counted,
-            rng=generator,
-            sizes=[slot.size for slot in self._layout.slots],
-        )
-        moved = self._server.step(delta, counted, deltas, training)
-        if self._config.aggregation.lora == "frozen_a":
-            moved = torch.cat(
-                [part * (slot.factor == "B") for slot, part in self._parts(moved)]
-            )  # nobody moves A, whatever was sent
-        vector, _ = pack(self.lora, self._layout)
-        former = self.lora
-        self.lora = unpack(
-            (vector.double() + moved.double()).float(),
-            self._layout,
-            base_model=self.lora.base_model,
-        )
-        if self._config.aggregation.lora == "exact":
-            self._fold(former, [trained[client].delta for client in counted], shares)
-
-    def _parts(self, vector: Tensor) -> list[tuple[Slot, Tensor]]:
-        return list(
-            zip(
-                self._layout.slots,
-                torch.split(vector, [slot.size for slot in self._layout.slots]),
-                strict=True,
-            )
-        )
-
-    def _fold(self, former: Adapter, deltas: Sequence[Adapter], shares: Tensor) -> None:
-        """Add to the base what averaging A and B apart loses of the average of their products."""
-        residual = {
-            module: exact_residual(
-                [(pair.A + delta[module].A, pair.B + delta[module].B) for delta in deltas],
-                shares,
-                (self.lora[module].A, self.lora[module].B),
-                scaling=pair.scaling,
-            )
-            for module, pair in former.items()
-        }
-        self._base.add(residual)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the next round needs beyond the configuration: plain data, arrays and tensors."""
+    def _bytes(self) -> dict[str, int]:
         return {
-            "lora": pack(self.lora, self._layout)[0],
-            "defense": self.defense.state_dict(),
-            "server": self._server.state_dict(),
-            "rule": dict(self._rule_state),
-            "residual": dict(self._base.residual),
+            "update": _FLOAT_BYTES * self._spool.layout.size * len(self._ledgers),
+            "evidence": sum(ledger.evidence_bytes for ledger in self._ledgers.values()),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned.
+    def __enter__(self) -> OpenRound:
+        return self
 
-        Raises:
-            LayoutMismatch, StateError: it is the state of another model or experiment.
-        """
-        self.lora = unpack(state["lora"], self._layout, base_model=self.lora.base_model)
-        self.defense.load_state_dict(state["defense"])
-        self._server.load_state_dict(state["server"])
-        # Before a rule had a state of its own, a checkpoint held FoolsGold's sums.
-        former = {"history": state.get("history", {})}
-        self._rule_state = state.get("rule", former if self._rule.init() else {})
-        self._base.set(state["residual"])
-
-
-class Federation(GlobalLoRA):
-    """A global LoRA with a loaded model that plays all of its clients, one after the other, in
-    this process.
-    """
-
-    def __init__(
+    def __exit__(
         self,
-        model: PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        initial: Adapter,
-        defense: Defense,
-        config: Config,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        base = FoldedBase(model)
-        super().__init__(initial, defense, config, base)
-        self._model, self._tokenizer = model, tokenizer
-        of = config.training
-        self._trainer = ClientTrainer(
-            model,
-            tokenizer,
-            initial,
-            defense.level.evidence if defense.level else None,
-            defense.probe.featurizer if defense.probe else None,
-            LocalTraining(
-                of.shadow_lr or of.lr, of.steps, of.batch_size, of.max_length, of.max_grad_norm
-            ),
-            of.shadow_examples,
-            base.unfolded,
-        )
-
-    def round(
-        self,
-        number: int,
-        clients: Sequence[Client],
-        training: LocalTraining,
-        seeds: Sequence[int],
-        generator: np.random.Generator,
-        after: Callable[[str, float], None],
-    ) -> RoundRecord:
-        """Play one round with these clients and make its result the global LoRA.
-
-        Args:
-            seeds: one a client, of its order of examples and of dropout.
-            generator: of what attackers and randomised rules draw.
-            after: called with a client's id and its mean loss once it has trained.
-        """
-        ids = [client.client_id for client in clients]
-        wanted = self.defense.wanted(ids)
-        trained = {}
-        for client, seed in zip(clients, seeds, strict=True):
-            adjust = self._server.adjustment(self._model, self.lora, client.client_id)
-            one = self._trainer.train(
-                client.client_id,
-                client.examples,
-                self.lora,
-                training,
-                seed,
-                wanted=client.client_id in wanted,
-                adjust=adjust,
-            )
-            trained[client.client_id] = one
-            after(client.client_id, one.loss)
-        malicious = [client.client_id for client in clients if client.role == "malicious"]
-        return self.finish(number, trained, ids, malicious, training, generator)
-
-    def model_for_measuring(self) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-        """The model with the global LoRA on it."""
-        write_adapter(self._model, self.lora)
-        return self._model, self._tokenizer
+        self._spool.close()

@@ -5,7 +5,7 @@ SCAFFOLD), and its memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,10 +105,14 @@ class ServerSide:
         return self.asks(client).of(model, self._layout, start)
 
     def step(
-        self, delta: Tensor, clients: Sequence[str], deltas: Tensor, training: LocalTraining
+        self,
+        delta: Tensor,
+        clients: Sequence[str],
+        deltas: Iterable[Tensor],
+        training: LocalTraining,
     ) -> Tensor:
-        """What to add to the global LoRA, (d,), given the aggregate (d,) and the deltas (n, d) of
-        the clients that counted.
+        """What to add to the global LoRA, (d,), given the aggregate (d,) and the deltas, n times
+        (d,), of the clients that counted. SCAFFOLD alone reads them, and keeps one a client.
         """
         applied, self._state = self._optimizer.step(self._state, delta)
         if self._name == "scaffold":

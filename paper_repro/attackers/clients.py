@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fedloop.data.clients import Client
-from fedloop.run.simulate import build_clients
+from fedloop.run.build import build_clients
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout, unpack
 

@@ -28,7 +28,8 @@ from fedloop.client.training import LocalTraining, local_steps, quiet
 from fedloop.config import Config
 from fedloop.data.clients import Client
 from fedloop.data.examples import Example
-from fedloop.run.simulate import build_clients, build_federation, client_seed
+from fedloop.run.build import build_clients, build_federation
+from fedloop.run.plan import client_seed
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout, flattened, pack, unpack
 
@@ -225,7 +226,7 @@ def malicious_path(source: str, share: float, seed: int) -> Path:
 
 def read_b(delta: Adapter) -> np.ndarray:
     """What the probe reads of a step, not normalised: B of all layers, (p,)."""
-    return flattened(delta, Layout.of(delta, factors=("B",)).slots)
+    return flattened(delta, Layout.of(delta, factors=("B",)).slots).numpy()
 
 
 def _freeze_b(parameters: list[torch.nn.Parameter], rank: int) -> None:

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from fedloop.client.training import LocalTraining, in_training_order, local_steps, shadow_gradient
-from fedloop.run.simulate import build_clients, build_federation, client_seed, learning_rate
+from fedloop.run.build import build_clients, build_federation
+from fedloop.run.plan import client_seed, learning_rate
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta
 from loraprobe.adapters.layout import Layout, flattened, pack, unpack
@@ -142,7 +143,7 @@ def path(source: str, share: float) -> Path:
 
 def _read(delta: Adapter) -> np.ndarray:
     """B of all layers, L2-normalised: what the probe's featurizer makes of it, (p,)."""
-    vector = flattened(delta, Layout.of(delta, factors=("B",)).slots)
+    vector = flattened(delta, Layout.of(delta, factors=("B",)).slots).numpy()
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
 

@@ -32,7 +32,7 @@ from fedloop.client.training import (
     quiet,
     read_adapter,
 )
-from fedloop.run.simulate import client_seed
+from fedloop.run.plan import client_seed
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta, factor_delta
 from loraprobe.adapters.layout import Layout, flattened, pack, unpack
@@ -155,7 +155,7 @@ def recorded_sources() -> list[str]:
 
 def _read(delta: Adapter) -> np.ndarray:
     """B of all layers as it is, in the order of a featurizer: (p,)."""
-    return flattened(delta, Layout.of(delta, factors=("B",)).slots)
+    return flattened(delta, Layout.of(delta, factors=("B",)).slots).numpy()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 from fedloop.cli import run as commands
+from fedloop.example import example_config
 from fedloop.run.folder import read_run
 from fedloop.run.simulate import simulate
 from loraprobe.adapters.layout import pack
@@ -108,8 +108,10 @@ def test_report_writes_a_page(tiny_files: Files, tmp_path: Path) -> None:
 
 def test_example_prints_the_packaged_file() -> None:
     shown = invoke("example").stdout
-    assert shown == files("fedloop").joinpath("example.toml").read_text(encoding="utf-8")
-    assert tomllib.loads(shown)["name"] == "example"
+    assert shown == example_config()
+    values = tomllib.loads(shown)
+    assert values["name"] == "example"
+    assert Path(values["model"]["base"]).is_absolute()
 
 
 def test_a_wrong_configuration_is_told_in_full_and_exits_with_2(

@@ -233,7 +233,6 @@ def under_attack(made: Deployment, told: Story, values: dict[str, Any]) -> None:
 
 
 # --- what came of it
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_whose_server_is_killed_whole_ends_where_an_uninterrupted_one_does(
@@ -334,7 +333,6 @@ def test_hostile_nodes_are_refused_or_capped_and_the_rest_is_averaged_as_if_they
 
 
 # --- everything on this machine with one command
-# ---------------------------------------------------------------------------------------
 
 
 def belonging_to(folder: Path) -> list[str]:

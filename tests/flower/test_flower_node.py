@@ -25,9 +25,9 @@ from fedloop.flower import client as module
 from fedloop.flower.agreement import Agreement
 from fedloop.flower.client import NodeTrainer, client_app
 from fedloop.flower.messages import Task, pack_task, unpack_reply, unpack_task
+from fedloop.run.build import build_clients, build_federation, roles_of
 from fedloop.run.folder import RunFolder
 from fedloop.run.server_state import GradientChange
-from fedloop.run.simulate import build_clients, build_federation, roles_of
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import pack
 from loraprobe.errors import DataError, LayoutMismatch

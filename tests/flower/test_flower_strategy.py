@@ -42,7 +42,6 @@ def outcome(record: RoundRecord) -> tuple[Any, ...]:
 
 
 # --- the same run as in one process
-# ----------------------------------------------------------------------------------------------------
 
 EXPERIMENTS: dict[str, Callable[[Files], dict[str, Any]]] = {
     "undefended": lambda files: {},
@@ -177,7 +176,6 @@ def test_a_run_goes_on_after_everything_of_the_server_was_lost(
 
 
 # --- nobody there
-# -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_skipped_rounds_keep_the_arrays_and_too_many_empty_ones_end_the_run_with_a_checkpoint(
@@ -264,7 +262,6 @@ def test_who_is_not_there_in_time_is_missing_in_the_first_round_and_nobody_at_al
 
 
 # --- what a server refuses to start with
-# ----------------------------------------------------------------------------------------------
 
 
 def test_a_server_refuses_nodes_and_folders_that_do_not_fit(
@@ -298,9 +295,9 @@ def test_a_strategy_is_not_given_replies_to_a_round_that_it_did_not_ask_for(
 ) -> None:
     deployed = Deployment(tmp_path, settings(tiny_files, rounds=1))
     made: list[Any] = []
-    original = module.DefendedStrategy.start
+    original = module.EngineStrategy.start
     monkeypatch.setattr(
-        module.DefendedStrategy,
+        module.EngineStrategy,
         "start",
         lambda self, grid: made.append(self) or original(self, grid),
     )

@@ -20,7 +20,7 @@ from fedloop.flower.deploy.app import write_app
 from fedloop.flower.deploy.keys import make_certificates, make_node_key
 from fedloop.flower.deploy.launch import wait_for_port
 from fedloop.flower.deploy.processes import Processes, free_port
-from fedloop.run.simulate import build_clients
+from fedloop.run.build import build_clients
 from tests.helpers.flowered import records
 from tests.unit.fedloop.test_resume import toml
 

@@ -146,7 +146,6 @@ def same_tree(left: Any, right: Any) -> bool:
 
 
 # --- a whole federation
-# --------------------------------------------------------------------------------------------------
 
 NAME = "tiny/llama"
 DIMS = {"q_proj": (32, 32), "v_proj": (16, 32)}

@@ -24,8 +24,10 @@ from fedloop.flower import strategy
 from fedloop.flower.client import NodeTrainer
 from fedloop.flower.nodes import Node, write_nodes
 from fedloop.flower.server import serve
+from fedloop.run.build import build_clients, build_federation, roles_of
 from fedloop.run.folder import RunFolder
-from fedloop.run.simulate import RunResult, build_clients, build_federation, plan_round, roles_of
+from fedloop.run.plan import plan_round
+from fedloop.run.simulate import RunResult
 from loraprobe import Probe, fit_probe
 from loraprobe.adapters.layout import pack
 from tests.helpers.federated import Files, settings

@@ -150,7 +150,6 @@ def defense(level: Level | None = None, **options: Any) -> Defense:
 
 
 # --- the adapters
-# ---------------------------------------------------------------------------------------------------------
 
 
 def by_hand(of: Defense, played: list[list[Sent]], state: State, folder: Any) -> Played:
@@ -177,7 +176,13 @@ def by_hand(of: Defense, played: list[list[Sent]], state: State, folder: Any) ->
                         key: value + weight * changes[key].double() for key, value in moved.items()
                     }
             state = {key: value.float() for key, value in moved.items()}
-    return Played(records, state, of.state_dict())
+    return Played(records, state, memory(of))
+
+
+def memory(defense: Defense) -> dict[str, Any]:
+    """What a defence remembers, as numbers."""
+    kept = defense._memory
+    return {"round": kept.round, "level": kept.level, "features": kept.features}
 
 
 def in_process(of: Defense, played: list[list[Sent]], state: State, folder: Any) -> Played:
@@ -185,9 +190,10 @@ def in_process(of: Defense, played: list[list[Sent]], state: State, folder: Any)
     a client.
     """
     from fedloop.client.client import Trained
-    from fedloop.client.training import LocalTraining
     from fedloop.config import Config
-    from fedloop.run.round import GlobalLoRA
+    from fedloop.run.global_lora import GlobalLoRA
+    from fedloop.run.plan import plan_round
+    from fedloop.run.round import OpenRound
 
     config = Config.of(
         {
@@ -199,23 +205,15 @@ def in_process(of: Defense, played: list[list[Sent]], state: State, folder: Any)
     federation = GlobalLoRA(Adapter.from_state_dict(state, alpha=ALPHA), of, config)
     records = []
     for number, sent in enumerate(played, start=1):
-        trained = {}
-        for one in sent:
-            after = Adapter.from_state_dict(one.full(federation.lora.state_dict()), alpha=ALPHA)
-            update = ClientUpdate(one.client, one.count, after)
-            trained[one.client] = Trained(
-                update,
-                factor_delta(after, federation.lora),
-                1.0,
-                {"train": 0.0, "evidence": 0.0},
-                0,
-            )
-        records.append(
-            federation.finish(
-                number, trained, CLIENTS, [], LocalTraining(), np.random.default_rng(0)
-            )
-        )
-    return Played(records, federation.lora.state_dict(), of.state_dict())
+        with OpenRound(federation, plan_round(config, number), CLIENTS) as arriving:
+            for one in sent:
+                start = federation.lora
+                after = Adapter.from_state_dict(one.full(start.state_dict()), alpha=ALPHA)
+                update = ClientUpdate(one.client, one.count, factor_delta(after, start))
+                trained = Trained(update, 1.0, {"train": 0.0, "evidence": 0.0}, 0)
+                arriving.receive(one.client, trained)
+            records.append(arriving.close().record())
+    return Played(records, federation.lora.state_dict(), memory(of))
 
 
 def in_a_loop(of: Defense, played: list[list[Sent]], state: State, folder: Any) -> Played:
@@ -226,7 +224,7 @@ def in_a_loop(of: Defense, played: list[list[Sent]], state: State, folder: Any) 
         done = defend_round(of, number, replies, state, alpha=ALPHA, expected=CLIENTS)
         records.append(done.record)
         state = done.state
-    return Played(records, state, of.state_dict())
+    return Played(records, state, memory(of))
 
 
 def in_a_loop_of_arrays(of: Defense, played: list[list[Sent]], state: State, folder: Any) -> Played:
@@ -240,7 +238,7 @@ def in_a_loop_of_arrays(of: Defense, played: list[list[Sent]], state: State, fol
         records.append(done.record)
         arrays = done.state
     return Played(
-        records, {key: torch.from_numpy(value) for key, value in arrays.items()}, of.state_dict()
+        records, {key: torch.from_numpy(value) for key, value in arrays.items()}, memory(of)
     )
 
 
@@ -270,7 +268,7 @@ def in_nvflare(kind: ParamsType) -> Callable[..., Played]:
                 )
             arrays = aggregator.aggregate_model().params
         tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
-        return Played(aggregator.records, tensors, aggregator.defense.state_dict())
+        return Played(aggregator.records, tensors, memory(aggregator.defense))
 
     return play
 
@@ -293,7 +291,7 @@ def in_openfedllm(of: Defense, played: list[list[Sent]], state: State, folder: A
         state, _ = aggregate(
             fed_args, state, local, counts, asked, number, **openfedllm.memories(fed_args, state)
         )
-    return Played(records, state, of.state_dict())
+    return Played(records, state, memory(of))
 
 
 def in_flower(of: Defense, played: list[list[Sent]], state: State, folder: Any) -> Played:
@@ -308,7 +306,7 @@ def in_flower(of: Defense, played: list[list[Sent]], state: State, folder: Any) 
         )
         assert result is not None
         arrays = result
-    return Played(records, tensors_of(arrays), of.state_dict())
+    return Played(records, tensors_of(arrays), memory(of))
 
 
 ADAPTERS: dict[str, Callable[..., Played]] = {
@@ -322,7 +320,6 @@ ADAPTERS: dict[str, Callable[..., Played]] = {
 
 
 # --- what they are made of
-# --------------------------------------------------------------------------------------------------
 
 
 def arrays_of(state: Any) -> Any:

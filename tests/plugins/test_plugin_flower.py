@@ -237,7 +237,7 @@ def test_a_node_that_nobody_asked_is_refused() -> None:
     plugged.flower_round(
         strategy, 1, plugged.arrays_record(state), [*honest(state), ("9", 40, honest(state)[0][2])]
     )
-    assert records[0].reasons == {"9": "EvidenceError: nobody asked this node in this round"}
+    assert records[0].reasons == {"9": "not asked: nobody asked this client in this round"}
 
 
 def test_many_replies_with_other_metrics_do_not_outvote_the_honest_ones() -> None:
@@ -378,7 +378,7 @@ def test_an_unusable_result_of_the_strategy_is_a_skipped_round_and_no_result_is_
         strategy, records = wrapped(Spoiling(spoiled))
         assert plugged.flower_round(strategy, 1, arrays, honest(state))[0] is arrays
         assert records[0].skipped
-        assert records[0].note.startswith("skipped, the strategy's result is unusable")
+        assert records[0].note.startswith("skipped: the strategy's result is unusable")
     strategy, records = wrapped(Spoiling(None))
     assert plugged.flower_round(strategy, 1, arrays, honest(state))[0] is None
     assert not records[0].skipped
@@ -459,7 +459,6 @@ def test_a_strategy_that_starts_in_its_own_way_is_refused() -> None:
 
 
 # --- a whole run
-# --------------------------------------------------------------------------------------------------------------
 
 
 class OneProcess(Grid):

@@ -35,7 +35,8 @@ def replies(
 
 
 def play(sent: Any, state: State, number: int = 1, **options: Any) -> Any:
-    return defend_round(plugged.defense(), number, sent, state, alpha=plugged.ALPHA, **options)
+    arguments = {"alpha": plugged.ALPHA, **options}
+    return defend_round(plugged.defense(), number, sent, state, **arguments)
 
 
 RENAMED: dict[str, Callable[[str], str]] = {
@@ -271,7 +272,6 @@ def test_rejected_names_the_refused_the_malicious_and_nobody_else() -> None:
 
 
 # --- rules
-# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", AGGREGATORS)
@@ -333,7 +333,6 @@ def test_a_sum_too_large_for_the_states_type_skips_the_round() -> None:
 
 
 # --- the caller's mistakes
-# ----------------------------------------------------------------------------------------------------
 
 
 def test_the_callers_mistakes_raise() -> None:
@@ -341,17 +340,25 @@ def test_the_callers_mistakes_raise() -> None:
     sent = replies(state)
     with pytest.raises(AggregationError, match="mean, median"):
         play(sent, state, rule="average")
-    with pytest.raises(
-        EvidenceError, match=r"client 1 of type int; expected a string, str\(client\)"
-    ):
-        play({1: sent["1"]}, state)
+    for wrong in ({b"1": sent["1"]}, {None: sent["1"]}, {"1": None}, {"1": (*sent["1"], {})}):
+        with pytest.raises(EvidenceError):
+            play(wrong, state)
+    numbered = {int(client): reply for client, reply in sent.items()}
+    assert federated.untimed(
+        play(numbered, state, expected=range(1, 6)).record
+    ) == federated.untimed(play(sent, state, expected=["1", "2", "3", "4", "5"]).record)
+    for alpha in (None, "16", 0, True):
+        with pytest.raises(ConfigError, match="alpha"):
+            play(sent, state, alpha=alpha)
+    with pytest.raises(ConfigError, match="kind 'delta'"):
+        play(sent, state, kind="delta")
     with pytest.raises(UnsupportedAdapterError, match=r"lm_head\.weight"):
         play(sent, {**state, "lm_head.weight": torch.ones(2, 2)})
     with pytest.raises(AdapterFormatError, match=r"rotary_emb\.inv_freq.*leave it out"):
         play(sent, {**state, "model.rotary_emb.inv_freq": torch.ones(2)})
     with pytest.raises(NonFiniteError):
         play(sent, {key: value / 0 for key, value in state.items()})
-    with pytest.raises(TypeError, match="use_rslor"):
+    with pytest.raises(ConfigError, match="use_rslor"):
         play(sent, state, use_rslor=True)
     with pytest.raises(AdapterFormatError, match="type list; expected PEFT key names"):
         play(sent, [state])  # type: ignore[arg-type]
@@ -380,7 +387,6 @@ def test_the_arguments_of_the_adapter_reach_it() -> None:
 
 
 # --- evidence
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def evidence_of(

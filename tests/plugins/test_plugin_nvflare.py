@@ -144,8 +144,30 @@ def test_a_result_that_nobody_sent_counts_for_nobody(probe_folder: str) -> None:
     aggregator.accept_model(result("1", trained(state, 10)))
     aggregator.accept_model(result(None, trained(state, 20)))
     aggregator.aggregate_model()
-    assert "whose it is cannot be known" in aggregator.records[0].reasons["unknown"]
+    assert aggregator.records[0].reasons["unknown"].startswith("not asked")
     assert aggregator.records[0].reasons["2"].startswith("missing")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rule": "average"},
+        {"rule": "trimmed_mean", "rule_options": {"F": 1}},
+        {"rule": "trimmed_mean", "rule_options": {"f": "x"}},
+        {"defense_options": {"max_norm": 1.5}},
+        {"defense_options": {"min_mean_factor": 20}},
+        {"defense_options": {"max_count_ratio": 0}},
+        {"defense_options": {"registered": {"site-1": "40"}}},
+        {"lora": {"rslora": True}},
+        {"level": "fltrust"},
+        {"level_options": {"threshold": 2}},
+        {"alpha": "16"},
+        {"probe": None},
+    ],
+)
+def test_what_is_wrong_is_said_where_the_job_is_written(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        DefendedAggregator(**{"probe": "org/probe", "alpha": plugged.ALPHA, **wrong})
 
 
 def shareable(model: FLModel, sender: str) -> Shareable:
@@ -319,7 +341,6 @@ def test_flare_writes_every_argument_into_the_jobs_configuration_and_copies_no_c
 
 
 # --- the simulator
-# ----------------------------------------------------------------------------------------------------------
 
 SITES = {
     "site-1": "benign-dolly_qa-dolly_qa-100-{}",

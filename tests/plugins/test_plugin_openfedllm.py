@@ -218,16 +218,14 @@ def test_claimed_counts_are_capped_in_the_list_that_is_passed_on() -> None:
     assert kept.arguments[2] == [40, 50, 150, 70, 80]
 
 
-def test_rounds_count_from_0_and_each_is_judged_once() -> None:
+def test_the_defence_counts_rounds_and_goes_on_where_a_script_starts_again() -> None:
     state = plugged.global_state()
     defense = plugged.defense()
     arguments = (openfedllm.arguments(), state, local_dicts(state), COUNTS, CLIENTS)
     assert [
         before_aggregate(defense, *arguments, number, alpha=plugged.ALPHA).record.round
-        for number in (0, 1)
-    ] == [1, 2]
-    with pytest.raises(EvidenceError, match="got round 2 after round 2"):
-        before_aggregate(defense, *arguments, 1, alpha=plugged.ALPHA)
+        for number in (0, 1, 0)
+    ] == [1, 2, 3]
 
 
 def test_keys_with_the_adapters_name_are_put_under_those_of_the_global_dict() -> None:

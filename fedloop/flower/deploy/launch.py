@@ -22,8 +22,9 @@ from loraprobe.adapters.load import load_adapter
 
 from ...config import Config
 from ...errors import ConfigError, EngineError
+from ...run.build import build_clients, roles_of
 from ...run.folder import RunFolder, read_run
-from ...run.simulate import RunResult, Watch, build_clients, roles_of
+from ...run.simulate import RunResult, Watch
 from .. import require_flower
 from ..nodes import Node, write_nodes
 from ..settings import EngineSettings

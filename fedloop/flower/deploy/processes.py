@@ -1,4 +1,4 @@
-"""Processes that are started together and end together, whatever happens to whoever started them."""
+"""Processes that are started together and end together, whatever happens to their starter."""
 
 from __future__ import annotations
 

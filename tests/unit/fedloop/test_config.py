@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import re
 import tomllib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 from fedloop.config import Config
 from fedloop.defense.levels import LEVELS, CumulativeLevel
 from fedloop.errors import ConfigError
+from fedloop.example import example_config
 
 VALID: dict[str, Any] = {
     "name": "one",
@@ -388,8 +388,10 @@ def test_wrong_tables_in_a_file_are_named(tmp_path: Path) -> None:
 
 
 def test_the_example_is_valid_and_uses_what_its_comments_name() -> None:
-    text = files("fedloop").joinpath("example.toml").read_text(encoding="utf-8")
+    text = example_config()
     config = Config.of(tomllib.loads(text))
+    assert Path(config.model.base, "config.json").is_file()
+    assert Path(str(config.defense.probe), "config.json").is_file()
     assert config.defense.level in LEVELS
     listed = re.search(r'level = "\w+" +# (.*)', text)
     assert listed is not None

@@ -206,7 +206,6 @@ def test_categories_come_from_a_column_and_its_absence_is_counted() -> None:
 
 
 # --- files
-# -------------------------------------------------------------------------------------------------------------
 
 
 def write(path: Path, *rows: Any) -> str:
@@ -310,7 +309,6 @@ def test_prompts_of_a_file_need_no_response(tmp_path: Path) -> None:
 
 
 # --- specifications
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -367,7 +365,6 @@ def test_the_built_in_sets_have_one_column() -> None:
 
 
 # --- the Hub
-# ------------------------------------------------------------------------------------------------------------
 
 
 class FakeError(Exception):

@@ -5,20 +5,26 @@ It can be saved, it is nobody else's, and it does not depend on how a round is c
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from fedloop.defense.defense import Defense
-from fedloop.defense.levels import CumulativeLevel, EvidenceLevel
+from fedloop.defense.levels import CumulativeLevel, EvidenceLevel, ShadowLevel
 from fedloop.defense.types import RoundRecord
 from fedloop.errors import EvidenceError, StateError
 from fedloop.run.checkpoint import load_checkpoint, save_checkpoint
 from loraprobe.adapters.adapter import Adapter
 from tests.helpers.federated import CLIENTS, LEVELS, same_tree, untimed, update, updates
+from tests.helpers.probes import tiny_probe
 from tests.unit.fedloop.test_defense import bent, defense
 
 
@@ -74,12 +80,29 @@ def test_a_state_does_not_change_under_whoever_holds_it() -> None:
         tested = defense(level)
         play(tested, range(1, 3))
         state = tested.state_dict()
-        frozen = json.dumps(state, default=lambda array: array.tolist())
+        frozen = json.dumps(state)
         play(tested, range(3, 6))
-        assert json.dumps(state, default=lambda array: array.tolist()) == frozen
+        assert json.dumps(state) == frozen
 
 
-def test_states_of_other_levels_and_damaged_ones_are_refused() -> None:
+def test_a_state_is_plain_data(tmp_path: Path) -> None:
+    """JSON and `torch.load` as it is by default give back what was saved, and rounds go on."""
+    for name, level in LEVELS.items():
+        tested = defense(level)
+        play(tested, range(1, 3))
+        state = tested.state_dict()
+        torch.save(state, tmp_path / name)
+        ways = (json.loads(json.dumps(state)), torch.load(tmp_path / name))
+        expected = play(tested, range(3, 5))
+        for loaded in ways:
+            resumed = defense(level)
+            resumed.load_state_dict(loaded)
+            assert play(resumed, range(3, 5)) == expected
+        copied = pickle.loads(pickle.dumps(tested))
+        assert play(copied, range(5, 6)) == play(copy.deepcopy(tested), range(5, 6))
+
+
+def test_states_of_other_levels_and_probes_are_refused() -> None:
     states = {name: defense(level).state_dict() for name, level in LEVELS.items()}
     for name, level in LEVELS.items():
         for other, state in states.items():
@@ -89,14 +112,65 @@ def test_states_of_other_levels_and_damaged_ones_are_refused() -> None:
             else:
                 with pytest.raises(StateError, match="a state belongs to its level's parameters"):
                     tested.load_state_dict(state)
-    for change in ({"version": 9}, {"level": "StepLevel()"}):
-        with pytest.raises(StateError):
-            defense(LEVELS["step"]).load_state_dict({**states["step"], **change})
-    for key in states["step"].keys() - {"rules"}:
-        with pytest.raises(StateError, match=f"lacks \\['{key}'\\]"):
-            defense(LEVELS["step"]).load_state_dict(
-                {name: value for name, value in states["step"].items() if name != key}
-            )
+    equal = Defense(tiny_probe("linear", "all_b"), ShadowLevel(exponent=7.0))
+    equal.load_state_dict(Defense(tiny_probe("linear", "all_b"), ShadowLevel()).state_dict())
+    for probe in (tiny_probe("mlp", "all_b"), tiny_probe("linear", "paper")):
+        with pytest.raises(StateError, match="another probe"):
+            Defense(probe, LEVELS["cumulative"]).load_state_dict(states["cumulative"])
+
+
+TAMPERED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no dict": lambda state: [1, 2],
+    "nothing": lambda state: None,
+    "version 9": lambda state: {**state, "version": 9},
+    "version as text": lambda state: {**state, "version": "2"},
+    "version true": lambda state: {**state, "version": True},
+    "another level": lambda state: {**state, "level": "StepLevel()"},
+    "round as text": lambda state: {**state, "round": "2"},
+    "round NaN": lambda state: {**state, "round": math.nan},
+    "round earlier": lambda state: {**state, "round": 1},
+    "no memory of a client": lambda state: state["state"]["clients"].pop("c4") and state,
+    "a client trusted": lambda state: state["state"]["clients"]["c4"].update(factor=1.0) or state,
+    "no features": lambda state: {**state, "features": {}},
+    "features of another": lambda state: (
+        state["features"]["c4"].update(mean=state["features"]["c0"]["mean"]) or state
+    ),
+    "count": lambda state: state["features"]["c4"].update(count=10**9) or state,
+    "an extra field": lambda state: {**state, "extra": 1},
+    "no plain data": lambda state: {**state, "round": object()},
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_damaged_states_are_refused(case: str) -> None:
+    tested = defense(LEVELS["cumulative"])
+    play(tested, range(1, 3))
+    fresh = defense(LEVELS["cumulative"])
+    before = fresh.state_dict()
+    with pytest.raises(StateError):
+        fresh.load_state_dict(TAMPERED[case](tested.state_dict()))
+    assert fresh.state_dict() == before
+
+
+def test_the_first_version_of_a_state_is_still_read() -> None:
+    """As fedloop 0.1 wrote it: means as arrays, the level by its repr."""
+    for name, level in LEVELS.items():
+        tested = defense(level)
+        play(tested, range(1, 4))
+        memory = tested._memory
+        former = {
+            "version": 1,
+            "level": repr(level),
+            "round": memory.round,
+            "state": memory.level,
+            "features": memory.features,
+        }
+        resumed = defense(level)
+        resumed.load_state_dict(former)
+        assert play(resumed, range(4, 6)) == play(tested, range(4, 6))
+        for wrong in ({"level": "StepLevel()"}, {"round": "3"}, {"state": None}):
+            with pytest.raises(StateError):
+                defense(LEVELS[name]).load_state_dict({**former, **wrong})
 
 
 def test_frozen_clients_need_no_evidence_and_keep_their_factor() -> None:
@@ -143,6 +217,6 @@ def test_blocks_of_clients_have_no_seams(relative: bool, monkeypatch: pytest.Mon
     level = CumulativeLevel(relative=relative)
     whole, parted = defense(level), defense(level)
     expected = play(whole, range(1, 4))
-    monkeypatch.setattr("fedloop.defense.defense._BLOCK", 2)
+    monkeypatch.setattr("fedloop.defense.scoring._BLOCK", 2)
     assert play(parted, range(1, 4)) == expected
     assert same_tree(parted.state_dict(), whole.state_dict())

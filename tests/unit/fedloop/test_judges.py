@@ -126,7 +126,6 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # --- MD-Judge
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_template_comes_from_the_card_of_the_model(judge: MDJudge) -> None:
@@ -237,64 +236,6 @@ def test_what_is_judged_is_the_greedy_reply_to_each_prompt_alone(
         assert seen == expected
 
 
-def test_padding_on_the_right_would_have_changed_the_replies(judge: MDJudge) -> None:
-    prompts = [
-        judge.prompt(question, answer) for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
-    ]
-    batch = judge.tokenizer(
-        prompts,
-        padding=True,
-        padding_side="right",
-        return_tensors="pt",
-        return_token_type_ids=False,
-    )
-    out = judge.model.generate(**batch, max_new_tokens=6, do_sample=False, pad_token_id=1)  # type: ignore[operator]
-    replies = judge.tokenizer.batch_decode(
-        out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
-    )
-    assert replies != [
-        slow_reply(judge, question, answer, 6)
-        for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
-    ]
-
-
-def writes(text: str) -> Any:
-    """A Mistral that writes this text, whatever it reads.
-
-    Every token leads to the next letter of it.
-    """
-    model, tokenizer = mistral(std=0.02), tiny.tokenizer()
-    letters = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
-    assert len(set(letters)) == len(letters)
-    with torch.no_grad():
-        for parameter in model.model.layers.parameters():
-            parameter.zero_()  # what is left is a table: last token -> next token
-        model.model.embed_tokens.weight.zero_()
-        model.lm_head.weight.zero_()
-        for step, letter in enumerate(letters):
-            model.lm_head.weight[letter, step] = 1.0
-            if step + 1 < len(letters):
-                model.model.embed_tokens.weight[letter, step + 1] = 1.0
-        start = tokenizer.encode(TEMPLATE)[-1]
-        assert start not in letters
-        model.model.embed_tokens.weight[start, 0] = 1.0
-    return model
-
-
-@pytest.mark.parametrize(
-    ("text", "verdict"),
-    [("safe", "safe"), ("unsafe", "unsafe"), ("safe\n-x", "safe"), ("maybe", "unreadable")],
-)
-def test_a_verdict_goes_from_the_weights_to_the_list(
-    tmp_path: Path, text: str, verdict: str
-) -> None:
-    writes(text).save_pretrained(tmp_path)
-    tiny.tokenizer().save_pretrained(tmp_path)
-    judge = MDJudge.from_pretrained(tmp_path, template=TEMPLATE)
-    assert judge.verdicts(QUESTIONS, ANSWERS, batch_size=3) == [verdict] * len(QUESTIONS)
-    assert judge.judge(QUESTIONS, ANSWERS) == [verdict == "safe"] * len(QUESTIONS)
-
-
 def test_questions_without_answers_and_texts_that_are_too_long_are_errors(judge: MDJudge) -> None:
     assert judge.judge([], []) == []
     with pytest.raises(DataError, match="2 questions and 1 answers"):
@@ -310,7 +251,6 @@ def test_questions_without_answers_and_texts_that_are_too_long_are_errors(judge:
 
 
 # --- the reward model
-# -------------------------------------------------------------------------------------------------
 
 
 def test_rewards_are_the_logit_of_each_pair_alone(reward_folder: Path) -> None:

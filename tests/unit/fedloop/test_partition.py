@@ -15,7 +15,7 @@ from fedloop.data.corpora import load_corpus
 from fedloop.data.examples import Example
 from fedloop.data.partition import by_column, dirichlet, iid, mixtures
 from fedloop.errors import ConfigError
-from fedloop.run.simulate import build_clients
+from fedloop.run.build import build_clients
 
 patient = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 Parts = Sequence[Sequence[Example]]

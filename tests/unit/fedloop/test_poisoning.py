@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from fedloop.client.client import Trained
 from fedloop.config import ClientsConfig
 from fedloop.defense.defense import Defense
 from fedloop.defense.levels import CumulativeLevel, Level, ShadowLevel, StepLevel
@@ -20,13 +19,12 @@ from fedloop.defense.types import ClientUpdate
 from fedloop.errors import AggregationError, ConfigError
 from fedloop.rules.attacks import ATTACKS
 from fedloop.run import attackers as poisoning
-from fedloop.run.attackers import attacked, probe_direction
+from fedloop.run.attackers import attack_updates, probe_direction
+from fedloop.run.spool import Spool
 from loraprobe import fit_probe
-from loraprobe.adapters.deltas import add_delta, factor_delta
 from loraprobe.adapters.layout import Layout, flattened, pack
-from tests.helpers import federated, make, probes
+from tests.helpers import federated, probes
 
-START = make.adapter(r=2, base_model=probes.BASE, seed=77)
 MALICIOUS = ("c3", "c4")
 HONEST = ("c0", "c1", "c2")
 
@@ -39,38 +37,50 @@ def config(name: str | None, **options: Any) -> ClientsConfig:
 
 def trained(
     level: Level | None = None, clients: Sequence[str] = federated.CLIENTS
-) -> dict[str, Trained]:
-    """What came out of a round's training.
-
-    Deltas of the size of training beside parameters of size 1.
-    """
+) -> dict[str, ClientUpdate]:
+    """What came out of a round's training, of the size of training."""
     result = {}
     for seed, client in enumerate(clients):
         delta = federated.mapped(
             probes.labelled_adapter(seed, client in MALICIOUS, 0.3), lambda tensor: 1e-3 * tensor
         )
         steps = federated.steps_for(level, delta, seed, client in MALICIOUS)
-        update = ClientUpdate(client, 40, add_delta(START, delta), steps)
-        result[client] = Trained(update, delta, 1.0, {"train": 0.0, "evidence": 0.0}, 0)
+        result[client] = ClientUpdate(client, 40, delta, steps)
     return result
+
+
+def attacked(
+    updates: dict[str, ClientUpdate],
+    malicious: Sequence[str],
+    chosen: ClientsConfig,
+    defense: Defense,
+    seed: int = 0,
+) -> dict[str, ClientUpdate]:
+    """What the server finds in its spool."""
+    first = next(iter(updates.values())).adapter
+    with Spool(None, Layout.of(first), base_model=first.base_model) as spool:
+        for client, update in updates.items():
+            spool.add(client, update.adapter, update.steps)
+        honest = [client for client in updates if client not in malicious]
+        attack_updates(spool, honest, malicious, chosen, defense, np.random.default_rng(seed))
+        found = {client: spool.update(client, 40) for client in updates}
+        return {
+            client: ClientUpdate(
+                client, 40, update.adapter.load(), tuple(step.load() for step in update.steps)
+            )
+            for client, update in found.items()
+        }
 
 
 def play(
     name: str | None, level: Level | None = None, seed: int = 0, **options: Any
-) -> dict[str, Trained]:
+) -> dict[str, ClientUpdate]:
     probe = probes.tiny_probe("linear", "all_b") if level else None
-    return attacked(
-        trained(level),
-        MALICIOUS,
-        config(name, **options),
-        Defense(probe, level),
-        START,
-        np.random.default_rng(seed),
-    )
+    return attacked(trained(level), MALICIOUS, config(name, **options), Defense(probe, level), seed)
 
 
-def row(one: Trained) -> np.ndarray:
-    return pack(one.delta)[0].double().numpy()
+def row(one: ClientUpdate) -> np.ndarray:
+    return pack(one.adapter)[0].double().numpy()
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -89,21 +99,17 @@ def test_attackers_send_what_the_attack_says_and_honest_clients_what_they_traine
     for client, wanted in zip(MALICIOUS, expected, strict=True):
         sent = row(after[client])
         assert np.linalg.norm(sent - wanted) < 1e-3 * np.linalg.norm(wanted)
-        received = pack(factor_delta(after[client].update.adapter, START))[0].double().numpy()
-        assert np.array_equal(received, sent)  # what the server sees is what counts
         assert np.linalg.norm(sent - row(before[client])) > 0.05 * np.linalg.norm(
             row(before[client])
         )
-        assert after[client].update.num_examples == 40
 
 
 def test_without_an_attack_or_an_attacker_nothing_changes() -> None:
-    for of, malicious in ((config(None), MALICIOUS), (config("sign_flip"), ())):
+    for chosen, malicious in ((config(None), MALICIOUS), (config("sign_flip"), ())):
         before = trained()
-        after = attacked(
-            before, malicious, of, Defense(None, None), START, np.random.default_rng(0)
-        )
-        assert after == before
+        after = attacked(before, malicious, chosen, Defense(None))
+        for client, update in before.items():
+            assert np.array_equal(row(after[client]), row(update))
 
 
 def test_options_reach_the_attack() -> None:
@@ -114,15 +120,11 @@ def test_options_reach_the_attack() -> None:
 
 def test_colluders_do_not_send_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sign_flip", "ipm", "alie", "mimic"):
-        record = Defense(None, None).assess(
-            1, [one.update for one in play(name).values()], start=START
-        )
+        record = Defense(None).assess(1, list(play(name).values()))
         assert not record.reasons, name
     monkeypatch.setattr(poisoning, "_JITTER", 0.0)  # negative control
     for name, refused in (("sign_flip", {"c3", "c4"}), ("mimic", {"c3", "c4"})):
-        record = Defense(None, None).assess(
-            1, [one.update for one in play(name).values()], start=START
-        )
+        record = Defense(None).assess(1, list(play(name).values()))
         assert refused <= record.reasons.keys(), name
         assert "copy" in record.reasons["c3"]
 
@@ -133,28 +135,18 @@ def test_an_attacker_forges_the_end_of_its_trajectory(
 ) -> None:
     level = StepLevel()
     defense = Defense(probes.tiny_probe("linear", "all_a"), level)
-    after = attacked(
-        trained(level), MALICIOUS, config(name), defense, START, np.random.default_rng(0)
-    )
-    record = defense.assess(1, [one.update for one in after.values()], start=START)
-    assert (
-        not record.reasons
-    )  # though A is a thousand times larger than its change, whose sum is rounded
+    after = attacked(trained(level), MALICIOUS, config(name), defense)
+    record = defense.assess(1, list(after.values()))
+    assert not record.reasons
     before = trained(level)
     for client in MALICIOUS:
-        for forged, step in zip(
-            after[client].update.steps[:-1], before[client].update.steps[:-1], strict=True
-        ):
+        for forged, step in zip(after[client].steps[:-1], before[client].steps[:-1], strict=True):
             assert torch.equal(pack(forged)[0], pack(step)[0])
     monkeypatch.setattr(
         poisoning, "LOCAL_STEPS", "other"
     )  # negative control: without the forgery they are caught
-    honest = attacked(
-        trained(level), MALICIOUS, config(name), defense, START, np.random.default_rng(0)
-    )
-    caught = Defense(probes.tiny_probe("linear", "all_a"), level).assess(
-        1, [one.update for one in honest.values()], start=START
-    )
+    honest = attacked(trained(level), MALICIOUS, config(name), defense)
+    caught = Defense(probes.tiny_probe("linear", "all_a"), level).assess(1, list(honest.values()))
     assert caught.reasons.keys() == set(MALICIOUS)
 
 
@@ -162,31 +154,17 @@ def test_shadow_evidence_is_not_forged() -> None:
     level = ShadowLevel()
     before, after = trained(level), play("sign_flip", level)
     for client in MALICIOUS:
-        assert [pack(step)[0].tolist() for step in after[client].update.steps] == [
-            pack(step)[0].tolist() for step in before[client].update.steps
+        assert [pack(step)[0].tolist() for step in after[client].steps] == [
+            pack(step)[0].tolist() for step in before[client].steps
         ]
 
 
 def test_an_attack_that_cannot_be_made_says_why() -> None:
     everybody = trained()
     with pytest.raises(AggregationError, match="no honest client"):
-        attacked(
-            everybody,
-            federated.CLIENTS,
-            config("sign_flip"),
-            Defense(None, None),
-            START,
-            np.random.default_rng(0),
-        )
+        attacked(everybody, federated.CLIENTS, config("sign_flip"), Defense(None))
     with pytest.raises(AggregationError, match="at least 2"):
-        attacked(
-            trained(None, ("c0", "c3")),
-            ("c3",),
-            config("alie", z=1.0),
-            Defense(None, None),
-            START,
-            np.random.default_rng(0),
-        )
+        attacked(trained(None, ("c0", "c3")), ("c3",), config("alie", z=1.0), Defense(None))
 
 
 def test_probe_evasion_lowers_the_score_of_a_linear_probe() -> None:
@@ -199,14 +177,14 @@ def test_probe_evasion_lowers_the_score_of_a_linear_probe() -> None:
     )
     for client in MALICIOUS:
         plain, evading, zero = (
-            float(probe([one[client].delta])[0]) for one in (before, after, aimed)
+            float(probe([one[client].adapter])[0]) for one in (before, after, aimed)
         )
         assert plain > 0.8
         assert evading < 0.5 < plain
         assert zero == pytest.approx(1 / (1 + np.exp(-probe.head.intercept)), abs=1e-3)
     guessed = play("probe_evasion")  # without the probe, the attacker guesses a direction
     assert all(
-        float(probe([guessed[client].delta])[0]) < float(probe([before[client].delta])[0])
+        float(probe([guessed[client].adapter])[0]) < float(probe([before[client].adapter])[0])
         for client in MALICIOUS
     )
 

@@ -255,7 +255,6 @@ def read(path: Path) -> Page:
 
 
 # --- the page
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_says_what_was_run_and_what_came_out(page: Page, report: Path) -> None:
@@ -397,31 +396,7 @@ def test_clients_that_only_the_records_know_have_no_role(write: Write) -> None:
     assert "2 role unknown" in read(write_report(write(records()[:1], about))).text
 
 
-def test_many_clients_over_many_rounds(write: Write) -> None:
-    def spread(values: Any, number: int) -> dict[str, Any]:
-        return {f"{name}-{number % 2}": value for name, value in values.items()}
-
-    long = [
-        replace(
-            record,
-            round=n,
-            factors=spread(record.factors, n),
-            scores=spread(record.scores, n),
-            weights=spread(record.weights, n),
-            num_examples=spread(record.num_examples, n),
-            losses=spread(record.losses, n),
-            reasons={},
-        )
-        for n, record in enumerate(records() * 8, 1)
-    ]
-    about = {f"{name}-{half}": one for name, one in roles().items() for half in (0, 1)}
-    page = read(write_report(write(long, about, rounds=48)))
-    assert {"malicious (6)", "hard negative (4)", "benign (10)"} <= set(page.in_svg)
-    assert "client-01-1" not in page.in_svg  # a legend of 20 would be longer than the figure
-
-
 # --- nothing a client wrote becomes markup, nothing is fetched
-# ----------------------------------------------------------
 
 
 def hostile(values: Any) -> Any:
@@ -508,7 +483,6 @@ def test_the_page_is_one_file_that_fetches_and_runs_nothing(page: Page, report: 
 
 
 # --- the same page every time
-# -------------------------------------------------------------------------------------------
 
 
 def test_equal_records_give_equal_pages_in_another_process(report: Path, tmp_path: Path) -> None:
@@ -528,24 +502,6 @@ def test_equal_records_give_equal_pages_in_another_process(report: Path, tmp_pat
     assert out.read_bytes() == report.read_bytes()
 
 
-def test_other_records_give_another_page(write: Write, report: Path) -> None:
-    changed = replace(records()[5], bytes={"update": 1})
-    assert write_report(write([*records()[:5], changed])).read_bytes() != report.read_bytes()
-
-
-def test_the_readers_matplotlib_settings_neither_matter_nor_change(write: Write) -> None:
-    import matplotlib
-
-    run = write(records()[:1])
-    expected = write_report(run).read_bytes()
-    with matplotlib.rc_context(
-        {"font.size": 31, "axes.facecolor": "black", "axes.unicode_minus": False}
-    ):
-        before = dict(matplotlib.rcParams)
-        assert write_report(run).read_bytes() == expected
-        assert dict(matplotlib.rcParams) == before
-
-
 def test_the_page_has_the_ledger(page: Page) -> None:
     text, spent = page.text, ledger(records())
     assert f"train {spent['seconds']['train']:.3f}" in text
@@ -557,7 +513,6 @@ def test_the_page_has_the_ledger(page: Page) -> None:
 
 
 # --- what is refused
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -610,12 +565,6 @@ def test_another_folder_and_a_page_that_cannot_be_written_are_refused(
         write_report(tmp_path / "nowhere")
     with pytest.raises(FedloopError, match="cannot write the report"):
         write_report(write([]), tmp_path)
-
-
-def test_the_page_goes_where_it_is_asked_to(write: Write, tmp_path: Path) -> None:
-    out = tmp_path / "new" / "page.html"
-    assert write_report(write([]), out) == out
-    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_without_matplotlib_the_extra_is_named(

@@ -16,7 +16,6 @@ from fedloop.report.page import PHASES, ledger
 pytest.importorskip("matplotlib")
 
 # --- the figures
-# --------------------------------------------------------------------------------------------------------
 
 
 def lines(series: dict[str, list[float]], about: dict[str, str]) -> list[tuple[str, str, str]]:
@@ -57,7 +56,6 @@ def test_long_labels_are_cut_and_strange_ones_made_drawable() -> None:
 
 
 # --- numbers
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_ledger_adds_up_by_phase() -> None:

@@ -132,7 +132,6 @@ def check(folder: Path, expected: RunResult) -> None:
 
 
 # --- processes of their own
-# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -268,7 +267,6 @@ def test_many_kills_in_one_run_change_nothing(
 
 
 # --- in this process
-# -----------------------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):

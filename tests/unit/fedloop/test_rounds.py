@@ -14,18 +14,14 @@ import pytest
 import torch
 
 from fedloop.client import client as trainer_module
-from fedloop.client.training import LocalTraining, read_adapter
+from fedloop.client.training import read_adapter
 from fedloop.config import Config, TrainingConfig
 from fedloop.errors import AggregationError, ConfigError, StateError
 from fedloop.rules.attacks import ATTACKS
-from fedloop.run.round import Federation
-from fedloop.run.simulate import (
-    build_clients,
-    build_federation,
-    client_seed,
-    learning_rate,
-    simulate,
-)
+from fedloop.run.build import build_clients, build_federation
+from fedloop.run.federation import Federation
+from fedloop.run.plan import client_seed, learning_rate, plan_round
+from fedloop.run.simulate import simulate
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.load import load_adapter
 from loraprobe.adapters.pair import LoRAPair
@@ -34,7 +30,6 @@ from tests.helpers import federated
 from tests.helpers.federated import Files, defended, run, same_tree, settings, untimed, vector
 
 # --- the seed decides everything
-# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -102,7 +97,6 @@ def test_seeds_and_learning_rates_follow_from_round_and_client() -> None:
 
 
 # --- what a run says and leaves
-# ----------------------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_records_adapters_and_roles(tiny_files: Files, tmp_path: Path) -> None:
@@ -218,7 +212,6 @@ def test_evading_a_probe_without_a_direction_is_refused_before_anybody_trains(
 
 
 # --- attacks on updates
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -272,7 +265,6 @@ def test_probe_evasion_lowers_the_scores_of_the_malicious(tiny_files: Files) -> 
 
 
 # --- evidence
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_every_level_runs_and_scores_what_it_reads(tiny_files: Files) -> None:
@@ -350,7 +342,6 @@ def test_shadow_scores_of_the_first_round_are_those_of_the_steps(tiny_files: Fil
 
 
 # --- state
-# -------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_federations_state_is_a_snapshot_that_another_goes_on_from(tiny_files: Files) -> None:
@@ -365,20 +356,9 @@ def test_a_federations_state_is_a_snapshot_that_another_goes_on_from(tiny_files:
         build_federation(config),
         build_federation(config),
     )
-    training = LocalTraining(5e-3, 2, 2, 40)
 
     def play(federation: Federation, number: int) -> Any:
-        chosen = [clients[number % 4], clients[(number + 1) % 4]]
-        return untimed(
-            federation.round(
-                number,
-                chosen,
-                training,
-                [number, number + 9],
-                np.random.default_rng(number),
-                lambda *_: None,
-            )
-        )
+        return untimed(federation.round(plan_round(config, number), clients).record())
 
     for number in (1, 2):
         play(first, number)

@@ -1,4 +1,4 @@
-"""Whole federations on the tiny Llama: who can move the global LoRA."""
+"""Who can move the global LoRA: rounds of the server, on updates that a tiny Llama trained."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 
 from fedloop.client.client import Trained
-from fedloop.client.training import LocalTraining
 from fedloop.config import Config
-from fedloop.rules.rule import make_rule
-from fedloop.run import round as federation_module
-from fedloop.run.simulate import build_clients, build_federation, client_seed
-from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.deltas import add_delta
+from fedloop.defense.types import RoundRecord
+from fedloop.run.build import build_clients, build_defense, build_federation
+from fedloop.run.federation import Federation
+from fedloop.run.global_lora import GlobalLoRA
+from fedloop.run.plan import plan_round
+from fedloop.run.round import OpenRound
 from tests.helpers import federated
 from tests.helpers.federated import Files, defended, run, settings, vector
 
@@ -40,171 +40,140 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-# --- who can move the global LoRA
-# ----------------------------------------------------------------------------------------------
+class Bench(NamedTuple):
+    """A federation, what its clients trained in the first round, and who is malicious."""
 
-
-Sent = Callable[
-    [dict[str, Trained], Adapter], Mapping[str, Trained]
-]  # what came out of training, the global LoRA -> what is sent
-
-
-class Bench:
-    """One federation whose first round can be played again and again, with what its clients send
-    changed on the way.
-    """
-
-    def __init__(self, files: Files, **changes: Any) -> None:
-        self.config = Config.of(settings(files, **changes))
-        self.clients = build_clients(self.config)
-        self.malicious = next(
-            client.client_id for client in self.clients if client.role == "malicious"
-        )
-        self.federation = build_federation(self.config)
-        self.fresh = self.federation.state_dict()
-
-    def play(
-        self,
-        sent: Callable[[dict[str, Trained], Adapter], Mapping[str, Trained]],
-        monkeypatch: pytest.MonkeyPatch,
-        absent: str = "",
-    ) -> tuple[Any, Any]:
-        """One round from the beginning: its record, and the new global LoRA."""
-        rule = self.federation._rule
-        self.federation.load_state_dict({**self.fresh, "rule": rule.init()})
-
-        def changed(
-            trained: dict[str, Trained],
-            malicious: Any,
-            config: Any,
-            defense: Any,
-            start: Adapter,
-            generator: Any,
-        ) -> Mapping[str, Trained]:
-            return sent(trained, start)
-
-        monkeypatch.setattr(federation_module, "attacked", changed)
-        of = self.config.training
-        present = [client for client in self.clients if client.client_id != absent]
-        seeds = [client_seed(0, 1, self.clients.index(client)) for client in present]
-        training = LocalTraining(of.lr, of.steps, of.batch_size, of.max_length)
-        record = self.federation.round(
-            1, present, training, seeds, np.random.default_rng(0), lambda *_: None
-        )
-        return record, vector(self.federation.lora).clone()
+    config: Config
+    federation: Federation
+    trained: Mapping[str, Trained]
+    malicious: str
 
 
 @cache
 def bench(files: Files) -> Bench:
-    return Bench(files)
+    config = Config.of(settings(files))
+    clients = build_clients(config)
+    federation = build_federation(config)
+    plan = plan_round(config, 1)
+    trained = {
+        sent.update.client_id: sent
+        for sent in federation.train(plan, [clients[index] for index in plan.chosen])
+    }
+    malicious = next(client.client_id for client in clients if client.role == "malicious")
+    return Bench(config, federation, trained, malicious)
 
 
-def untouched(trained: dict[str, Trained], start: Adapter) -> dict[str, Trained]:
-    return trained
+def play(
+    made: Bench, sent: Mapping[str, Trained], rule: str = "mean", folder: Path | None = None
+) -> tuple[RoundRecord, torch.Tensor]:
+    """The first round with these updates: its record, and the new global LoRA."""
+    chosen = {"rule": rule, "options": RULES.get(rule, {})}
+    config = made.config.model_copy(
+        update={"aggregation": made.config.aggregation.model_copy(update=chosen)}
+    )
+    initial = made.federation.initial
+    server = GlobalLoRA(initial, build_defense(config, initial), config, folder=folder)
+    with OpenRound(server, plan_round(config, 1), list(sent)) as arriving:
+        for client, one in sent.items():
+            arriving.receive(client, one)
+        record = arriving.close().record()
+    assert folder is None or not any(folder.iterdir())  # nothing of a round stays on disk
+    return record, vector(server.lora)
 
 
 def bending(
-    client: str, change: Callable[[Trained, Adapter], Trained]
-) -> Callable[[dict[str, Trained], Adapter], dict[str, Trained]]:
-    return lambda trained, start: {
-        name: change(one, start) if name == client else one for name, one in trained.items()
+    made: Bench, change: Callable[[Trained], Trained | str], *clients: str
+) -> dict[str, Any]:
+    """What arrives if these clients send something else."""
+    return {
+        client: change(one) if client in clients else one for client, one in made.trained.items()
     }
 
 
-def scaled(factor: float, **fields: Any) -> Callable[[Trained, Adapter], Trained]:
+def scaled(factor: float, loss: float = 1.0, **fields: Any) -> Callable[[Trained], Trained]:
     """A client that sends its change times a factor."""
 
-    def change(one: Trained, start: Adapter) -> Trained:
+    def change(one: Trained) -> Trained:
         delta = federated.mapped(one.delta, lambda tensor: factor * tensor)
-        return replace(
-            one, delta=delta, update=replace(one.update, adapter=add_delta(start, delta), **fields)
-        )
+        return replace(one, update=replace(one.update, adapter=delta, **fields), loss=loss)
 
     return change
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rejected_client_cannot_move_the_global_lora(
-    rule: str, tiny_files: Files, monkeypatch: pytest.MonkeyPatch
+    rule: str, tiny_files: Files, tmp_path: Path
 ) -> None:
-    of = bench(tiny_files)
-    of.federation._rule = make_rule(rule, **RULES[rule])
-    rejected = (
-        scaled(math.nan),
+    made = bench(tiny_files)
+    rejected: list[Callable[[Trained], Trained | str]] = [
+        scaled(math.nan, loss=math.nan),
         scaled(math.inf),
         scaled(1.0, num_examples=0),
-        scaled(-50.0, num_examples=True),
         scaled(50.0, num_examples="4"),
-    )
+        lambda one: "what it sent cannot be read",
+    ]
     moved = set()
     for change in rejected:
-        record, lora = of.play(bending(of.malicious, change), monkeypatch)
-        assert record.factors[of.malicious] == 0.0
-        assert record.reasons.keys() == {of.malicious}
+        record, lora = play(made, bending(made, change, made.malicious), rule, tmp_path)
+        assert record.factors[made.malicious] == 0.0
+        assert record.reasons.keys() == {made.malicious}
         assert not record.skipped
         assert not record.note
+        assert all(map(math.isfinite, record.losses.values()))
+        assert RoundRecord.from_json(record.to_json()) == record
         moved.add(tuple(lora.tolist()))
-    without, expected = of.play(untouched, monkeypatch, absent=of.malicious)
+    others = {client: one for client, one in made.trained.items() if client != made.malicious}
+    without, expected = play(made, others, rule)
     assert moved == {tuple(expected.tolist())}
-    assert without.factors.keys() == record.factors.keys() - {of.malicious}
-    counted, free = of.play(
-        bending(of.malicious, scaled(-50.0)), monkeypatch
-    )  # negative control: if it is not rejected, it counts
+    assert without.factors.keys() == record.factors.keys() - {made.malicious}
+    assert not torch.equal(expected, vector(made.federation.initial))
+    # Negative control: if it is not rejected, it counts.
+    counted, free = play(made, bending(made, scaled(-50.0), made.malicious), rule)
     assert not counted.reasons
     if rule not in ("krum", "median", "trimmed_mean", "multi_krum", "dnc", "meamed"):
         assert not torch.equal(free, expected)
-    assert not torch.equal(expected, of.fresh["lora"])
 
 
-def test_flame_skips_a_round_without_a_majority_and_says_so(tiny_files: Files) -> None:
-    result = run(tiny_files, aggregation={"rule": "flame"}, clients={"malicious": 0})
-    for record in result.records:
-        assert record.skipped is ("skipped:" in record.note)
-        assert bool(record.weights) is not record.skipped
-
-
-def test_a_skipped_round_keeps_the_global_lora(
-    tiny_files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    of = bench(tiny_files)
-    of.federation._rule = make_rule("mean")
-    record, lora = of.play(
-        lambda trained, start: {
-            name: scaled(math.nan)(one, start) for name, one in trained.items()
-        },
-        monkeypatch,
+def test_two_updates_of_a_client_count_nothing(tiny_files: Files) -> None:
+    made = bench(tiny_files)
+    server = GlobalLoRA(
+        made.federation.initial, build_defense(made.config, made.federation.initial), made.config
     )
+    first = next(iter(made.trained))
+    with OpenRound(server, plan_round(made.config, 1), list(made.trained)) as arriving:
+        for client, one in [*made.trained.items(), (first, made.trained[first])]:
+            arriving.receive(client, one)
+        record = arriving.close().record()
+    assert record.factors[first] == 0.0
+    assert "duplicate: 2 replies" in record.reasons[first]
+    assert list(record.reasons) == [first]
+
+
+def test_a_skipped_round_keeps_the_global_lora(tiny_files: Files) -> None:
+    made = bench(tiny_files)
+    initial = vector(made.federation.initial)
+    record, lora = play(made, bending(made, scaled(math.nan), *made.trained))
     assert record.skipped
     assert record.weights == {}
-    assert torch.equal(lora, of.fresh["lora"])
+    assert record.note == "skipped: no well-formed update"
+    assert torch.equal(lora, initial)
     gated = run(tiny_files, defense={**defended(tiny_files), "threshold": 1e-6})
-    assert all(record.skipped and set(record.factors.values()) == {0.0} for record in gated.records)
-    assert torch.equal(vector(gated.adapter), of.fresh["lora"])
+    for record in gated.records:
+        assert record.skipped
+        assert set(record.factors.values()) == {0.0}
+        assert record.note.startswith("skipped by the safety gate")
+    assert torch.equal(vector(gated.adapter), initial)
 
 
-def test_a_client_that_diverged_is_refused_and_the_record_can_be_written(
-    tiny_files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    of = bench(tiny_files)
-    of.federation._rule = make_rule("mean")
-    record, _ = of.play(
-        bending(
-            of.malicious, lambda one, start: replace(scaled(math.nan)(one, start), loss=math.nan)
-        ),
-        monkeypatch,
-    )
-    assert of.malicious not in record.losses
-    assert len(record.losses) == 3
-    assert of.malicious in record.to_json()
-
-
-def test_an_error_of_the_rule_is_a_skipped_round_with_a_note(
-    tiny_files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    of = bench(tiny_files)
-    of.federation._rule = make_rule("dnc", f=1, removed=9)
-    record, lora = of.play(untouched, monkeypatch)
-    assert record.skipped
-    assert record.weights == {}
-    assert record.note == "skipped: got removed=9; expected 4 > c f >= 0"
-    assert torch.equal(lora, of.fresh["lora"])
+def test_an_error_of_the_rule_is_a_skipped_round_with_a_note(tiny_files: Files) -> None:
+    """FLAME finds no majority among two updates that point away from each other."""
+    made = bench(tiny_files)
+    clients = list(made.trained)[:3]
+    sent = {client: made.trained[client] for client in clients}
+    for client, factor in zip(clients, (1.0, -1.0, 1e-3), strict=True):
+        sent[client] = scaled(factor)(made.trained[clients[0]])
+    record, lora = play(made, sent, "flame")
+    assert record.skipped is ("skipped:" in record.note)
+    assert bool(record.weights) is not record.skipped
+    if record.skipped:
+        assert torch.equal(lora, vector(made.federation.initial))

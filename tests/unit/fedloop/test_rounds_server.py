@@ -14,18 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from fedloop.client.client import Trained
-from fedloop.client.training import LocalTraining
 from fedloop.config import Config
-from fedloop.run import round as federation_module
-from fedloop.run.round import Federation
-from fedloop.run.simulate import build_clients, build_federation, simulate
+from fedloop.run.build import build_clients, build_federation
+from fedloop.run.federation import Federation
+from fedloop.run.plan import plan_round
+from fedloop.run.round import OpenRound
+from fedloop.run.simulate import simulate
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import factor_delta
 from tests.helpers.federated import Files, run, settings, untimed, vector
 
-# --- how LoRA factors are averaged
-# -----------------------------------------------------------------------------------------------
+TRAINING = {"lr": 5e-2, "schedule": "constant"}
 
 
 def effective(
@@ -52,42 +51,24 @@ def effective(
     ("lora", "exact"), [("exact", True), ("factors", False), ("frozen_a", True)]
 )
 def test_the_new_global_model_is_the_mean_of_the_clients_models(
-    lora: str, exact: bool, tiny_files: Files, monkeypatch: pytest.MonkeyPatch
+    lora: str, exact: bool, tiny_files: Files
 ) -> None:
-    config = Config.of(settings(tiny_files, aggregation={"lora": lora}, training={"lr": 5e-2}))
+    config = Config.of(settings(tiny_files, aggregation={"lora": lora}, training=TRAINING))
     federation, clients = build_federation(config), build_clients(config)
-    seen: list[dict[str, dict[str, torch.Tensor]]] = []
-
-    def watching(
-        trained: dict[str, Trained],
-        malicious: Any,
-        config: Any,
-        defense: Any,
-        start: Adapter,
-        generator: Any,
-    ) -> dict[str, Trained]:
-        seen.append(
-            {name: effective(federation, start, one.delta) for name, one in trained.items()}
-        )
-        return {
-            name: replace(one, update=replace(one.update, num_examples=1 + index))
-            for index, (name, one) in enumerate(trained.items())
-        }
-
-    monkeypatch.setattr(federation_module, "attacked", watching)
-    training = LocalTraining(5e-2, 2, 2, 40)
     for number in (1, 2, 3):
-        record = federation.round(
-            number,
-            clients,
-            training,
-            [number * 10 + k for k in range(4)],
-            np.random.default_rng(0),
-            lambda *_: None,
-        )
+        plan = plan_round(config, number)
+        chosen = [clients[index] for index in plan.chosen]
+        seen: dict[str, dict[str, torch.Tensor]] = {}
+        with OpenRound(federation, plan, [client.client_id for client in chosen]) as arriving:
+            for index, trained in enumerate(federation.train(plan, chosen)):
+                name = trained.update.client_id
+                seen[name] = effective(federation, federation.lora, trained.delta)
+                update = replace(trained.update, num_examples=1 + index)
+                arriving.receive(name, replace(trained, update=update))
+            record = arriving.close().record()
         after = effective(federation, federation.lora)
         for module, weight in after.items():
-            mean = sum(record.weights[name] * one[module] for name, one in seen[-1].items())
+            mean = sum(record.weights[name] * one[module] for name, one in seen.items())
             apart = float(
                 (weight - mean).norm() / (mean - effective_base(tiny_files, module)).norm()
             )
@@ -139,10 +120,6 @@ def test_a_frozen_a_never_moves_even_if_somebody_sends_another(tiny_files: Files
     assert not any(
         np.array_equal(pair.A, initial[module].A) for module, pair in free.adapter.items()
     )  # negative control
-
-
-# --- server optimisers
-# -------------------------------------------------------------------------------------------------------------
 
 
 def test_fedprox_keeps_clients_near_the_start(tiny_files: Files) -> None:

@@ -11,12 +11,13 @@ import torch
 
 from fedloop import AGGREGATORS, ClientUpdate, Defense, make_rule
 from fedloop.client.client import Trained
-from fedloop.client.training import LocalTraining
 from fedloop.config import Config
 from fedloop.errors import AggregationError, ConfigError, StateError
 from fedloop.plugins import Reply, defend_round
 from fedloop.rules.rule import RULES
-from fedloop.run.round import GlobalLoRA
+from fedloop.run.global_lora import GlobalLoRA
+from fedloop.run.plan import plan_round
+from fedloop.run.round import OpenRound
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout, pack, unpack
 from paper_repro.attackers.replay import aggregated, name
@@ -69,18 +70,13 @@ def simulated(rule: str, options: dict[str, Any]) -> torch.Tensor:
     )
     federation = GlobalLoRA(START, Defense(None, None), config)
     for number, sent in enumerate(rounds(), start=1):
-        trained = {
-            client: Trained(
-                ClientUpdate(client, counts()[client], adapter(row)),
-                adapter(row),
-                1.0,
-                {"train": 0.0, "evidence": 0.0},
-                0,
-            )
-            for client, row in sent.items()
-        }
         generator = np.random.default_rng([SEED, number])
-        record = federation.finish(number, trained, CLIENTS, [], LocalTraining(), generator)
+        plan = plan_round(config, number)._replace(generator=generator)
+        with OpenRound(federation, plan, CLIENTS) as arriving:
+            for client, row in sent.items():
+                update = ClientUpdate(client, counts()[client], adapter(row))
+                arriving.receive(client, Trained(update, 1.0, {"train": 0.0, "evidence": 0.0}, 0))
+            record = arriving.close().record()
         assert not record.note
     return pack(federation.lora)[0]
 

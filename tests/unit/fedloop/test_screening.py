@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedloop.defense.screening import LONGEST_REASON, STEP_TOLERANCE, check_updates
+from fedloop.defense.screening import LONGEST_REASON, STEP_TOLERANCE, Screening, check_updates
 from fedloop.defense.types import ClientUpdate
 from fedloop.errors import EvidenceError
 from loraprobe.adapters.adapter import Adapter
@@ -42,7 +42,7 @@ def check(
     """`check_updates` with the probe's featurizer, on trajectories."""
     probe = probes.tiny_probe("linear", recipe)
     arguments = {"trajectory": True, "max_steps": 8, "base_model": probe.base_model, **options}
-    return check_updates(updates, start, layout, probe.featurizer, **arguments)
+    return check_updates(updates, Screening(start, layout, probe.featurizer, **arguments))
 
 
 def good(client: str = "good", seed: int = 1) -> ClientUpdate:
@@ -325,10 +325,7 @@ def test_a_given_layout_is_expected_even_of_a_majority() -> None:
         (LAYOUT, {"a", "b", "c"}),
         (None, {"d"}),
     ):  # negative control: without it, the three are the rule
-        assert (
-            set(check_updates(sent, None, layout, None, trajectory=False, max_steps=8)[1])
-            == expected
-        )
+        assert set(check_updates(sent, Screening(layout=layout))[1]) == expected
 
 
 def test_weights_without_a_start_are_the_callers_mistake_unless_the_others_know_better() -> None:
@@ -367,6 +364,6 @@ def test_reasons_are_cut_however_long_a_name_is() -> None:
 
 def test_without_a_probe_evidence_is_not_read() -> None:
     sent = replace(good(), steps=(poked(good().adapter, math.nan),))
-    checked, refused = check_updates([sent], START, None, None, trajectory=False, max_steps=8)
+    checked, refused = check_updates([sent], Screening(START))
     assert not refused
     assert checked["good"].steps == ()

@@ -6,18 +6,19 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fedloop.defense.defense import Defense
-from fedloop.defense.levels import CumulativeLevel
+from fedloop.defense.levels import CumulativeLevel, StepLevel
 from fedloop.defense.types import ClientUpdate
 from fedloop.errors import AggregationError, EvidenceError
 from fedloop.rules.rule import AGGREGATORS
 from fedloop.run.spool import Spool
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout, pack
-from loraprobe.errors import LayoutMismatch, NonFiniteError
+from loraprobe.errors import KindMismatch, LayoutMismatch, NonFiniteError
 from tests.helpers import federated, make
 from tests.helpers.federated import CLIENTS, updates
 from tests.helpers.probes import tiny_probe
@@ -99,6 +100,26 @@ def test_what_is_refused_leaves_no_trace(spool: Spool) -> None:
         spool.rows([])
     spool.add("new", SENT["c0"].adapter)  # what was refused took no row
     assert torch.equal(spool.vector("new"), pack(SENT["c0"].adapter)[0])
+
+
+def test_evidence_is_read_as_it_was_sent_and_only_what_the_probe_reads(tmp_path: Path) -> None:
+    sent = updates(StepLevel())
+    with Spool(tmp_path, LAYOUT, factors=("B",)) as spool:
+        for client in CLIENTS:
+            spool.add(client, sent[client].adapter, sent[client].steps)
+        spool.replace("c1", sent["c2"].adapter, sent["c0"].steps)
+        spool.discard("c0")
+        assert list(spool) == list(CLIENTS[1:])
+        assert torch.equal(spool.vector("c1"), pack(sent["c2"].adapter)[0])
+        for step, kept in zip(sent["c3"].steps, spool.update("c3", 7).steps, strict=True):
+            assert kept.keys() == step.keys()
+            assert Layout.of(kept) == Layout.of(step)
+            for module in step:
+                assert np.array_equal(np.asarray(kept[module].B), np.asarray(step[module].B))
+                with pytest.raises(KindMismatch):
+                    kept[module].A  # noqa: B018  # it is read by being asked for
+        spool.add("c0", sent["c0"].adapter)  # who was forgotten may send anew
+        assert torch.equal(spool.vector("c0"), pack(sent["c0"].adapter)[0])
 
 
 def test_weights_are_not_what_is_averaged(tmp_path: Path) -> None:

@@ -1,0 +1,235 @@
+"""What a defence carries from round to round, and how it is written down and read back.
+
+Written as plain data that JSON and `torch.load` take: numbers, text, dicts, lists; feature means as
+base64 of their bytes. With it go the digest of the probe, the level's fields, and a hash of
+all of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from loraprobe.probe import Probe
+
+from ..checks import is_integer
+from ..errors import StateError
+from .levels import Level
+
+VERSION = 2
+RuleState = dict[str, dict[str, Any]]
+_FIELDS = ("version", "level", "probe", "round", "state", "features", "overruled", "rules")
+_FIRST_FIELDS = {"version", "level", "round", "state", "features"}  # of version 1
+
+
+class Overruling(NamedTuple):
+    """An operator's word on one client: whether it counts, up to which round (None: for ever)."""
+
+    allowed: bool
+    until: int | None
+    why: str
+
+    def holds(self, round: int) -> bool:
+        """Whether it still holds in this round."""
+        return self.until is None or round <= self.until
+
+    def __str__(self) -> str:
+        until = "" if self.until is None else f" until round {self.until}"
+        return f"{'allowed' if self.allowed else 'denied'}{until}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The whole state of a defence; never changed in place.
+
+    Attributes:
+        round: the last one that was assessed; 0 before the first.
+        level: the level's state.
+        features: the accumulator's state.
+        overruled: client -> the operator's word on it.
+        rules: name -> what an aggregation rule remembers, of a loop that applies one behind the
+            defence: {} or {"history": {client: (d,)}}.
+    """
+
+    round: int = 0
+    level: dict[str, Any] = field(default_factory=dict)
+    features: dict[str, dict[str, Any]] = field(default_factory=dict)
+    overruled: Mapping[str, Overruling] = field(default_factory=dict)
+    rules: Mapping[str, RuleState] = field(default_factory=dict)
+
+    def at(self, round: int) -> Memory:
+        """As it is when this round begins: without words that are over."""
+        standing = {client: word for client, word in self.overruled.items() if word.holds(round)}
+        return replace(self, round=round, overruled=standing)
+
+    def words(self, *, allowed: bool) -> dict[str, str]:
+        """Client -> the operator's word, of those who are allowed or of those who are denied."""
+        return {
+            client: str(word) for client, word in self.overruled.items() if word.allowed is allowed
+        }
+
+
+def to_plain(memory: Memory, probe: Probe | None, level: Level | None) -> dict[str, Any]:
+    """The state as plain data that shares nothing with the defence."""
+    plain = {
+        "version": VERSION,
+        "level": _level_fields(level),
+        "probe": probe_digest(probe),
+        "round": memory.round,
+        "state": json.loads(json.dumps(memory.level)),
+        "features": {
+            client: {**entry, "mean": _text(entry["mean"])}
+            for client, entry in memory.features.items()
+        },
+        "overruled": {client: list(word) for client, word in memory.overruled.items()},
+        "rules": {
+            name: {
+                key: {client: _text(row) for client, row in rows.items()}
+                for key, rows in state.items()
+            }
+            for name, state in memory.rules.items()
+        },
+    }
+    return {**plain, "sha256": _hash(plain)}
+
+
+def from_plain(state: Any, probe: Probe | None, level: Level | None) -> Memory:
+    """The inverse of `to_plain`; also reads what version 1 wrote.
+
+    Raises:
+        StateError: another version, damaged, or of another level or probe.
+    """
+    if not isinstance(state, Mapping):
+        raise StateError(
+            f"got a defence state of type {type(state).__name__}; expected what state_dict()"
+            " returns"
+        )
+    version = state.get("version")
+    if is_integer(version, 1) and version == 1:
+        return _first_version(state, level)
+    if not is_integer(version, 1) or version != VERSION:
+        raise StateError(f"got a defence state of version {version!r}; expected {VERSION}")
+    wrong = sorted({*_FIELDS, "sha256"} ^ set(state), key=str)
+    if wrong:
+        raise StateError(
+            f"the defence's state lacks, or has too many of, the fields {wrong}; expected what"
+            " state_dict() returns"
+        )
+    if _hash({name: state[name] for name in _FIELDS}) != state["sha256"]:
+        raise StateError(
+            "the defence's state is not what state_dict() returned: its hash differs. Use an"
+            " undamaged copy; to overrule a verdict there are allow() and deny()."
+        )
+    if state["level"] != _level_fields(level):
+        raise StateError(
+            f"got the state of level {state['level']}; expected that of {_level_fields(level)}: a"
+            " state belongs to its level's parameters"
+        )
+    if state["probe"] != probe_digest(probe):
+        raise StateError(
+            "got the state of another probe; expected that of this one: features and scores of two"
+            " probes do not add up"
+        )
+    return Memory(
+        state["round"],
+        copy.deepcopy(dict(state["state"])),
+        {
+            client: {**entry, "mean": _array(entry["mean"])}
+            for client, entry in state["features"].items()
+        },
+        {client: Overruling(*word) for client, word in state["overruled"].items()},
+        {
+            name: {
+                key: {client: torch.from_numpy(_array(row)) for client, row in rows.items()}
+                for key, rows in remembered.items()
+            }
+            for name, remembered in state["rules"].items()
+        },
+    )
+
+
+def probe_digest(probe: Probe | None) -> str | None:
+    """A hash of everything that a probe's scores depend on; None for no probe."""
+    if probe is None:
+        return None
+    layout = probe.featurizer.layout
+    plain = {
+        "recipe": probe.featurizer.recipe.to_dict(),
+        "kind": layout.kind,
+        "slots": [[slot.module, slot.factor, list(slot.shape)] for slot in layout.slots],
+        "scalings": dict(layout.scalings),
+        "head": probe.head.name,
+        "calibration": repr(probe.calibration),
+    }
+    whole = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for name in sorted(item.name for item in fields(probe.head)):
+        for value in _parts(getattr(probe.head, name)):
+            whole.update(name.encode() + b"\0" + value)
+    return whole.hexdigest()
+
+
+def _parts(value: Any) -> list[bytes]:
+    """The bytes of a head's field: an array, several of them, or a plain value."""
+    if isinstance(value, np.ndarray):
+        return [f"{value.dtype.str}{value.shape}".encode() + np.ascontiguousarray(value).tobytes()]
+    if isinstance(value, tuple | list):
+        return [part for item in value for part in _parts(item)]
+    return [value if isinstance(value, bytes) else repr(value).encode()]
+
+
+def _level_fields(level: Level | None) -> dict[str, Any] | None:
+    """A level's name and parameters as JSON data: equal levels have equal ones."""
+    if level is None:
+        return None
+    values: dict[str, Any] = {"name": level.name}
+    if not is_dataclass(level):
+        return {**values, "fields": repr(level)}
+    for item in fields(level):
+        value = getattr(level, item.name)
+        kept = value is None or isinstance(value, bool | str)
+        values[item.name] = value if kept else float(value)
+    return values
+
+
+def _first_version(state: Mapping[str, Any], level: Level | None) -> Memory:
+    """A state as version 1 wrote it: means as arrays, no digest of the probe."""
+    wrong = sorted(_FIRST_FIELDS ^ (set(state) - {"rules"}), key=str)
+    valid = not wrong and is_integer(state["round"], 0)
+    if not (valid and isinstance(state["state"], dict) and isinstance(state["features"], dict)):
+        raise StateError(
+            f"the defence's state is damaged (fields {wrong or 'of other types'}); expected what"
+            " state_dict() of fedloop 0.1 returned"
+        )
+    if state["level"] != repr(level):
+        raise StateError(
+            f"got the state of {state['level']}; expected that of {level!r}: a state belongs to its"
+            " level's parameters"
+        )
+    return Memory(int(state["round"]), copy.deepcopy(state["state"]), dict(state["features"]))
+
+
+def _hash(plain: Mapping[str, Any]) -> str:
+    try:
+        text = json.dumps(plain, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StateError(f"the defence's state is no plain data: {error}") from None
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _text(array: Any) -> str:
+    """A vector as "<type>:<base64 of its bytes>"."""
+    numbers = np.asarray(array)
+    return f"{numbers.dtype.str}:{base64.b64encode(numbers.tobytes()).decode()}"
+
+
+def _array(text: str) -> np.ndarray:
+    dtype, _, numbers = text.partition(":")
+    return np.frombuffer(base64.b64decode(numbers), np.dtype(dtype)).copy()

@@ -1,0 +1,181 @@
+"""From a configuration to what a run is made of: clients with their data, model, defence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.deltas import factor_delta
+from loraprobe.adapters.layout import Layout
+from loraprobe.errors import LoraprobeError
+from loraprobe.probe import Probe
+
+from ..client.training import LoRASettings, attach_lora, load_base, read_adapter
+from ..config import ClientsConfig, Config, LoRAConfig, ModelConfig
+from ..data.clients import Client, Group, Role, make_clients
+from ..data.corpora import load_corpus
+from ..data.examples import Example
+from ..data.partition import by_column, dirichlet, iid, mixtures
+from ..defense.defense import Defense
+from ..defense.screening import Reading
+from ..errors import ConfigError
+from .attackers import probe_direction
+from .federation import Federation
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+
+def roles_of(clients: Sequence[Client]) -> dict[str, dict[str, Any]]:
+    """Client -> what reports say of it."""
+    return {
+        client.client_id: {"role": client.role, "source": client.source, "share": client.share}
+        for client in clients
+    }
+
+
+def build_clients(config: Config) -> list[Client]:
+    """Every client with its examples; loads the sources that the configuration names.
+
+    Raises:
+        ConfigError, DataError, MissingExtra: a source cannot be had, or is too small for these
+            clients.
+    """
+    chosen = config.clients
+    rng = np.random.default_rng([config.seed, 0])
+    parts, names = _benign_parts(chosen, rng)
+    roles: tuple[tuple[Role, int, str | None, float], ...] = (
+        ("malicious", chosen.malicious, chosen.malicious_source, chosen.poison_share),
+        ("hard_negative", chosen.hard_negatives, chosen.hard_negative_source, 1.0),
+    )
+    groups = [
+        Group(role, count, str(source), load_corpus(str(source)).examples, share)
+        for role, count, source, share in roles
+        if count
+    ]
+    clients = make_clients(parts, groups, rng)
+    return [
+        replace(client, source=name) if client.role == "benign" else client
+        for client, name in zip(clients, names, strict=True)
+    ]
+
+
+def _benign_parts(
+    of: ClientsConfig, rng: np.random.Generator
+) -> tuple[list[tuple[Example, ...]], list[str]]:
+    """The benign examples of every client, and what they are called."""
+    loaded = {source: load_corpus(source, category=of.column) for source in of.benign}
+    if of.partition == "by_source":
+        turns = [of.benign[index % len(of.benign)] for index in range(of.count)]
+        cut = {
+            source: iter(iid(loaded[source].examples, turns.count(source), rng, size=of.examples))
+            for source in dict.fromkeys(turns)
+        }
+        return [next(cut[source]) for source in turns], turns
+    examples = [example for one in loaded.values() for example in one.examples]
+    labels = [
+        label
+        for source, one in loaded.items()
+        for label in one.categories or [source] * len(one.examples)
+    ]
+    if of.partition == "by_column":
+        by_value = by_column(examples, labels)
+        if len(by_value) != of.count:
+            raise ConfigError(
+                f"clients.count: got {of.count}; expected {len(by_value)}, the number of values of"
+                f" column {of.column!r}"
+            )
+        return [part[: of.examples] for part in by_value.values()], list(by_value)
+    names = ["+".join(of.benign)] * of.count
+    if of.partition == "dirichlet":
+        parts = dirichlet(examples, labels, of.count, of.alpha, rng)
+        return [part[: of.examples] for part in parts], names
+    if of.partition == "mixtures":
+        return mixtures(examples, labels, of.count, of.alpha, rng, size=of.examples), names
+    return iid(examples, of.count, rng, size=of.examples), names
+
+
+def build_federation(
+    config: Config, folder: Path | None = None, registered: Mapping[str, int] | None = None
+) -> Federation:
+    """Model, initial LoRA, probe and defence of an experiment, before its first round.
+
+    Args:
+        folder: where a round's updates lie while it is played; None for the system's temporary one.
+        registered: as in `build_defense`.
+
+    Raises:
+        ConfigError: the base model is not the one the probe was made for.
+    """
+    model, tokenizer = load_adapted(
+        config.model, config.lora, frozen_a=config.aggregation.lora == "frozen_a"
+    )
+    initial = read_adapter(model, config.model.name or config.model.base)
+    defense = build_defense(config, initial, registered)
+    return Federation(model, tokenizer, initial, defense, config, folder)
+
+
+def load_adapted(
+    settings: ModelConfig, lora: LoRAConfig, *, frozen_a: bool
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The base model with a fresh LoRA on it, and its tokenizer.
+
+    Raises:
+        DataError, MissingExtra: it cannot be loaded.
+    """
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    base, tokenizer = load_base(
+        settings.base,
+        dtype=dtypes[settings.dtype],
+        revision=settings.revision,
+        quantization=settings.quantization,
+    )
+    adapter = LoRASettings(lora.r, lora.alpha, lora.dropout, lora.target_modules)
+    return attach_lora(base, adapter, lora.seed, frozen_a=frozen_a), tokenizer
+
+
+def build_defense(
+    config: Config, initial: Adapter, registered: Mapping[str, int] | None = None
+) -> Defense:
+    """The defence that the configuration names, loaded and checked against the federation's LoRA.
+
+    Args:
+        registered: client -> example count that the server knows; None if claims count.
+
+    Raises:
+        ConfigError: the probe is of another base model or reads other adapters than these clients
+            will send, does not fit the level, or has no single direction where attackers evade one.
+    """
+    chosen = config.defense
+    limits: dict[str, Any] = {
+        "min_mean_factor": chosen.min_mean_factor,
+        "max_count_ratio": chosen.max_count_ratio,
+        "max_norm_ratio": chosen.max_norm_ratio,
+        "registered": registered,
+    }
+    if chosen.level == "none":
+        return Defense(None, None, **limits)
+    probe = Probe.from_pretrained(str(chosen.probe), revision=chosen.probe_revision)
+    if probe.base_model is not None and probe.base_model != initial.base_model:
+        raise ConfigError(
+            f"defense.probe: it was made for the base model {probe.base_model!r}; model.base is"
+            f" {initial.base_model!r}. Use a probe for that base, or say in model.name that the two"
+            " are the same model."
+        )
+    try:
+        reading = Reading(probe.featurizer.layout.kind, initial)
+        probe.featurizer.check(reading(factor_delta(initial, initial)))
+    except LoraprobeError as error:
+        raise ConfigError(
+            f"defense.probe: it cannot read this federation's updates: {error}"
+        ) from None
+    if config.clients.update_attack == "probe_evasion":
+        probe_direction(probe, Layout.of(initial))
+    return Defense(probe, chosen.make_level(probe.threshold), **limits)
