@@ -260,7 +260,7 @@ def play_stock(grid: Grid, way: Way, rank: int, rounds: int, timeout: float) -> 
 
 
 def stock_client() -> ClientApp:
-    """A ClientApp for FedAvg, in a process of its own for every message, as Flower's nodes do it."""
+    """A ClientApp for FedAvg, in a process of its own for every message, as in Flower's nodes."""
     app = ClientApp()
 
     @app.train()

@@ -40,8 +40,8 @@ console = Console()
 
 # Package -> the extra that brings it.
 _EXTRA = {
-    **dict.fromkeys(("pydantic", "transformers", "peft", "accelerate", "datasets"), "fed"),
-    "rouge_score": "fed",
+    **dict.fromkeys(("torch", "pydantic", "transformers", "peft", "accelerate"), "fed"),
+    **dict.fromkeys(("datasets", "rouge_score"), "fed"),
     "matplotlib": "figures",
     "flwr": "flower",
     "tensorboard": "tensorboard",

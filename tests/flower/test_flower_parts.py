@@ -310,9 +310,10 @@ def test_nothing_that_was_started_outlives_the_block(
 HEAD = """
 import sys, time
 from pathlib import Path
-from fedloop.flower.processes import Processes
+from fedloop.flower.deploy.processes import Processes
 group = Processes(Path(sys.argv[1]) / "home", Path(sys.argv[1]))
-child = group.start("child", [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"])
+code = "import time; print('up', flush=True); time.sleep(600)"
+child = group.start("child", [sys.executable, "-c", code])
 print(child.pid, flush=True)
 time.sleep(600)
 """
