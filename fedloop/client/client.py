@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.pair import Factor
 from loraprobe.featurizer import Featurizer
 
 from ..data.examples import Example
@@ -143,7 +144,9 @@ class ClientTrainer:
         )
 
     def _probed_bytes(self, delta: Adapter) -> int:
-        factors = ("A", "B") if self.featurizer is None else self.featurizer.recipe.factors
+        factors: tuple[Factor, ...] = ("A", "B")
+        if self.featurizer is not None:
+            factors = self.featurizer.recipe.factors
         return _FLOAT_BYTES * sum(
             pair.shape_of(factor)[0] * pair.shape_of(factor)[1]
             for pair in delta.values()
