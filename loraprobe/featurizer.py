@@ -127,6 +127,7 @@ class Featurizer:
             self._check_products(adapter)
             return
         if not self.recipe.pool:
+            self._check_whole(adapter)
             self.layout.check(adapter)
             return
         if adapter.kind != self.layout.kind:
@@ -179,6 +180,20 @@ class Featurizer:
             module: (sizes[module, "B"][0], sizes[module, "A"][1])
             for module in self.layout.scalings
         }
+
+    def _check_whole(self, adapter: Adapter) -> None:
+        """Raise where the configuration selects modules of the base that the file does not hold."""
+        selects = adapter.selects
+        absent = [
+            module
+            for module in sorted(self.modules)
+            if selects is not None and module not in adapter and selects(module)
+        ]
+        if absent:
+            raise LayoutMismatch(
+                f"adapter_config.json selects {len(absent)} modules that the file does not hold,"
+                f" first {absent[0]!r}: it is incomplete. Save it anew"
+            )
 
     def __call__(self, adapters: Sequence[Adapter]) -> np.ndarray:
         """Feature vectors, one row an adapter: (n, p) float32. One adapter is in memory at a time.

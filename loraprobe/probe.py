@@ -226,15 +226,19 @@ class Probe:
         return features
 
     def _read(self, adapters: list[Adapter], check_base: bool) -> tuple[np.ndarray, list[Coverage]]:
-        for adapter in adapters:
-            known = None not in (self.base_model, adapter.base_model)
-            if check_base and known and adapter.base_model != self.base_model:
-                raise BaseModelMismatch(
-                    f"the adapter is of base model {adapter.base_model!r}; the probe was fitted on"
-                    f" adapters of {self.base_model!r}. Use a probe for that base, or"
-                    " check_base=False (--any-base) if the two names mean the same model."
-                )
+        for adapter in adapters if check_base else ():
+            self.check_base_model(adapter)
         return self.featurizer.read(adapters)
+
+    def check_base_model(self, adapter: Adapter) -> None:
+        """Raise BaseModelMismatch where an adapter names another base model than the probe's."""
+        known = None not in (self.base_model, adapter.base_model)
+        if known and adapter.base_model != self.base_model:
+            raise BaseModelMismatch(
+                f"the adapter is of base model {adapter.base_model!r}; the probe was fitted on"
+                f" adapters of {self.base_model!r}. Use a probe for that base, or"
+                " check_base=False (--any-base) if the two names mean the same model."
+            )
 
     def with_facts(self, **facts: Any) -> Probe:
         """The same probe with more facts."""
@@ -345,7 +349,9 @@ def _as_adapter(adapter: AdapterLike) -> Adapter:
         )
     from .adapters.load import load_adapter
 
-    return load_adapter(adapter)
+    loaded = load_adapter(adapter)
+    loaded.check_finite()  # also of what the probe does not read
+    return loaded
 
 
 def check_cuts(threshold: float, benign_below: float) -> None:

@@ -67,12 +67,19 @@ class Adapter(Mapping[str, LoRAPair]):
         ignored: what the file held that does not change the adapter and was left out.
         commit: the Hub commit it was loaded from, if it came from there; a delta has none.
         origin: of a factor delta, what it was taken of, where that is known.
+        zero_start: whether B was zero when training started, as far as that is known.
+        moves_base: whether the initialisation also took part of the base's weights away (PiSSA,
+            OLoRA), so that B @ A is not the change of the published base.
+        selects: whether adapter_config.json selects the module of a path; None without one.
 
     Raises:
         AdapterFormatError: there is no pair at all, or the kind is unknown.
     """
 
-    __slots__ = ("_pairs", "base_model", "commit", "ignored", "kind", "origin")
+    __slots__ = (
+        *("_pairs", "base_model", "commit", "ignored", "kind", "origin"),
+        *("moves_base", "selects", "zero_start"),
+    )
 
     def __init__(
         self,
@@ -83,6 +90,9 @@ class Adapter(Mapping[str, LoRAPair]):
         ignored: tuple[str, ...] = (),
         commit: str | None = None,
         origin: Origin | None = None,
+        zero_start: bool = True,
+        moves_base: bool = False,
+        selects: Callable[[str], bool] | None = None,
     ) -> None:
         if not pairs:
             raise AdapterFormatError(
@@ -100,6 +110,9 @@ class Adapter(Mapping[str, LoRAPair]):
         self.base_model = base_model
         self.ignored = ignored
         self.commit = commit
+        self.zero_start = zero_start
+        self.moves_base = moves_base
+        self.selects = selects
         self.origin = origin
 
     def since(self, start: Adapter) -> Adapter:
@@ -128,7 +141,8 @@ class Adapter(Mapping[str, LoRAPair]):
                 is not the one rank_pattern names.
             UnsupportedAdapterError: a key belongs to something other than plain LoRA.
         """
-        from .peft import Scalings, pairs_from_tensors
+        from .config import Scalings
+        from .peft import pairs_from_tensors
 
         scalings = Scalings(
             alpha=alpha,
@@ -137,7 +151,7 @@ class Adapter(Mapping[str, LoRAPair]):
             rank_pattern=rank_pattern or {},
         )
         pairs, ignored = pairs_from_tensors(state_dict, scalings)
-        return cls(dict(pairs), kind=kind, base_model=base_model, ignored=ignored)
+        return cls(pairs, kind=kind, base_model=base_model, ignored=ignored)
 
     def state_dict(self) -> dict[str, Tensor]:
         """PEFT key names -> torch tensors: what `from_state_dict` and PEFT itself read."""
@@ -168,7 +182,20 @@ class Adapter(Mapping[str, LoRAPair]):
             ignored=self.ignored,
             commit=self.commit,
             origin=self.origin,
+            zero_start=self.zero_start,
+            moves_base=self.moves_base,
+            selects=self.selects,
         )
+
+    def check_finite(self) -> None:
+        """Read every number, one matrix at a time.
+
+        Raises:
+            NonFiniteError: a factor holds NaN or infinity; it names the module.
+        """
+        for module in self:
+            for factor in FACTORS:
+                finite(self, module, factor)
 
     def with_pairs(
         self,
@@ -183,6 +210,7 @@ class Adapter(Mapping[str, LoRAPair]):
             base_model=self.base_model,
             ignored=self.ignored,
             origin=origin,
+            selects=self.selects,
         )
 
     def __getitem__(self, module: str) -> LoRAPair:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import KindMismatch, LayoutMismatch
+from ..errors import BaseModelMismatch, KindMismatch, LayoutMismatch
 from .adapter import Adapter, LazyPairs, Origin
 from .layout import Layout
 from .pair import Array, Factor, LazyTensor, LoRAPair
@@ -17,20 +17,31 @@ def factor_delta(after: Adapter, before: Adapter | None) -> Adapter:
     so that the change of B is B itself; A_0 is then unknown and reading an A raises KindMismatch.
 
     Raises:
-        KindMismatch: one of them is a delta already.
+        KindMismatch: one of them is a delta already, or there is no `before` and B did not start
+            at zero.
+        BaseModelMismatch: the two do not fit and name different base models.
         LayoutMismatch: modules, shapes, ranks or scalings differ.
 
     Source: arXiv:2601.07177, Sec. 3.
     """
     _expect_weights(after, before)
     if before is None:
+        if not after.zero_start:
+            raise KindMismatch(
+                "B did not start at zero (init_lora_weights in adapter_config.json), so that B is"
+                " not its own change; pass the start: the adapter as it was before training"
+            )
         return after.with_pairs(
             LazyPairs(after, lambda module: _since_zero(module, after[module])),
             "factor_delta",
             Origin(after, trained=True),
         )
-    _same_modules(after, before)
-    Layout.of(before).check(after)
+    try:
+        _same_modules(after, before)
+        Layout.of(before).check(after)
+    except LayoutMismatch:
+        _same_base(after, before)
+        raise
     return after.with_pairs(
         {
             module: LoRAPair(
@@ -119,6 +130,16 @@ def _expect_weights(*adapters: Adapter | None) -> None:
                 f"got an adapter of kind {adapter.kind!r}; a delta is taken of two adapters of kind"
                 " 'weights'"
             )
+
+
+def _same_base(after: Adapter, before: Adapter) -> None:
+    """Of two adapters that do not fit: why, where they say so themselves."""
+    names = after.base_model, before.base_model
+    if None not in names and names[0] != names[1]:
+        raise BaseModelMismatch(
+            f"got an adapter of base model {after.base_model!r} and a start of"
+            f" {before.base_model!r}; expected two adapters of one base model"
+        )
 
 
 def _same_modules(after: Adapter, before: Adapter) -> None:

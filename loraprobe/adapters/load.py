@@ -6,21 +6,18 @@ Nothing is ever unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from safetensors.numpy import save_file
 
 from ..errors import AdapterFormatError, KindMismatch
 from .adapter import Adapter
-from .pair import LazyTensor
-from .peft import CONFIG_NAME, Scalings, Settings, pairs_from_tensors, read_config
+from .config import CONFIG_NAME, Scalings, Settings, read_config
+from .files import WEIGHTS_NAME, weights_file
+from .peft import pairs_from_tensors
 from .safetensors import SafetensorsFile
-
-WEIGHTS_NAME = "adapter_model.safetensors"
-PICKLE_NAME = "adapter_model.bin"
-MAX_WEIGHT_BYTES = 8 << 30
-"""An adapter of r = 256 on every module of a 70B model has about 6.6 GB in float32."""
 
 
 def load_adapter(
@@ -36,10 +33,11 @@ def load_adapter(
     token: str | bool | None = None,
     ignore_fields: Collection[str] = (),
 ) -> Adapter:
-    """Read a LoRA adapter from a PEFT folder, a single .safetensors or .bin file, or the Hub.
+    """Read a LoRA adapter from a PEFT folder, a single .safetensors file, or the Hub.
 
-    Tensors of .safetensors files are read when they are needed, so scoring one layer of an 8B
-    model's adapter reads one layer. A bare file without adapter_config.json beside it needs alpha.
+    Names, shapes, types and ranks of all modules are checked now; numbers are read when they are
+    needed, so scoring one layer of an 8B model's adapter reads one layer. `Adapter.check_finite`
+    reads them all. A bare file without adapter_config.json beside it needs alpha.
 
     Args:
         source: a path, or "org/name" on the Hub.
@@ -54,38 +52,64 @@ def load_adapter(
         ignore_fields: unknown fields of adapter_config.json that you have found to be harmless.
 
     Raises:
-        AdapterFormatError: missing, truncated, oversized or malformed files. Of .safetensors files
-            names are checked at once, a module's shapes and types when it is first asked for.
+        AdapterFormatError: missing, truncated, oversized or malformed files; or two of them.
         UnsupportedAdapterError: not plain LoRA.
         HubError: the repository or revision cannot be fetched, or a revision is asked of a path.
     """
+    options = {
+        "cache_dir": cache_dir,
+        "force_download": force_download,
+        "local_files_only": local_files_only,
+        "token": token,
+    }
+    path, commit = _resolved(source, revision, subfolder, options)
+    weights = weights_file(path)
+    settings = _settings(path, weights, alpha, ignore_fields)
+    pairs, ignored = pairs_from_tensors(
+        SafetensorsFile(weights), settings.scalings, settings.selects
+    )
+    return Adapter(
+        pairs,
+        base_model=base_model or settings.base_model,
+        ignored=settings.ignored + ignored,
+        commit=commit,
+        zero_start=settings.zero_start,
+        moves_base=settings.moves_base,
+        selects=settings.selects,
+    )
+
+
+def _resolved(
+    source: str | Path, revision: str | None, subfolder: str | None, options: dict[str, Any]
+) -> tuple[Path, str | None]:
+    """Where the adapter lies on this machine, after a download if need be; and its commit."""
     from ..hub.names import is_on_hub, no_local_either
 
     path = Path(source)
-    commit = None
-    if is_on_hub(source, revision):
-        from ..hub.hub import fetch_adapter
-
-        with no_local_either(source):
-            path, commit = fetch_adapter(
-                str(source),
-                subfolder=subfolder,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-    elif not path.exists():
-        raise AdapterFormatError(
-            f"no file or folder {str(source)!r}, and it is no Hub id (org/name). Check the path."
-        )
-    elif subfolder:
-        path = path / subfolder
+    missing = f"no file or folder {str(source)!r}"
+    if not is_on_hub(source, revision):
+        if path.is_symlink() and not path.exists():
+            raise AdapterFormatError(f"{path} is a link to something that is not there")
         if not path.exists():
+            raise AdapterFormatError(f"{missing}, and it is no Hub id (org/name). Check the path.")
+        if subfolder and not (path / subfolder).exists():
             raise AdapterFormatError(f"no folder {subfolder!r} in {str(source)!r}. Check the path.")
-    is_folder = path.is_dir()
-    weights = _weights_file(path) if is_folder else path
+        return path / (subfolder or ""), None
+    if revision is None and path.parent.is_dir():
+        raise AdapterFormatError(
+            f"{missing}; there is a folder {str(path.parent)!r} here. Check the path; for the Hub"
+            " repository of that name give its revision"
+        )
+    from ..hub.hub import fetch_adapter
+
+    with no_local_either(source):
+        return fetch_adapter(str(source), subfolder=subfolder, revision=revision, **options)
+
+
+def _settings(
+    path: Path, weights: Path, alpha: float | None, ignore_fields: Collection[str]
+) -> Settings:
+    """What adapter_config.json says, or alpha alone of a bare file."""
     config = weights.parent / CONFIG_NAME
     if config.is_file():
         settings = read_config(config, ignore_fields)
@@ -94,22 +118,20 @@ def load_adapter(
                 f"got alpha = {alpha}; {config} says {settings.scalings.alpha}. Leave alpha out: it"
                 " is for files without a configuration"
             )
-    elif is_folder:
-        raise AdapterFormatError(f"no {CONFIG_NAME} in {path}; expected a PEFT adapter folder")
-    elif alpha is None:
+        return settings
+    elsewhere = weights.parent.parent / CONFIG_NAME
+    hint = f". Copy {elsewhere} beside the weights" if elsewhere.is_file() else ""
+    if path.is_dir():
         raise AdapterFormatError(
-            f"{weights} has no {CONFIG_NAME} beside it; pass alpha= (PEFT's lora_alpha) to say how"
-            " B @ A is scaled"
+            f"no {CONFIG_NAME} in {path}; expected a PEFT adapter folder, or the file"
+            f" {weights.name} with alpha{hint}"
         )
-    else:
-        settings = Settings(Scalings(alpha), None, ())
-    pairs, ignored = pairs_from_tensors(_open_weights(weights), settings.scalings)
-    return Adapter(
-        pairs,
-        base_model=base_model or settings.base_model,
-        ignored=settings.ignored + ignored,
-        commit=commit,
-    )
+    if alpha is None:
+        raise AdapterFormatError(
+            f"{weights} has no {CONFIG_NAME} beside it; pass alpha (--alpha; PEFT's lora_alpha) to"
+            f" say how B @ A is scaled{hint}"
+        )
+    return Settings(Scalings(alpha))
 
 
 def save_adapter(adapter: Adapter, folder: str | Path) -> Path:
@@ -146,28 +168,3 @@ def save_adapter(adapter: Adapter, folder: str | Path) -> Path:
     save_file(adapter.arrays(), folder / WEIGHTS_NAME)
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return folder
-
-
-def _weights_file(folder: Path) -> Path:
-    for name in (WEIGHTS_NAME, PICKLE_NAME):
-        if (folder / name).is_file():
-            return folder / name
-    raise AdapterFormatError(f"no adapter weights in {folder}; expected {WEIGHTS_NAME}")
-
-
-def _open_weights(path: Path) -> Mapping[str, LazyTensor]:
-    size = path.stat().st_size
-    if size > MAX_WEIGHT_BYTES:
-        raise AdapterFormatError(
-            f"{path} has {size} bytes; expected at most {MAX_WEIGHT_BYTES} for an adapter"
-        )
-    if path.suffix in (".bin", ".pt", ".pth"):
-        raise AdapterFormatError(
-            f"{path} is a pickle, which can run code when it is read. Where you trust it, convert"
-            " it in Python: import torch, safetensors.torch;"
-            f" safetensors.torch.save_file(torch.load({path.name!r}, weights_only=True),"
-            f" {WEIGHTS_NAME!r})"
-        )
-    if path.suffix != ".safetensors":
-        raise AdapterFormatError(f"got {path.name}; expected a .safetensors file")
-    return SafetensorsFile(path)

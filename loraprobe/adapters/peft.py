@@ -1,113 +1,92 @@
-"""What PEFT writes: names of tensors and adapter_config.json.
+"""Names of tensors as PEFT writes them, and names that other tools write.
 
-Only plain LoRA is read. Whatever would change the model in another way (DoRA, embeddings, trained
-biases, whole modules, initialisations that rewrite the base) is refused by name, because a score of
-half an adapter would be a score of something else.
+Only plain LoRA of linear layers is read. Names, shapes, types and ranks of every module are looked
+at before any number is.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import sys
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from ..errors import AdapterFormatError, UnsupportedAdapterError
-from .adapter import LazyPairs
+from ..errors import AdapterFormatError, UnsupportedAdapterError, quoted
+from .config import MAX_NAME, Scalings
 from .pair import Array, LazyTensor, LoRAPair
-from .strict_json import quoted, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG_NAME = "adapter_config.json"
-MAX_CONFIG_BYTES = 1 << 20
-MAX_NAME = 500
-
-# Fields of PEFT's LoraConfig that leave B @ A and its scaling as they are, whatever they hold.
-_HARMLESS = frozenset(
-    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode"
-    " r target_modules exclude_modules lora_alpha lora_dropout use_rslora layers_to_transform"
-    " layers_pattern rank_pattern alpha_pattern megatron_core qalora_group_size runtime_config"
-    " eva_config init_lora_weights bias parent_library".split()
-)
-# Fields that may be true but change nothing that is read here; they are reported in
-# Adapter.ignored.
-_REPORTED = frozenset({"fan_in_fan_out", "ensure_weight_tying"})
-# Initialisations that leave the base model alone. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) move
-# part of the base into the adapter, so that B @ A is not the change of the published base.
-_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
-
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 _ENDINGS = {".lora_A.weight": "A", ".lora_B.weight": "B"}
-_PREFIX = "base_model.model."
-_PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+")
-
-
-@dataclass(frozen=True)
-class Scalings:
-    """What PEFT's configuration says about alpha and rank, per module."""
-
-    alpha: float
-    rank: int | None = None
-    use_rslora: bool = False
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("alpha_pattern", "rank_pattern"):
-            for pattern in getattr(self, name):
-                # PEFT runs these as regular expressions; from a stranger's file that is a way to
-                # hang the reader, and in practice they are module names.
-                if not _PATTERN.fullmatch(pattern):
-                    raise UnsupportedAdapterError(
-                        f"got {name} key {_shown(pattern)}; expected a module name (regular"
-                        " expressions are not run)"
-                    )
-        for rank in self.rank_pattern.values():
-            if type(rank) is not int or rank < 1:
-                raise AdapterFormatError(
-                    f"got rank {_shown(rank)} in rank_pattern; expected a whole number of at"
-                    " least 1"
-                )
-        for value in (self.alpha, *self.alpha_pattern.values()):
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not 0 < abs(value) <= sys.float_info.max
-            ):
-                raise AdapterFormatError(
-                    f"got alpha {quoted(str(value))}; expected a finite number other than 0"
-                )
-
-    def of(self, module: str, rank: int) -> float:
-        """alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv:2312.03732), of one module."""
-        expected = _by_pattern(self.rank_pattern, module, self.rank)
-        if expected is not None and expected != rank:
-            raise AdapterFormatError(
-                f"the configuration says rank {expected}, the tensors have {rank}: they do not"
-                " belong together"
-            )
-        alpha: float = _by_pattern(self.alpha_pattern, module, self.alpha)
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+# What PEFT, DistributedDataParallel and torch.compile put in front, in any order and number.
+_PREFIXES = ("base_model.model.", "module.", "_orig_mod.")
+_FUSED = frozenset({"experts", "base_layer"})
+# Names of tensors, the tool that writes them, and how to get PEFT's.
+_TOOLS = (
+    (
+        re.compile(r"lora_(?:unet|te\d?|transformer)_.*\.(?:lora_(?:down|up)\.weight|alpha)"),
+        "kohya-ss sd-scripts",
+        "it adapts an image model; load it with diffusers and save it with save_lora_adapter",
+    ),
+    (
+        re.compile(r"(?:unet|text_encoder(?:_2)?|transformer\.(?:\w+_)?transformer_blocks)\..*"),
+        "diffusers",
+        "it adapts an image model; no probe here reads it",
+    ),
+    (
+        re.compile(r".*\.lora\.(?:down|up)\.weight|.*_lora\.(?:down|up)\.weight"),
+        "diffusers",
+        "it adapts an image model; no probe here reads it",
+    ),
+    (
+        re.compile(r".*\.lora_[ab]\.weight"),
+        "torchtune",
+        "let torchtune's checkpointer write adapter_model.safetensors (save_adapter_weights_only)",
+    ),
+    (
+        re.compile(r".*\.lora_[ab]"),
+        "mlx-lm",
+        "its matrices are the other way round: save X.lora_a transposed as"
+        " base_model.model.X.lora_A.weight, X.lora_b likewise, with an adapter_config.json of PEFT",
+    ),
+)
 
 
 def pairs_from_tensors(
-    tensors: Mapping[str, Array | Tensor | LazyTensor], scalings: Scalings
-) -> tuple[LazyPairs, tuple[str, ...]]:
+    tensors: Mapping[str, Array | Tensor | LazyTensor],
+    scalings: Scalings,
+    selects: Callable[[str], bool] | None = None,
+) -> tuple[dict[str, LoRAPair], tuple[str, ...]]:
     """PEFT's tensor names -> pairs by module path, and the names that were safely left out.
 
-    Names are checked now; the shapes and types of a module when its pair is first asked for.
+    Args:
+        selects: whether PEFT puts a LoRA on a module; it drops the tensors of others.
+
+    Raises:
+        AdapterFormatError: a factor is missing, occurs twice, or is not of the shape, type or rank
+            that it should be; or a module is not selected.
+        UnsupportedAdapterError: a name is not one of plain LoRA.
     """
+    keys, ignored = _keys_by_module(tensors)
+    if selects is not None:
+        _refuse_unselected(keys, selects)
+    pairs = {
+        module: _pair(module, tensors[found["A"]], tensors[found["B"]], scalings)
+        for module, found in keys.items()
+    }
+    return pairs, ignored
+
+
+def _keys_by_module(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+    """Module path -> factor -> name of its tensor; and the names that were left out."""
     keys: dict[str, dict[str, str]] = {}
-    ignored, adapter_names = [], set()
-    for key in tensors:
+    ignored: list[str] = []
+    adapter_names: set[str] = set()
+    for key in names:
         if len(key) > MAX_NAME:
             raise AdapterFormatError(
-                f"got a tensor named {_shown(key)}; expected a name of at most {MAX_NAME}"
+                f"got a tensor named {quoted(repr(key))}; expected a name of at most {MAX_NAME}"
                 " characters"
             )
         if key.endswith("rotary_emb.inv_freq"):
@@ -122,41 +101,60 @@ def pairs_from_tensors(
             )
         found[factor] = key
     if len(adapter_names) > 1:
-        names = ", ".join(map(repr, sorted(adapter_names)[:5]))
+        shown = ", ".join(map(repr, sorted(adapter_names)[:5]))
         raise AdapterFormatError(
-            f"got {len(adapter_names)} adapters in one state dict ({names}); expected one"
+            f"got {len(adapter_names)} adapters in one state dict ({shown}); expected one"
         )
     for module, found in keys.items():
         if len(found) == 1:
             raise AdapterFormatError(
                 f"{module}: only lora_{next(iter(found))} is there; expected lora_A and lora_B"
             )
-    return LazyPairs(
-        keys,
-        lambda module: _pair(
-            module, tensors[keys[module]["A"]], tensors[keys[module]["B"]], scalings
-        ),
-    ), tuple(ignored)
+    return keys, tuple(ignored)
+
+
+def _refuse_unselected(modules: Iterable[str], selects: Callable[[str], bool]) -> None:
+    unselected = [module for module in modules if not selects(module)]
+    if unselected:
+        shown = ", ".join(quoted(module, 200) for module in sorted(unselected)[:5])
+        raise AdapterFormatError(
+            f"the file holds {len(unselected)} modules that adapter_config.json does not select"
+            f" ({shown}{', ...' if len(unselected) > 5 else ''}); PEFT would leave their tensors"
+            " out without a word. Take them out of the file, or select them with target_modules,"
+            " exclude_modules and layers_to_transform"
+        )
 
 
 def _pair(
-    module: str, a: Array | Tensor | LazyTensor, b: Array | Tensor | LazyTensor, scalings: Scalings
+    module: str,
+    a: Array | Tensor | LazyTensor,
+    b: Array | Tensor | LazyTensor,
+    scalings: Scalings,
 ) -> LoRAPair:
     for factor, tensor in (("A", a), ("B", b)):
+        where = f"{module}, lora_{factor}"
         if not isinstance(tensor, LazyTensor):
             dtype = str(tensor.dtype).removeprefix("torch.")
             if dtype not in _FLOATS:
                 raise AdapterFormatError(
-                    f"{module}, lora_{factor}: got dtype {dtype}; expected"
-                    f" {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]}"
+                    f"{where}: got dtype {dtype}; expected {', '.join(_FLOATS[:-1])} or"
+                    f" {_FLOATS[-1]}"
                 )
+        if 0 in tensor.shape:
+            raise AdapterFormatError(
+                f"{where}: got the empty shape {tuple(tensor.shape)}, as DeepSpeed ZeRO-3 leaves"
+                " behind. Save the adapter with its parameters gathered"
+                " (stage3_gather_16bit_weights_on_model_save)"
+            )
         if len(tensor.shape) > 2:
             raise UnsupportedAdapterError(
-                f"{module}, lora_{factor}: got shape {tuple(tensor.shape)}: this adapts a"
-                " convolution; expected matrices of linear layers"
+                f"{where}: got shape {tuple(tensor.shape)}: this adapts a convolution; expected"
+                " matrices of linear layers"
             )
     try:
         return LoRAPair(a, b, scalings.of(module, LoRAPair(a, b).rank))
+    except UnsupportedAdapterError:
+        raise
     except AdapterFormatError as error:
         raise AdapterFormatError(f"{module}: {error}") from None
 
@@ -165,7 +163,7 @@ def _parse_key(key: str) -> tuple[str, str, str]:
     """(module path, "A" or "B", adapter name) of a PEFT tensor name."""
     factor = _ENDINGS.get(key[-14:])  # how nearly every name ends; an adapter can have hundreds
     if factor and len(key) > 14:
-        return key[:-14].removeprefix(_PREFIX), factor, ""
+        return _module(key, key[:-14]), factor, ""
     head, found, tail = key.rpartition(".lora_")
     parts = tail.split(".")  # "A.weight" or "A.default.weight"
     if (
@@ -176,13 +174,42 @@ def _parse_key(key: str) -> tuple[str, str, str]:
         or not head
     ):
         raise UnsupportedAdapterError(
-            f"{key}: {_what_is(key)}; expected nothing but lora_A.weight and lora_B.weight of"
-            " linear layers"
+            f"{quoted(key, 200)}: {_what_is(key)}; expected nothing but lora_A.weight and"
+            " lora_B.weight of linear layers"
         )
-    return head.removeprefix(_PREFIX), parts[0], parts[1] if len(parts) == 3 else ""
+    return _module(key, head), parts[0], parts[1] if len(parts) == 3 else ""
+
+
+def _module(key: str, path: str) -> str:
+    """The module's path in the base model, without what wrappers put around it."""
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in _PREFIXES:
+            if path.startswith(prefix):
+                path = path[len(prefix) :]
+                stripped = True
+    path = path.replace("._orig_mod.", ".")
+    if not _FUSED.isdisjoint(path.split(".")[-2:]):
+        raise UnsupportedAdapterError(
+            f"{quoted(key, 200)}: these are fused experts (target_parameters), of which one pair"
+            " holds a product for every expert; expected linear layers"
+        )
+    if (tool := _tool(path + ".")) is not None:
+        raise UnsupportedAdapterError(f"{quoted(key, 200)}: {tool}")
+    return path
+
+
+def _tool(key: str) -> str | None:
+    for pattern, tool, advice in _TOOLS:
+        if pattern.fullmatch(key):
+            return f"this is a name of {tool}; {advice}"
+    return None
 
 
 def _what_is(key: str) -> str:
+    if (tool := _tool(key)) is not None:
+        return tool
     if "lora_magnitude_vector" in key:
         return "this is DoRA, which also rescales the base weight"
     if "lora_embedding_" in key:
@@ -195,116 +222,3 @@ def _what_is(key: str) -> str:
             " factor"
         )
     return "this is no tensor of plain LoRA"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What adapter_config.json says."""
-
-    scalings: Scalings
-    base_model: str | None
-    ignored: tuple[str, ...]
-
-
-def read_config(path: Path, ignore_fields: Collection[str]) -> Settings:
-    """Check adapter_config.json against what plain LoRA may say, and read alpha and ranks."""
-    config = _json_object(path)
-    if config.get("peft_type") != "LORA":
-        raise UnsupportedAdapterError(
-            f"{path}: got peft_type {_shown(config.get('peft_type'))}; expected 'LORA'"
-        )
-    if config.get("bias", "none") != "none":
-        raise UnsupportedAdapterError(
-            f"{path}: got bias {_shown(config['bias'])}: biases of the base were trained too;"
-            " expected 'none'"
-        )
-    if config.get("init_lora_weights", True) not in _PLAIN_INITS:
-        raise UnsupportedAdapterError(
-            f"{path}: got init_lora_weights {_shown(config['init_lora_weights'])}, which moves part"
-            " of the base into the adapter; convert it to plain LoRA first (PEFT:"
-            " path_initial_model_for_weight_conversion)"
-        )
-    unknown = [
-        name
-        for name, value in config.items()
-        if value and name not in _HARMLESS | _REPORTED | set(ignore_fields)
-    ]
-    if unknown:
-        fields = ", ".join(f"{quoted(name)} = {quoted(str(config[name]))}" for name in unknown[:10])
-        raise UnsupportedAdapterError(
-            f"{path}: {fields}: not plain LoRA, or unknown here. If you know that it does not"
-            " change B @ A, pass ignore_fields."
-        )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise AdapterFormatError(
-            f"{path}: got r = {_shown(rank)}; expected a whole number of at least 1"
-        )
-    rslora = config.get("use_rslora")
-    if not isinstance(rslora, bool | None):
-        raise AdapterFormatError(f"{path}: got use_rslora {_shown(rslora)}; expected true or false")
-    patterns = {
-        name: {} if config.get(name) is None else config[name]
-        for name in ("alpha_pattern", "rank_pattern")
-    }
-    for name, pattern in patterns.items():
-        if not isinstance(pattern, dict):
-            raise AdapterFormatError(
-                f"{path}: got {name} of type {type(pattern).__name__}; expected an object of module"
-                " names"
-            )
-    base_model = config.get("base_model_name_or_path")
-    if base_model is not None and not isinstance(base_model, str):
-        raise AdapterFormatError(
-            f"{path}: got base_model_name_or_path of type {type(base_model).__name__}; expected"
-            " text"
-        )
-    if base_model and (len(base_model) > MAX_NAME or not base_model.isprintable()):
-        raise AdapterFormatError(
-            f"{path}: got base_model_name_or_path {_shown(base_model)}; expected at most {MAX_NAME}"
-            " printable characters"
-        )
-    scalings = Scalings(alpha, rank, bool(rslora), **patterns)  # type: ignore[arg-type]  # checked there
-    return Settings(
-        scalings,
-        base_model or None,
-        tuple(name for name in sorted(_REPORTED | set(ignore_fields)) if config.get(name)),
-    )
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        text = file.read(MAX_CONFIG_BYTES + 1)
-    if len(text) > MAX_CONFIG_BYTES:
-        raise AdapterFormatError(f"{path} has more bytes; expected at most {MAX_CONFIG_BYTES}")
-    try:
-        value = read_json(
-            text, finite=False
-        )  # PEFT writes NaN as NaN; the numbers that count are checked where they are used
-    except ValueError as error:
-        raise AdapterFormatError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise AdapterFormatError(f"{path} holds a JSON {type(value).__name__}; expected an object")
-    return value
-
-
-def _shown(value: object) -> str:
-    return quoted(repr(value))
-
-
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that the module's path is, or ends with after a dot.
-
-    "." stands for any character.
-
-    The same as re.match(rf"(.*\\.)?({pattern})$", module) for the patterns that `_PATTERN` lets
-    through.
-    """
-    for pattern, value in patterns.items():
-        name = pattern.removeprefix("^")
-        start = len(module) - len(name)
-        if start < 0 or (start > 0 and (pattern.startswith("^") or module[start - 1] != ".")):
-            continue
-        if all(wanted in (".", got) for wanted, got in zip(name, module[start:], strict=True)):
-            return value
-    return default

@@ -72,9 +72,11 @@ def score(
         try:
             adapter = _adapter(name, alpha)
             result["commit"] = adapter.commit
-            verdict = detector.verdicts([as_kind(adapter, kind, before)], check_base=not any_base)[
-                0
-            ]
+            if not any_base:
+                detector.check_base_model(adapter)  # before anything that follows from another base
+            adapter.check_finite()  # also of what the probe does not read
+            scored = as_kind(adapter, kind, before)
+            [verdict] = detector.verdicts([scored], check_base=not any_base)
             results.append(
                 {
                     **result,

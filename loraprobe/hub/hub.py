@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._version import __version__
-from ..adapters.load import MAX_WEIGHT_BYTES, PICKLE_NAME, WEIGHTS_NAME
-from ..adapters.peft import CONFIG_NAME as ADAPTER_CONFIG_NAME
-from ..adapters.peft import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
+from ..adapters.config import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from ..adapters.config import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
+from ..adapters.files import MAX_WEIGHT_BYTES, PICKLE_NAME, WEIGHTS_NAME, pickle_advice, two_files
 from ..adapters.strict_json import read_json
-from ..errors import HubError
+from ..errors import AdapterFormatError, HubError
 from .card import CARD_NAME, card
 from .card_figure import FIGURE_NAME
 from .errors import hub_errors
@@ -86,17 +86,23 @@ def fetch_adapter(
 ) -> tuple[Path, str]:
     """Download a PEFT adapter at one commit, and check it: (its folder in the cache, the commit).
 
-    Of adapter_model.safetensors and adapter_model.bin only the first is downloaded if both are
-    there.
+    Args:
+        subfolder, revision, options: as `fetch_probe`.
 
-    Args, Raises:
-        As `fetch_probe`.
+    Raises:
+        HubError: as `fetch_probe`.
+        AdapterFormatError: the weights are a pickle, or there is one beside them.
     """
     prefix = _prefix(subfolder)
     snapshot = Snapshot(Place(repo_id, revision, **options))
     config = snapshot.fetch(prefix + ADAPTER_CONFIG_NAME, MAX_ADAPTER_CONFIG_BYTES)
-    names = [prefix + name for name in (WEIGHTS_NAME, PICKLE_NAME)]
-    snapshot.fetch(snapshot.first_of(names), MAX_WEIGHT_BYTES)
+    weights = prefix + WEIGHTS_NAME
+    pickled = prefix + PICKLE_NAME
+    if not snapshot.has_cached(weights) and pickled in (listed := snapshot.names()):
+        if weights in listed:
+            raise two_files(f"{snapshot.where}: {weights}", PICKLE_NAME)
+        raise AdapterFormatError(f"{snapshot.where}: {pickled} is {pickle_advice(PICKLE_NAME)}")
+    snapshot.fetch(weights, MAX_WEIGHT_BYTES)
     snapshot.remember()
     return config.parent, snapshot.commit
 

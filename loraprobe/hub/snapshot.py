@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -115,22 +114,9 @@ class Snapshot:
             path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()
         )
 
-    def first_of(self, names: Sequence[str]) -> str:
-        """The first of these files that the cache has.
-
-        If it has none, the first that the commit has.
-
-        Raises:
-            HubError: it has none of them.
-        """
-        found = (
-            [name for name in names if self._cached(name)] if not self._place.force_download else []
-        )
-        if not found and not self._offline:
-            found = [name for name in names if name in self._files()]
-        if not found:
-            raise HubError(f"{self.where}: {self._lacks(' or '.join(names))}")
-        return found[0]
+    def has_cached(self, name: str) -> bool:
+        """Whether a file need not be asked for."""
+        return not self._place.force_download and self._cached(name) is not None
 
     def fetch(self, name: str, limit: int) -> Path:
         """The path of a file in the cache, after its content was compared with its hash.

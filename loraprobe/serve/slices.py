@@ -26,8 +26,9 @@ import numpy as np
 import safetensors.numpy
 
 from ..adapters.adapter import KINDS, Adapter, Kind, finite
+from ..adapters.config import Scalings
 from ..adapters.pair import Array, Factor, LazyTensor, LoRAPair, all_finite
-from ..adapters.peft import Scalings, pairs_from_tensors
+from ..adapters.peft import pairs_from_tensors
 from ..adapters.safetensors import TensorFile, read_safetensors
 from ..adapters.strict_json import quoted, read_json
 from ..errors import (
@@ -259,7 +260,9 @@ def read_whole(
                 " adapter_config.json)"
             )
         pairs, ignored = pairs_from_tensors(file.tensors, Scalings(alpha))
-        return Adapter(pairs, kind=kind, base_model=base_model, ignored=ignored)
+        whole = Adapter(pairs, kind=kind, base_model=base_model, ignored=ignored)
+        whole.check_finite()  # also of what no probe reads
+        return whole
     if statement.form != WHOLE:
         raise AdapterFormatError("got a slice; expected a whole adapter")
     if statement.kind != kind:
@@ -284,7 +287,9 @@ def read_whole(
         module: LoRAPair(pair.lazy("A"), pair.lazy("B"), statement.scalings[module])
         for module, pair in pairs.items()
     }
-    return Adapter(scaled, kind=kind, base_model=statement.base_model, ignored=ignored)
+    whole = Adapter(scaled, kind=kind, base_model=statement.base_model, ignored=ignored)
+    whole.check_finite()
+    return whole
 
 
 def _is_scaling(value: object) -> bool:

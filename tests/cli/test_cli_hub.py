@@ -342,8 +342,7 @@ def test_an_adapter_that_the_hub_does_not_give_is_a_row_with_its_error(adapters:
     assert good["score"] is not None
     assert (bad["score"], bad["commit"], bad["verdict"]) == (None, None, "error")
     assert bad["reason"].startswith(
-        f"HubError: {REPO}@{NEWER}: the repository has none of adapter_model.safetensors or"
-        " adapter_model.bin"
+        f"HubError: {REPO}@{NEWER}: the repository has none of adapter_model.safetensors"
     )
     assert odd["reason"].startswith("AdapterFormatError: no file or folder 'a/b/c@v1'")
 

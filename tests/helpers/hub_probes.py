@@ -37,12 +37,9 @@ def filled_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 
 def with_adapter(hub: FakeHub) -> FakeHub:
-    """The same Hub, with an adapter at the root of the older commit, and beside it the .bin that
-    must not be read.
-    """
+    """The same Hub, with an adapter at the root of the older commit."""
     folder = hub.root / SHA
     make.folder(folder, labelled_adapter(1, kind="weights").state_dict(), r=2, lora_alpha=4)
-    (folder / "adapter_model.bin").write_bytes(b"not the one that is read")
     return hub
 
 

@@ -89,7 +89,7 @@ def folder(path: Path, state_dict: Mapping[str, Tensor], **config: Any) -> Path:
     """A PEFT folder with these tensors and these fields of adapter_config.json."""
     path.mkdir(parents=True, exist_ok=True)
     save_file(dict(state_dict), path / "adapter_model.safetensors")
-    (path / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config})
-    )
+    names = {key.partition(".lora_")[0].rpartition(".")[2] for key in state_dict} or {"q_proj"}
+    plain = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": sorted(names)}
+    (path / "adapter_config.json").write_text(json.dumps({**plain, **config}))
     return path

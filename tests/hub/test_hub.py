@@ -13,11 +13,10 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-import torch
 
 from loraprobe import Probe, factor_delta, load_adapter
-from loraprobe.adapters.load import MAX_WEIGHT_BYTES
-from loraprobe.adapters.peft import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
+from loraprobe.adapters.config import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
+from loraprobe.adapters.files import MAX_WEIGHT_BYTES
 from loraprobe.errors import AdapterFormatError, HubError, ProbeFormatError
 from loraprobe.hub import hub as hub_module
 from loraprobe.hub.format import MAX_CONFIG_BYTES, MAX_HEAD_BYTES
@@ -122,10 +121,18 @@ def test_of_an_adapter_the_safetensors_file_alone_is_fetched(adapters: FakeHub) 
     assert adapters.asked == adapters.fetched == []
 
 
-def test_an_adapter_with_a_bin_only_is_refused(adapters: FakeHub) -> None:
-    (adapters.root / SHA / WEIGHTS).unlink()
-    with pytest.raises(AdapterFormatError, match="is a pickle"):
+def test_a_pickle_in_a_repository_is_refused_before_anything_is_fetched(
+    adapters: FakeHub,
+) -> None:
+    (adapters.root / SHA / "adapter_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(
+        AdapterFormatError, match=r"adapter_model\.safetensors and adapter_model\.bin"
+    ):
         load_adapter(REPO, SHA)
+    (adapters.root / SHA / WEIGHTS).unlink()
+    with pytest.raises(AdapterFormatError, match=r"adapter_model\.bin is a pickle"):
+        load_adapter(REPO, SHA)
+    assert all(name != WEIGHTS for _, name, _ in adapters.fetched)
 
 
 def test_an_adapter_knows_its_commit_and_a_delta_has_none(
@@ -151,17 +158,12 @@ def test_an_adapter_takes_the_options_of_a_probe(adapters: FakeHub, tmp_path: Pa
     assert adapters.asked == adapters.fetched == []
 
 
-def test_an_adapter_is_read_lazily_from_the_cache(
-    adapters: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "load", None)
+def test_an_adapter_is_read_lazily_from_the_cache(adapters: FakeHub) -> None:
     loaded = load_adapter(REPO, "v1")
-    first, second = list(loaded)[:2]
-    blob = adapters.pointer(SHA, WEIGHTS).resolve()
-    loaded[first].A.copy()
     assert list(loaded) == list(labelled_adapter(1, kind="weights"))
-    assert blob.stat().st_size > 0
-    assert loaded._pairs._made[second] is None  # nothing of the others has been looked at
+    adapters.pointer(SHA, WEIGHTS).resolve().unlink()
+    with pytest.raises(AdapterFormatError, match="cannot be read any more"):
+        loaded.load()
 
 
 # --- too large

@@ -88,9 +88,7 @@ def test_a_repository_without_what_is_asked_for_says_where_there_is_some(hub: Fa
     with pytest.raises(HubError, match=r"has none of adapter_config\.json\.$"):
         fetch_adapter(REPO)
     (hub.root / NEWER / "adapter_config.json").write_text("{}")
-    with pytest.raises(
-        HubError, match=r"has none of adapter_model\.safetensors or adapter_model\.bin\.$"
-    ):
+    with pytest.raises(HubError, match=r"has none of adapter_model\.safetensors\.$"):
         fetch_adapter(REPO)
     (hub.root / NEWER / "head.safetensors").unlink()
     with pytest.raises(HubError, match=r"has none of head\.safetensors"):

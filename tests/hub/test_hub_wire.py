@@ -296,7 +296,6 @@ def test_of_an_adapter_only_what_is_needed_is_fetched(
     hub: Hub, client: Client, repo: str, tmp_path: Path
 ) -> None:
     folder = peft_folder(tmp_path / "adapter")
-    (folder / "adapter_model.bin").write_bytes(b"not the one that is read" * 10)
     (folder / "optimizer.pt").write_bytes(bytes(50 << 20))
     (folder / "README.md").write_text("# An adapter\n")
     client("api", "create_repo", repo)

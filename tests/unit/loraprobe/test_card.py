@@ -15,9 +15,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from loraprobe.adapters.peft_io import save_adapter
 
 from loraprobe import Probe, fit_probe
+from loraprobe.adapters.load import save_adapter
 from loraprobe.colours import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
 from loraprobe.distribution import distribution_of, score_distribution
 from loraprobe.errors import ProbeFormatError

@@ -1,0 +1,139 @@
+"""What lies at a path that should hold an adapter: the file of its weights, or what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import AdapterFormatError, quoted
+from .config import CONFIG_NAME
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLE_NAME = "adapter_model.bin"
+MAX_WEIGHT_BYTES = 8 << 30
+"""An adapter of r = 256 on every module of a 70B model has about 6.6 GB in float32."""
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_MOST_SHOWN = 5
+_DEPTH = 3
+
+
+def weights_file(path: Path) -> Path:
+    """The .safetensors file of a folder or path, after a look at what it is.
+
+    Raises:
+        AdapterFormatError: it is something else, or there are two; the message says what is there
+            and which path to give, or what to do.
+    """
+    if not path.is_dir():
+        _check_is_safetensors(path)
+        return path
+    weights, pickled = path / WEIGHTS_NAME, path / PICKLE_NAME
+    if weights.is_symlink() and not weights.exists():
+        raise AdapterFormatError(
+            f"{weights} is a link to {quoted(str(weights.readlink()), 200)}, which is not there."
+            " Copy the file that it points to, or load the Hub repository itself"
+        )
+    if weights.is_file() and pickled.is_file():
+        raise two_files(str(weights), PICKLE_NAME)
+    if not weights.is_file():
+        raise AdapterFormatError(_instead(path))
+    _check_is_safetensors(weights)
+    return weights
+
+
+def two_files(weights: str, other: str) -> AdapterFormatError:
+    """The refusal of a folder or repository whose second file other programs would read."""
+    return AdapterFormatError(
+        f"got {weights} and {other} beside it: programs differ in which of the two they load, so a"
+        " score of one says nothing of the other. Delete the one that is not used"
+    )
+
+
+def pickle_advice(name: str) -> str:
+    """What a pickle is, and two lines that convert it."""
+    return (
+        "a pickle, which can run code when it is read. Where you trust it, convert it in Python:"
+        " import torch, safetensors.torch;"
+        f" safetensors.torch.save_file(torch.load({name!r}, weights_only=True), {WEIGHTS_NAME!r})"
+    )
+
+
+def _check_is_safetensors(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(256)
+    what = _what_is(start, path)
+    if what is not None:
+        raise AdapterFormatError(f"{path} is {what}")
+    if path.suffix != ".safetensors":
+        raise AdapterFormatError(f"got {path.name}; expected a .safetensors file or its folder")
+    if size > MAX_WEIGHT_BYTES:
+        raise AdapterFormatError(
+            f"{path} has {size} bytes; expected at most {MAX_WEIGHT_BYTES} for an adapter"
+        )
+
+
+def _what_is(start: bytes, path: Path) -> str | None:
+    """What a file is by its first bytes, and what to do; None if it may be safetensors."""
+    text = start.lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself: run `git lfs pull` where it lies"
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "a web page, not the file itself: a download failed. Use `hf download`"
+    if start.startswith(b"GGUF"):
+        return "a GGUF file of llama.cpp: give the PEFT adapter that it was converted from"
+    if start.startswith(b"PK\x03\x04") and b"data.pkl" not in start:
+        return "a zip archive: unpack it and give the folder"
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")):
+        return pickle_advice(path.name)
+    if not start:
+        return "empty: it was not written to its end. Save or fetch it again"
+    if path.suffix in _PICKLES and start[8:9] != b"{":
+        return pickle_advice(path.name)
+    if path.suffix in _PICKLES:
+        return f"a safetensors file by its content: rename it to {WEIGHTS_NAME}"
+    return None
+
+
+def _instead(folder: Path) -> str:
+    """Why a folder without weights is no adapter: what is there, and what to give."""
+    names = {entry.name for entry in folder.iterdir()}
+    shown = f"no {WEIGHTS_NAME} in {folder}"
+    if shards := sorted(name for name in names if name.startswith("adapter_model-0000")):
+        return (
+            f"{shown}, but {len(shards)} shards of it. Load them with PEFT and save the adapter"
+            " again with max_shard_size='100GB'"
+        )
+    if others := sorted(name for name in names if name.endswith(".safetensors")):
+        if "config.json" in names and CONFIG_NAME not in names:
+            return (
+                f"{shown}, but {others[0]} and config.json: this is a whole model, not an adapter."
+                " Give the adapter that was merged into it"
+            )
+        return f"{shown}, but {', '.join(others[:_MOST_SHOWN])}. Give the file itself"
+    if nested := _nested(folder):
+        return (
+            f"{shown}; adapters lie deeper. Give one of {', '.join(map(str, nested[:_MOST_SHOWN]))}"
+        )
+    if pickles := sorted(name for name in names if name in (PICKLE_NAME, "pytorch_model.bin")):
+        return f"{shown}, but {folder / pickles[0]}, {pickle_advice(pickles[0])}"
+    if others := sorted(name for name in names if name.endswith((".gguf", ".zip", ".npz"))):
+        return (
+            f"{shown}, but {', '.join(others[:_MOST_SHOWN])}: unpack an archive; of a .gguf or .npz"
+            " give the PEFT adapter that it was made from"
+        )
+    if CONFIG_NAME in names:
+        return f"{shown}, only {CONFIG_NAME}: the weights were not saved or fetched"
+    return f"{shown}; it holds {', '.join(sorted(names)[:_MOST_SHOWN]) or 'nothing'}"
+
+
+def _nested(folder: Path) -> list[Path]:
+    """Folders at most three levels down that hold an adapter's weights."""
+    found: list[Path] = []
+    level = [folder]
+    for _ in range(_DEPTH):
+        level = sorted(
+            entry for parent in level[:200] for entry in parent.iterdir() if entry.is_dir()
+        )
+        found += [entry for entry in level if (entry / WEIGHTS_NAME).is_file()]
+    return found
