@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def _area(rows: Sequence[Row], share: float, against: str = "all") -> str:
     if not kept:
         return "–"
     values = np.array([row["auroc"][name] for row in kept])
+    if len({row["seed"] for row in kept}) == 1:
+        return f"{values.mean():.3f} / {values.min():.2f}"
     low, high = _interval(values, [row["seed"] for row in kept])
     return f"{values.mean():.3f} [{low:.3f}, {high:.3f}] / {values.min():.2f}"
 
@@ -155,13 +158,13 @@ def cuts_table(rows: list[Row]) -> str:
     return _table(("features", "k", "head", "missing modules", *shares, *negatives), lines)
 
 
-def _by(question: str, key: str) -> Callable[[list[Row]], str]:
+def _by(question: str, key: str, every: bool) -> Callable[[list[Row]], str]:
     def table(rows: list[Row]) -> str:
         lines = []
         for value in dict.fromkeys(row[key] for row in rows):
             for variant in _variants(rows, question):
                 mine = [row for row in _chosen(rows, question, variant) if row[key] == value]
-                if mine:
+                if mine and (every or variant[3] == MISSING[0]):
                     areas = [_area(mine, share) for share in SHARES]
                     rates = [
                         _rate(mine, name) if "flagged" in mine[0] else "–"
@@ -211,6 +214,18 @@ def coverage_table(rows: list[Row]) -> str:
     return _table((*header, "cells"), lines)
 
 
+def probe_table(_: list[Row]) -> str:
+    """What the published probe says of the zoo's held-out adapters."""
+    found = json.loads((RESULTS.parent / "probe.json").read_text(encoding="utf-8"))
+    lines = [
+        [kind, f"{rate['flagged']} of {rate['n']}", f"{rate['ci'][0]:.1%} to {rate['ci'][1]:.1%}"]
+        for kind, rate in found["flagged"].items()
+    ]
+    low, high = found["auroc_ci"]
+    area = f"AUROC over all {found['n']}: {found['auroc']:.3f} [{low:.3f}, {high:.3f}]."
+    return f"{_table(('clients', 'flagged', '95 %'), lines)}\n\n{area}"
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "starts": starts_table,
     "beside_b": beside_b_table,
@@ -218,9 +233,10 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "cuts": cuts_table,
     "heads": heads_table,
     "sources": sources_table,
-    "ranks": _by("learnt on rank 8", "start"),
-    "modules": _by("learnt on all linear modules", "start"),
+    "ranks": _by("learnt on rank 8", "start", every=False),
+    "modules": _by("learnt on all linear modules", "start", every=True),
     "coverage": coverage_table,
+    "probe": probe_table,
     "budget": lambda rows: f"{BUDGET:.0%}",
     "starts_count": lambda rows: str(len({row["seed"] for row in rows})),
     "clients": lambda rows: str(sum(len(plan(start)) for start in STARTS)),

@@ -75,10 +75,11 @@ class Played(NamedTuple):
 
 
 def global_state(seed: int = 5) -> State:
-    """The global LoRA before the first round."""
-    return make.adapter(
+    """The global LoRA before the first round: of an A that clients move little."""
+    state = make.adapter(
         r=4, scaling=2.0, dims=federated.DIMS, seed=seed, base_model=federated.NAME
     ).state_dict()
+    return {name: 8 * value if ".lora_A." in name else value for name, value in state.items()}
 
 
 def delta(seed: int, malicious: bool = False, r: int = 4) -> State:
