@@ -36,7 +36,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from loraprobe import Adapter, FeatureRecipe, Featurizer, LoRAPair, Probe
 from loraprobe.heads import LinearHead
@@ -111,7 +110,7 @@ def measure(rounds: int, requests: int) -> None:
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
-            "torch": torch.__version__,
+            "load": round(os.getloadavg()[1], 1),
             "python": platform.python_version(),
         },
         "body_bytes": len(body),
@@ -129,11 +128,11 @@ def measure(rounds: int, requests: int) -> None:
 
 def random_delta() -> Adapter:
     """A factor delta of two layers; the probe reads the first."""
-    rng = torch.Generator().manual_seed(0)
+    rng = np.random.default_rng(0)
     pairs = {
         f"model.layers.{layer}.self_attn.{name}": LoRAPair(
-            torch.randn(RANK, d_in, generator=rng) * 0.02,
-            torch.randn(d_out, RANK, generator=rng) * 0.01,
+            0.02 * rng.standard_normal((RANK, d_in), np.float32),
+            0.01 * rng.standard_normal((d_out, RANK), np.float32),
             2.0,
         )
         for layer in range(2)
@@ -430,8 +429,8 @@ def table(result: dict[str, Any]) -> str:
         ),
         "over rounds, and of the ratios within a round the lowest and the highest too.",
         (
-            f"{machine['cores']} cores, {machine['processor']}, Python {machine['python']}, torch"
-            f" {machine['torch']}. In ms, alone and warm: {alone}."
+            f"{machine['cores']} cores under a load of {machine['load']}, {machine['processor']},"
+            f" Python {machine['python']}. In ms, alone and warm: {alone}."
         ),
         f"Memory after {counts} requests: {resident} MiB.",
     ]

@@ -50,7 +50,7 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """(`loopback_hub.Hub`, `loopback_client.Client`) for the tests over the wire, which have
+    """(`hub.Hub`, `hub_client.Client`) for the tests over the wire, which have
     sockets enabled.
     """
     from tests.helpers.wire import serving

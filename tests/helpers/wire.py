@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.helpers import make
-from tests.helpers.loopback_client import Client, Raised
-from tests.helpers.loopback_hub import Hub, User
+from tests.helpers.hub import Hub, User
+from tests.helpers.hub_client import Client, Raised
 from tests.helpers.probes import BASE, labelled_adapter, new_data, tiny_probe
 
 USERS = {"writes": User("org"), "reads": User("org", "read"), "stranger": User("somebody")}
@@ -29,7 +29,7 @@ else.
 def serving(folder: Path) -> Iterator[tuple[Hub, Client]]:
     """A Hub, and a client that has the token for writing."""
     with (
-        Hub(folder / "hub", USERS) as hub,
+        Hub(USERS) as hub,
         Client(
             hub.url,
             folder / "home",

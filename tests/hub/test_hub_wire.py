@@ -17,13 +17,11 @@ from pathlib import Path
 import pytest
 
 from loraprobe.hub.format import PROBE_FILES
-from tests.helpers.loopback_client import ROOT, Client
-from tests.helpers.loopback_hub import Hub
+from tests.helpers.hub import Hub
+from tests.helpers.hub_client import ROOT, Client
 from tests.helpers.wire import norms, peft_folder, refused, repo_of, saved, scores
 
-pytestmark = (
-    pytest.mark.enable_socket
-)  # on the loopback interface only: the client knows no other endpoint
+pytestmark = pytest.mark.enable_socket  # the client knows no other endpoint than ours
 
 
 @pytest.fixture

@@ -14,13 +14,11 @@ from pathlib import Path
 import pytest
 
 from loraprobe.hub.format import MAX_CONFIG_BYTES, config_digest
-from tests.helpers.loopback_client import Client
-from tests.helpers.loopback_hub import Hub
+from tests.helpers.hub import File, Hub
+from tests.helpers.hub_client import Client
 from tests.helpers.wire import USERS, norms, peft_folder, refused, repo_of, saved, scores
 
-pytestmark = (
-    pytest.mark.enable_socket
-)  # on the loopback interface only: the client knows no other endpoint
+pytestmark = pytest.mark.enable_socket  # the client knows no other endpoint than ours
 
 
 @pytest.fixture
@@ -364,17 +362,9 @@ def test_a_redirect_elsewhere_gets_no_token_and_is_not_believed(
         .read_bytes()
         .replace(b'"threshold": 0.8', b'"threshold": 0.9')
     )  # of the same length
-    with Hub(tmp_path / "elsewhere", USERS) as elsewhere:
-        copy = elsewhere.store.create("models", repo, "org")
-        elsewhere.store.commit(
-            copy,
-            "main",
-            {"config.json": elsewhere.store.put(evil, lfs=False)},
-            "evil",
-            "",
-            "org",
-            None,
-        )
+    with Hub(USERS) as elsewhere:
+        copy = elsewhere.create(repo)
+        copy.commit("main", {"config.json": File(evil, lfs=False)}, "evil", "org")
         hub.faults.add(
             "redirect",
             "config.json",
@@ -551,7 +541,7 @@ def test_a_client_that_has_xet_pushes_what_needs_no_storage_and_says_what_to_do_
 ) -> None:
     """Xet is the client's default, and takes a path of its own through it."""
     with (
-        Hub(tmp_path / "hub", USERS, all_regular=True) as hub,
+        Hub(USERS, all_regular=True) as hub,
         Client(hub.url, tmp_path / "home", HF_TOKEN="writes", HF_HUB_DISABLE_XET="0") as client,
     ):
         folder = saved(tmp_path / "probe")

@@ -20,8 +20,8 @@ import pytest
 
 from loraprobe import Probe
 from tests.helpers.contributed import NAME, ROOT, a_zoo, edit, made
-from tests.helpers.loopback_client import Client
-from tests.helpers.loopback_hub import Hub
+from tests.helpers.hub import Hub
+from tests.helpers.hub_client import Client
 from tests.helpers.wire import serving
 from zoo.publish import State, Target, described, probe_repo
 from zoo.records import facts_of, fitted_facts, read_record
@@ -90,12 +90,8 @@ class Served(NamedTuple):
 
     def heads(self) -> dict[str, str]:
         """Repository -> the commit it is at; the ones that exist."""
-        found = {repo: self.hub.store.get("models", repo) for repo in (ALONE, BASE, ADAPTERS, ZOO)}
-        return {
-            repo: str(repository.find("main").id)
-            for repo, repository in found.items()
-            if repository is not None
-        }
+        found = {repo: self.hub.head(repo) for repo in (ALONE, BASE, ADAPTERS, ZOO)}
+        return {repo: commit for repo, commit in found.items() if commit is not None}
 
     def files(self, repo: str) -> set[str]:
         return set(self.client("api", "list_repo_files", repo)) - {".gitattributes"}
@@ -217,9 +213,7 @@ def test_what_was_pushed_is_found_by_the_command_line(
 def test_an_interrupted_push_goes_on_and_leaves_strangers_files_alone(
     served: Served, zoo: Path
 ) -> None:
-    from tests.helpers.loopback_faults import Fault
-
-    served.hub.faults.append(Fault("status", route="commit", path=f"*{ADAPTERS}*", value=403))
+    served.hub.faults.add("status", f"*{ADAPTERS}*", route="commit", value=403)
     code, printed = served.publish(zoo, "--push")
     assert code.startswith(f"{ADAPTERS}: ")
     assert (f"{ALONE}: pushed" in printed, ZOO in served.heads()) == (True, False)
