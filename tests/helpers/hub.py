@@ -28,7 +28,10 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import yaml  # huggingface_hub needs it too
 
 LFS_ENDINGS = (".safetensors", ".bin", ".pt", ".zip")
-LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc0-1.0", "llama3.1", "other")
+LICENSES = (
+    *("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0"),
+    *("gpl-3.0", "llama3.1", "other", "unknown"),
+)
 SIGNATURE = "signed"
 
 
@@ -166,6 +169,11 @@ class Repository:
         sha = next((self.refs[name] for name in names if name in self.refs), revision)
         return self.commits.get(sha)
 
+    def open_pull_request(self, head: Commit) -> int:
+        number = 1 + sum(ref.startswith("refs/pr/") for ref in self.refs)
+        self.refs[f"refs/pr/{number}"] = head.id
+        return number
+
     def commit(self, ref: str, files: Mapping[str, File], title: str, author: str) -> Commit:
         """Let a ref stand for a new tree; one that stays as it was makes no commit."""
         head = self.find(ref)
@@ -284,6 +292,8 @@ ROUTES = {
         ("POST", f"{API}/lfs-verify", "lfs_verify"),
         ("POST", f"{API}/commit/{REV}", "commit"),
         ("POST", f"{API}/(?P<what>tag|branch)/{REV}", "name_commit"),
+        ("POST", f"{API}/discussions", "open_discussion"),
+        ("GET", f"{API}/discussions/(?P<number>[0-9]+)", "discussion"),
     ),
     "storage": (
         ("GET HEAD", f"{DIGEST}/(?P<path>.+)", "storage_get"),
@@ -569,9 +579,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = self._changed(head.files, [line for line in lines if line["key"] != "header"])
         answer = {}
         if "create_pr" in self.query:
-            number = 1 + sum(ref.startswith("refs/pr/") for ref in repository.refs)
+            number = repository.open_pull_request(head)
             revision = f"refs/pr/{number}"
-            repository.refs[revision] = head.id
             answer["pullRequestUrl"] = f"{self.hub.url}/{repo}/discussions/{number}"
         made = repository.commit(revision, files, header["summary"], author)
         url = f"{self.hub.url}/{repo}/commit/{made.id}"
@@ -607,6 +616,27 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(409, f"Reference already exists: {name}")
         repository.refs[ref] = self._at(repo, start).id
         self.reply_json({})
+
+    def open_discussion(self, repo: str) -> None:
+        number = self._repository(repo, write=True).open_pull_request(self._at(repo, "main"))
+        self.reply_json({"num": number})
+
+    def discussion(self, repo: str, number: str) -> None:
+        head = self._at(repo, f"refs/pr/{number}")
+        self.reply_json(
+            {
+                "num": int(number),
+                "title": head.title,
+                "status": "draft",
+                "isPullRequest": True,
+                "events": [],
+                "createdAt": "2026-01-01T00:00:00.000Z",
+                "author": {"name": head.author},
+                "repo": {"name": repo, "type": "model"},
+                "changes": {"base": "refs/heads/main"},
+                "filesWithConflicts": False,
+            }
+        )
 
     # --- the storage: contents by sha256, for whoever has a signed URL ---
 
