@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraprobe import fit_probe
-from loraprobe.adapters.adapter import Adapter, KINDS
+from loraprobe.adapters.adapter import KINDS, Adapter
 from loraprobe.adapters.deltas import factor_delta, weight_delta
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.adapters.safetensors import MAX_HEADER_BYTES, read_safetensors
