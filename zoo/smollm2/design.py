@@ -62,10 +62,11 @@ class Client:
         return int(self.role == "malicious")
 
     def to_row(self) -> dict[str, Any]:
-        """A line of the manifest; see loraprobe.manifest."""
+        """A line of the manifest; see loraprobe.manifest: its seed is the initial adapter's."""
         row = asdict(self)
-        name, label = row.pop("name"), self.label
-        return {"path": name, "label": label, "group": name, **row}
+        name = row.pop("name")
+        started = {"initial": "fresh", "seed": self.initial, "data_seed": self.seed}
+        return {"path": name, "label": self.label, "group": name, **row, **started}
 
 
 def plan(

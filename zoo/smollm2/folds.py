@@ -46,9 +46,8 @@ class Table:
         with manifest.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         column = {name: [row[name] for row in rows] for name in rows[0]}
-        numbers = {
-            name: np.array(column[name], int) for name in ("label", "initial", "rank", "steps")
-        }
+        numbers = {name: np.array(column[name], int) for name in ("label", "rank", "steps")}
+        numbers["initial"] = np.array(column["seed"], int)
         names = {name: np.array(column[name]) for name in ("role", "source", "host", "modules")}
         paths = [manifest.parent / path for path in column["path"]]
         return cls(path=paths, share=np.array(column["share"], float), **numbers, **names)

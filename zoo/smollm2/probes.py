@@ -58,7 +58,7 @@ def fit(
     if head in ("mlp", "xgboost"):  # a fit for every kind would take an hour
         kinds = _coarse(table)
     benign = int((table.label == 0).sum())
-    budget = max(BUDGET, 1.001 / (benign + 1))  # fewer than 49 cannot carry 2 %
+    budget = max(BUDGET, 1.01 / (benign + 1))  # fewer than 49 cannot carry 2 %
     return fit_features(
         featurizer,
         features,
@@ -226,34 +226,64 @@ def held_out(probe: Probe, folder: Path) -> Row:
     return found
 
 
+def fit_all(which: str, clients: Path, heads: Sequence[str], record: Path) -> None:
+    """Fit, save and measure; the record gets an entry a head."""
+    measured: Row = json.loads(record.read_text(encoding="utf-8"))
+    table = Table.read(clients / "manifest.csv")
+    adapters = [load_adapter(path) for path in table.path]
+    samples = ZOO / "adapters" / record.stem
+    featurizer = Featurizer.fit(FeatureRecipe.invariant(k=8), adapters)
+    features = featurizer(adapters)
+    for head in heads:
+        if head == "paper":
+            probe = fit_paper(which, table, adapters, measured)
+        else:
+            probe = fit(which, table, featurizer, features, head, measured)
+        probe.save_pretrained(ZOO / "probes" / record.stem / head)
+        entry: Row = {"threshold": probe.threshold, "n": len(table)}
+        if samples.is_dir() and head != "paper":
+            entry["held_out"] = held_out(probe, samples)
+        _add(record, head, entry)
+        print(head, json.dumps(entry), flush=True)
+
+
+def write_cards(which: str, clients: Path, heads: Sequence[str], record: Path) -> None:
+    """Bring the cards of saved probes up to what the record says, and score the samples again."""
+    measured: Row = json.loads(record.read_text(encoding="utf-8"))
+    table = Table.read(clients / "manifest.csv")
+    samples = ZOO / "adapters" / record.stem
+    for head in heads:
+        folder = ZOO / "probes" / record.stem / head
+        if not folder.is_dir():
+            continue
+        probe = Probe.from_pretrained(folder).with_facts(**facts(which, table, head, measured))
+        probe.save_pretrained(folder)
+        entry: Row = {"threshold": probe.threshold, "n": len(table)}
+        if samples.is_dir() and head != "paper":
+            entry["held_out"] = held_out(probe, samples)
+        _add(record, head, entry)
+        print(head, json.dumps(entry), flush=True)
+
+
+def _add(record: Path, head: str, entry: Row) -> None:
+    measured: Row = json.loads(record.read_text(encoding="utf-8"))
+    measured.setdefault("probes", {})[head] = entry
+    record.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("which", choices=sorted(BASES))
     parser.add_argument("clients", type=Path)
     parser.add_argument("--heads", nargs="*", default=[*HEADS, "paper"])
+    parser.add_argument("--cards", action="store_true", help="fit nothing: write the cards anew")
     options = parser.parse_args()
     torch.set_num_threads(1)
     name = "smollm2-135m-safe" if options.which == "safe" else "smollm2-135m"
     record = ZOO / "smollm2" / "records" / f"{name}.json"
-    measured: Row = json.loads(record.read_text(encoding="utf-8"))
-    table = Table.read(options.clients / "manifest.csv")
-    adapters = [load_adapter(path) for path in table.path]
-    samples = ZOO / "adapters" / name
-    featurizer = Featurizer.fit(FeatureRecipe.invariant(k=8), adapters)
-    features = featurizer(adapters)
-    for head in options.heads:
-        if head == "paper":
-            probe = fit_paper(options.which, table, adapters, measured)
-        else:
-            probe = fit(options.which, table, featurizer, features, head, measured)
-        probe.save_pretrained(ZOO / "probes" / name / head)
-        entry: Row = {"threshold": probe.threshold}
-        if samples.is_dir() and head != "paper":
-            entry["held_out"] = held_out(probe, samples)
-        measured.setdefault("probes", {})[head] = entry
-        record.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-        print(head, json.dumps(entry), flush=True)
+    work = write_cards if options.cards else fit_all
+    work(options.which, options.clients, options.heads, record)
 
 
 if __name__ == "__main__":
