@@ -68,7 +68,7 @@ from loraprobe.heads import LinearHead
 from loraprobe.probe import Probe
 from paper_repro.gpu.models import byte_tokenizer
 from paper_repro.gpu.settings import ROWS, Choice, Inputs, tables
-from zoo.report import filled
+from zoo.markers import filled
 
 from .scale import LLAMA_8B, Shape
 

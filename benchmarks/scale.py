@@ -47,7 +47,7 @@ from loraprobe.adapters.pair import LoRAPair
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import LinearHead
 from loraprobe.probe import Probe
-from zoo.report import filled
+from zoo.markers import filled
 
 PAGE = Path(__file__).parent.parent / "docs/scale.md"
 RESULTS = Path(__file__).parent / "results/scale.json"

@@ -44,7 +44,7 @@ from loraprobe.serve.header_cache import MAX_KNOWN
 from loraprobe.serve.scoring import Question, Scorer
 from loraprobe.serve.slices import save_slice
 from loraprobe.serve.upload import content_digest
-from zoo.report import filled
+from zoo.markers import filled
 
 RESULTS = Path(__file__).parent / "results/serving.json"
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,101 +1,89 @@
-"""python -m fuzz: damage files, load them, report.
+"""python -m fuzz: damage files, load them, and say what the loaders did.
 
-Without --first a run goes on where the report ends, so that runs add up. Exit code 1 if a case
-failed.
+Every target runs in a child of its own. With --write the table in README.md and results/report.json
+are written. Exit code 1 if a case failed; its files are then under the folder that is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import platform
+import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from . import report as reports
-from .runner import BATCH, Tally, run
+from zoo.markers import filled
+
+from .cases import run_child
+from .oracle import OUTCOMES
 from .targets import TARGETS
 
-MINUTES = 10.0
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "report.json"
+README = HERE / "README.md"
+VERSIONS = ("numpy", "safetensors", "fastapi", "hypothesis")
+Report = dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run, print and write; the exit code."""
-    options = _options(arguments)
-    report = reports.load(options.out)
-    minutes = MINUTES if options.minutes is None and options.cases is None else options.minutes
-    until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
-    failed, left = 0, dict.fromkeys(options.target or TARGETS, options.cases or 10**9)
-    while left:
-        for target in list(left):  # in turn, so that every target gets its share of the time
-            if time.monotonic() > until:
-                return 1 if failed else 0
-            first = (
-                reports.next_number(report, target, options.seed)
-                if options.first is None
-                else options.first + options.cases - left[target]
-            )
-            cases = min(left[target], BATCH)
-            if reports.overlaps(report, target, options.seed, range(first, first + cases)):
-                raise SystemExit(
-                    f"{options.out}/report.json has some of these cases of {target} and this seed:"
-                    " leave --first out, or take another --out"
-                )
-            tally = run(target, options.seed, first, cases)
-            _say(target, options.seed, tally)
-            failed += len(tally.failures)
-            reports.add(report, target, options.seed, tally)
-            reports.save(report, options.out)
-            left[target] -= tally.cases
-            if not left[target]:
-                del left[target]
-    return 1 if failed else 0
-
-
-def _options(arguments: list[str] | None) -> argparse.Namespace:
+    """Run and print; the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m fuzz",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--target",
-        action="append",
-        choices=list(TARGETS),
-        help="what to fuzz, several times for several; all targets unless said",
-    )
-    parser.add_argument("--cases", type=int, help="cases of every target")
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="all unless said")
+    parser.add_argument("--cases", type=int, default=2000, help="cases of every target")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--first", type=int, help="the number of the first case; where the report ends unless said"
-    )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        help=f"start no batch after this time ({MINUTES:g} unless --cases is given)",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=reports.RESULTS, help="the folder of report.json"
-    )
+    parser.add_argument("--write", action="store_true", help="write the report")
     options = parser.parse_args(arguments)
-    if (options.cases is not None and options.cases < 1) or (
-        options.first is not None and options.cases is None
-    ):
-        parser.error("expected --cases of at least 1, and --cases beside --first")
-    return options
+    if options.cases < 1:
+        parser.error(f"--cases: got {options.cases}; expected at least 1")
+    if options.write and options.target:
+        parser.error("--write: got --target as well; expected all targets in a report")
+    report: Report = {"cases": options.cases, "seed": options.seed, "setting": setting()}
+    report["outcomes"] = {}
+    failed = False
+    for name in options.target or TARGETS:
+        folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
+        began = time.monotonic()
+        ending = run_child(name, options.cases, options.seed, folder)
+        report["outcomes"][name] = dict(sorted(ending.outcomes.items()))
+        print(f"{name}, {time.monotonic() - began:.0f} s: {ending.kind}", flush=True)
+        if ending.kind != "ok":
+            failed = True
+            print(f"{ending.text[-3000:]}\nThe files are in {folder}/damaged.", flush=True)
+    if options.write and not failed:
+        RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        README.write_text(page(report), encoding="utf-8")
+    return int(failed)
 
 
-def _say(target: str, seed: int, tally: Tally) -> None:
-    counts: dict[str, int] = {}
-    for (_, outcome), cases in tally.outcomes.items():
-        counts[outcome] = counts.get(outcome, 0) + cases
-    print(
-        f"{target}: {tally.first}-{tally.first + tally.cases - 1}, {tally.seconds:.1f} s, {counts}",
-        flush=True,
-    )
-    for number, kind, mutation, what in tally.failures:
-        print(
-            f"  {kind} ({mutation}): {what}\n    {reports.reproduction(target, seed, number)}",
-            flush=True,
-        )
+def setting() -> dict[str, str]:
+    """What the cases ran with."""
+    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
+
+
+def page(report: Report) -> str:
+    """README.md with the table of a report."""
+    return filled(README.read_text(encoding="utf-8"), "cases", table(report), "fuzz")
+
+
+def table(report: Report) -> str:
+    """Markdown: one row a target, one column an outcome."""
+    lines = [
+        f"| target | file | cases | {' | '.join(OUTCOMES)} |",
+        "| --- | --- " + "| ---: " * (len(OUTCOMES) + 1) + "|",
+    ]
+    for name, counts in report["outcomes"].items():
+        numbers = [sum(counts.values()), *(counts.get(outcome, 0) for outcome in OUTCOMES)]
+        cells = " | ".join(f"{number:,}" for number in numbers)
+        lines.append(f"| {name} | {TARGETS[name].title} | {cells} |")
+    versions = ", ".join(f"{name} {number}" for name, number in report["setting"].items())
+    return "\n".join([*lines, "", f"Seed {report['seed']}; {versions}. No case failed."])
 
 
 if __name__ == "__main__":

@@ -9,11 +9,7 @@ seed, number) says. A test checks that XGBoost reads these trees as it reads its
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import pickle
-import pickletools
-import struct
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -41,6 +37,7 @@ MODULES = {
     for name, shape in DIMS.items()
 }
 NO_PARENT = 2**31 - 1
+WIDTH = 12  # of the trees that stand alone
 
 
 @cache
@@ -131,6 +128,15 @@ def mlp_head(width: int) -> Head:
 def xgboost_head(width: int) -> Head:
     """Five random trees."""
     return trees_from_xgboost(json.dumps(model(width, trees=5)).encode(), width)
+
+
+@cache
+def trees() -> tuple[Files, ...]:
+    """Folders with one document of XGBoost's each, as a probe of version 2 had it."""
+    return tuple(
+        {"head.json": json.dumps(model(WIDTH, trees=count, seed=count)).encode()}
+        for count in (1, 5)
+    )
 
 
 def model(width: int, trees: int, seed: int = 3) -> dict[str, Any]:
@@ -262,49 +268,3 @@ def adapters() -> tuple[Files, ...]:
             (torch.float16, {"format": "pt"}, CONFIGS[0]),
         )
     )
-
-
-@cache
-def bins() -> tuple[Files, ...]:
-    """PEFT folders with .bin files of both formats."""
-    return tuple(
-        {"adapter_model.bin": data, "adapter_config.json": json.dumps(config).encode()}
-        for data, config in (
-            (_zipped(tensors()), CONFIGS[0]),
-            (_legacy(tensors()), CONFIGS[0]),
-            (_zipped(tensors(torch.bfloat16)), CONFIGS[1]),
-        )
-    )
-
-
-def _zipped(found: dict[str, torch.Tensor]) -> bytes:
-    file = io.BytesIO()
-    torch.save(found, file)
-    return file.getvalue()
-
-
-def _legacy(found: dict[str, torch.Tensor]) -> bytes:
-    """The format before PyTorch 1.6.
-
-    Its storages are named by their addresses, which differ in number and length: here they are
-    numbered.
-    """
-    file = io.BytesIO()
-    torch.save(found, file, _use_new_zipfile_serialization=False)
-    file.seek(0)
-    texts: list[str] = []
-    for _ in range(4):  # magic number, protocol, system, state dict
-        texts = [said for code, said, _ in pickletools.genops(file) if code.name == "BINUNICODE"]
-    head = file.getvalue()[: file.tell()]
-    addresses = [text for text in texts if text.isdigit()]
-    names = [f"{number:015d}" for number, _ in enumerate(addresses)]
-    for address, name in zip(addresses, names, strict=True):
-        head = head.replace(_pickled_text(address), _pickled_text(name))
-    numbers = [
-        struct.pack("<q", tensor.numel()) + tensor.numpy().tobytes() for tensor in found.values()
-    ]
-    return head + pickle.dumps(names, 2) + b"".join(numbers)
-
-
-def _pickled_text(text: str) -> bytes:
-    return b"X" + struct.pack("<I", len(text)) + text.encode()

@@ -14,7 +14,6 @@ import re
 from typing import Any
 
 import numpy as np
-import torch
 
 Matrices = dict[tuple[str, str], np.ndarray]  # (module, "A" | "B") -> numbers
 
@@ -43,16 +42,6 @@ def safetensors(data: bytes) -> Matrices:
         )
         found[_key(name)] = _wide(numbers.reshape(shape))
     return found
-
-
-def torch_bin(path: str) -> Matrices:
-    """The matrices of a .bin file, as PyTorch reads it."""
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    return {
-        _key(name): _wide((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
-        for name, tensor in found.items()
-        if not name.endswith("rotary_emb.inv_freq")
-    }
 
 
 def scaling(config: dict[str, Any], module: str, rank: int) -> float:

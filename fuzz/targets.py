@@ -1,34 +1,27 @@
-"""What is fuzzed: which file is damaged, how, with which checksums, and how the loader is judged."""
+"""What is fuzzed: which file is damaged, how, with which checksums, how the loader is judged."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import numpy as np
+from hypothesis import strategies as st
 
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.load import load_adapter
+from loraprobe.heads import XGBoostHead
 from loraprobe.probe import Probe
+from loraprobe.trees import trees_from_xgboost
 
-from . import (
-    corpus,
-    mutate_bytes,
-    mutate_json,
-    mutate_safetensors,
-    mutate_trees,
-    mutate_zip,
-    service,
-)
+from . import corpus, service
 from .corpus import Files
-from .mutate_bytes import Mutation
-from .oracle import Load, judge_adapter, judge_damaged, judge_sealed, outcome
+from .oracle import Load, judge_adapter, judge_damaged, judge_sealed, judge_trees, outcome
+from .strategies import Damage, damaged_json, damaged_safetensors
 
 
 def as_it_is(files: Files) -> Files:
@@ -73,6 +66,7 @@ class Target:
     Attributes:
         samples: the folders to start from; those without the file are left out.
         file: the name of the file that is damaged.
+        damage: bytes -> what may become of them.
         judge: what a load of a damaged folder has to be, given that folder and an undamaged one.
         finish: what is done to the folder after the damage.
     """
@@ -80,7 +74,7 @@ class Target:
     name: str
     samples: Callable[[], tuple[Files, ...]]
     file: str
-    mutations: Mapping[str, Mutation]
+    damage: Damage
     load: Load
     judge: Callable[[Path, Path], Callable[..., str]]
     finish: Callable[[Files], Files] = as_it_is
@@ -90,22 +84,11 @@ class Target:
         """The folders that have the file."""
         return [files for files in self.samples() if self.file in files]
 
-    def case(self, seed: int, number: int) -> tuple[int, str, Files]:
-        """(which sample, the name of the first mutation, the damaged folder) of a case.
-
-        The same for ever.
-        """
-        rng = np.random.default_rng([zlib.crc32(self.name.encode()), seed, number])
-        samples, names = self.undamaged(), list(self.mutations)
-        sample = int(rng.integers(len(samples)))
-        first = names[rng.integers(len(names))]
-        data = samples[sample][self.file]
-        for name in [
-            first,
-            *(names[rng.integers(len(names))] for _ in range(int(rng.integers(4)) // 2)),
-        ]:  # every fourth case is damaged twice
-            data = self.mutations[name](data, rng) if data else data
-        return sample, first, self.finish({**samples[sample], self.file: data})
+    def damaged(self, files: Files) -> st.SearchStrategy[Files]:
+        """A folder with the file damaged and finished."""
+        return self.damage(files[self.file]).map(
+            lambda data: self.finish({**files, self.file: data})
+        )
 
     def run(self, folder: Path, undamaged: Path) -> str:
         """Load a damaged folder: the outcome.
@@ -138,95 +121,46 @@ def _of_adapter(folder: Path, undamaged: Path) -> Callable[[Adapter], str]:
     return judge_adapter(folder, _adapter(undamaged))
 
 
-_JSON = {**mutate_bytes.MUTATIONS, **mutate_json.MUTATIONS}
-_SAFETENSORS = {**mutate_bytes.MUTATIONS, **mutate_safetensors.MUTATIONS}
-_TREES = {**_JSON, **mutate_trees.MUTATIONS}
-_ZIP = {**mutate_bytes.MUTATIONS, **mutate_zip.MUTATIONS}
+def _of_trees(folder: Path, undamaged: Path) -> Callable[[XGBoostHead], str]:
+    return judge_trees(_trees(undamaged))
 
 
-def _all() -> tuple[Target, ...]:
-    load, arrays = Probe.from_pretrained, "head.safetensors"
-    tensors, said, pickled = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
-    return (
-        Target(
-            "config",
-            corpus.probes,
-            "config.json",
-            _JSON,
-            load,
-            _damaged,
-            title="config.json of a probe",
-        ),
-        Target(
-            "config-sealed",
-            corpus.probes,
-            "config.json",
-            _JSON,
-            load,
-            _sealed,
-            seal,
-            "the same, digest recomputed",
-        ),
-        Target("head-arrays", corpus.probes, arrays, _SAFETENSORS, load, _damaged, title=arrays),
-        Target(
-            "head-arrays-sealed",
-            corpus.probes,
-            arrays,
-            _SAFETENSORS,
-            load,
-            _sealed,
-            seal,
-            "the same, sha256 recomputed",
-        ),
-        Target(
-            "head-trees",
-            corpus.probes,
-            "head.json",
-            _TREES,
-            load,
-            _damaged,
-            title="head.json (XGBoost)",
-        ),
-        Target(
-            "head-trees-sealed",
-            corpus.probes,
-            "head.json",
-            _TREES,
-            load,
-            _sealed,
-            seal,
-            "the same, sha256 recomputed",
-        ),
-        Target(
-            "adapter-tensors",
-            corpus.adapters,
-            tensors,
-            _SAFETENSORS,
-            load_adapter,
-            _of_adapter,
-            title=tensors,
-        ),
-        Target(
-            "adapter-config", corpus.adapters, said, _JSON, load_adapter, _of_adapter, title=said
-        ),
-        Target(
-            "adapter-bin",
-            corpus.bins,
-            pickled,
-            _ZIP,
-            load_adapter,
-            _of_adapter,
-            title=f"{pickled}, both formats",
-        ),
-        Target(
-            "score-request",
-            service.requests,
-            service.BODY,
-            _SAFETENSORS,
-            service.ask,
-            service.judge_answer,
-            title="body of POST /v1/score",
-        ),
+def _trees(folder: Path) -> XGBoostHead:
+    return trees_from_xgboost((folder / "head.json").read_bytes(), corpus.WIDTH)
+
+
+def _all() -> Iterator[Target]:
+    load = Probe.from_pretrained
+    kinds = (
+        ("config", "config.json", damaged_json, "config.json of a probe"),
+        ("head-arrays", "head.safetensors", damaged_safetensors, "head.safetensors"),
+    )
+    for name, file, damage, title in kinds:
+        yield Target(name, corpus.probes, file, damage, load, _damaged, title=title)
+        sealed = f"the same, {'digest' if name == 'config' else 'sha256'} recomputed"
+        yield Target(f"{name}-sealed", corpus.probes, file, damage, load, _sealed, seal, sealed)
+    yield Target(
+        "trees-json",
+        corpus.trees,
+        "head.json",
+        damaged_json,
+        _trees,
+        _of_trees,
+        title="trees as XGBoost writes them, of probes of version 2",
+    )
+    for name, file, damage in (
+        ("adapter-tensors", "adapter_model.safetensors", damaged_safetensors),
+        ("adapter-config", "adapter_config.json", damaged_json),
+    ):
+        yield Target(name, corpus.adapters, file, damage, load_adapter, _of_adapter, title=file)
+    yield Target(
+        "score-request",
+        service.requests,
+        service.BODY,
+        damaged_safetensors,
+        service.ask,
+        service.judge_answer,
+        title="body of POST /v1/score",
     )
 
 

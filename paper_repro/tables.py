@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
-from zoo.report import filled
+from zoo.markers import filled
 
 from .common.format import attack_name, markdown, spread
 from .evidence import accumulation

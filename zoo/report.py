@@ -16,6 +16,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from .client_design import SHARES
+from .markers import filled
 from .records import Record, read_record
 from .sources import LICENCES, MALICIOUS
 from .study import BASELINES, ENTRIES
@@ -71,24 +72,6 @@ def rendered(page: Path, zoo: Path = ZOO) -> str:
     for name in pages(zoo)[page]:
         text = filled(text, name, tables[name], "zoo.report")
     return text
-
-
-def filled(text: str, name: str, table: str, module: str) -> str:
-    """The text with what stands between a table's two markers replaced.
-
-    The markers name the module that writes it.
-
-    Raises:
-        ValueError: the text does not hold both markers, once each.
-    """
-    start, end = f"<!-- {name}: written by python -m {module} -->\n", f"<!-- end of {name} -->"
-    if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(
-            f"expected one pair of markers {start.strip()} and {end}; found {text.count(start)} and"
-            f" {text.count(end)}"
-        )
-    before, _, rest = text.partition(start)
-    return f"{before}{start}{table}\n{end}{rest.partition(end)[2]}"
 
 
 def probes_table(records: Records) -> str:

@@ -3,11 +3,8 @@
 Each protocol measures on the last local step of every client:
 
 in_distribution: out-of-fold scores, folds cut by client; every kind of data is in training.
-cell: one malicious and one benign source are taken out of training altogether, also as halves of
-    mixtures, and so is the malicious source's safe twin (safe answers to the same questions).
-    Tested are clients of that malicious source, at every poison share mixed into that benign
-    source, against pure clients of that benign source. In the zoo: 4 x 9 cells.
-cell, with the twin kept: the same with the safe twin left in training: the questions were seen, as
+cell: one malicious and one benign source unseen (`zoo.unseen_sources`), against pure clients of
+    that benign source. In the zoo: 4 x 9 cells. With the twin kept, its questions were seen, as
     benign.
 hard_negative: one kind of hard negative is taken out; how many of its clients are flagged.
 """
@@ -29,8 +26,9 @@ from loraprobe.fit.fit import default_head_options, fit_features, out_of_fold_sc
 from loraprobe.metrics import auroc
 from loraprobe.probe import Probe
 
-from .client_design import HARD_SHARE, Client, twin_of
+from .client_design import HARD_SHARE, Client
 from .deltas import DeltaSet
+from .unseen_sources import Cell, told_apart, unseen_cells
 
 Row = dict[str, Any]
 # of the out-of-fold scores that thresholds and calibrations are fitted on; every cell needs its own
@@ -89,12 +87,11 @@ class Study:
 
     def __init__(self, deltas: DeltaSet, entry: Entry, seed: int = 0) -> None:
         adapters = deltas.adapters()
-        self.entry, self.seed, self.clients, self.design = (
-            entry,
-            seed,
-            deltas.clients,
-            deltas.design,
-        )
+        self.entry = entry
+        self.seed = seed
+        self.clients = deltas.clients
+        self.design = deltas.design
+        self._cells: dict[bool, dict[tuple[str, str], Cell]] = {}
         self.featurizer = Featurizer.fit(entry.recipe, adapters)
         self.features = self.featurizer(adapters)
         self.labels = np.array([client.label for client in deltas.clients])
@@ -173,29 +170,21 @@ class Study:
         )
 
     def cell(self, malicious: str, benign: str, keep_twin: bool = False) -> list[Row]:
-        """One row a poison share, for one malicious and one benign source that were not trained
-        on.
-        """
-        unseen = {malicious, benign} if keep_twin else {malicious, benign, twin_of(malicious)}
-        probe = self.probe(
-            self.mask(lambda c: not unseen & {c.source, c.host}), self.entry.cuts_in_cells
-        )
-        negatives = self.mask(lambda c: c.role == "benign" and c.source == benign)
+        """One row a poison share, for a malicious and a benign source that were not trained on."""
+        if keep_twin not in self._cells:
+            self._cells[keep_twin] = unseen_cells(self.clients, self.design.shares, keep_twin)
+        cell = self._cells[keep_twin][malicious, benign]
+        probe = self.probe(cell.train, self.entry.cuts_in_cells)
+        good = probe.score_features(self.features[cell.benign_rows])
         rows = []
-        for share in self.design.shares:
-            positives = self.mask(
-                lambda c, s=share: (
-                    c.source == malicious and c.share == s and (s == 1.0 or c.host == benign)
-                )
-            )
-            rows.append(
-                {
-                    "malicious": malicious,
-                    "benign": benign,
-                    "share": share,
-                    **self._told_apart(probe, positives, negatives),
-                }
-            )
+        for share, chosen in cell.malicious_rows.items():
+            bad = probe.score_features(self.features[chosen])
+            row: Row = {"malicious": malicious, "benign": benign, "share": share}
+            row |= told_apart(bad, good) | {"tpr": None, "fpr": None}
+            if self.entry.cuts_in_cells:
+                row["tpr"] = float((bad >= probe.threshold).mean())
+                row["fpr"] = float((good >= probe.threshold).mean())
+            rows.append(row)
         return rows
 
     def hard_negative(self, kind: str) -> list[Row]:
@@ -233,25 +222,6 @@ class Study:
             seed=self.seed,
             folds=folds,
         )
-
-    def _told_apart(self, probe: Probe, positives: np.ndarray, negatives: np.ndarray) -> Row:
-        bad, good = (
-            probe.score_features(self.features[positives]),
-            probe.score_features(self.features[negatives]),
-        )
-        labels, scores = np.r_[np.ones(len(bad)), np.zeros(len(good))], np.r_[bad, good]
-        rates = (
-            (float((bad >= probe.threshold).mean()), float((good >= probe.threshold).mean()))
-            if self.entry.cuts_in_cells
-            else (None, None)
-        )
-        return {
-            "n_malicious": len(bad),
-            "n_benign": len(good),
-            "auroc": auroc(labels, scores),
-            "tpr": rates[0],
-            "fpr": rates[1],
-        }
 
 
 def by_share(cells: list[Row]) -> list[Row]:

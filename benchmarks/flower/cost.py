@@ -42,7 +42,7 @@ from fedloop.flower.deploy.launch import wait_for_port
 from fedloop.flower.deploy.node import new_secret, supernode, write_node_config
 from fedloop.flower.deploy.processes import Processes, flower_command, free_port
 from fedloop.flower.nodes import Node, write_nodes
-from zoo.report import filled
+from zoo.markers import filled
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, RESULTS = ROOT / "docs" / "scale.md", ROOT / "benchmarks" / "results" / "flower_cost.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from zoo.report import filled
+from zoo.markers import filled
 
 from ..common.format import markdown
 from .moves import MOVES

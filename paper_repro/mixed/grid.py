@@ -17,13 +17,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from loraprobe.metrics import auroc
-from zoo.client_design import SHARES, plan
+from zoo.client_design import plan
 from zoo.deltas import read_deltas
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
+from zoo.unseen_sources import told_apart
 
 from ..common.paths import FOLDER
 from .labelled import DESIGN
@@ -91,28 +90,13 @@ def measured(
 
 def cell(reading: Reading, malicious: str, benign: str) -> Iterator[dict[str, Any]]:
     """One row a poison share, of a probe that knows neither."""
+    unseen = reading.cells[malicious, benign]
     probe = reading.probe(unseen_in(malicious, benign), with_cut=True)
-    negatives = np.array(
-        [client.source == benign and not client.label for client in reading.clients]
-    )
-    good = probe.score_features(reading.features[negatives])
-    for share in SHARES:
-        anywhere = share == 1.0 or benign in HARD_NEGATIVE
-        positives = np.array(
-            [
-                c.source == malicious and c.share == share and (anywhere or c.host == benign)
-                for c in reading.clients
-            ]
-        )
-        bad = probe.score_features(reading.features[positives])
-        row = {
-            "share": share,
-            "n_malicious": len(bad),
-            "n_benign": len(good),
-            "auroc": round(
-                auroc(np.r_[np.ones(len(bad)), np.zeros(len(good))], np.r_[bad, good]), 6
-            ),
-        }
+    good = probe.score_features(reading.features[unseen.benign_rows])
+    for share, chosen in unseen.malicious_rows.items():
+        bad = probe.score_features(reading.features[chosen])
+        row = {"share": share, **told_apart(bad, good)}
+        row["auroc"] = round(row["auroc"], 6)
         if reading.reader.threshold is not None:
             row |= {
                 "flagged_malicious": int((bad >= probe.threshold).sum()),

@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from paper_repro.common.format import markdown
 from paper_repro.grid import larger
 from zoo.client_design import SHARES
-from zoo.report import filled
+from zoo.markers import filled
 from zoo.sources import HARD_NEGATIVE, MALICIOUS
 
 from . import accumulated, bases, damage, fresh, grid, levers

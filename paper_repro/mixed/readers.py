@@ -17,8 +17,10 @@ from loraprobe.adapters.layout import unpack
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.fit.fit import fit_features
 from loraprobe.probe import Probe
-from zoo.client_design import Client, twin_of
+from zoo.client_design import SHARES, Client, twin_of
 from zoo.deltas import DeltaSet
+from zoo.sources import HARD_NEGATIVE
+from zoo.unseen_sources import Cell, unseen_cells
 
 BUDGET = 0.02  # of false positives, of every rule in this study
 
@@ -78,6 +80,11 @@ class Reading:
     def kinds(self) -> list[tuple[str, ...]]:
         """Every client's kinds of data."""
         return [kinds_of(client) for client in self.clients]
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, str], Cell]:
+        """Who is tested in every cell of unseen sources."""
+        return unseen_cells(self.clients, SHARES, anywhere=HARD_NEGATIVE)
 
     def with_kind(self, kinds: Iterable[str]) -> np.ndarray:
         """(n,) which clients hold any of these kinds."""

@@ -3,10 +3,8 @@ answers.
 
 in distribution: every client is scored by a head that was fitted on other clients of the same
     sources (5 folds by client).
-unseen: one malicious and one benign source are taken out of training, also as halves of mixtures,
-and so is the malicious source's safe twin. Scored are clients of that malicious source, at every
-poison share mixed into that benign source, against pure clients of that benign source. An AUROC is
-the mean over such cells.
+unseen: one malicious and one benign source are out of training (`zoo.unseen_sources`). An AUROC is
+    the mean over such cells.
 
 The head is the package's linear one. Its L2 penalty sees only inner products of rows, so the
 coordinates of all rows in their common row space are found once for every set of features, and each
@@ -26,6 +24,7 @@ from sklearn.model_selection import StratifiedKFold
 from loraprobe.errors import DataError
 from loraprobe.fit.data import row_space
 from loraprobe.metrics import auroc, auroc_ci
+from zoo import unseen_sources as sources
 from zoo.client_design import Client, Design, twin_of
 
 FOLDS, SEED, RESAMPLES = 5, 0, 1000
@@ -92,13 +91,6 @@ class Rows:
             ]
         )
 
-    def without(self, unseen: set[str]) -> np.ndarray:
-        """(n,) which rows a head may be fitted on that never met these sources."""
-        return np.asarray(
-            self.fitted
-            & np.array([not unseen & {client.source, client.host} for client in self.clients])
-        )
-
     def scores(self, train: np.ndarray) -> np.ndarray:
         """(n,) logits of every row from a head fitted on the rows of the mask."""
         model = LogisticRegression(
@@ -151,8 +143,9 @@ def in_distribution(rows: Rows, design: Design) -> list[Row]:
 
 def unseen_fits(rows: Rows, design: Design) -> list[Fit]:
     """The logits of every row under the head of every pair of unseen sources."""
+    pairs = sources.unseen_cells(rows.clients, design.shares)
     return [
-        (malicious, benign, rows.scores(rows.without({malicious, benign, twin_of(malicious)})))
+        (malicious, benign, rows.scores(rows.fitted & pairs[malicious, benign].train))
         for malicious in design.malicious
         for benign in design.benign
     ]
@@ -161,8 +154,8 @@ def unseen_fits(rows: Rows, design: Design) -> list[Fit]:
 def unseen_cells(
     rows: Rows, design: Design, fits: Iterable[Fit], tested: np.ndarray | None = None
 ) -> tuple[list[Cell], list[Cell]]:
-    """Every pair of a malicious and a benign source at every share, and the same malicious clients
-    against their safe twin.
+    """Every pair of unseen sources at every share, and the same malicious clients against their
+    safe twin.
 
     Args:
         tested: (n,) which clients are scored; those that heads are fitted on if None.
@@ -171,22 +164,24 @@ def unseen_cells(
         cells against pure clients of the benign source, cells against pure clients of the twin
         (where there is one).
     """
-    tested = rows.fitted if tested is None else tested
+    scored = np.flatnonzero(rows.fitted if tested is None else tested)
+    clients = [rows.clients[row] for row in scored]
+    pairs = sources.unseen_cells(clients, design.shares)
     cells: list[Cell] = []
     twins: list[Cell] = []
     for malicious, benign, scores in fits:
-        good = np.flatnonzero(tested & rows.mask(role="benign", source=benign))
-        twin = np.flatnonzero(tested & rows.mask(source=twin_of(malicious), share=1.0))
-        for share in design.shares:
-            bad = np.flatnonzero(
-                tested
-                & rows.mask(
-                    source=malicious, share=share, **({} if share == 1.0 else {"host": benign})
-                )
-            )
-            for negatives, kept in ((good, cells), (twin, twins)):
+        pair = pairs.get((malicious, benign))
+        if pair is None:  # none of these clients holds one of the two
+            continue
+        twin = [
+            row
+            for row, client in enumerate(clients)
+            if client.source == twin_of(malicious) and client.share == 1.0
+        ]
+        for share, bad in pair.malicious_rows.items():
+            for negatives, kept in ((pair.benign_rows, cells), (twin, twins)):
                 if len(bad) and len(negatives):
-                    chosen = np.r_[bad, negatives]
+                    chosen = scored[np.r_[bad, negatives]]
                     kept.append(
                         Cell(malicious, benign, share, rows.labels[chosen], scores[chosen], chosen)
                     )

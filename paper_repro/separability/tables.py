@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.report import filled
+from zoo.markers import filled
 
 from .cells import PROTOCOLS
 from .rounds import WAYS

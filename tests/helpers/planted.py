@@ -1,14 +1,12 @@
 """Loaders with planted bugs, as targets that the fuzz harness has to see through.
 
-Named by tests as "planted:NAME".
+Named by tests as "tests.helpers.planted:NAME".
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
-import signal
 import sys
 import time
 import warnings
@@ -20,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from fuzz.targets import TARGETS, Target, seal
-from loraprobe.adapters import safetensors
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.load import load_adapter
 from loraprobe.adapters.pair import LoRAPair
@@ -78,11 +75,6 @@ def _saved_otherwise(folder: Path) -> Probe:
     return replace(probe, head=_Forgetful(np.ones(probe.featurizer.num_features, np.float32), 0.5))
 
 
-def _without_header_check(folder: Path) -> Adapter:
-    safetensors.read_json = json.loads  # type: ignore[assignment]  # in a child process, for good
-    return load_adapter(folder).load()
-
-
 def _rounding(folder: Path) -> Adapter:
     adapter = load_adapter(folder)
     return Adapter(
@@ -110,7 +102,6 @@ KEY_ERROR = _planted("config", _where_refused(lambda: {}["threshold"]))
 EXIT = _planted("config", _where_refused(lambda: sys.exit(0)))
 HARD_EXIT = _planted("config", _where_refused(lambda: os._exit(0)))
 SEGFAULT = _planted("config", _where_refused(lambda: ctypes.string_at(0)))
-KILLED = _planted("config", _where_refused(lambda: os.kill(os.getpid(), signal.SIGKILL)))
 HANG = _planted("config", _where_refused(_endless))
 FLOOD = _planted("config", _where_refused(lambda: bytearray(8 << 30)))
 WARNS = _planted(
@@ -121,6 +112,5 @@ COLOURS = _planted("config", _where_refused(lambda: _raise(ProbeFormatError("\x1
 ESSAY = _planted("config", _where_refused(lambda: _raise(ProbeFormatError("x" * 5000))))
 TOO_CERTAIN = _planted("config-sealed", _too_certain)
 SAVED_OTHERWISE = _planted("config-sealed", _saved_otherwise)
-TWICE = _planted("adapter-tensors", _without_header_check)
 ROUNDING = _planted("adapter-tensors", _rounding)
 OTHER_SCALING = _planted("adapter-config", _other_scaling)

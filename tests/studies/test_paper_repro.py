@@ -29,7 +29,7 @@ from paper_repro.grid import tables as grid_tables
 from paper_repro.grid import targets as grid_targets
 from paper_repro.grid.cells import FIRST, FULL, LARGER, NO_ATTACK, ROWS, SOURCES, Cell, grid
 from zoo import demo_federation
-from zoo.report import filled
+from zoo.markers import filled
 from zoo.sources import BENIGN, MALICIOUS
 
 

@@ -1,0 +1,23 @@
+"""Tables that programs write into pages, between two markers."""
+
+from __future__ import annotations
+
+
+def filled(text: str, name: str, table: str, module: str) -> str:
+    """The text with what stands between a table's two markers replaced.
+
+    Args:
+        text: of the page; module: the one that writes the table, which its markers name.
+
+    Raises:
+        ValueError: the text does not hold both markers, once each.
+    """
+    start = f"<!-- {name}: written by python -m {module} -->\n"
+    end = f"<!-- end of {name} -->"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(
+            f"expected one pair of markers {start.strip()} and {end}; found {text.count(start)} and"
+            f" {text.count(end)}"
+        )
+    before, _, rest = text.partition(start)
+    return f"{before}{start}{table}\n{end}{rest.partition(end)[2]}"
