@@ -112,9 +112,6 @@ paper: setup
 	$(BIN)/python -m paper_repro.attackers.record
 	$(BIN)/python -m paper_repro.attackers.run
 	$(BIN)/python -m paper_repro.tables
-	$(BIN)/python -m paper_repro.mixed.page
-	$(BIN)/python -m paper_repro.separability.tables
-	$(BIN)/python -m paper_repro.attackers.page
 
 repro-small: setup
 	$(BIN)/python -m paper_repro.check --small --data $(DATA) $(ARGS)

@@ -17,7 +17,7 @@ from figures import common
 from figures.common import RESULTS, Row
 
 NUMBERS = RESULTS / "attackers.json"
-COMMAND = "paper_repro.attackers.page"
+COMMAND = "paper_repro.tables"
 FIELDS = ("attack", "strength", "defence", "damage", "malicious")
 # picture -> (its title, its attacks)
 PICTURES = {
@@ -58,7 +58,7 @@ DEFENCES = {
 
 
 def read_rows(path: Path = NUMBERS) -> list[Row]:
-    """What `python -m paper_repro.attackers.page` wrote.
+    """What `python -m paper_repro.tables` wrote.
 
     Raises:
         DataError: the file is missing, damaged or holds no such results.

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from fedloop.errors import ConfigError
 from loraprobe.errors import DataError
+from zoo.program import documented
 
 from .common.format import markdown
 from .common.setting import DATA, make_files
@@ -76,9 +77,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = documented(__doc__)
     which = made.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--cell",

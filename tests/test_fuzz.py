@@ -83,7 +83,7 @@ def test_a_bug_that_ends_the_process_is_told_from_a_good_end(bug: str, tmp_path:
 
 def test_the_second_reader_refuses_a_key_twice() -> None:
     with pytest.raises(ValueError, match="twice"):
-        reread.unambiguous(b'{"a": 1, "\u0061": 2}')
+        reread.unambiguous(rb'{"a": 1, "\u0061": 2}')
 
 
 # --- the cases

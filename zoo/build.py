@@ -13,7 +13,6 @@ the base model and another initial adapter, say how far its figures can be belie
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,6 +25,7 @@ from .client_design import ZOO_DESIGN
 from .deltas import Base, DeltaSet
 from .measure import same_rounding
 from .pipeline import Replicate, folder_of, held_out_adapters, labelled_deltas, smaller, studies
+from .program import documented
 from .records import data_facts, fit_and_record, read_record, save_recorded, write_record
 from .sources import LICENCES, Source, load_sources
 from .study import BASELINES, ENTRIES, Entry, Row
@@ -47,9 +47,7 @@ THREADS = 2  # as when the published probes were first fitted: their heads come 
 
 def main() -> None:
     """Build the zoo, or write its cards again."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--data",
         type=Path,

@@ -12,7 +12,6 @@ commands are printed. The page zoo/leave_out/README.md follows from the results.
 
 from __future__ import annotations
 
-import argparse
 import json
 from typing import Any
 
@@ -24,6 +23,7 @@ from .build import ADAPTERS, SAMPLE, SAMPLE_SEED, ZOO
 from .client_design import plan
 from .held_out import DESIGNED, write_designed
 from .measure import same_rounding
+from .program import documented
 from .report import table
 
 OUT = ZOO / "leave_out"
@@ -77,9 +77,7 @@ out. The training sets are small: for probes fitted on 1480 clients see the unse
 
 def main() -> None:
     """Write the manifest, then run what has no result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument("--anew", action="store_true", help="measure again what has a result")
     anew = parser.parse_args().anew
     from loraprobe.cli.commands import app

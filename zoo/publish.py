@@ -38,6 +38,7 @@ from loraprobe.probe import Probe
 
 from .deltas import sha256
 from .diff_records import Comparison
+from .program import documented
 from .publish_pages import adapters_card, base_card, collection_card
 from .records import Record, read_record
 from .report import ZOO
@@ -117,9 +118,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--namespace", required=True, metavar="ORG", help="user or organisation on the Hub"
     )

@@ -36,6 +36,7 @@ from loraprobe.probe import Probe
 from .client_design import Design, plan
 from .diff_records import Comparison, short
 from .held_out import held_out_clients
+from .program import documented
 from .records import Record, drawn_with, facts_of, fitted_facts, read_record
 from .report import ZOO, stale_pages
 from .rerun import again
@@ -85,9 +86,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--only",
         nargs="+",

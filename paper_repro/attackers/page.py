@@ -1,14 +1,7 @@
-"""The page about attackers who know the defence, and the numbers of its figure.
-
-Writes this folder's page and results/attackers.json.
-
-python -m paper_repro.attackers.page            # write
-python -m paper_repro.attackers.page --check    # fail if the page is not what the results say
-"""
+"""The page about attackers who know the defence, and the numbers of its figures."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,43 +25,31 @@ from .run import (
 
 PAGE = Path(__file__).with_name("README.md")
 SUMMARY = RESULTS.with_name("attackers.json")
-MODULE = "paper_repro.attackers.page"
 Line = dict[str, Any]
 UPDATE_GUARDS = ("client", "cumulative", "cumulative, round and length too")
 PRIVATE = ("cumulative, private probe", "cumulative, private probe of A and B")
 POISON = "poison share"
 
 
-def main() -> None:
-    """Write or check the page and the summary."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
-    options = parser.parse_args()
-    rows = summary(read_results())
-    written = {
-        SUMMARY: json.dumps(rows, indent=1) + "\n",
-        PAGE: rendered(PAGE.read_text(encoding="utf-8"), rows, live_rows(rows_of_live())),
-    }
-    for path, text in written.items():
-        if options.check and (not path.exists() or text != path.read_text(encoding="utf-8")):
-            raise SystemExit(f"{path} is not what the results say: run python -m {MODULE}")
-        path.write_text(text, encoding="utf-8")
+def summary_text() -> str:
+    """results/attackers.json, which the figure is drawn from."""
+    return json.dumps(summary(read_results()), indent=1) + "\n"
 
 
-def rendered(text: str, rows: Sequence[Line], live: Sequence[Line]) -> str:
+def rendered() -> str:
     """The page with every table between its markers made anew."""
+    text = PAGE.read_text(encoding="utf-8")
+    rows = summary(read_results())
     tables = {
         "updates": update_table(rows),
         "schedules": schedule_table(rows),
         "evidence": evidence_table(rows),
         "honest": honest_table(rows),
         "worst": worst_table(rows),
-        "live": live_table(live),
+        "live": live_table(live_rows(rows_of_live())),
     }
     for name, table in tables.items():
-        text = filled(text, name, table, MODULE)
+        text = filled(text, name, table, "paper_repro.tables")
     return text
 
 
@@ -405,7 +386,3 @@ def _sizes(rows: Sequence[Line]) -> str:
         f" {row['malicious']['clients']} attackers; through a defence: damage / mean factor of the"
         " poison."
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,6 @@ update, and of its steps and of the shadow branch what the probe reads (B of all
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from fedloop.run.build import build_clients, build_federation
 from fedloop.run.plan import client_seed
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout, flattened, pack, unpack
+from zoo.program import documented
 
 from ..common.setting import federation
 
@@ -47,9 +47,7 @@ Arrays = dict[str, np.ndarray]
 
 def main() -> None:
     """Record what is not recorded yet, seed by seed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="only these"
     )

@@ -7,7 +7,7 @@ What each attack costs the model, and what every level sees of it. A line of JSO
     python -m paper_repro.attackers.run             # goes on where it stopped
     python -m paper_repro.attackers.run --live      # some cells as whole federations, to check the
     replays
-    python -m paper_repro.attackers.page        # the page
+    python -m paper_repro.tables        # the page
 
 Every cell is one attack at one strength against several defences, on one recording: four of ten
 clients attack, over four rounds if in all of them, over eight if they wait. The probe never met the
@@ -16,7 +16,6 @@ attackers' source.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import random
@@ -38,6 +37,7 @@ from loraprobe import fit_probe
 from loraprobe.adapters.layout import Layout
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.probe import Probe
+from zoo.program import documented
 
 from ..common.held_out import PROBES
 from ..common.paths import FOLDER
@@ -156,9 +156,7 @@ LIVE_CELLS = (
 
 def main() -> None:
     """Run every cell that is recorded and has no line yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument("--live", action="store_true", help="whole federations instead of replays")
     parser.add_argument(
         "--results", type=Path, help="file to go on with, in place of the committed one"

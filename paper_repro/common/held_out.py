@@ -13,7 +13,6 @@ hold.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from loraprobe.featurizer import FeatureRecipe
 from zoo.build import ZOO
 from zoo.client_design import plan
 from zoo.deltas import read_deltas
+from zoo.program import documented
 from zoo.sources import (
     BENIGN,
     HARD_NEGATIVE,
@@ -51,9 +51,7 @@ LONGEST = (
 
 def main() -> None:
     """Write the data files and the probes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
     )

@@ -12,7 +12,6 @@ in this folder reports as a defence's result was tuned on its own malicious sour
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import time
 from dataclasses import replace
@@ -28,6 +27,7 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta
 from loraprobe.adapters.layout import Layout, flattened, pack, unpack
 from zoo.client_design import SHARES
+from zoo.program import documented
 from zoo.sources import MALICIOUS
 
 from ..common.setting import federation
@@ -39,9 +39,7 @@ GRADIENT_EXAMPLES = (8, 2)
 
 def main() -> None:
     """Record every federation that is not recorded yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,6 @@ sizes. Labelled clients train at rates in the same proportion to it as the first
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from fedloop.client.training import quiet
 from fedloop.run.simulate import simulate
 from zoo.client_design import ZOO_DESIGN, Design, plan
 from zoo.deltas import Base, make_deltas, read_deltas
+from zoo.program import documented, write_rows
 from zoo.sources import MALICIOUS
 from zoo.study import Study
 from zoo.train_base import LARGER, BaseConfig, train_base
@@ -72,9 +72,7 @@ def main() -> None:
         "probe": probe,
         "cells": cells,
     }
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the datasets")
     parser.add_argument("--workers", type=int, default=2, help="processes")
@@ -129,9 +127,7 @@ def rates(data: Path, workers: int) -> None:
     tasks = [(lr, malicious) for lr in RATES for malicious in (ATTACK.malicious, 0)]
     with processes(workers) as pool:
         rows = list(pool.map(at_rate, *zip(*tasks, strict=True)))
-    RATES_FILE.write_text(
-        "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8"
-    )
+    write_rows(RATES_FILE, rows)
     print(rates_table(rows))
 
 
@@ -233,9 +229,7 @@ def cells(data: Path, workers: int) -> None:
     tasks = [(reader.name, malicious) for malicious in MALICIOUS for reader in TRIED]
     with processes(workers) as pool:
         rows = [row for part in pool.map(cells_of, *zip(*tasks, strict=True)) for row in part]
-    CELLS_FILE.write_text(
-        "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8"
-    )
+    write_rows(CELLS_FILE, rows)
 
 
 def cells_of(reader: str, malicious: str) -> list[dict[str, Any]]:

@@ -19,7 +19,6 @@ more than rounding differs: each draws dropout masks of its own, so there a run 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from typing import Any
 
 from fedloop.errors import ConfigError
 from loraprobe.errors import DataError
+from zoo.program import documented
 
 from ..common.format import markdown
 from ..common.paths import FOLDER
@@ -83,9 +83,7 @@ def main() -> None:
     """Run them, and write down what they came to in place of what this kind of machine came to
     before.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument("--workers", type=int, default=2, help="processes; one a core")
     parser.add_argument(
         "--data",

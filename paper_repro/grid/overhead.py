@@ -11,7 +11,6 @@ table in README.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 
 from fedloop.client.training import quiet
 from fedloop.run.simulate import simulate
+from zoo.program import documented
 
 from ..common.paths import FOLDER
 from ..common.setting import federation
@@ -35,9 +35,7 @@ EXAMPLES = {"shadow": 5, "evidence": 10}
 
 def main() -> None:
     """Run what has no line yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     done = {line["level"] for line in read_results()}

@@ -11,11 +11,11 @@ one benign kind of prose and one of code or dialogue that the federation's hones
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from zoo.client_design import plan
 from zoo.deltas import read_deltas
+from zoo.program import documented
 from zoo.study import Study
 from zoo.train_base import BASE_NAME
 
@@ -28,9 +28,7 @@ SET, UNSEEN = "second", ("dolly_context", "gpteacher_toolformer")
 
 def main() -> None:
     """Fit and save one probe a malicious source of the grid."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--work",
         type=Path,

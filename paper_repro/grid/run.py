@@ -36,6 +36,7 @@ from fedloop.client.training import quiet
 from fedloop.errors import ConfigError
 from fedloop.run.simulate import RunResult, simulate
 from loraprobe.errors import DataError
+from zoo.program import documented
 
 from ..common.setting import DATA, make_files
 from .cells import FIRST, FULL, LARGER, Axes, Cell, grid
@@ -66,9 +67,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; one option an axis."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = documented(__doc__)
     which = made.add_mutually_exclusive_group()
     which.add_argument("--full", action="store_true", help="the full grid instead of the first one")
     which.add_argument(

@@ -14,7 +14,6 @@ threshold) and after eight (which gives the floor); `CumulativeLevel` draws the 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +25,7 @@ from fedloop.defense.levels import CumulativeLevel
 from loraprobe.metrics import auroc
 from zoo.client_design import SHARES, plan
 from zoo.deltas import read_deltas
+from zoo.program import documented, write_rows
 
 from ..common.paths import FOLDER
 from .cuts import Scored, above, rule
@@ -84,14 +84,11 @@ class Recorded:
 
 def main() -> None:
     """Measure every reader on every base model."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args()
+    documented(__doc__).parse_args()
     rows = [
         row for model in MODELS.values() for reader in READERS for row in measured(model, reader)
     ]
-    RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    write_rows(RESULTS, rows)
 
 
 def measured(model: Model, reader: Reader) -> Iterator[dict[str, Any]]:

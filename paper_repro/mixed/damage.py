@@ -14,7 +14,6 @@ refuses.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,6 +29,7 @@ from loraprobe.adapters.deltas import add_delta
 from loraprobe.adapters.layout import Layout, unpack
 from zoo.client_design import ZOO_DESIGN, plan
 from zoo.deltas import read_deltas
+from zoo.program import documented
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, evaluation_prompts, load_sources
 
 from ..common.paths import FOLDER
@@ -42,9 +42,7 @@ CLIENTS, TIMES, EVERY, QUESTIONS, NEW_TOKENS = 16, (1.0, 3.0), 4, 100, 12
 
 def main() -> None:
     """Measure every kind on every base model."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
     )

@@ -21,7 +21,6 @@ averaged.
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from dataclasses import dataclass, replace
@@ -44,6 +43,7 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta
 from loraprobe.adapters.layout import Layout, pack, unpack
 from zoo.client_design import SHARES, ZOO_DESIGN
+from zoo.program import documented
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
 
 from .setting import ALL, FRESH, MODELS, Model, mended_sources
@@ -69,9 +69,7 @@ class Member:
 
 def main() -> None:
     """Record what is not recorded yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
     )

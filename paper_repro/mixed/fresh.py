@@ -18,13 +18,12 @@ first which has federations that nothing breaks.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from zoo.client_design import plan
 from zoo.deltas import read_deltas
+from zoo.program import documented, write_rows
 
 from ..common.paths import FOLDER
 from .accumulated import Recorded, aurocs, committed_rule, counted
@@ -40,10 +39,7 @@ DRAWS = (1, 2)
 
 def main() -> None:
     """Measure every draw on every base model."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args()
+    documented(__doc__).parse_args()
     places = [
         path(model, *federation, draw)
         for model in MODELS.values()
@@ -57,7 +53,7 @@ def main() -> None:
             f" --draws {draws}"
         )
     rows = [row for model in MODELS.values() for row in measured(model)]
-    RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    write_rows(RESULTS, rows)
 
 
 def measured(model: Model) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,6 @@ negatives: into any), against every client of that benign kind.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 
 from zoo.client_design import plan
 from zoo.deltas import read_deltas
+from zoo.program import documented, write_rows
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 from zoo.unseen_sources import told_apart
 
@@ -34,9 +34,7 @@ RESULTS = FOLDER / "results" / "mixed_grid.json"
 
 def main() -> None:
     """Measure every reader on every base model."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--readers",
         nargs="+",
@@ -52,7 +50,7 @@ def main() -> None:
         row for reader in chosen for model in MODELS.values() for row in measured(model, reader)
     ]
     if options.readers is None:
-        RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        write_rows(RESULTS, rows)
 
 
 def measured(

@@ -11,7 +11,6 @@ The zoo's plan (1,480 clients: 9 benign kinds, 4 of hard negatives, 4 malicious 
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch
 
 from zoo.client_design import ZOO_DESIGN, plan
 from zoo.deltas import Base, DeltaSet, make_deltas
+from zoo.program import documented
 
 from .setting import MODELS, Model, mended_sources
 
@@ -27,9 +27,7 @@ DESIGN = replace(ZOO_DESIGN, all_steps=False)
 
 def main() -> None:
     """Train what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
     )

@@ -11,8 +11,6 @@ Ranking only: no cut is made. A lever is what an update is read by (a recipe, an
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +26,7 @@ from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.metrics import auroc
 from zoo.client_design import SHARES, plan
 from zoo.deltas import DeltaSet, read_deltas, read_initial
+from zoo.program import documented, write_rows
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
 from ..common.paths import FOLDER
@@ -173,13 +172,10 @@ LEVERS = {
 
 def main() -> None:
     """Measure every lever on every base model."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args()
+    documented(__doc__).parse_args()
     torch.set_num_threads(1)
     rows = [row for model in MODELS.values() for row in measured(model)]
-    RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    write_rows(RESULTS, rows)
 
 
 def measured(model: Model) -> Iterator[dict[str, Any]]:

@@ -1,12 +1,7 @@
-"""The tables of this folder's page from the files in results/.
-
-python -m paper_repro.mixed.page            # write
-python -m paper_repro.mixed.page --check    # fail if the page is not what the results say
-"""
+"""The tables of this folder's page from the files in results/."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,7 +22,6 @@ from .readers import READERS
 from .setting import MODELS
 
 PAGE = Path(__file__).with_name("README.md")
-MODULE = "paper_repro.mixed.page"
 SHOWN = (1, 2, 4, PARTICIPATIONS)
 # What was set out to be reached: the least share found, after the first and after the eighth
 # participation, and the most benign clients flagged.
@@ -36,22 +30,9 @@ MOST_FLAGGED, AUROC = 0.02, 0.99
 Row = dict[str, Any]
 
 
-def main() -> None:
-    """Write or check the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
-    options = parser.parse_args()
-    before = PAGE.read_text(encoding="utf-8")
-    after = rendered(before)
-    if options.check and after != before:
-        raise SystemExit(f"{PAGE} is not what the results say: run python -m {MODULE}")
-    PAGE.write_text(after, encoding="utf-8")
-
-
-def rendered(text: str) -> str:
+def rendered() -> str:
     """The page with every table between its markers made anew."""
+    text = PAGE.read_text(encoding="utf-8")
     files = (
         *(module.RESULTS for module in (grid, accumulated, damage, levers, fresh, bases)),
         larger.CELLS_FILE,
@@ -75,7 +56,7 @@ def rendered(text: str) -> str:
         "targets": targets_table(cells, all_draws([*federations, *again])),
     }
     for name, table in tables.items():
-        text = filled(text, name, table, MODULE)
+        text = filled(text, name, table, "paper_repro.tables")
     return text
 
 
@@ -508,7 +489,3 @@ def _mean_worst(values: list[float]) -> str:
 def _share(count: int, n: int) -> str:
     interval = binomtest(count, n).proportion_ci(method="exact")
     return f"{count / n:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
-
-
-if __name__ == "__main__":
-    main()

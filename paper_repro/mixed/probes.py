@@ -12,7 +12,6 @@ that the federation's clients hold, as for the other probes there. Threshold and
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from paper_repro.common.held_out import PROBES, UNSEEN_BENIGN
@@ -21,6 +20,7 @@ from paper_repro.grid.cells import SOURCES
 from paper_repro.grid.probes import SET, UNSEEN
 from zoo.client_design import plan
 from zoo.deltas import read_deltas
+from zoo.program import documented
 
 from .accumulated import committed_rule
 from .labelled import DESIGN
@@ -32,10 +32,7 @@ MODEL = MODELS["chat-1m"]
 
 def main() -> None:
     """Fit and save."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args()
+    documented(__doc__).parse_args()
     reading = Reading(
         read_deltas(MODEL.folder / "labelled", plan(DESIGN), MODEL.name, DESIGN), READERS[-1]
     )

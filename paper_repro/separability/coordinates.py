@@ -13,7 +13,6 @@ build/separability/coordinates.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.study.embed import embed
 from zoo.deltas import DeltaSet
+from zoo.program import documented
 
 from ..common.paths import FOLDER
 from .rounds import columns_of
@@ -44,9 +44,7 @@ PARTS = (*SHORT.values(), "rounds")
 
 def main() -> None:
     """Embed what is not embedded yet; with all parts there, write the file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--work",
         type=Path,

@@ -15,7 +15,6 @@ from the initial LoRA. In the first round the two are one and the same training.
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from loraprobe.adapters.deltas import add_delta, factor_delta
 from loraprobe.adapters.layout import Layout, flattened, pack, unpack
 from zoo.client_design import LORA, TRAINING, Client
 from zoo.deltas import examples_of
+from zoo.program import documented
 from zoo.sources import Source, load_sources
 from zoo.train_base import BASE_NAME
 
@@ -55,9 +55,7 @@ UNSEEN = UNSEEN_BENIGN
 
 def main() -> None:
     """Record every federation that is not recorded yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
     )

@@ -13,7 +13,6 @@ after a change to how something is measured.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from loraprobe.adapters.pair import Factor
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from zoo.client_design import ZOO_DESIGN, plan
 from zoo.deltas import MADE_FROM, DeltaSet, read_deltas
+from zoo.program import documented
 from zoo.sources import HARD_NEGATIVE, MALICIOUS, Source, load_sources
 from zoo.train_base import BASE_NAME
 
@@ -118,9 +118,7 @@ VIEWS = tuple(
 
 def main() -> None:
     """Measure everything that is not measured yet and write the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--work",
         type=Path,

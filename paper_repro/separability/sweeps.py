@@ -12,7 +12,6 @@ examples however many steps it makes: one step sees 8 of them, twenty see all fo
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 from fedloop.client.training import LoRASettings
 from zoo.client_design import LORA, TRAINING, Client, Design, plan
 from zoo.deltas import Base, DeltaSet, make_deltas, read_deltas
+from zoo.program import documented
 from zoo.sources import load_sources
 from zoo.train_base import BASE_NAME
 
@@ -148,9 +148,7 @@ SETTINGS = (
 
 def main() -> None:
     """Train every client of every setting that is not trained yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
     )

@@ -6,7 +6,6 @@ measured.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -359,16 +358,6 @@ def test_what_a_line_keeps_is_a_mean_over_the_rounds_that_count() -> None:
     assert EXAMPLES == 40
 
 
-def test_the_page_and_the_summary_are_what_the_results_say() -> None:
-    rows = attackers_page.summary(attackers.read_results())
-    assert json.loads(attackers_page.SUMMARY.read_text()) == json.loads(json.dumps(rows))
-    text = attackers_page.PAGE.read_text(encoding="utf-8")
-    assert (
-        attackers_page.rendered(text, rows, attackers_page.live_rows(attackers_page.rows_of_live()))
-        == text
-    )
-
-
 # --- the figure
 # ---
 
@@ -389,5 +378,5 @@ def test_the_figure_puts_detection_over_the_damage_without_a_defence(picture: st
 
 
 def test_a_figure_without_results_says_how_to_make_them(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"attackers\.page"):
+    with pytest.raises(DataError, match=r"paper_repro\.tables"):
         figure.read_rows(tmp_path / "absent.json")

@@ -32,11 +32,6 @@ from zoo.client_design import SHARES, plan
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
 
 
-def test_the_page_is_what_the_results_say() -> None:
-    text = page.PAGE.read_text(encoding="utf-8")
-    assert page.rendered(text) == text
-
-
 def test_a_changed_result_changes_the_page() -> None:
     rows = json.loads(grid.RESULTS.read_text())
     assert page.grid_table(rows) != page.grid_table(

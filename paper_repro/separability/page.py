@@ -1,12 +1,7 @@
-"""The tables of this folder's page from results/separability.json.
-
-python -m paper_repro.separability.tables            # write
-python -m paper_repro.separability.tables --check    # fail if they are not what the results say
-"""
+"""The tables of this folder's page from results/separability.json."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,39 +9,24 @@ from typing import Any
 
 from zoo.markers import filled
 
+from ..common.format import markdown
 from .cells import PROTOCOLS
 from .rounds import WAYS
 from .run import FACTORS, LAST, LAYERS, MODULES, RECIPES, RESULTS, STEPS
 from .sweeps import AXES
 
 PAGE = Path(__file__).with_name("README.md")
-MODULE = "paper_repro.separability.tables"
 Row = dict[str, Any]
 IN, OUT = "all benign", "the unseen benign source"
 NAMES = {"q_proj": "q", "v_proj": "v", "all": "all adapted"}
 
 
-def main() -> None:
-    """Write or check every generated part."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
-    options = parser.parse_args()
-    text = rendered()
-    if options.check and text != PAGE.read_text(encoding="utf-8"):
-        raise SystemExit(f"{PAGE} is not what the results say: run python -m {MODULE}")
-    PAGE.write_text(text, encoding="utf-8")
-
-
-def rendered(page: Path = PAGE, results: Path = RESULTS) -> str:
+def rendered(results: Path = RESULTS) -> str:
     """The page's text with every table between its markers made anew."""
-    numbers, text = (
-        json.loads(results.read_text(encoding="utf-8")),
-        page.read_text(encoding="utf-8"),
-    )
+    numbers = json.loads(results.read_text(encoding="utf-8"))
+    text = PAGE.read_text(encoding="utf-8")
     for name, table in TABLES.items():
-        text = filled(text, name, table(numbers), MODULE)
+        text = filled(text, name, table(numbers), "paper_repro.tables")
     return text
 
 
@@ -81,7 +61,8 @@ def sources_table(numbers: Row) -> str:
         if cell["share"] == share
     )
     return (
-        _markdown(table)
+        markdown(table)
+        + "\n"
         + f"Clients a pair of sources, {counts}. The worst of all {len(cells)} cells of all B:"
         f" {worst['malicious']} in {worst['benign']} at {worst['share']:.0%}, {_cell(worst)}."
         " Every cell is in results/separability.json and in the heat map."
@@ -102,7 +83,7 @@ def answers_table(numbers: Row) -> str:
         ]
         for row in numbers["answers"]
     ]
-    return _markdown(table).rstrip("\n")
+    return markdown(table).rstrip("\n")
 
 
 def mended_table(numbers: Row) -> str:
@@ -142,7 +123,7 @@ def mended_table(numbers: Row) -> str:
             [name, PROTOCOLS[1], malicious, *map(_cell, rows)]
             for name, rows in (("as they are", old), ("mended", new))
         ]
-    return _markdown(table).rstrip("\n")
+    return markdown(table).rstrip("\n")
 
 
 def layers_table(numbers: Row) -> str:
@@ -233,7 +214,7 @@ def sweeps_table(numbers: Row) -> str:
         f"{a['share']:.0%}: {a['n_malicious']} against {a['n_benign']}, and {b['n_benign']} unseen"
         for a, b in zip(seen, far, strict=True)
     )
-    return _markdown(table) + f"Clients a setting, malicious against benign, {sizes}."
+    return markdown(table) + "\n" + f"Clients a setting, malicious against benign, {sizes}."
 
 
 def sampled_table(numbers: Row) -> str:
@@ -274,7 +255,8 @@ def sampled_table(numbers: Row) -> str:
                 )
     first = rows[0]
     return (
-        _markdown(table)
+        markdown(table)
+        + "\n"
         + f"AUROC within a federation, mean over {first['federations']}; malicious / honest clients"
         f" flagged at 0.8. {first['n_malicious']} malicious and {first['n_benign']} honest"
         " clients a row. Contrast kept: the cosine of the difference of malicious and honest"
@@ -319,7 +301,8 @@ def drift_table(numbers: Row) -> str:
                 )
     first = rows[0]
     return (
-        _markdown(table)
+        markdown(table)
+        + "\n"
         + f"AUROC within a federation, mean over {first['federations']} federations of one"
         " malicious source each; malicious / honest clients flagged at 0.8."
         f" {first['n_malicious']} malicious and {first['n_benign']} honest clients a row."
@@ -366,7 +349,9 @@ def _views(numbers: Row, wanted: Sequence[tuple[str, Row]]) -> str:
         for share in shares[:2]
     ]
     return (
-        _markdown(table) + f"In distribution: {sizes[0]['n_malicious']} malicious clients at 100 %,"
+        markdown(table)
+        + "\n"
+        + f"In distribution: {sizes[0]['n_malicious']} malicious clients at 100 %,"
         f" {sizes[1]['n_malicious']} at each share below, against {sizes[0]['n_benign']} benign"
         f" ones, hard negatives among them. Unseen: mean over {sizes[2]['cells']} pairs of"
         f" sources, the same malicious clients against {sizes[2]['n_benign']} benign ones."
@@ -396,15 +381,3 @@ def _setting(row: Row) -> str:
     if row["axis"] == "centre":
         return "centre (" + ", ".join(f"{axis} {value}" for axis, value in AXES.items()) + ")"
     return f"{row['axis']} {row['value']}"
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    head, *body = rows
-    return (
-        "\n".join(["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)])
-        + "\n\n"
-    )
-
-
-if __name__ == "__main__":
-    main()
