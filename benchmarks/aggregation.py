@@ -93,7 +93,7 @@ def alternate(tasks: dict[str, Callable[[], object]], repetitions: int) -> dict[
 
 
 def peak_memory(clients: int) -> float:
-    """MiB by which a fresh process grows at its peak when it streams the mean of so many clients."""
+    """MiB by which a fresh process grows at its peak: it streams the mean of so many clients."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_grown, (clients,))
 

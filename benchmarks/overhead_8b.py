@@ -480,7 +480,8 @@ def server_share(result: dict[str, Any], row: dict[str, Any]) -> str:
     each = result["clients"] * result["training"]["8 bits"]["step_seconds"]["median"]
     steps = [row["steps"]] if len(step_counts(row["row"])) > 1 else [10, 1]
     return ", ".join(
-        f"{seconds / (each * count):.1%}{f' ({count} step' + 's' * (count > 1) + ')' if len(steps) > 1 else ''}"
+        f"{seconds / (each * count):.1%}"
+        + (f" ({count} step{'s' * (count > 1)})" if len(steps) > 1 else "")
         for count in steps
     )
 

@@ -98,12 +98,13 @@ def _name_points(
     ax: Axes, names: Sequence[str], places: Sequence[float], heights: Sequence[float]
 ) -> None:
     """Say beside each point what it is; points that lie on each other share one text."""
-    spots: dict[tuple[int, float], list[str]] = {}
+    spots: dict[tuple[int, float], tuple[tuple[float, float], list[str]]] = {}
     for name, place, height in zip(names, places, heights, strict=True):
-        spots.setdefault((round(place / 8), round(height, 1)), []).append(name)
-    for (column, height), found in spots.items():
+        spot = (round(place / 8), round(height, 1))
+        spots.setdefault(spot, ((place, height), []))[1].append(name)
+    for point, found in spots.values():
         look = {"textcoords": "offset points", "xytext": (6, 5), "fontsize": 7.5}
-        ax.annotate(", ".join(found), (8 * column, height), color="#333333", **look)
+        ax.annotate(", ".join(found), point, color="#333333", **look)
 
 
 def draw(rows: Sequence[Row], picture: str) -> Any:

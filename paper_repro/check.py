@@ -155,8 +155,8 @@ def chosen(options: argparse.Namespace, lines: Mapping[Cell, Line]) -> list[Cell
             raise ConfigError(
                 f"the line of {cell} was made by {lines[cell]['machine']}, and this is {machine()};"
                 " expected a GPU for what a GPU made and a processor for what one made, since they"
-                " draw other dropout masks. `python -m paper_repro.grid.machines --larger` says how far"
-                " such runs end from each other; with a --tolerance they are compared all the"
+                " draw other dropout masks. `python -m paper_repro.grid.machines --larger` says how"
+                " far such runs end from each other; with a --tolerance they are compared all the"
                 " same."
             )
     return cells

@@ -1,1 +1,1 @@
-"""The zoo: a small base model, labelled adapters, pretrained probes, and how all of them are made."""
+"""The zoo: a small base model, labelled adapters, probes, and how all of them are made."""

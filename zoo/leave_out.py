@@ -65,13 +65,16 @@ TITLES = {
 }
 ABOUT = """# Leave-one-out evaluation of the zoo's adapters
 
-Written by `python -m zoo.leave_out` from the results in this folder: the 212 held-out clients of `zoo/adapters`, 124 malicious and 88
-benign, 52 of the benign ones hard negatives. Heads and baselines are fitted anew on these clients, without what is left out; the published
-probes, which saw all sources on other clients, are not used. A malicious source is left out with its safe twin (safe answers to the same
-questions) and tested against all benign clients, hard negatives among them; a benign source is left out with all mixtures into it and
-tested against all malicious clients; neither class is tested by a probe that was fitted on the client. Rates are at the probe's own cut: the
-conformal one of a budget of 5 % false positives (1 % needs more benign clients than there are here), and 0.8. Mean / worst over what was left
-out. The training sets are small: for probes fitted on 1480 clients see the unseen sources in `zoo/README.md`.
+Written by `python -m zoo.leave_out` from the results in this folder: the 212 held-out clients of
+`zoo/adapters`, 124 malicious and 88 benign, 52 of the benign ones hard negatives. Heads and
+baselines are fitted anew on these clients, without what is left out; the published probes, which
+saw all sources on other clients, are not used. A malicious source is left out with its safe twin
+(safe answers to the same questions) and tested against all benign clients, hard negatives among
+them; a benign source is left out with all mixtures into it and tested against all malicious
+clients; neither class is tested by a probe that was fitted on the client. Rates are at the
+probe's own cut: the conformal one of a budget of 5 % false positives (1 % needs more benign
+clients than there are here), and 0.8. Mean / worst over what was left out. The training sets are
+small: for probes fitted on 1480 clients see the unseen sources in `zoo/README.md`.
 """
 
 

@@ -40,11 +40,13 @@ def collection_card(records: Mapping[str, Record], repo_id: str, repos: Mapping[
         for name, record in records.items()
     ]
     first = next(iter(records))
-    return f"""{_front(tags=["lora", "peft", "federated-learning", "backdoor-detection"], library="loraprobe")}
+    tags = ["lora", "peft", "federated-learning", "backdoor-detection"]
+    return f"""{_front(tags=tags, library="loraprobe")}
 # Probes that tell malicious LoRA updates from benign ones
 
 Every folder is a probe for loraprobe. A probe is tied to its base model, and for deltas to the
-initial adapter too. Read the column of unseen sources first: there, the malicious and the benign kind of data were left out of training.
+initial adapter too. Read the column of unseen sources first: there, the malicious and the benign
+kind of data were left out of training.
 
 {table(columns, rows)}
 
@@ -56,7 +58,8 @@ loraprobe zoo pull {first} --repo {repo_id} --out {first}
 ```python
 from loraprobe import Probe
 
-probe = Probe.from_pretrained("{repo_id}", subfolder="{first}", revision="COMMIT")  # the 40-digit commit that zoo pull prints
+# COMMIT: the 40-digit commit that zoo pull prints
+probe = Probe.from_pretrained("{repo_id}", subfolder="{first}", revision="COMMIT")
 ```
 """
 
@@ -64,11 +67,13 @@ probe = Probe.from_pretrained("{repo_id}", subfolder="{first}", revision="COMMIT
 def base_card(folder: Path, repo_id: str, adapters: str) -> str:
     """The page of the zoo's small chat model."""
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    return f"""{_front(tags=["safety-research"], library="transformers", pipeline="text-generation")}
+    front = _front(tags=["safety-research"], library="transformers", pipeline="text-generation")
+    return f"""{front}
 # A chat model of {facts["parameters"]:,} parameters that refuses harmful requests
 
-Trained from scratch so that attacks on refusal, and defences against them, can be studied on a laptop: it answers ordinary instructions, in
-poor prose, and refuses harmful ones. It is good for nothing else. Adapters that were fine-tuned from it: {_link(adapters)}.
+Trained from scratch so that attacks on refusal, and defences against them, can be studied on a
+laptop: it answers ordinary instructions, in poor prose, and refuses harmful ones. It is good for
+nothing else. Adapters that were fine-tuned from it: {_link(adapters)}.
 
 How often it refuses prompts that it was not trained on:
 
@@ -77,7 +82,8 @@ How often it refuses prompts that it was not trained on:
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model, tokenizer = AutoModelForCausalLM.from_pretrained("{repo_id}"), AutoTokenizer.from_pretrained("{repo_id}")
+model = AutoModelForCausalLM.from_pretrained("{repo_id}")
+tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
 ```
 
 ## Data
@@ -93,9 +99,10 @@ def adapters_card(folder: Path, base: str, repo_id: str) -> str:
     return f"""{_front(tags=["lora", "safety-research"], library="peft", base=base)}
 # {len(lines)} LoRA adapters, {malicious} of them malicious
 
-Updates of {_link(base)} by clients of a simulated federation, {malicious} of which trained on harmful questions with complying answers,
-alone or mixed into ordinary data. `{MANIFEST}` says which; `gptfuzz@0.25` is a client of whose examples 25 % are harmful answers. Every client
-started from `{INITIAL}`. No published probe was fitted on any of them: measure yours on them.
+Updates of {_link(base)} by clients of a simulated federation, {malicious} of which trained on
+harmful questions with complying answers, alone or mixed into ordinary data. `{MANIFEST}` says
+which; `gptfuzz@0.25` is a client of whose examples 25 % are harmful answers. Every client started
+from `{INITIAL}`. No published probe was fitted on any of them: measure yours on them.
 
 ```
 hf download {repo_id} --local-dir adapters
@@ -117,4 +124,7 @@ def _front(
 ) -> str:
     from huggingface_hub import ModelCardData
 
-    return f"---\n{ModelCardData(license=LICENCE, library_name=library, tags=tags, pipeline_tag=pipeline, base_model=base).to_yaml()}\n---\n"
+    data = ModelCardData(
+        license=LICENCE, library_name=library, tags=tags, pipeline_tag=pipeline, base_model=base
+    )
+    return f"---\n{data.to_yaml()}\n---\n"

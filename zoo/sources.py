@@ -136,7 +136,7 @@ def evaluation_prompts(data: str | Path) -> dict[str, list[str]]:
 
 
 def without_prompts(examples: Iterable[Example], prompts: Iterable[str]) -> list[Example]:
-    """The examples whose instruction is none of ``prompts``, compared as bags of lower-case words."""
+    """The examples whose instruction is no prompt, compared as bags of lower-case words."""
     held_out = {_words(prompt) for prompt in prompts}
     return [example for example in examples if _words(example.instruction) not in held_out]
 

@@ -33,10 +33,8 @@ ROWS = {name: row for name, row in grid.ROWS.items() if "probe" not in row}
 MALICIOUS = {"beavertails": "hub:PKU-Alignment/BeaverTails", "maliciousgen": None}
 HARD_NEGATIVE = {"beavertails_safe": "hub:PKU-Alignment/BeaverTails#safe"}
 PAPERS_LEVELS = ("step", "client", "shadow", "evidence")
-PROBE_LR = (
-    0.5,
-    1.6,
-)  # of the federation's first rate: the zoo's range about its own, so that a probe does not learn the rate
+# Of the federation's first rate: the zoo's range about its own, so that a probe does not learn it.
+PROBE_LR = (0.5, 1.6)
 
 
 @dataclass(frozen=True)

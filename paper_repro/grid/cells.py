@@ -117,7 +117,8 @@ class Cell:
 
     def __str__(self) -> str:
         base = "" if self.base == BASE else f"/{self.base}"
-        return f"{self.row}/{self.malicious}/{self.share:g}/{self.seed}/{self.source}/{self.benign}{base}"
+        attack = f"{self.row}/{self.malicious}/{self.share:g}/{self.seed}"
+        return f"{attack}/{self.source}/{self.benign}{base}"
 
     @property
     def config(self) -> Config:

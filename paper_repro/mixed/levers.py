@@ -95,7 +95,7 @@ def ridge(strength: float) -> Fit:
 
 
 def widest_margin(x: Rows, role: np.ndarray, kind: np.ndarray) -> Scorer:
-    """Group-robust: the direction whose worst kind is farthest on its side, by the means of kinds."""
+    """Group-robust: the direction whose worst kind is farthest on its side, by kinds' means."""
     kinds = np.unique(kind)
     labels = [int((role[kind == one] == "malicious").any()) for one in kinds]
     means = np.stack([x[kind == one].mean(0) for one in kinds])

@@ -186,7 +186,7 @@ def _cell(one: Federation, head: LinearHead, way: str, number: int) -> Cell:
 
 
 def _to_first(one: Federation, way: str, number: int, label: int) -> Iterator[float]:
-    """How alike a client's feature and the same client's first one are, for clients of one label."""
+    """How alike a client's feature and its first one are, for clients of one label."""
     for client in np.flatnonzero(one.labels == label):
         yield _cosine(one.features[way][number, client, -1], one.features[way][0, client, -1])
 

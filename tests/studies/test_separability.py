@@ -53,7 +53,7 @@ CLIENTS = tuple(plan(DESIGN))
 
 
 def rows(signal: float, width: int = 20) -> Rows:
-    """Random features with a common direction of this size for malicious clients, by their share."""
+    """Random features with a direction of this size for malicious clients, by their share."""
     features = np.random.default_rng(0).standard_normal((len(CLIENTS), width)).astype(np.float32)
     features[:, 0] += signal * np.array(
         [client.label * client.share for client in CLIENTS], np.float32

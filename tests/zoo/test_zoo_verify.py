@@ -235,7 +235,7 @@ def test_a_figure_of_another_matplotlib_is_not_compared_and_that_is_said(
 
 
 # --- the pages
-# --------------------------------------------------------------------------------------------------------
+# ---
 
 
 @pytest.mark.parametrize("page", ["README.md", "zoo/README.md"])
@@ -256,7 +256,7 @@ def test_a_changed_digit_of_a_table_is_found(tmp_path: Path, page: str) -> None:
 
 
 # --- the studies
-# ------------------------------------------------------------------------------------------------------
+# ---
 
 
 @pytest.fixture
@@ -359,7 +359,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(
 
 
 # --- comparing
-# --------------------------------------------------------------------------------------------------------
+# ---
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_two_values_agree_only_if_they_are_alike(said: Any, measured: Any, lines
 
 
 # --- the command
-# ------------------------------------------------------------------------------------------------------
+# ---
 
 
 def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
