@@ -3,9 +3,9 @@
     python -m zoo.smollm2.probes safe out/clients/safe      (or plain out/clients/plain)
 
 Four heads on the invariant recipe, which reads any initial adapter, rank and choice of modules, and
-the paper's recipe beside them, which is fitted on adapters of one rank. The cut is 2 % on kinds of
-data that were left out of the fit. Of the taught base the small committed adapters, which no probe
-is fitted on, are scored too.
+the paper's recipe beside them, which is fitted on adapters of one rank and one alpha. The cut is
+2 % on kinds of data that were left out of the fit. Of the taught base the small committed adapters,
+which no probe is fitted on, are scored too.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from zoo.sources import LICENCES
 ZOO = Path(__file__).resolve().parents[1]
 HEADS = ("mass_mean", "linear", "mlp", "xgboost")
 PAPER_RANK = 8
+PAPER_SCALING = 2.0
 DOES_NOT_DETECT = (
     "a change that is not made by harmful data: triggers trained beside refusals were not tested",
     "poison of a tenth or a quarter, reliably, in one adapter: see the measures by share",
@@ -80,13 +81,19 @@ def _coarse(table: Table) -> list[tuple[str, ...]]:
     found = []
     for index, names in enumerate(table.kinds):
         own = name.get(names[0], str(table.family[index]))
-        found.append((own, *(name[host] for host in names[1:] if name[host] != own)))
+        hosts = [name.get(host, "other kinds") for host in names[1:]]
+        found.append((own, *(host for host in hosts if host != own)))
     return found
 
 
 def fit_paper(which: str, table: Table, adapters: Sequence[Adapter], measured: Row) -> Probe:
-    """The paper's recipe, on the adapters of one rank: B of the first layer reads nothing else."""
-    rows = [row for row in range(len(table)) if table.rank[row] == PAPER_RANK]
+    """The paper's recipe, on the adapters of one rank and alpha, which is all it can read."""
+    scaling = [next(iter(adapter.values())).scaling for adapter in adapters]
+    rows = [
+        row
+        for row in range(len(table))
+        if table.rank[row] == PAPER_RANK and scaling[row] == PAPER_SCALING
+    ]
     own = [_only_first(adapters[row]) for row in rows]
     return fit_probe(
         own,

@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--plain", type=Path, help="the base before it, to compare")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=SAFE_ADAPTER / "refusal.json")
-    parser.add_argument("--plain-limit", type=int, default=100, help="prompts a group, of --plain")
+    parser.add_argument("--plain-limit", type=int, default=50, help="prompts a group, of --plain")
     options = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
