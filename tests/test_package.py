@@ -22,6 +22,7 @@ from tests.helpers import make, probes
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("loraprobe", "fedloop")
+EXAMPLE = ROOT / "fedloop/example"  # with a base model and a probe, which are links to the zoo's
 SUFFIXES = (".py", ".typed", ".toml", ".html")
 CORE = {"torch", "numpy", "scipy", "safetensors", "huggingface-hub", "scikit-learn"}
 EXTRAS = {
@@ -57,7 +58,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         shutil.copytree(
             ROOT / name,
             tree / name,
-            ignore=shutil.ignore_patterns("__pycache__", "*.safetensors", "*.npy"),
+            ignore=shutil.ignore_patterns(
+                "__pycache__", "*.npy", *(() if name in SHIPPED else ("*.safetensors",))
+            ),
         )
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
@@ -79,7 +82,7 @@ def test_the_wheel_holds_both_packages_whole_and_nothing_else(wheel: zipfile.Zip
         for package in SHIPPED
         for path in (ROOT / package).rglob("*")
         if path.suffix in SUFFIXES
-    }
+    } | {f"fedloop/example/{path.relative_to(EXAMPLE)}" for path in EXAMPLE.glob("[bp]*/*")}
     assert {
         "loraprobe/py.typed",
         "fedloop/py.typed",

@@ -38,14 +38,7 @@ app = typer.Typer(
 console = Console()
 
 
-# Package -> the extra that brings it.
-_EXTRA = {
-    **dict.fromkeys(("torch", "pydantic", "transformers", "peft", "accelerate"), "fed"),
-    **dict.fromkeys(("datasets", "rouge_score"), "fed"),
-    "matplotlib": "figures",
-    "flwr": "flower",
-    "tensorboard": "tensorboard",
-}
+_TRAINING = ("torch", "pydantic", "transformers", "peft", "accelerate", "datasets", "rouge_score")
 
 
 @contextmanager
@@ -54,12 +47,19 @@ def told() -> Iterator[None]:
     try:
         yield
     except (LoraprobeError, FedloopError, ImportError, OSError) as error:
-        shown: Exception = error
-        package = str(error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
-        if package in _EXTRA and not isinstance(error, MissingExtra):
-            shown = MissingExtra(package, _EXTRA[package], "this command")
+        shown = _with_pip_line(error)
         say(f"{type(shown).__name__}: {shown}", Console(stderr=True))
         raise typer.Exit(2) from None
+
+
+def _with_pip_line(error: Exception) -> Exception:
+    """An import that failed for want of an extra, with what to install."""
+    package = str(error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if package in _TRAINING:
+        return MissingExtra(package, "fed", "this command")
+    if package == "flwr":
+        return MissingExtra(package, "flower", "this command")
+    return error
 
 
 def say(line: str, where: Console | None = None) -> None:
