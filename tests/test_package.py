@@ -23,7 +23,7 @@ from tests.helpers import make, probes
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("loraprobe", "fedloop")
 EXAMPLE = ROOT / "fedloop/example"  # with a base model and a probe, which are links to the zoo's
-SUFFIXES = (".py", ".typed", ".toml", ".html")
+SUFFIXES = (".py", ".typed", ".toml", ".html", ".j2")
 CORE = {"torch", "numpy", "scipy", "safetensors", "huggingface-hub", "scikit-learn"}
 EXTRAS = {
     "cli": {"typer", "rich"},
