@@ -247,7 +247,7 @@ def fit_all(which: str, clients: Path, heads: Sequence[str], record: Path) -> No
         else:
             probe = fit(which, table, featurizer, features, head, measured)
         probe.save_pretrained(ZOO / "probes" / record.stem / head)
-        entry: Row = {"threshold": probe.threshold, "n": len(table)}
+        entry: Row = {"threshold": probe.threshold, "n": probe.facts["training"]["n"]}
         if samples.is_dir() and head != "paper":
             entry["held_out"] = held_out(probe, samples)
         _add(record, head, entry)
@@ -265,7 +265,7 @@ def write_cards(which: str, clients: Path, heads: Sequence[str], record: Path) -
             continue
         probe = Probe.from_pretrained(folder).with_facts(**facts(which, table, head, measured))
         probe.save_pretrained(folder)
-        entry: Row = {"threshold": probe.threshold, "n": len(table)}
+        entry: Row = {"threshold": probe.threshold, "n": probe.facts["training"]["n"]}
         if samples.is_dir() and head != "paper":
             entry["held_out"] = held_out(probe, samples)
         _add(record, head, entry)
