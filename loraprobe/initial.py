@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .adapters.adapter import Adapter
-from .errors import StartMismatch
+from .errors import KindMismatch, LayoutMismatch, StartMismatch
 
 ALIGNED = 0.5
 """Least cosine of A and A_0: training that moves A by 1.7 times its own norm still passes."""
@@ -73,7 +73,10 @@ class InitialAdapter:
             StartMismatch: its A is that of another initial adapter, or of rotated factors.
         """
         modules = self.factors.keys()
-        after, start = _after(adapter, modules), _starts(adapter, modules)
+        try:
+            after, start = _after(adapter, modules), _starts(adapter, modules)
+        except (KindMismatch, LayoutMismatch):  # a slice, or the like, that holds no A
+            return False
         if after is None or start is None:
             return False
         expected = {module: factor.astype(np.float64) for module, factor in self.factors.items()}

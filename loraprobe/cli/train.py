@@ -70,7 +70,8 @@ def train(
     chosen = recipe_of(recipe)
     rows = read_manifest(manifest)
     if kind is None:
-        started = base is not None or any(row.initial is not None for row in rows)
+        fresh = (None, FRESH)
+        started = base not in fresh or any(row.initial not in fresh for row in rows)
         kind = "weights" if chosen.reads_product and not started else "factor_delta"
     adapters = read_adapters(rows, kind, base, quiet=False)
     labels = [row.label for row in rows]

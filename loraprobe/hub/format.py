@@ -190,7 +190,7 @@ def weight_files(config: Any) -> list[str]:
     """The files beside a config.json that nobody has checked yet which make up the probe."""
     head = head_file(config)
     learnt = isinstance(config, dict) and "featurizer" in config
-    return [*([head] if head else []), *([FEATURIZER_NAME] if head and learnt else [])]
+    return [*([head] if head else []), *([FEATURIZER_NAME] if learnt else [])]
 
 
 def _read(config: dict[str, Any], folder: Path) -> Probe:

@@ -122,7 +122,7 @@ def test_a_bare_file_needs_alpha(box: Path, tmp_path: Path) -> None:
     bare.write_bytes((box / "benign0" / "adapter_model.safetensors").read_bytes())
     [row] = scores(box / "of weights", bare, code=2)
     assert "pass alpha" in row["reason"]
-    [row] = scores(box / "of weights", bare, options=["--alpha", 4])
+    [row] = scores(box / "of weights", bare, options=["--alpha", 4, "--any-base"])
     assert row["score"] == scores(box / "of weights", box / "benign0")[0]["score"]
     [row] = scores(
         box / "of weights", bare, code=2, options=["--alpha", 8]

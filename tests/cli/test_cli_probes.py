@@ -49,7 +49,8 @@ def compared(shown: str) -> dict[str, str]:
 def test_a_trained_probe_is_saved_and_scores(box: Path, tmp_path: Path) -> None:
     out = tmp_path / "[red]p[/red]"
     shown = invoke(
-        "train", box / "m.csv", "--out", out, "--base", "fresh", "--threshold", "0.6", "--seed", 3
+        *("train", box / "m.csv", "--out", out, "--base", "fresh", "--recipe", "all_b"),
+        *("--threshold", "0.6", "--seed", 3),
     ).stdout
     assert f"saved to {out}\n" in shown
     rows = compared(shown)

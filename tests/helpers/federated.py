@@ -160,9 +160,13 @@ class Files(NamedTuple):
 
 
 def fitted(recipe: str = "all_b", **options: Any) -> Probe:
-    """A linear probe of two random classes of changes of the tiny Llama's LoRA."""
+    """A linear probe of two random classes of changes of the tiny Llama's LoRA.
+
+    It knows no initial adapter: federations start from several.
+    """
     data = probes.labelled(24, 2, **{**LORA, **options})
-    return fit_probe(data.adapters, data.labels, recipe=probes.RECIPES[recipe], groups=data.groups)
+    bare = [Adapter(dict(one), kind=one.kind, base_model=one.base_model) for one in data.adapters]
+    return fit_probe(bare, data.labels, recipe=probes.RECIPES[recipe], groups=data.groups)
 
 
 def written(folder: Path) -> Files:

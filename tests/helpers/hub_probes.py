@@ -18,6 +18,7 @@ from tests.helpers.probes import labelled_adapter, new_data, tiny_probe
 SHA = "0123456789abcdef0123456789abcdef01234567"
 NEWER = "f" * 40
 HEAD = "head.safetensors"
+LEARNT = "featurizer.safetensors"
 WEIGHTS = "adapter_model.safetensors"
 
 

@@ -25,6 +25,7 @@ from loraprobe.hub.snapshot import Place, Snapshot
 from tests.helpers.fake_hub import REPO, FakeHub, digest, flipped
 from tests.helpers.hub_probes import (
     HEAD,
+    LEARNT,
     NEWER,
     SHA,
     WEIGHTS,
@@ -78,12 +79,12 @@ def test_only_the_config_and_the_head_that_it_names_are_fetched(hub: FakeHub) ->
         assert head_of(Probe.from_pretrained(REPO, subfolder)) == head
         prefix = "a/b/" if subfolder else ""
         assert [name for _, name, _ in hub.fetched] in (
-            [prefix + "config.json", prefix + HEAD],
+            [prefix + "config.json", prefix + HEAD, prefix + LEARNT],
             [],
         )
     folder, commit = fetch_probe(REPO, subfolder="a/b")
     assert (folder.name, commit) == ("b", NEWER)
-    assert {path.name for path in folder.iterdir()} == {"config.json", HEAD}
+    assert {path.name for path in folder.iterdir()} == {"config.json", HEAD, LEARNT}
 
 
 def test_a_pinned_commit_in_the_cache_asks_nothing(hub: FakeHub) -> None:
@@ -92,7 +93,7 @@ def test_a_pinned_commit_in_the_cache_asks_nothing(hub: FakeHub) -> None:
         assert head_of(Probe.from_pretrained(REPO, revision=revision)) == "linear"
         assert (len(hub.asked), len(hub.fetched)) == (
             questions,
-            2 if revision == SHA and questions else 0,
+            3 if revision == SHA and questions else 0,
         )
     hub.clear()
     hub.error = ConnectionError("no network")
@@ -106,7 +107,7 @@ def test_another_cache_and_force_download_fetch_again(hub: FakeHub, tmp_path: Pa
         hub.clear()
         assert head_of(Probe.from_pretrained(REPO, revision=SHA, **options)) == "linear"
         assert [(name, forced) for _, name, forced in hub.fetched] == [
-            (name, "force_download" in options) for name in ("config.json", HEAD)
+            (name, "force_download" in options) for name in ("config.json", HEAD, LEARNT)
         ]
     assert hub.pointer(SHA, HEAD, tmp_path / "other").is_file()
 
@@ -227,11 +228,12 @@ def test_a_copy_is_the_files_of_the_commit_and_nothing_of_what_was_there(
     assert {path.name for path in out.iterdir()} == {
         "config.json",
         "head.safetensors",
+        "featurizer.safetensors",
         "README.md",
         "scores.png",
     }
     assert pull_probe(REPO, out, subfolder="a/b", revision="v1") == SHA
-    assert {path.name for path in out.iterdir()} == {"config.json", HEAD, "README.md"}
+    assert {path.name for path in out.iterdir()} == {"config.json", HEAD, LEARNT, "README.md"}
     for path in out.iterdir():
         assert path.read_bytes() == (hub.root / SHA / "a" / "b" / path.name).read_bytes()
         assert not path.is_symlink()

@@ -27,7 +27,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 def test_without_links_the_hashes_are_asked_for_each_time(hub: FakeHub) -> None:
     hub.links = False
-    for downloads in (2, 0):
+    for downloads in (3, 0):
         hub.clear()
         assert head_of(Probe.from_pretrained(REPO, revision=SHA)) == "linear"
         assert (len(hub.asked), len(hub.fetched)) == (1, downloads)

@@ -62,6 +62,7 @@ def test_a_pushed_probe_comes_back_bit_for_bit(
         ".gitattributes",
         "config.json",
         "README.md",
+        "featurizer.safetensors",
         file,
     }
     stored = {entry.method for entry in hub.log if entry.origin == "storage"}
@@ -210,6 +211,7 @@ def test_another_head_leaves_no_file_of_the_one_before_and_all_of_others(
         "other/head.safetensors",
         "config.json",
         "head.safetensors",
+        "featurizer.safetensors",
         "README.md",
     }
     for revision, head in ((old, "linear"), (new, "xgboost")):

@@ -115,7 +115,8 @@ def test_a_slice_scores_as_the_whole_adapter_whatever_the_recipe_and_kind(
 ) -> None:
     probe, adapter = probe_of(kind, RECIPES[name]), delta(kind)
     read = read_slice(save_slice(probe.featurizer, adapter), probe.featurizer)
-    assert probe.verdicts([read]) == probe.verdicts([adapter])
+    said = probe.verdicts([adapter], check_start=False)
+    assert probe.verdicts([read], check_start=False) == said
     assert np.array_equal(probe.featurizer([read]), probe.featurizer([adapter]))
     assert read.base_model == probes.BASE
 
