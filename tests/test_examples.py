@@ -80,12 +80,12 @@ def test_an_example_runs_and_the_new_adapter_is_the_honest_one_and_not_the_attac
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_short_and_says_how_it_is_run(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert text.count("\n") < 60
+    assert text.count("\n") < 100
     assert f"python examples/{path.name}" in text
 
 
 def test_there_is_an_example_for_every_engine() -> None:
-    assert {path.name for path in EXAMPLES} == {
+    assert {path.name for path in EXAMPLES} >= {
         "own_loop.py",
         "nvflare_simulator.py",
         "openfedllm_hook.py",
