@@ -90,7 +90,7 @@ def plot(ax: Axes, rows: Sequence[Row], attack: str) -> None:
             strengths = [f"{row['strength']:g}" for row in chosen]
             _name_points(ax, strengths, places, [row["auroc"] for row in seen])
     ax.set(xlim=(-5, 105), ylim=(0, 1))
-    ax.set_title(attack, pad=10)
+    ax.set_title(attack, pad=18)
     ax.axhspan(0, 0.5, xmin=0.5, color="#f2e6d8", zorder=-1)
 
 

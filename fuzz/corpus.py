@@ -37,7 +37,6 @@ MODULES = {
     for name, shape in DIMS.items()
 }
 NO_PARENT = 2**31 - 1
-WIDTH = 12  # of the trees that stand alone
 
 
 @cache
@@ -128,15 +127,6 @@ def mlp_head(width: int) -> Head:
 def xgboost_head(width: int) -> Head:
     """Five random trees."""
     return trees_from_xgboost(json.dumps(model(width, trees=5)).encode(), width)
-
-
-@cache
-def trees() -> tuple[Files, ...]:
-    """Folders with one document of XGBoost's each, as a probe of version 2 had it."""
-    return tuple(
-        {"head.json": json.dumps(model(WIDTH, trees=count, seed=count)).encode()}
-        for count in (1, 5)
-    )
 
 
 def model(width: int, trees: int, seed: int = 3) -> dict[str, Any]:

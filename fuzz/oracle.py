@@ -23,7 +23,6 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import factor_delta
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import LoraprobeError
-from loraprobe.heads import XGBoostHead
 from loraprobe.probe import Probe
 
 from . import reread
@@ -154,21 +153,6 @@ def _verdicts(probe: Probe, seed: int) -> np.ndarray:
     return np.array(
         [verdict.score for verdict in probe.verdicts([an_adapter(seed)], check_base=False)]
     )
-
-
-def judge_trees(undamaged: XGBoostHead) -> Callable[[XGBoostHead], str]:
-    """Of trees as XGBoost writes them, which have no checksum: every row gets a probability."""
-    rows = np.random.default_rng(7).standard_normal((5, undamaged.num_features))
-
-    def judge(head: XGBoostHead) -> str:
-        scores = head(rows.astype(np.float32))
-        if not ((scores >= 0) & (scores <= 1)).all():
-            raise Failure(f"scores {scores.tolist()}")
-        arrays, before = head.arrays(), undamaged.arrays()
-        same = all(np.array_equal(arrays[name], before[name]) for name in before)
-        return "identical" if same else "as in the file"
-
-    return judge
 
 
 def an_adapter(seed: int) -> Adapter:

@@ -14,13 +14,11 @@ from hypothesis import strategies as st
 
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.load import load_adapter
-from loraprobe.heads import XGBoostHead
 from loraprobe.probe import Probe
-from loraprobe.trees import trees_from_xgboost
 
 from . import corpus, service
 from .corpus import Files
-from .oracle import Load, judge_adapter, judge_damaged, judge_sealed, judge_trees, outcome
+from .oracle import Load, judge_adapter, judge_damaged, judge_sealed, outcome
 from .strategies import Damage, damaged_json, damaged_safetensors
 
 
@@ -121,33 +119,17 @@ def _of_adapter(folder: Path, undamaged: Path) -> Callable[[Adapter], str]:
     return judge_adapter(folder, _adapter(undamaged))
 
 
-def _of_trees(folder: Path, undamaged: Path) -> Callable[[XGBoostHead], str]:
-    return judge_trees(_trees(undamaged))
-
-
-def _trees(folder: Path) -> XGBoostHead:
-    return trees_from_xgboost((folder / "head.json").read_bytes(), corpus.WIDTH)
-
-
 def _all() -> Iterator[Target]:
     load = Probe.from_pretrained
     kinds = (
         ("config", "config.json", damaged_json, "config.json of a probe"),
         ("head-arrays", "head.safetensors", damaged_safetensors, "head.safetensors"),
+        ("head-trees", "head.json", damaged_json, "head.json (trees, version 2)"),
     )
     for name, file, damage, title in kinds:
         yield Target(name, corpus.probes, file, damage, load, _damaged, title=title)
         sealed = f"the same, {'digest' if name == 'config' else 'sha256'} recomputed"
         yield Target(f"{name}-sealed", corpus.probes, file, damage, load, _sealed, seal, sealed)
-    yield Target(
-        "trees-json",
-        corpus.trees,
-        "head.json",
-        damaged_json,
-        _trees,
-        _of_trees,
-        title="trees as XGBoost writes them, of probes of version 2",
-    )
     for name, file, damage in (
         ("adapter-tensors", "adapter_model.safetensors", damaged_safetensors),
         ("adapter-config", "adapter_config.json", damaged_json),
