@@ -3,7 +3,7 @@
 # make docs   the documentation site, in site/
 # make bench  the benchmarks: tables in benchmarks/results/
 # make bench-flower  what a round on Flower costs, ours against FedAvg tensor by tensor (about twenty minutes): docs/scale.md
-# make fuzz   damaged and hostile files into every loader (about ten minutes): fuzz/results/
+# make fuzz   damaged and hostile files into every loader (minutes; ARGS="--cases 20000 --write" for more): fuzz/results/
 # make verify what the zoo's records say, measured again (add ARGS=--studies after make zoo)
 # make lint   style and types
 # make paper  the defended federations on real data: tables in paper_repro/ (hours; needs DATA and what make zoo kept; ARGS=--full for every axis)
@@ -65,7 +65,7 @@ bench-flower: setup
 	$(BIN)/python -m benchmarks.flower.cost
 
 fuzz: setup
-	$(BIN)/python -m fuzz
+	$(BIN)/python -m fuzz $(ARGS)
 
 verify: setup
 	$(BIN)/python -m zoo.verify $(ARGS)
