@@ -95,6 +95,8 @@ paper: setup
 	$(BIN)/python -m paper_repro.grid.run $(ARGS)
 	$(BIN)/python -m paper_repro.grid.machines --data $(DATA)
 	$(BIN)/python -m paper_repro.grid.overhead
+	$(BIN)/python -m paper_repro.initial_adapter --data $(DATA)
+	$(BIN)/python -m paper_repro.initial_adapter.probe
 	$(BIN)/python -m paper_repro.mixed.labelled --data $(DATA)
 	$(BIN)/python -m paper_repro.mixed.federations --data $(DATA)
 	$(BIN)/python -m paper_repro.mixed.damage --data $(DATA)

@@ -14,6 +14,7 @@ from zoo.program import documented
 
 from .attackers import page as attackers
 from .grid import page as grid
+from .initial_adapter import page as initial_adapter
 from .mixed import page as mixed
 from .separability import page as separability
 
@@ -23,6 +24,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     separability.PAGE: separability.rendered,
     attackers.SUMMARY: attackers.summary_text,
     attackers.PAGE: attackers.rendered,
+    initial_adapter.PAGE: initial_adapter.rendered,
 }
 
 
