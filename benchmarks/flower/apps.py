@@ -4,7 +4,7 @@ One ServerApp for every way, and a ClientApp for each kind of message.
 
 Clients train nothing: they answer with what they were sent plus random numbers, so that what is
 measured is what it costs to move and average an adapter. Everything else is the real thing:
-`DefendedStrategy` with a defence, records and checkpoints on one side, Flower's own FedAvg on the
+`EngineStrategy` with a defence, records and checkpoints on one side, Flower's own FedAvg on the
 other. The ways take turns, a round each, so that whatever else the machine does is shared by all.
 """
 
@@ -37,10 +37,11 @@ from fedloop.flower.deploy.runner import end_on_sigterm, run_tasks
 from fedloop.flower.messages import pack_reply, unpack_task
 from fedloop.flower.nodes import read_nodes
 from fedloop.flower.settings import EngineSettings
-from fedloop.flower.strategy import DefendedStrategy
+from fedloop.flower.strategy import EngineStrategy
 from fedloop.run.folder import RunFolder
-from fedloop.run.round import GlobalLoRA
-from fedloop.run.simulate import Run, plan_round
+from fedloop.run.global_lora import GlobalLoRA
+from fedloop.run.plan import plan_round
+from fedloop.run.simulate import Run
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import unpack
 from loraprobe.adapters.pair import LoRAPair
@@ -96,7 +97,6 @@ def adapter(rank: int) -> Adapter:
 
 
 # --- the server
-# ---
 
 
 class Turns:
@@ -161,7 +161,7 @@ class Timed:
         return result
 
 
-class TimedDefended(Timed, DefendedStrategy):
+class TimedDefended(Timed, EngineStrategy):
     """Ours."""
 
 
@@ -257,11 +257,10 @@ def play_stock(grid: Grid, way: Way, rank: int, rounds: int, timeout: float) -> 
 
 
 # --- the clients
-# ---
 
 
 def stock_client() -> ClientApp:
-    """A ClientApp for FedAvg, a process for every message, as Flower's nodes do it."""
+    """A ClientApp for FedAvg, in a process of its own for every message, as in Flower's nodes."""
     app = ClientApp()
 
     @app.train()
@@ -284,13 +283,8 @@ def our_client(message: Message, context: Context) -> Message:
     delta = unpack(
         1e-3 * torch.rand(agreement.layout.size), agreement.layout, base_model=agreement.base_model
     )
-    trained = Trained(
-        ClientUpdate("this node", EXAMPLES, task.lora),
-        delta,
-        1.0,
-        {"train": 0.0, "evidence": 0.0},
-        0,
-    )
+    update = ClientUpdate("this node", EXAMPLES, delta)
+    trained = Trained(update, 1.0, {"train": 0.0, "evidence": 0.0}, 0)
     return Message(pack_reply(trained, task, agreement), reply_to=message)
 
 

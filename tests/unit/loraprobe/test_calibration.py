@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from loraprobe.calibration import METHODS, Calibration
+from loraprobe.calibration import METHODS, Calibration, Method
 from loraprobe.errors import FitError
 from loraprobe.fit.calibration import (
-    Method,
     budget_of,
     fit_calibration,
     fnr_threshold,
