@@ -283,8 +283,8 @@ by these commands. Probes: zoo/probes/smollm2-135m-safe/ and zoo/probes/smollm2-
 
 Limits. Cells are small (a few malicious adapters each), so a worst cell of few adapters says
 little; n stands beside every summary in the records. An adapter is tested in several folds, with a
-probe of each fold: shares are of decisions, not of adapters. Adapters of the taught base are measured with
-the 43 committed ones or a part of them among the folds; the saved probes are fitted without them.
+probe of each fold: shares are of decisions, not of adapters. 32 of the 43 committed adapters are
+among the 120 of the studies of the taught base; the saved probes are fitted on the other 88.
 Not measured yet: adapters trained on other roundings of the weights (`--rounding nf4` or `int8` of
 zoo.smollm2.clients makes them), hundreds of adapters, and many that train for 30 steps or more."""
 
