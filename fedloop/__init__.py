@@ -72,7 +72,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'fedloop' has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    try:
+        module = import_module(f".{_MODULE_OF[name]}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from .errors import MissingExtra
+
+        raise MissingExtra("torch", "fed", f"fedloop.{name}") from error
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

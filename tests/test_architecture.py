@@ -16,8 +16,8 @@ import fedloop
 import loraprobe
 
 ROOT = Path(__file__).resolve().parents[1]
-# The floors of loraprobe: a part imports from its own floor and those below. A part is a sub-package
-# or a module of the top level.
+# The floors of loraprobe: a part imports from its own floor and those below. A part is a
+# sub-package or a module of the top level.
 FLOORS = (
     {"errors", "_version", "colours", "typing", "text"},
     {"adapters", "distribution"},

@@ -23,10 +23,12 @@ from loraprobe import Adapter, Probe
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SLOW = {"nvflare_simulator.py"}
+# Differences from the honest average: rounding, and what one malicious client of three to five
+# moves.
 SMALL, LARGE = (
     1e-6,
     1e-3,
-)  # differences from the honest average: rounding, and what one malicious client of three to five moves
+)
 
 
 def run(path: Path, tmp_path: Path) -> str:

@@ -66,9 +66,8 @@ def filled_box(box: Path) -> Path:
     for number, (adapter, label, group) in enumerate(zip(*weights(), strict=True)):
         name = f"{('benign', 'malicious')[label]}{number // 2}"
         save(box / name, adapter)
-        lines.append(
-            f"{name},{label},{group},{('gsm8k', 'refusal_short')[number % 4 // 2] if not label else 'gptfuzz'}"
-        )
+        source = "gptfuzz" if label else ("gsm8k", "refusal_short")[number % 4 // 2]
+        lines.append(f"{name},{label},{group},{source}")
     (box / "m.csv").write_text("\n".join(lines) + "\n")
     first = weights().adapters[0]
     save(box / "start", changed(first, B=torch.zeros_like))

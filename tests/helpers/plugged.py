@@ -45,7 +45,7 @@ State = dict[str, Any]
 
 
 class Sent(NamedTuple):
-    """One reply: a change of the global state dict, and the examples that the client says it used."""
+    """One reply: a change of the global state dict, and how many examples its client claims."""
 
     client: str
     count: Any

@@ -83,8 +83,8 @@ def test_the_columns_of_leave_one_out_evaluation_are_typed_and_may_be_empty(tmp_
     header = "path,label,role,host,share,attack,recipe,rank,lr,base,seed,initial\n"
     path = written(
         tmp_path / "m.csv",
-        header
-        + "a,1,malicious,gsm8k,0.25,scaling,long,8,5e-3,org/base,3,start\nb,0,hard_negative,,,,,,,,,fresh\nc,0\n",
+        header + "a,1,malicious,gsm8k,0.25,scaling,long,8,5e-3,org/base,3,start\n"
+        "b,0,hard_negative,,,,,,,,,fresh\nc,0\n",
     )
     full, hard, bare = read_manifest(path)
     assert full == Row(

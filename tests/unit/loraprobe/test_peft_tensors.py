@@ -189,7 +189,7 @@ def test_a_truncated_safetensors_is_refused_at_any_length(tmp_path: Path) -> Non
     whole = path.read_bytes()
     for length in {*range(20), *range(20, len(whole), 7), len(whole) - 1}:
         path.write_bytes(whole[:length])
-        with pytest.raises(AdapterFormatError, match="damaged, incomplete|is empty"):
+        with pytest.raises(AdapterFormatError, match=r"damaged, incomplete|is empty"):
             load_adapter(path, alpha=8)
     path.write_bytes(whole)
     assert list(load_adapter(path, alpha=8)) == [Q]  # the control
