@@ -137,9 +137,12 @@ def test_the_extras_are_the_documented_ones(metadata: Message) -> None:
         "tensorboard",
         "serve",
     }
-    assert {"loraprobe[all,flower,flower-deploy,nvflare]", "pytest", "ruff", "mypy"} <= requirements(
-        metadata, "dev"
-    )
+    assert {
+        "loraprobe[all,flower,flower-deploy,nvflare]",
+        "pytest",
+        "ruff",
+        "mypy",
+    } <= requirements(metadata, "dev")
 
 
 def missing_extras() -> Iterator[tuple[str, str]]:
