@@ -2,9 +2,10 @@
 
     python -m zoo.demo
 
-The adapters under zoo/adapters were fine-tuned on real data by clients no probe was fitted on; the
-kinds of data are ones that the probes have met. How they do on kinds they have not met is in
-zoo/records and in the table of zoo/README.md.
+First adapters of SmolLM2-135M-Instruct (the one that was taught to refuse), from initial adapters,
+of a rank and partly of kinds of data that no probe was fitted on; scoring needs no base model. Then
+those of the zoo's own chat-1m, whose kinds of data the probes have met. How probes do on kinds that
+they have not met is in zoo/smollm2.md, zoo/records and zoo/README.md.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from loraprobe.study.embed import embed, save_coordinates
 ZOO = Path(__file__).parent
 OUT = Path("out")
 SEED = 0
+REAL_BASE = "smollm2-135m-safe"
+HEADS = ("linear", "mass_mean", "mlp", "xgboost")
 
 
 def main() -> None:
     """Load, score, print, draw."""
     console = Console()
+    _real_base(console)
     started = time.monotonic()
     rows = read_manifest(ZOO / "adapters/manifest.csv")
     adapters = read_labelled(
@@ -40,7 +44,8 @@ def main() -> None:
         name: _measure(probe, adapters, rows)
         for name, probe in track(probes.items(), "scoring", console=console)
     }
-    console.print(_summary(reports, len(rows)))
+    title = f"chat-1m: {len(rows)} adapters of clients no probe was fitted on, of kinds that were"
+    console.print(_summary(reports, title))
     console.print(_by_source(reports))
     OUT.mkdir(exist_ok=True)
     with console.status("UMAP (its first import takes a while)"):
@@ -61,6 +66,23 @@ def main() -> None:
     )
 
 
+def _real_base(console: Console) -> None:
+    """Score the adapters of SmolLM2: from their weights alone, whatever their initial adapter."""
+    folder = ZOO / "adapters" / REAL_BASE
+    rows = read_manifest(folder / "manifest.csv")
+    adapters = read_labelled(rows, "weights", None)
+    kinds = [f"{row.role}, {row.share:.0%}" if row.label else row.role for row in rows]
+    reports: dict[str, EvalReport] = {}
+    for head in HEADS:
+        probe = Probe.from_pretrained(ZOO / "probes" / REAL_BASE / head)
+        labels = [row.label for row in rows]
+        groups = [row.group for row in rows]
+        reports[head] = evaluate(probe, adapters, labels, groups, by=kinds, seed=SEED)
+    title = f"{REAL_BASE}: {len(rows)} adapters that no probe was fitted on"
+    console.print(_summary(reports, title))
+    console.print(_by_source(reports))
+
+
 def _measure(probe: Probe, adapters: list[Adapter], rows: list[Row]) -> EvalReport:
     return evaluate(
         probe,
@@ -72,11 +94,9 @@ def _measure(probe: Probe, adapters: list[Adapter], rows: list[Row]) -> EvalRepo
     )
 
 
-def _summary(reports: dict[str, EvalReport], count: int) -> Table:
+def _summary(reports: dict[str, EvalReport], title: str) -> Table:
     table = Table("probe", "AUROC [95 %]", "flagged of malicious", "flagged of benign", "threshold")
-    table.title = (
-        f"{count} adapters of clients no probe was fitted on, but of kinds of data that were"
-    )
+    table.title = title
     for name, report in reports.items():
         low, high = report.auroc_ci
         table.add_row(
