@@ -224,7 +224,7 @@ def malicious_path(source: str, share: float, seed: int) -> Path:
 
 def read_b(delta: Adapter) -> np.ndarray:
     """What the probe reads of a step, not normalised: B of all layers, (p,)."""
-    return flattened(delta, Layout.of(delta, factors=("B",)).slots).numpy()
+    return flattened(delta, Layout.of(delta, factors=("B",)).slots)
 
 
 def _freeze_b(parameters: list[torch.nn.Parameter], rank: int) -> None:

@@ -141,7 +141,7 @@ def path(source: str, share: float) -> Path:
 
 def _read(delta: Adapter) -> np.ndarray:
     """B of all layers, L2-normalised: what the probe's featurizer makes of it, (p,)."""
-    vector = flattened(delta, Layout.of(delta, factors=("B",)).slots).numpy()
+    vector = flattened(delta, Layout.of(delta, factors=("B",)).slots)
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
 

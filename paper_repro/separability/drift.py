@@ -153,7 +153,7 @@ def recorded_sources() -> list[str]:
 
 def _read(delta: Adapter) -> np.ndarray:
     """B of all layers as it is, in the order of a featurizer: (p,)."""
-    return flattened(delta, Layout.of(delta, factors=("B",)).slots).numpy()
+    return flattened(delta, Layout.of(delta, factors=("B",)).slots)
 
 
 if __name__ == "__main__":
