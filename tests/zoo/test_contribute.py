@@ -208,7 +208,7 @@ def test_a_study_of_another_threshold_does_not_pass_for_this_ones() -> None:
             FitError,
             "with benign_arithmetic, theft, theft_safe left out, 6 benign",
         ),
-        ({"threshold": ["often"]}, FitError, "got 'often'"),
+        ({"threshold": ["often"]}, FitError, "got often; expected a number"),
         ({"name": ["linear"]}, ConfigError, "no name of the zoo's own probes"),
         ({"name": ["../x"]}, ConfigError, "expected letters"),
         ({"base": ["org/model"]}, ConfigError, "--revision and its 40-digit commit"),

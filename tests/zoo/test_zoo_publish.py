@@ -36,7 +36,9 @@ ALONE, BASE, ADAPTERS, ZOO = (
     "org/llama-adapters",
     "org/zoo",
 )
-PROBE_FILES = {"config.json", "head.safetensors", "README.md", "scores.png"}
+PROBE_FILES = {
+    *("config.json", "featurizer.safetensors", "head.safetensors", "README.md", "scores.png"),
+}
 # huggingface_hub reads its environment once, and importing everything takes longer than publishing:
 # one process runs several commands.
 RUNNER = """
