@@ -173,8 +173,8 @@ def test_processes_killed_at_random_moments_end_where_an_undisturbed_run_does(
 FORKING = """
 import json, os, sys
 import torch, transformers, peft, sklearn.cluster
-import fedloop.rounds
-from fedloop.cli import main
+import fedloop.run.simulate
+from fedloop.cli.main import main
 torch.set_num_threads(1)
 for line in sys.stdin:
     child = os.fork()
@@ -281,7 +281,7 @@ MOMENTS = [
     ("pathlib.Path.rename", "before the checkpoint was renamed"),
     ("shutil.rmtree", "while older checkpoints were removed"),
     ("fedloop.run.folder.RunFolder._log", "between checkpoint and log"),
-    ("fedloop.run.round.Federation.state_dict", "before the round was saved"),
+    ("fedloop.run.global_lora.GlobalLoRA.state_dict", "before the round was saved"),
     ("fedloop.defense.defense.Defense.assess", "in the middle of a round"),
 ]
 
