@@ -232,6 +232,7 @@ CONFIGS: tuple[dict[str, Any], ...] = (
         "r": 8,
         "lora_alpha": 4.0,
         "base_model_name_or_path": BASE,
+        "target_modules": r".*\.self_attn\.(q|v)_proj",
         "use_rslora": True,
         "fan_in_fan_out": True,
         "rank_pattern": {

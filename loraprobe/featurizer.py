@@ -254,10 +254,11 @@ class Featurizer:
         )
         values = spectra(adapter, modules, self.recipe.factors)
         rows = {"norms": {key: norms(row) for key, row in values.items()}}
-        # A matrix thinner than the rank has fewer singular values: the missing ones are zero.
-        rows["spectra"] = {
-            key: np.pad(row, (0, self._rank() - len(row))) for key, row in values.items()
-        }
+        if "spectra" in self.recipe.features:  # norms alone are of any rank
+            # A matrix thinner than the rank has fewer singular values: the missing ones are zero.
+            rows["spectra"] = {
+                key: np.pad(row, (0, self._rank() - len(row))) for key, row in values.items()
+            }
         combine = pooled if self.recipe.pool else _concatenated
         return {
             name: combine(rows[name]) for name in SPECTRAL_FEATURES if name in self.recipe.features

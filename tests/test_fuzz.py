@@ -55,7 +55,7 @@ PLANTED = {
     "TOO_CERTAIN": (80, r"scores \[1\."),
     "SAVED_OTHERWISE": (80, "a probe that is another one after it was saved"),
     "ROUNDING": (80, "other numbers than the file holds"),
-    "OTHER_SCALING": (80, "scaling 4.0, the file says 2.0"),
+    "OTHER_SCALING": (80, r"scaling (?P<sign>-?)4\.0, the file says (?P=sign)2\.0"),
 }
 FATAL = {
     "HARD_EXIT": ("crash", "exit code 0"),
