@@ -289,6 +289,11 @@ def _learnt(featurizer: Featurizer, config: dict[str, Any], folder: Path) -> Fea
     if "featurizer" not in config:
         if featurizer.recipe.reads_product:
             raise ProbeFormatError(f"{where} is missing; the recipe needs its {FEATURIZER_NAME}")
+        if (folder / FEATURIZER_NAME).exists():
+            raise ProbeFormatError(
+                f"{where} is missing; expected what it says of {FEATURIZER_NAME}, which is there."
+                " Save the probe anew"
+            )
         return featurizer
     facts = _fields(config["featurizer"], _FEATURIZER_FIELDS, where)
     path = folder / FEATURIZER_NAME

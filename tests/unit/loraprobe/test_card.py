@@ -16,14 +16,14 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from loraprobe import Probe, fit_probe
+from loraprobe import Probe, fit_probe, weight_delta
 from loraprobe.adapters.load import save_adapter
 from loraprobe.colours import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
 from loraprobe.distribution import distribution_of, score_distribution
 from loraprobe.errors import ProbeFormatError
 from loraprobe.hub.card import card, card_files
 from loraprobe.hub.card_figure import draw_scores
-from tests.helpers.probes import BASE, HEAD_OPTIONS, RECIPES, labelled, tiny_probe
+from tests.helpers.probes import BASE, HEAD_OPTIONS, RECIPES, initial, labelled, tiny_probe
 
 FACTS: dict[str, Any] = {
     "title": "First B: a probe",
@@ -232,13 +232,18 @@ def test_lists_and_the_probe_at_a_glance() -> None:
 def test_the_usage_snippet_is_python_that_this_library_runs(
     kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    data = labelled(12, kind=kind)
-    probe = fit_probe(data.adapters, data.labels, recipe=RECIPES["all_b"])
+    # The change of a weight is made of both adapters, which started from one.
+    rank = 1 if kind == "weight_delta" else 2
+    before = initial({"r": rank})
+    data = labelled(12, kind="weights" if kind == "weight_delta" else kind, r=rank)
+    changes = [
+        weight_delta(adapter, before) if kind == "weight_delta" else adapter
+        for adapter in data.adapters
+    ]
+    probe = fit_probe(changes, data.labels, recipe=RECIPES["all_b"])
     code = snippet(card(probe))
     ast.parse(code)
-    # A weight delta of rank 2 is a difference of adapters of rank 1.
-    rank = 1 if kind == "weight_delta" else 2
-    trained, before = labelled(2, rows=1, kind="weights", seed=5, r=rank).adapters
+    trained = labelled(2, rows=1, kind="weights", seed=5, r=rank).adapters[0]
     save_adapter(trained, tmp_path / "adapter")
     save_adapter(before, tmp_path / "adapter-before-training")
     monkeypatch.chdir(tmp_path)

@@ -349,7 +349,7 @@ AFTER: dict[str, Damage] = {
 
 def fields_of(config: Json) -> Iterator[tuple[list[str], str | None]]:
     """(path of an object, a field of it or None) of every object with fixed fields."""
-    for path in ([], ["head"], ["recipe"], ["layout"], ["calibration"]):
+    for path in ([], ["head"], ["featurizer"], ["recipe"], ["layout"], ["calibration"]):
         target = config
         for key in path:
             target = target[key]
@@ -398,7 +398,7 @@ def test_every_field_is_required_and_no_other_is_allowed(
     scores_of(folder)
     forbid_heads(monkeypatch)
     cases = list(fields_of(config))
-    assert len(cases) == 14 + 5 + 6 + 3 + 6 + 5
+    assert len(cases) == 15 + 6 + 4 + 7 + 4 + 7 + 1
     for path, field in cases:
         edited = copy.deepcopy(config)
         target = edited
