@@ -232,8 +232,6 @@ class EngineStrategy(FedAvg):
         played.seconds["exchange"] = waited
         if strangers:
             played.notes.append(f"{strangers} replies came from nodes that were not asked")
-        if not usable:
-            played.notes.append("nobody sent anything usable")
         self._finish(played)
         self._stop_if_empty(usable, played)
         factors = played.assessment.factors

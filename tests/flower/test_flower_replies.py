@@ -206,7 +206,7 @@ REFUSED: dict[str, tuple[Sent, str]] = {
         changed(metrics={"num-examples": [4, 4]}),
         "got num_examples of type list",
     ),
-    "two replies": (lambda asked, reply: [reply, reply], "duplicate: 2 replies to one message"),
+    "two replies": (lambda asked, reply: [reply, reply], "duplicate: 2 replies in one round"),
     "no nonce": (changed(config={"nonce": None}), "does not hold the nonce"),
     "somebody else's nonce": (changed(config={"nonce": "0" * 32}), "does not hold the nonce"),
 }

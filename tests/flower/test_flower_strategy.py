@@ -194,7 +194,7 @@ def test_skipped_rounds_keep_the_arrays_and_too_many_empty_ones_end_the_run_with
         deployed.serve(dict.fromkeys(deployed.nodes, until(1)))
     log = records(deployed.folder)
     assert [(one["round"], one["skipped"]) for one in log] == [(1, False), (2, True), (3, True)]
-    assert log[2]["note"] == "skipped: nobody sent anything usable"
+    assert log[2]["note"] == "skipped: no well-formed update"
     assert set(log[2]["factors"].values()) == {0.0}
     [found] = [load_checkpoint(deployed.folder / "checkpoint")]
     assert found is not None
