@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 from loraprobe.metrics import auroc
 
 NEIGHBOURS = 15
-LAYERS = 16  # the points are drawn in so many layers, each with some of every kind
+LAYERS = 4  # the points are drawn in so many layers, each with some of every kind
 # name, colour or colours (n, 4), marker, (n,) which points
 Kind = tuple[str, Any, str, np.ndarray]
 
