@@ -186,6 +186,11 @@ class Probe:
                 f"only {coverage} that the probe reads have changed; a verdict needs at least"
                 f" {least:.0%} of them"
             )
+        if adapter.kind == "weights" and not adapter.zero_start:
+            return (
+                "B did not start at zero, so the weights do not say what training changed; use a"
+                " probe of deltas and pass the start"
+            )
         if check_base and adapter.base_model is None:
             return "the adapter does not name its base model, so nothing says it is the probe's"
         if check_base and self.base_model is None:

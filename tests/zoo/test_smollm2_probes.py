@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,16 @@ def test_pages_are_what_the_records_say() -> None:
 @pytest.mark.parametrize("row", read_manifest(SAMPLES / "manifest.csv")[:20])
 def test_every_kind_has_a_licence(row) -> None:
     assert licence_of(row.source)
+
+
+def test_weights_whose_b_did_not_start_at_zero_get_no_verdict(tmp_path: Path) -> None:
+    probe = Probe.from_pretrained(ZOO / "probes/smollm2-135m-safe/linear")
+    [source, *_] = sorted((ZOO / "adapters/smollm2-135m-safe").glob("0000-*"))
+    folder = tmp_path / "adapter"
+    shutil.copytree(source, folder)
+    assert probe.verdicts(folder)[0].label == "malicious"
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "init_lora_weights": False}))
+    [verdict] = probe.verdicts(folder)
+    assert verdict.label == "inconclusive"
+    assert "start at zero" in verdict.reason

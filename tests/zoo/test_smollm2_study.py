@@ -82,16 +82,13 @@ def test_a_manifest_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> Non
 
 
 def test_features_are_those_of_the_recipe_up_to_signs_and_scale() -> None:
-    recipes = pytest.importorskip("loraprobe").FeatureRecipe
-    if not hasattr(recipes, "invariant"):
-        pytest.skip("the recipe is not there")
-    from loraprobe import Featurizer
+    from loraprobe import FeatureRecipe, Featurizer
 
     some = adapters(12)
     keep = np.arange(12) != 3
     own = Study(some, ("q_proj", "v_proj"), k=2).features(keep)
     kept = [adapter for adapter, there in zip(some, keep, strict=True) if there]
-    theirs = Featurizer.fit(recipes.invariant(k=2), kept)(some).astype(np.float64)
+    theirs = Featurizer.fit(FeatureRecipe.invariant(k=2), kept)(some).astype(np.float64)
     theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
     np.testing.assert_allclose(own @ own.T, theirs @ theirs.T, atol=0.02)
 
