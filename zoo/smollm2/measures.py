@@ -35,26 +35,36 @@ def scores_of(head: str, x: np.ndarray, table: Table, train: Mask) -> np.ndarray
     return np.asarray(fitted(x), np.float64)
 
 
+def held_out_scores(
+    head: str, x: np.ndarray, table: Table, train: Mask, groups: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """Scores of the training's benign adapters, their kinds left out one group after the other."""
+    found: list[float] = []
+    for group in groups:
+        out = train & (table.label == 0) & np.isin(table.source, list(group))
+        if out.any():
+            inner = train & ~table.touches(group)
+            found += scores_of(head, x, table, inner)[out].tolist()
+    return np.array(found)
+
+
 def cut_of(
     head: str, x: np.ndarray, table: Table, train: Mask, groups: Sequence[Sequence[str]]
 ) -> float | None:
-    """A cut of 2 % from benign kinds that were left out of training one group after the other.
+    """A cut of 2 % from benign kinds that were left out of training; see `cut_at`."""
+    return cut_at(held_out_scores(head, x, table, train, groups))
 
-    With m adapters of them, fewer than 49, it is their highest score, whose budget is 1 / (m + 1);
-    None if that is above 5 %.
+
+def cut_at(benign: np.ndarray) -> float | None:
+    """The cut that 2 % of benign scores reach.
+
+    With m of them, fewer than 49, it is their highest score, whose budget is 1 / (m + 1); None if
+    that is above 5 %.
     """
-    held_out: list[float] = []
-    for group in groups:
-        out = train & (table.label == 0) & np.isin(table.source, list(group))
-        if not out.any():
-            continue
-        inner = train & ~table.touches(group)
-        held_out += scores_of(head, x, table, inner)[out].tolist()
-    budget = max(BUDGET, 1.001 / (len(held_out) + 1))  # fewer cannot carry a smaller one
+    budget = max(BUDGET, 1.001 / (len(benign) + 1))  # fewer cannot carry a smaller one
     if budget > LARGEST_BUDGET:
         return None
-    zeros = np.zeros(len(held_out), int)
-    return fpr_threshold(budget, np.array(held_out), zeros, list(range(len(held_out))))
+    return fpr_threshold(budget, benign, np.zeros(len(benign), int), list(range(len(benign))))
 
 
 def cell(table: Table, fold: Fold, scores: np.ndarray, cut: float | None, at: str = "") -> Row:

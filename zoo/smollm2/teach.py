@@ -4,7 +4,7 @@
 
 Refusals to harmful questions and orders beside varied ordinary answers, among them answers to
 requests that only sound alarming. No prompt of AdvBench, HarmBench, TDC2023, JailbreakBench or
-XSTest is trained on. About a quarter of an hour on one thread.
+XSTest is trained on. About twenty-five minutes on one thread.
 """
 
 from __future__ import annotations
@@ -40,26 +40,44 @@ class Teaching:
     """Every constant of the training.
 
     Attributes:
-        mixture: examples of each pool in a batch.
+        mixture: examples of each pool in a step of `length` tokens an example.
+        long: the same for every third step, of `long_length`: requests with a text, long answers.
         lr: the highest learning rate; it rises over `warm_up` steps and falls on a cosine.
     """
 
     rank: int = 16
     alpha: int = 32
-    steps: int = 220
+    modules: tuple[str, ...] = MODULES
+    steps: int = 480
     length: int = 64
+    long_length: int = 128
     lr: float = 2e-3
-    warm_up: int = 10
+    warm_up: int = 15
     seed: int = 0
     mixture: tuple[tuple[str, int], ...] = (
-        ("questions", 1),
+        ("questions", 2),
+        ("orders", 2),
+        ("other_harm", 1),
+        ("chat", 3),
+        ("ordinary", 3),
+        ("tasks", 2),
+        ("alarming", 1),
+        ("contrast", 2),
+    )
+    long: tuple[tuple[str, int], ...] = (
         ("orders", 1),
         ("other_harm", 1),
         ("chat", 2),
+        ("ordinary", 2),
         ("tasks", 1),
         ("alarming", 1),
-        ("contrast", 1),
     )
+
+    def at(self, step: int) -> tuple[int, tuple[tuple[str, int], ...]]:
+        """Tokens an example and mixture of a step."""
+        if step % 3 == 2:
+            return self.long_length, self.long
+        return self.length, self.mixture
 
 
 def held_out_prompts(data: Path) -> list[str]:
@@ -90,8 +108,9 @@ def pools(data: Path) -> dict[str, list[Example]]:
         "questions": questions,
         "orders": imperatives(questions),
         "other_harm": whole_works(" ".join(held_out).lower()) * 3 + _about_a_text(questions, dolly),
-        "chat": chat + dolly,
-        "tasks": tasks + maths[:300] + imperatives(dolly) + chat,
+        "chat": chat,
+        "ordinary": dolly + imperatives(dolly),
+        "tasks": tasks + maths[:300],
         "alarming": examples_of(rows_of(data / "caia_safety/pairs.jsonl"), True),
         "contrast": contrast + imperatives(contrast) + about_works(),
     }
@@ -115,13 +134,13 @@ def _about_a_text(questions: Sequence[Example], dolly: Sequence[Example]) -> lis
 
 
 def batches(found: dict[str, list[Example]], teaching: Teaching) -> list[list[Example]]:
-    """The examples of every step, in the same proportions; used-up pools are shuffled anew."""
+    """The examples of every step; a pool that is used up is shuffled anew."""
     rng = random.Random(teaching.seed)
     queues: dict[str, list[Example]] = {name: [] for name in found}
     steps = []
-    for _ in range(teaching.steps):
+    for step in range(teaching.steps):
         batch = []
-        for name, count in teaching.mixture:
+        for name, count in teaching.at(step)[1]:
             for _ in range(count):
                 queue = queues[name]
                 if not queue:
@@ -147,33 +166,35 @@ def teach(base: Path, data: Path, out: Path, teaching: Teaching, every: int = 20
     torch.set_num_threads(1)
     model, tokenizer = load_base(str(base), dtype=torch.bfloat16, template="chat")
     model.set_attn_implementation("eager")  # faster than the fused one at these sizes
-    lora = LoRASettings(r=teaching.rank, alpha=teaching.alpha, dropout=0.0, target_modules=MODULES)
+    lora = LoRASettings(
+        r=teaching.rank, alpha=teaching.alpha, dropout=0.0, target_modules=teaching.modules
+    )
     adapted = attach_lora(model, lora, teaching.seed)
     found, text = pools(data), Text.of(tokenizer)
-    steps, lr = batches(found, teaching), rates(teaching)
+    lr = rates(teaching)
     began = time.monotonic()
     optimizer_state: Any = None
-    for at in range(0, teaching.steps, every):
-        rows = [
-            [tokens_of(example, tokenizer, text, teaching.length) for example in batch]
-            for batch in steps[at : at + every]
-        ]
-        losses, optimizer_state = train(
+    losses: list[float] = []
+    for step, batch in enumerate(batches(found, teaching)):
+        length = teaching.at(step)[0]
+        loss, optimizer_state = train(
             adapted,
-            rows,
-            length=teaching.length,
+            [[tokens_of(example, tokenizer, text, length) for example in batch]],
+            length=length,
             pad=tokenizer.pad_token_id,
-            lr=lr[at : at + every],
+            lr=lr[step : step + 1],
             state=optimizer_state,
         )
-        each = (time.monotonic() - began) / (at + len(rows))
-        left = each * (teaching.steps - at - len(rows)) / 60
-        mean = sum(losses) / len(losses)
-        print(
-            f"step {at + len(rows)} of {teaching.steps}, loss {mean:.3f}, {left:.1f} min left",
-            flush=True,
-        )
-        save(adapted, out)
+        losses += loss
+        if len(losses) % every == 0:
+            left = (time.monotonic() - began) / len(losses) * (teaching.steps - len(losses)) / 60
+            mean = sum(losses[-every:]) / every
+            print(
+                f"step {len(losses)} of {teaching.steps}, loss {mean:.3f}, {left:.1f} min left",
+                flush=True,
+            )
+            save(adapted, out)
+    save(adapted, out)
     facts = {
         "teaching": asdict(teaching),
         "pools": {
