@@ -2,7 +2,7 @@
 
     python -m paper_repro.initial_adapter.probe     # needs the clients; minutes
 
-`probe/` is a probe for chat-1m whatever the initial adapter, rank and modules. `results/probe.json`
+zoo/probes/chat-1m/invariant is a probe for chat-1m whatever the initial adapter, rank and modules. `results/probe.json`
 holds what it says of `zoo/adapters`, whose initial adapter and clients it has not seen; of their
 sources all but the benign kinds' examples were.
 """
@@ -28,7 +28,7 @@ from .clients import STARTS, clients_of
 from .sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
 HERE = Path(__file__).parent
-PROBE, RESULTS = HERE / "probe", HERE / "results" / "probe.json"
+PROBE, RESULTS = ZOO / "probes" / "chat-1m" / "invariant", HERE / "results" / "probe.json"
 
 
 def main() -> None:

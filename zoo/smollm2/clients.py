@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--small", action="store_true", help="rank 2 on q and v")
+    parser.add_argument("--small", action="store_true", help="ranks 1 and 2, to be committed")
     parser.add_argument("--rounding", choices=sorted(ROUNDINGS), default="none")
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)

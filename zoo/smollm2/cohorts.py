@@ -190,7 +190,12 @@ def _share(counts: np.ndarray) -> Row:
     picks = counts[rng.integers(0, len(counts), (2000, len(counts)))].sum(axis=1)
     low, high = np.quantile(picks[:, 0] / picks[:, 1], (0.025, 0.975))
     hits, n = counts.sum(axis=0).tolist()
-    return {"hits": hits, "n": n, "share": round(hits / n, 4), "interval": [round(low, 4), round(high, 4)]}
+    return {
+        "hits": hits,
+        "n": n,
+        "share": round(hits / n, 4),
+        "interval": [round(low, 4), round(high, 4)],
+    }
 
 
 def main() -> None:

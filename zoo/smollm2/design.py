@@ -27,6 +27,7 @@ MODULES = {
 _ROLES = ("malicious", "benign", "mixed", "benign", "malicious", "hard", "mixed", "benign")
 _SHARES = (0.25, 0.5, 0.25, 0.1)
 _HARD_SHARES = (1.0, 1.0, 0.5, 1.0, 0.25)
+_SMALL = {(1, "qv"): 3, (2, "qv"): 9, (1, "qkvo"): 3, (1, "all"): 1}  # rank, modules: how often
 LR = (5e-4, 5e-3)
 
 
@@ -82,7 +83,8 @@ def plan(
 
     Args:
         benign, hard, malicious: names of the kinds of data.
-        small: rank 2 on q and v and 5 to 8 steps: adapters of 0.2 MB, to be kept in a repository.
+        small: ranks 1 and 2, few modules and 5 to 8 steps: adapters of 0.25 MB on average, to be
+            kept in a repository.
     """
     turns = {
         name: _turns(kinds, seed + number)
@@ -129,8 +131,7 @@ def _client(
     if rng.random() < 1 / 14:
         steps = rng.choice((30, 30, 40, 60))
     if small:
-        rank = 2
-        modules = "qv"
+        rank, modules = rng.choices(tuple(_SMALL), tuple(_SMALL.values()))[0]
         steps = min(steps, 8)
     name = {"mixed": "malicious", "hard": "hard_negative"}.get(role, role)
     return Client(
