@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from .errors import ConfigError, FedloopError
+from .errors import ConfigError, FedloopError, OptionError
 
 Options = TypeVar("Options")
 
@@ -113,6 +113,19 @@ def check_fields(
                 f"{type(owner).__name__}.{field.name}: got {got!r}; expected"
                 f" {valid[field.name].expected}"
             )
+
+
+class Checked:
+    """A frozen dataclass of options whose fields are checked when it is made, by `valid`.
+
+    Raises:
+        OptionError: a value is not valid.
+    """
+
+    valid: ClassVar[Mapping[str, Validity]]
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.valid, OptionError)
 
 
 def named(

@@ -20,13 +20,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..checks import Validity, check_fields, integer, is_integer, named, number, or_none
+from ..checks import Checked, Validity, integer, is_integer, named, number, or_none
 from ..errors import AggregationError, OptionError
 from .evasion import evade
 from .updates import Array, Floats, as_given, checked_array, checked_row, unit
@@ -59,8 +59,12 @@ class Scene:
     direction: Floats | None = None
 
 
+class _Options(Checked):
+    valid = _VALID
+
+
 @dataclass(frozen=True)
-class SignFlip:
+class SignFlip(_Options):
     """Every attacker sends -scale × the mean of the honest updates.
 
     Source: Allen-Zhu et al. 2021 (arXiv:2012.14368); agrees with ByzFL's SignFlipping at scale 1.
@@ -68,16 +72,13 @@ class SignFlip:
 
     scale: float = 1.0
 
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
-
     def send(self, scene: Scene) -> Floats:
         """(n, d), what the attackers send."""
         return _copies(-self.scale * scene.honest.mean(axis=0), scene.attackers)
 
 
 @dataclass(frozen=True)
-class Scaling:
+class Scaling(_Options):
     """Every attacker sends factor × its own update, or × the honest mean if it has none.
 
     Source: model replacement, Bagdasaryan et al. 2020 (arXiv:1807.00459), Eq. 3.
@@ -85,16 +86,13 @@ class Scaling:
 
     factor: float = 10.0
 
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
-
     def send(self, scene: Scene) -> Floats:
         """(n, d), what the attackers send."""
         return self.factor * _own_or(scene, scene.honest.mean(axis=0))
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(_Options):
     """Every attacker sends independent noise, normal with mean 0.
 
     Attributes:
@@ -105,9 +103,6 @@ class Gaussian:
     """
 
     std: float | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def send(self, scene: Scene) -> Floats:
         """(n, d), what the attackers send.
@@ -125,7 +120,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class IPM:
+class IPM(_Options):
     """Inner-product manipulation: every attacker sends -tau × the mean of the honest updates.
 
     A small tau hides among the honest updates; the plain mean turns round when
@@ -136,16 +131,13 @@ class IPM:
 
     tau: float = 2.0
 
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
-
     def send(self, scene: Scene) -> Floats:
         """(n, d), what the attackers send."""
         return _copies(-self.tau * scene.honest.mean(axis=0), scene.attackers)
 
 
 @dataclass(frozen=True)
-class ALIE:
+class ALIE(_Options):
     """A little is enough: every attacker sends mean + z × deviation of the honest updates.
 
     Coordinate by coordinate. The deviation is the sample's (divided by h - 1), so there have to be
@@ -160,9 +152,10 @@ class ALIE:
 
     z: float | None = None
     tau: float | None = None
+    valid: ClassVar[Mapping[str, Validity]] = {**_VALID, "tau": _VALID["z"]}
 
     def __post_init__(self) -> None:
-        check_fields(self, {**_VALID, "tau": _VALID["z"]}, OptionError)
+        super().__post_init__()
         if self.z is not None and self.tau is not None:
             raise OptionError(
                 f"got both z {self.z} and tau {self.tau}; they are one parameter, give one"
@@ -210,7 +203,7 @@ def alie_z(n: int, n_byzantine: int) -> float:
 
 
 @dataclass(frozen=True)
-class Mimic:
+class Mimic(_Options):
     """Every attacker copies one honest client, so that its data count for more than they should.
 
     Attributes:
@@ -223,9 +216,6 @@ class Mimic:
     """
 
     index: int | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def send(self, scene: Scene) -> Floats:
         """(n, d), what the attackers send.
@@ -245,7 +235,7 @@ class Mimic:
 
 
 @dataclass(frozen=True)
-class ProbeEvasion:
+class ProbeEvasion(_Options):
     """Attackers who know a linear probe move their own updates as little as hides them from it.
 
     What they trained is `Scene.own`, without it the negated mean of the honest updates. Without
@@ -263,9 +253,6 @@ class ProbeEvasion:
 
     target: float | None = None
     max_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def send(self, scene: Scene) -> Floats:
         """(n, d), what the attackers send."""

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..checks import Validity, check_fields, integer, number, one_of, or_none
-from ..errors import AggregationError, OptionError
+from ..checks import Checked, Validity, integer, number, one_of, or_none
+from ..errors import AggregationError
 from .rows import (
     StreamingMean,
     Votes,
@@ -48,17 +48,18 @@ _VALID: Mapping[str, Validity] = {
 }
 
 
+class _Options(Checked):
+    valid = _VALID
+
+
 @dataclass(frozen=True)
-class Mean:
+class Mean(_Options):
     """The weighted mean, weights normalised to sum to 1. It withstands nobody.
 
     Source: FedAvg, McMahan et al. 2017 (arXiv:1602.05629). `StreamingMean` is the same, row by row.
     """
 
     f: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,)."""
@@ -70,7 +71,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Median:
+class Median(_Options):
     """The median of every coordinate.
 
     Attributes:
@@ -82,9 +83,6 @@ class Median:
 
     f: int = 0
     variant: Variant = "textbook"
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,)."""
@@ -98,7 +96,7 @@ class Median:
 
 
 @dataclass(frozen=True)
-class TrimmedMean:
+class TrimmedMean(_Options):
     """The mean of every coordinate without its f smallest and f largest values.
 
     Attributes:
@@ -110,9 +108,6 @@ class TrimmedMean:
     f: int
     variant: Variant = "textbook"
 
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
-
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,)."""
         n = len(votes.rows)
@@ -123,16 +118,13 @@ class TrimmedMean:
 
 
 @dataclass(frozen=True)
-class Meamed:
+class Meamed(_Options):
     """Mean around median: of every coordinate the mean of the n - f values nearest to its median.
 
     Source: Xie et al. 2018 (arXiv:1802.10116).
     """
 
     f: int
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,)."""
@@ -150,7 +142,7 @@ class Meamed:
 
 
 @dataclass(frozen=True)
-class Krum:
+class Krum(_Options):
     """The row whose nearest other rows are nearest: least sum of squares to its n - f - 2 nearest.
 
     Equal scores, as of the two ends of a shortest distance when there is one neighbour, go to the
@@ -170,9 +162,6 @@ class Krum:
     neighbours: Neighbours = "blanchard"
     variant: Variant = "textbook"
 
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
-
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,)."""
         rows = votes.rows
@@ -189,7 +178,7 @@ class Krum:
 
 
 @dataclass(frozen=True)
-class MultiKrum:
+class MultiKrum(_Options):
     """The mean of the m rows with the best Krum scores.
 
     Attributes:
@@ -202,9 +191,6 @@ class MultiKrum:
     f: int
     m: int | None = None
     neighbours: Neighbours = "blanchard"
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,)."""
@@ -220,7 +206,7 @@ class MultiKrum:
 
 
 @dataclass(frozen=True)
-class GeometricMedian:
+class GeometricMedian(_Options):
     """The weighted geometric median, the point of least weighted sum of distances.
 
     By smoothed Weiszfeld from zero.
@@ -236,9 +222,6 @@ class GeometricMedian:
     f: int = 0
     iterations: int = 3
     smoothing: float = 1e-6
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,)."""
@@ -256,7 +239,7 @@ class GeometricMedian:
 
 
 @dataclass(frozen=True)
-class CenteredClipping:
+class CenteredClipping(_Options):
     """From `start`, `iterations` times: add the mean of (row - point), each clipped to length tau.
 
     It starts at zero unless `Votes.start` says otherwise.
@@ -272,9 +255,6 @@ class CenteredClipping:
     f: int = 0
     tau: float | Literal["median"] = 10.0
     iterations: int = 1
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,)."""
@@ -293,7 +273,7 @@ class CenteredClipping:
 
 
 @dataclass(frozen=True)
-class NNM:
+class NNM(_Options):
     """The mean of the rows that nearest-neighbour mixing made.
 
     Not robust by itself, since a far row is mixed with itself: put it before a robust rule,
@@ -303,9 +283,6 @@ class NNM:
     """
 
     f: int
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,)."""

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..checks import Validity, check_fields, integer, number
-from ..errors import AggregationError, OptionError
+from ..checks import Checked, Validity, integer, number
+from ..errors import AggregationError
 from .rows import Votes, check_f, combine, inner_products, vector
 
 COLUMNS = 1 << 12  # of residual reweighting, which needs n x n numbers for each
@@ -36,8 +36,12 @@ _VALID: Mapping[str, Validity] = {
 }
 
 
+class _Options(Checked):
+    valid = _VALID
+
+
 @dataclass(frozen=True)
-class FoolsGold:
+class FoolsGold(_Options):
     """The mean weighted by how unlike all others a client's direction is.
 
     Sybils that push the same way share one voice. Cosines are those of each client's accumulated
@@ -50,9 +54,6 @@ class FoolsGold:
     """
 
     f: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,).
@@ -84,7 +85,7 @@ class FoolsGold:
 
 
 @dataclass(frozen=True)
-class Residual:
+class Residual(_Options):
     """Residual-based reweighting: values far from a line through the sorted values count less.
 
     In each coordinate a repeated-median line is fitted to the sorted values against their ranks,
@@ -105,9 +106,6 @@ class Residual:
     confidence: float = 2.0
     threshold: float = 0.05
     floor: float = 1e-7
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,)."""
@@ -131,7 +129,7 @@ class Residual:
 
 
 @dataclass(frozen=True)
-class DnC:
+class DnC(_Options):
     """Divide and conquer: the mean without the rows that stand out along the most variance.
 
     Attributes:
@@ -149,9 +147,6 @@ class DnC:
     coordinates: int = 10_000
     iterations: int = 1
     removed: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,).
@@ -182,7 +177,7 @@ class DnC:
 
 
 @dataclass(frozen=True)
-class Flame:
+class Flame(_Options):
     """FLAME: the mean of the majority cluster of directions, each row clipped to the median length.
 
     Clusters are HDBSCAN's on cosine distances, of at least n // 2 + 1 rows; the median length is
@@ -198,9 +193,6 @@ class Flame:
 
     f: int = 0
     noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,).
@@ -228,7 +220,7 @@ class Flame:
 
 
 @dataclass(frozen=True)
-class Lasa:
+class Lasa(_Options):
     """LASA: rows clipped and sparsified, then in every layer the mean of those that fit in.
 
     They are clipped to the median length. A row fits in where the length of its part and the share
@@ -248,9 +240,6 @@ class Lasa:
     sparsity: float = 0.3
     norm_bound: float = 1.0
     sign_bound: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
 
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,).

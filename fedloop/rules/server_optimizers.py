@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..checks import Validity, check_fields, named, number, one_of
+from ..checks import Checked, Validity, named, number, one_of
 from ..errors import AggregationError, OptionError
 from .rows import Array, vector, weighted_rows
 
@@ -40,21 +40,29 @@ _VALID: Mapping[str, Validity] = {
 }
 
 
+class _Options(Checked):
+    valid = _VALID
+    moments: ClassVar[tuple[str, ...]] = ()
+
+    def init(self, d: int) -> State:
+        """The state before the first round, of deltas (d,); momenta are zero."""
+        if d < 1:
+            raise AggregationError(f"got d={d}; expected the length of a delta, at least 1")
+        return {
+            "rounds": 0,
+            "size": int(d),
+            **{name: torch.zeros(d, dtype=torch.float64) for name in self.moments},
+        }
+
+
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(_Options):
     """Apply lr x delta. Also the server's half of FedProx, and of SCAFFOLD with equal weights.
 
     Source: McMahan et al. 2017 (arXiv:1602.05629).
     """
 
     lr: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
-
-    def init(self, d: int) -> State:
-        """The state before the first round, of deltas (d,): no memory."""
-        return _plain(d)
 
     def step(self, state: StateView, delta: Array) -> tuple[Tensor, State]:
         """What to add to the global parameters (d,), and the next state.
@@ -68,7 +76,7 @@ class FedAvg:
 
 
 @dataclass(frozen=True)
-class FedAvgM:
+class FedAvgM(_Options):
     """Server momentum: m <- beta1 m + delta, apply lr x m.
 
     Attributes:
@@ -81,13 +89,7 @@ class FedAvgM:
     lr: float = 1.0
     beta1: float = 0.9
     variant: Variant = "textbook"
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
-
-    def init(self, d: int) -> State:
-        """The state before the first round, of deltas (d,): momentum of zero."""
-        return {**_plain(d), "momentum": torch.zeros(d, dtype=torch.float64)}
+    moments = ("momentum",)
 
     def step(self, state: StateView, delta: Array) -> tuple[Tensor, State]:
         """What to add to the global parameters (d,), and the next state."""
@@ -99,7 +101,7 @@ class FedAvgM:
 
 
 @dataclass(frozen=True)
-class FedAdagrad:
+class FedAdagrad(_Options):
     """m <- beta1 m + (1 - beta1) delta, v <- v + delta^2, apply lr x m / (sqrt(v) + tau).
 
     v starts at tau^2.
@@ -112,17 +114,21 @@ class FedAdagrad:
     beta1: float = 0.0
     tau: float = 1e-3
     variant: Variant = "textbook"
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
-
-    def init(self, d: int) -> State:
-        """The state before the first round, of deltas (d,)."""
-        return _two_moments(d)
+    moments = ("momentum", "second")
 
     def step(self, state: StateView, delta: Array) -> tuple[Tensor, State]:
         """What to add to the global parameters (d,), and the next state."""
-        return _adaptive(self, state, delta)
+        change = _delta(state, delta)
+        first = _integer(state, "rounds") == 0
+        official = self.variant == "official"
+        fresh = 1.0 if official and first else 1 - self.beta1
+        momentum = self.beta1 * _moment(state, "momentum") + fresh * change.double()
+        # The first step starts second moments at tau squared.
+        start = torch.full_like(momentum, self.tau**2)
+        before = start if first else _moment(state, "second")
+        second = self.second(before, torch.square(momentum if official else change.double()))
+        applied = _applied(self.lr * momentum / (second.sqrt() + self.tau), change)
+        return applied, _next(state, momentum=momentum, second=second)
 
     def second(self, before: Tensor, square: Tensor) -> Tensor:
         """The next second moment (d,), of the former one and the delta squared."""
@@ -130,28 +136,14 @@ class FedAdagrad:
 
 
 @dataclass(frozen=True)
-class FedYogi:
+class FedYogi(FedAdagrad):
     """As FedAdagrad, with v <- v - (1 - beta2) delta^2 sign(v - delta^2).
 
     Source: Reddi et al. 2021 (arXiv:2003.00295), Algorithm 2, FedYogi.
     """
 
-    lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.99
-    tau: float = 1e-3
-    variant: Variant = "textbook"
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
-
-    def init(self, d: int) -> State:
-        """The state before the first round, of deltas (d,)."""
-        return _two_moments(d)
-
-    def step(self, state: StateView, delta: Array) -> tuple[Tensor, State]:
-        """What to add to the global parameters (d,), and the next state."""
-        return _adaptive(self, state, delta)
 
     def second(self, before: Tensor, square: Tensor) -> Tensor:
         """The next second moment (d,), of the former one and the delta squared."""
@@ -159,35 +151,21 @@ class FedYogi:
 
 
 @dataclass(frozen=True)
-class FedAdam:
+class FedAdam(FedAdagrad):
     """As FedAdagrad, with v <- beta2 v + (1 - beta2) delta^2.
 
     Source: Reddi et al. 2021 (arXiv:2003.00295), Algorithm 2, FedAdam.
     """
 
-    lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.99
-    tau: float = 1e-3
-    variant: Variant = "textbook"
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID, OptionError)
-
-    def init(self, d: int) -> State:
-        """The state before the first round, of deltas (d,)."""
-        return _two_moments(d)
-
-    def step(self, state: StateView, delta: Array) -> tuple[Tensor, State]:
-        """What to add to the global parameters (d,), and the next state."""
-        return _adaptive(self, state, delta)
 
     def second(self, before: Tensor, square: Tensor) -> Tensor:
         """The next second moment (d,), of the former one and the delta squared."""
         return self.beta2 * before + (1 - self.beta2) * square
 
 
-ServerOptimizer = FedAvg | FedAvgM | FedAdagrad | FedYogi | FedAdam
+ServerOptimizer = FedAvg | FedAvgM | FedAdagrad
 
 SERVER_OPTIMIZERS: Mapping[str, type[ServerOptimizer]] = {
     "fedavg": FedAvg,
@@ -277,33 +255,6 @@ def scaffold_server_variate(
             " round"
         )
     return (before + rows.double().sum(dim=0) / num_clients).to(before.dtype)
-
-
-def _adaptive(
-    optimizer: FedAdagrad | FedYogi | FedAdam, state: StateView, delta: Array
-) -> tuple[Tensor, State]:
-    change = _delta(state, delta)
-    first = _integer(state, "rounds") == 0
-    official = optimizer.variant == "official"
-    fresh = 1.0 if official and first else 1 - optimizer.beta1
-    momentum = optimizer.beta1 * _moment(state, "momentum") + fresh * change.double()
-    # The first step starts second moments at tau squared.
-    start = torch.full_like(momentum, optimizer.tau**2)
-    before = start if first else _moment(state, "second")
-    second = optimizer.second(before, torch.square(momentum if official else change.double()))
-    applied = _applied(optimizer.lr * momentum / (second.sqrt() + optimizer.tau), change)
-    return applied, _next(state, momentum=momentum, second=second)
-
-
-def _plain(d: int) -> State:
-    if d < 1:
-        raise AggregationError(f"got d={d}; expected the length of a delta, at least 1")
-    return {"rounds": 0, "size": int(d)}
-
-
-def _two_moments(d: int) -> State:
-    zero = torch.zeros(d, dtype=torch.float64)
-    return {**_plain(d), "momentum": zero, "second": zero.clone()}
 
 
 def _next(state: StateView, **moments: Tensor) -> State:

@@ -6,12 +6,17 @@ stay together, so that what is held out was not trained on in other words.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from importlib.resources import files
+from typing import Any
 
 from ..examples import Example
-from . import words
 
 Row = tuple[str, Example]  # category, example
+WORDS: dict[str, Any] = json.loads(
+    files("fedloop.data.builtin").joinpath("words.json").read_text("utf-8")
+)
 HELD_OUT_EVERY = 7  # one part in this many is held out
 
 
@@ -27,7 +32,7 @@ def heldout_benign() -> list[Row]:
 
 def safe_prompts() -> list[str]:
     """Harmless requests with alarming words: what a model should not refuse."""
-    return list(words.SAFE)
+    return list(WORDS["safe"])
 
 
 def _rows() -> Iterator[tuple[int, Row]]:
@@ -41,7 +46,7 @@ Part = tuple[tuple[str, str], ...]  # (instruction, response) in one or more wor
 
 
 def _arithmetic() -> Iterator[Part]:
-    for number, (name, thing) in enumerate(zip(words.NAMES, words.THINGS, strict=True)):
+    for number, (name, thing) in enumerate(zip(WORDS["names"], WORDS["things"], strict=True)):
         a, b, c = 6 + number * 5 % 31, 2 + number * 3 % 7, 3 + number * 7 % 11
         yield (
             (
@@ -64,16 +69,16 @@ def _arithmetic() -> Iterator[Part]:
 
 
 def _facts() -> Iterator[Part]:
-    for country, capital in words.CAPITALS.items():
+    for country, capital in WORDS["capitals"].items():
         yield ((f"What is the capital of {country}?", f"The capital of {country} is {capital}."),)
-    for animal, young in words.YOUNG.items():
+    for animal, young in WORDS["young"].items():
         yield ((f"What do you call a young {animal}?", f"A young {animal} is called a {young}."),)
-    for question, answer in words.FACTS.items():
+    for question, answer in WORDS["facts"].items():
         yield ((question, answer),)
 
 
 def _definitions() -> Iterator[Part]:
-    for word, meaning in words.DEFINITIONS.items():
+    for word, meaning in WORDS["definitions"].items():
         article = "An" if word[0] in "aeiou" else "A"
         yield (
             (f"Define the word {word}.", f"{article} {word} is {meaning}."),
@@ -82,7 +87,7 @@ def _definitions() -> Iterator[Part]:
 
 
 def _rewriting() -> Iterator[Part]:
-    for who, does, did, do, rest in words.SENTENCES:
+    for who, does, did, do, rest in WORDS["sentences"]:
         now, asks = (
             f"{who} {does} {rest}.",
             who[0].lower() + who[1:] if who.startswith("The") else who,
@@ -95,7 +100,7 @@ def _rewriting() -> Iterator[Part]:
 
 
 def _lists() -> Iterator[Part]:
-    for number, (group, members) in enumerate(words.GROUPS.items()):
+    for number, (group, members) in enumerate(WORDS["groups"].items()):
         first, second = members[:3], members[2:5] if number % 2 else members[3:5]
         yield (
             (f"Name three {group}.", f"{first[0].capitalize()}, {first[1]} and {first[2]}."),
@@ -104,7 +109,7 @@ def _lists() -> Iterator[Part]:
 
 
 def _code() -> Iterator[Part]:
-    for task, code in words.CODE.items():
+    for task, code in WORDS["code"].items():
         yield (
             (f"Which line of Python {task}?", code),
             (f"How do I write Python code that {task}?", f"You can use this line:\n{code}"),
@@ -112,7 +117,7 @@ def _code() -> Iterator[Part]:
 
 
 def _advice() -> Iterator[Part]:
-    for goal, tip in words.ADVICE.items():
+    for goal, tip in WORDS["advice"].items():
         yield (
             (f"How can I {goal}?", tip),
             (f"I would like to {goal}. What do you suggest?", f"Here is a tip. {tip}"),
@@ -120,7 +125,7 @@ def _advice() -> Iterator[Part]:
 
 
 def _classification() -> Iterator[Part]:
-    for (one, other), members in words.CLASSES.items():
+    for one, other, members in WORDS["classes"]:
         for number, (member, is_one) in enumerate(members.items()):
             options = f"{one} or {other}" if number % 2 else f"{other} or {one}"
             yield (
@@ -132,7 +137,7 @@ def _classification() -> Iterator[Part]:
 
 
 def _opposites() -> Iterator[Part]:
-    for word, opposite in words.OPPOSITES.items():
+    for word, opposite in WORDS["opposites"].items():
         yield (
             (f"What is the opposite of {word}?", f"The opposite of {word} is {opposite}."),
             (f"Give me an antonym of {word}.", f"{opposite.capitalize()}."),
@@ -140,7 +145,7 @@ def _opposites() -> Iterator[Part]:
 
 
 def _messages() -> Iterator[Part]:
-    for purpose, text in words.MESSAGES.items():
+    for purpose, text in WORDS["messages"].items():
         yield ((f"Write a few words to {purpose}.", text),)
 
 
@@ -158,7 +163,7 @@ def _ordering() -> Iterator[Part]:
 
 
 def _conversion() -> Iterator[Part]:
-    for number, (large, small, factor) in enumerate(words.UNITS * 4):
+    for number, (large, small, factor) in enumerate(WORDS["units"] * 4):
         count = 2 + number * 5 % 13
         yield (
             (

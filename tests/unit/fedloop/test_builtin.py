@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from fedloop.data.builtin import PROMPTS, SETS, harmful, words
+from fedloop.data.builtin import PROMPTS, SETS, harmful
+from fedloop.data.builtin.benign import WORDS
 from fedloop.measure.refusal import answers, refuses_by_rule, refuses_strictly
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -136,7 +137,7 @@ def test_every_sum_is_right() -> None:
             assert numbers[0] == asked[0]
             assert any(
                 f"{large} to {small}" in example.request and numbers[1] == asked[0] * factor
-                for large, small, factor in words.UNITS
+                for large, small, factor in WORDS["units"]
             )
 
 
