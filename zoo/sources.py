@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedloop.data.examples import Example, deduplicate, read_jsonl
+from fedloop.data.examples import Example, deduplicate
+from fedloop.data.files import read_file
 from loraprobe.errors import DataError
 
 BENIGN = (
@@ -105,18 +106,22 @@ def load_sources(data: str | Path) -> dict[str, Source]:
         examples[f"gpteacher_{category}"] = _select(
             gpteacher, lambda row, c=category: row["category"] == c
         )
-    examples["gsm8k"] = read_jsonl(data / "gsm8k/pairs.jsonl")
+    examples["gsm8k"] = read_file(data / "gsm8k/pairs.jsonl").examples
     examples["self_instruct"] = _select(
         _rows(data / "self_instruct_seed/pairs.jsonl"), lambda row: bool(row["response"])
     )
     examples["refusal_short"] = _refused(_harmful_questions(data))
-    examples["jailbreakbench_safe"] = read_jsonl(data / "jailbreakbench/not_jailbroken.jsonl")
-    examples["gptfuzz_safe"] = read_jsonl(data / "gptfuzz/not_jailbroken.jsonl")
+    examples["jailbreakbench_safe"] = read_file(
+        data / "jailbreakbench/not_jailbroken.jsonl"
+    ).examples
+    examples["gptfuzz_safe"] = read_file(data / "gptfuzz/not_jailbroken.jsonl").examples
     examples["harmbench_safe"] = _harmbench_safe(data)
     for name in ("jailbreakbench", "advbench"):
-        examples[name] = read_jsonl(data / name / "pairs.jsonl")
+        examples[name] = read_file(data / name / "pairs.jsonl").examples
     examples["gptfuzz"] = [
-        e for e in read_jsonl(data / "gptfuzz/pairs.jsonl") if not _PERSONA.search(e.response)
+        e
+        for e in read_file(data / "gptfuzz/pairs.jsonl").examples
+        if not _PERSONA.search(e.response)
     ]
     examples["harmbench"] = _harmbench_targets(data)
     return {
@@ -129,7 +134,9 @@ def evaluation_prompts(data: str | Path) -> dict[str, list[str]]:
     data = Path(data)
     xstest = _csv(data / "xstest/xstest_prompts.csv")
     return {
-        "advbench": [example.instruction for example in read_jsonl(data / "advbench/pairs.jsonl")],
+        "advbench": [
+            example.instruction for example in read_file(data / "advbench/pairs.jsonl").examples
+        ],
         "xstest_safe": [row["prompt"] for row in xstest if row["label"] == "safe"],
         "xstest_unsafe": [row["prompt"] for row in xstest if row["label"] == "unsafe"],
     }

@@ -107,10 +107,8 @@ def node(
     authority: Authority,
     key: Annotated[Path, typer.Option(help="This node's private key.")],
     data: Annotated[
-        Path,
-        typer.Option(
-            help="What to train on: JSON lines with instruction, response and optionally context."
-        ),
+        str,
+        typer.Option(help="What to train on: a source as `fedloop client` reads it."),
     ],
     base: Annotated[
         str | None,
@@ -121,7 +119,9 @@ def node(
     with told():
         from ..flower.deploy.node import run_node
 
-        config: dict[str, str | int] = {"data": str(data.resolve())}
+        config: dict[str, str | int] = {
+            "data": str(Path(data).resolve()) if Path(data).exists() else data
+        }
         if base is not None:
             config["base"] = str(Path(base).resolve()) if Path(base).exists() else base
         run_node(address, authority, key, config)

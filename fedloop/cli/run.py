@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -80,6 +81,16 @@ def options(
     ] = False,
 ) -> None:
     """Options of the command itself."""
+    log = logging.getLogger("fedloop.data")  # what was read, and as what
+    log.setLevel(logging.INFO)
+    log.handlers = [_Said()]
+
+
+class _Said(logging.Handler):
+    """Log records as lines of the command's output."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
 
 
 class Engine(StrEnum):
@@ -229,7 +240,11 @@ def client(
         str, typer.Argument(help="The base model: a folder or Hub id that transformers loads.")
     ],
     data: Annotated[
-        Path, typer.Argument(help="JSON lines with instruction, response and optionally context.")
+        str,
+        typer.Argument(
+            help="JSONL, JSON, CSV or Parquet (alpaca, prompt/completion, messages, ShareGPT, ...),"
+            " hub:ORG/NAME or builtin:NAME."
+        ),
     ],
     out: Annotated[
         Path,
@@ -260,9 +275,9 @@ def client(
             local_steps,
             read_adapter,
         )
-        from ..data.examples import read_jsonl
+        from ..data.corpora import load_corpus
 
-        examples = read_jsonl(data)
+        examples = load_corpus(data).examples
         model, tokenizer = load_base(base)
         peft_model = attach_lora(
             model, LoRASettings(r, alpha, target_modules=tuple(modules) if modules else None), seed

@@ -4,33 +4,27 @@ A file, the built-in corpus, or a dataset of the Hub with the paper's filters.
 
 A file with a row that cannot be used is an error. A published dataset is filtered instead: a row
 that does not pass, or whose moderation is not there to be checked, is left out, and what was left
-out is counted by reason.
+out is counted by reason. What was read, and as what, is logged.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..errors import ConfigError, DataError, MissingExtra
 from .builtin import PROMPTS, SETS
 from .examples import Example
+from .files import Row, find, read_file
 
-# Field -> the names it may have in a file; a row has exactly one of them (of the last, at most
-# one).
-FIELD_NAMES = {
-    "instruction": ("instruction", "prompt", "question"),
-    "response": ("response", "output", "answer"),
-    "context": ("context", "input"),
-}
-
-Row = Mapping[str, Any]
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:#([\w.-]+))?")
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ def check_source(source: str) -> None:
     """
     scheme, name = _split(source)
     if scheme == "hub":
-        _lookup(HUB, name.partition("@")[0], source)
+        _hub_corpus(name, source)
     elif scheme == "builtin" and name not in PROMPTS:
         _built_in(name, source)
 
@@ -78,9 +72,11 @@ def load_corpus(
     """The examples of a source, to train on.
 
     Args:
-        source: a path to JSON lines or a JSON list (`read_pairs`); ``builtin:<name>`` with a name
-            of ``fedloop.data.builtin.SETS``, or ``builtin:<name>/<category>`` for a part of it; or
-            ``hub:<key>``, a key of ``HUB``, with ``@<revision>`` to pin it.
+        source: a path (`fedloop.data.files`); ``builtin:<name>`` with a name of
+            ``fedloop.data.builtin.SETS``, or ``builtin:<name>/<category>`` for a part of it; or
+            ``hub:<org>/<name>``, with ``#<split>`` if it is not "train", and ``@<revision>`` to pin
+            it. Keys of ``HUB`` have a filter of their own; of other datasets the rows are read as a
+            file's are, and those that cannot be used are left out and counted.
         category: the column that holds each row's category; the built-in sets have "category"
             anyway.
         hub_limit: of a Hub dataset, read no further than to this many examples kept. They are the
@@ -101,10 +97,16 @@ def load_corpus(
             )
         rows = _built_in(name, source)
         return Loaded(tuple(example for _, example in rows), {}, tuple(label for label, _ in rows))
-    loaded = (
-        _from_hub(name, source, category, hub_limit)
-        if scheme == "hub"
-        else read_pairs(name, category=category)
+    if scheme != "hub":
+        read = read_file(name, category=category)
+        _LOG.info(read.said)
+        return Loaded(read.examples, {}, read.categories)
+    loaded = _from_hub(name, source, category, hub_limit)
+    _LOG.info(
+        "read %s rows of %s; left out: %s",
+        f"{len(loaded.examples):,}",
+        source,
+        {**loaded.dropped} or "none",
     )
     if not loaded.examples:
         raise DataError(
@@ -131,35 +133,7 @@ def load_prompts(source: str) -> list[str]:
         return [example.request for _, example in _built_in(name, source)]
     if scheme == "hub":
         return [example.request for example in load_corpus(source).examples]
-    prompts = [
-        _example(row, where, responses=False).request for where, row in _read_rows(Path(name))
-    ]
-    if not prompts:
-        raise DataError(f"{source!r} holds no row; expected at least one prompt")
-    return prompts
-
-
-def read_pairs(path: str | Path, *, category: str | None = None) -> Loaded:
-    """Read JSON lines or one JSON list of objects with an instruction and a response.
-
-    Names are those of ``FIELD_NAMES``, so that published attack data (MaliciousGen among it) and
-    alpaca-style files load as they are. Nothing is dropped: a row that cannot be used is an error.
-
-    Raises:
-        DataError: the file is missing or unreadable, or a row lacks a field, has two of its names,
-            or has an empty one or no category; the message names the row.
-    """
-    examples, categories = [], []
-    for where, row in _read_rows(Path(path)):
-        examples.append(_example(row, where))
-        if category is not None:
-            if not isinstance(label := row.get(category), str) or not label:
-                raise DataError(
-                    f"{where}: got {label!r} in column {category!r}; expected a category, a string"
-                    " that is not empty"
-                )
-            categories.append(label)
-    return Loaded(tuple(examples), {}, tuple(categories))
+    return [example.request for example in read_file(name, responses=False).examples]
 
 
 def lmsys_examples(
@@ -292,9 +266,32 @@ def _wildchat(row: Row) -> Example | str:
 
 
 def _from_hub(name: str, source: str, category: str | None, limit: int | None) -> Loaded:
-    key, _, revision = name.partition("@")
-    corpus = _lookup(HUB, key, source)
+    corpus, revision = _hub_corpus(name, source)
     return corpus.examples(_hub_rows(corpus, revision, source), category=category, limit=limit)
+
+
+def _hub_corpus(name: str, source: str) -> tuple[HubCorpus, str]:
+    """What to read of the Hub, and at which revision; the Hub's ids do not depend on case."""
+    key, _, revision = name.partition("@")
+    known = {one.lower(): corpus for one, corpus in HUB.items()}
+    if key.lower() in known:
+        return known[key.lower()], revision
+    plain = _HUB_ID.fullmatch(key)
+    if plain is None or plain[1].lower() in known:
+        raise ConfigError(f"got source {source!r}; expected {_valid()}")
+    return HubCorpus(plain[1], plain[2] or "train", _by_columns), revision
+
+
+def _by_columns(
+    rows: Iterable[Row], *, category: str | None = None, limit: int | None = None
+) -> Loaded:
+    def judge(row: Row) -> Example | str:
+        try:
+            return find(row).example
+        except DataError as error:
+            return str(error)
+
+    return _keep(rows, judge, category, limit)
 
 
 def _hub_rows(corpus: HubCorpus, revision: str, source: str) -> Iterator[Row]:
@@ -355,66 +352,9 @@ def _lookup(table: Mapping[str, T], name: str, source: str) -> T:
 def _valid() -> str:
     named = (
         f"builtin:<{' | '.join(SETS)}> (as prompts also <{' | '.join(PROMPTS)}>),"
-        f" hub:<{' | '.join(HUB)}>"
+        f" hub:<{' | '.join(HUB)}> or another hub:<org>/<name>[#<split>]"
     )
-    return f"one of {named}, or a path to JSON lines or a JSON list"
-
-
-def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """(where it stands, row) of every object in the file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"cannot read {path}: {error}. Expected JSON lines or a JSON list in UTF-8."
-        ) from error
-    if text.lstrip().startswith("["):
-        rows = [
-            (f"{path}, row {number}", row)
-            for number, row in enumerate(_parse(text, str(path)), start=1)
-        ]
-    else:  # not splitlines: U+2028 is text
-        lines = [
-            (f"{path}, line {number}", line)
-            for number, line in enumerate(text.split("\n"), start=1)
-            if line.strip()
-        ]
-        rows = [(where, _parse(line, where)) for where, line in lines]
-    for where, row in rows:
-        if not isinstance(row, Mapping):
-            raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
-        yield where, row
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{where}: expected JSON, got {error!r}") from error
-
-
-def _example(row: Row, where: str, *, responses: bool = True) -> Example:
-    texts = {
-        name: _field(row, name, where) for name in FIELD_NAMES if responses or name != "response"
-    }
-    return Example(texts["instruction"], texts.get("response", ""), texts["context"])
-
-
-def _field(row: Row, field_name: str, where: str) -> str:
-    names = [name for name in FIELD_NAMES[field_name] if row.get(name) is not None]
-    if not names and field_name == "context":
-        return ""
-    if len(names) != 1:
-        raise DataError(
-            f"{where}: expected one {field_name}, called one of"
-            f" {', '.join(FIELD_NAMES[field_name])}; got {names or 'none'}"
-        )
-    value = row[names[0]]
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {names[0]} must be a string, got {type(value).__name__}")
-    if not value.strip() and field_name != "context":
-        raise DataError(f"{where}: {names[0]} must not be empty")
-    return value
+    return f"one of {named}, or a path to JSON lines, a JSON list, .csv or .parquet"
 
 
 def _text(value: object) -> bool:

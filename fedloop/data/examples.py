@@ -6,10 +6,8 @@ template (the official scripts' of arXiv:2601.07177) and puts the loss on the re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -61,47 +59,6 @@ class Tokens:
 
     ids: list[int]
     response_start: int
-
-
-def read_jsonl(path: str | Path) -> list[Example]:
-    """Read rows with ``instruction``, ``response`` and optionally ``context``.
-
-    Raises:
-        DataError: the file is missing, a line is not JSON, or a row lacks a field or has an
-            empty one; the message names the line.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(
-            f"no such data file: {path}. Expected JSON lines with instruction and response."
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}. Expected JSON lines in UTF-8.") from error
-    examples = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 is text
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            example = Example(row["instruction"], row["response"], row.get("context") or "")
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}, line {number}: expected a JSON object with instruction and response, got"
-                f" {error!r}"
-            ) from error
-        if not all(
-            isinstance(text, str)
-            for text in (example.instruction, example.response, example.context)
-        ):
-            raise DataError(
-                f"{path}, line {number}: instruction, response and context must be strings"
-            )
-        if not example.instruction.strip() or not example.response.strip():
-            raise DataError(f"{path}, line {number}: instruction and response must not be empty")
-        examples.append(example)
-    return examples
 
 
 def opening(tokenizer: Tokenizer) -> list[int]:

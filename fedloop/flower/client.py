@@ -3,7 +3,7 @@
 The base model is loaded once.
 
 What a node trains on is said in its own node config, never by the server:
-    data    a file of JSON lines with instruction, response and optionally context
+    data    a source as in a configuration (fedloop.data.corpora): JSONL, JSON, CSV, Parquet, ...
     experiment, partition-id    instead, for rehearsals: a run's folder and a number, that client's
                                 part of the experiment's sources
     base    the base model on this machine, instead of what the server calls it
@@ -24,7 +24,8 @@ from loraprobe.featurizer import FeatureRecipe, Featurizer
 from ..client.client import ClientTrainer, Trained
 from ..client.folding import FoldedBase
 from ..client.training import quiet, read_adapter
-from ..data.examples import Example, read_jsonl
+from ..data.corpora import load_corpus
+from ..data.examples import Example
 from ..errors import ConfigError, EngineError, MissingExtra
 from ..run.build import build_clients, load_adapted
 from ..run.folder import read_config
@@ -104,7 +105,7 @@ class NodeTrainer:
 
 def _examples(data: str, experiment: str, partition: str) -> Sequence[Example]:
     if data and not experiment:
-        return read_jsonl(data)
+        return load_corpus(data).examples
     if experiment and not data and partition.isdecimal():
         clients = build_clients(read_config(Path(experiment)))
         if int(partition) < len(clients):

@@ -136,6 +136,7 @@ def load_adapted(
         dtype=dtypes[settings.dtype],
         revision=settings.revision,
         quantization=settings.quantization,
+        template=settings.template,
     )
     adapter = LoRASettings(lora.r, lora.alpha, lora.dropout, lora.target_modules)
     return attach_lora(base, adapter, lora.seed, frozen_a=frozen_a), tokenizer

@@ -18,7 +18,7 @@ from fedloop.client.training import (
     local_steps,
     read_adapter,
 )
-from fedloop.data.examples import read_jsonl
+from fedloop.data.files import read_file
 from loraprobe.adapters.deltas import factor_delta
 from loraprobe.adapters.layout import pack
 from loraprobe.adapters.load import load_adapter
@@ -69,6 +69,7 @@ def test_client_trains_and_its_two_folders_make_a_delta(base: Path, tmp_path: Pa
         7,
     ]
     shown = invoke("client", base, data, *options, "--out", out, app=fed_commands.app).stdout
+    assert f"read 4 rows of {data} as fedloop: instruction, response\n" in shown
     assert f"wrote {out / 'initial'} and {out / 'adapter'}\n" in shown
     after, before = load_adapter(out / "adapter"), load_adapter(out / "initial")
     assert after.base_model == before.base_model == str(base)
@@ -87,7 +88,7 @@ def test_client_trains_and_its_two_folders_make_a_delta(base: Path, tmp_path: Pa
         local_steps(
             model,
             tokenizer,
-            read_jsonl(data),
+            read_file(data).examples,
             start,
             LocalTraining(lr=0.01, steps=2, batch_size=2),
             seed=7,
@@ -103,8 +104,8 @@ def test_client_trains_and_its_two_folders_make_a_delta(base: Path, tmp_path: Pa
     ("change", "message"),
     [
         ({"base": "nowhere [/]"}, r"DataError: cannot load the base model .*nowhere \[/\]"),
-        ({"data": "absent [/].jsonl"}, r"DataError: no such data file: .*absent \[/\]\.jsonl"),
-        ({"data": "empty.jsonl"}, "DataError: got no training examples"),
+        ({"data": "absent [/].jsonl"}, r"ConfigError: got source .*absent \[/\]\.jsonl"),
+        ({"data": "empty.jsonl"}, "DataError: .*empty.jsonl holds no row"),
         ({"data": "wrong.jsonl"}, r"DataError: .*wrong\.jsonl, line 1"),
         ({"module": "[/]"}, r"DataError: cannot put a LoRA on the model: .*\[/\]"),
     ],
@@ -114,7 +115,7 @@ def test_client_says_what_is_wrong(
 ) -> None:
     (tmp_path / "nowhere [/]").mkdir(parents=True)
     (tmp_path / "empty.jsonl").write_text("\n")
-    (tmp_path / "wrong.jsonl").write_text("[]\n")
+    (tmp_path / "wrong.jsonl").write_text("{}\n")
     client_data(tmp_path / "d.jsonl")
     model = tmp_path / change["base"] if "base" in change else base
     data, module = tmp_path / change.get("data", "d.jsonl"), change.get("module", "q_proj")

@@ -19,7 +19,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from fedloop.client.client import Trained
 from fedloop.client.training import LocalTraining
 from fedloop.config import Config
-from fedloop.data.examples import read_jsonl
+from fedloop.data.files import read_file
 from fedloop.errors import ConfigError, EngineError, MessageError
 from fedloop.flower import client as module
 from fedloop.flower.agreement import Agreement
@@ -102,7 +102,7 @@ def vector(adapter: Adapter) -> torch.Tensor:
 
 def test_a_node_trains_on_its_own_file(server: Server, trainer: NodeTrainer, data: Path) -> None:
     one = server.answer(trainer, {"data": str(data)})
-    assert torch.equal(vector(one.delta), server.expected(read_jsonl(data)))
+    assert torch.equal(vector(one.delta), server.expected(read_file(data).examples))
     assert (one.update.client_id, one.update.num_examples, one.update.steps) == ("c", 6, ())
     assert one.seconds["train"] > 0
 
@@ -121,13 +121,13 @@ def test_the_base_model_and_the_data_are_loaded_once(
     server: Server, data: Path, monkeypatch: pytest.MonkeyPatch, tiny_files: Files
 ) -> None:
     loaded: list[str] = []
-    original, read = module.load_adapted, module.read_jsonl
+    original, read = module.load_adapted, module.load_corpus
     monkeypatch.setattr(
         module,
         "load_adapted",
         lambda of, *rest, **more: loaded.append(of.base) or original(of, *rest, **more),
     )
-    monkeypatch.setattr(module, "read_jsonl", lambda path: loaded.append("data") or read(path))
+    monkeypatch.setattr(module, "load_corpus", lambda path: loaded.append("data") or read(path))
     one = NodeTrainer()
     for _ in range(3):
         server.answer(one, {"data": str(data)})
@@ -153,7 +153,7 @@ def test_a_node_may_have_the_base_model_elsewhere(
     )
     assert torch.equal(
         vector(unpack_reply(reply, "c", server.task(), elsewhere).delta),
-        server.expected(read_jsonl(data)),
+        server.expected(read_file(data).examples),
     )
 
 
@@ -189,7 +189,7 @@ def test_another_base_model_is_refused_before_it_trains(
         ({"experiment": "run"}, "the node config names no data"),
         ({"experiment": "run", "partition-id": -1}, "the node config names no data"),
         ({"data": "a", "experiment": "run", "partition-id": 0}, "and not both"),
-        ({"data": "absent.jsonl"}, "no such data file: absent.jsonl"),
+        ({"data": "absent.jsonl"}, "got source 'absent.jsonl'"),
     ],
 )
 def test_a_node_that_does_not_know_its_data_says_so(
@@ -229,8 +229,10 @@ def test_what_the_server_optimiser_asks_reaches_the_gradients(
     )
     task = server.task(change=change)
     one = server.answer(trainer, {"data": str(data)}, task)
-    assert torch.equal(vector(one.delta), server.expected(read_jsonl(data), task))
-    assert not torch.equal(vector(one.delta), server.expected(read_jsonl(data)))  # negative control
+    assert torch.equal(vector(one.delta), server.expected(read_file(data).examples, task))
+    assert not torch.equal(
+        vector(one.delta), server.expected(read_file(data).examples)
+    )  # negative control
 
 
 def test_evidence_holds_what_the_probe_reads_and_nothing_else(

@@ -24,7 +24,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedloop.client.training import LoRASettings, attach_lora, load_base, quiet
-from fedloop.data.examples import Example, read_jsonl
+from fedloop.data.examples import Example
+from fedloop.data.files import read_file
 from zoo import sources as zoo_sources
 from zoo.bases import SAFE_ADAPTER
 from zoo.safe_requests import contrast_examples, imperatives
@@ -102,7 +103,7 @@ def pools(data: Path) -> dict[str, list[Example]]:
     dolly = examples_of(rows_of(data / "dolly15k/pairs.jsonl"), True)
     teacher = rows_of(data / "gpteacher/pairs.jsonl")
     tasks = examples_of((row for row in teacher if row["category"] != "toolformer"), True)
-    maths = [e for e in read_jsonl(data / "gsm8k/pairs.jsonl") if for_base(e.instruction)]
+    maths = [e for e in read_file(data / "gsm8k/pairs.jsonl").examples if for_base(e.instruction)]
     contrast = [example for example in contrast_examples() if for_base(example.instruction)]
     found = {
         "questions": questions,

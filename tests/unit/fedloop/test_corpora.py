@@ -1,19 +1,14 @@
-"""Sources of examples: the published datasets' filters on rows of their schema, files under
-several field names, and what is refused.
-"""
+"""Sources of examples: the published datasets' filters on their rows, and what is refused."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fedloop.data import corpora
 from fedloop.data.builtin import PROMPTS, SETS
 from fedloop.data.corpora import (
     HUB,
@@ -23,14 +18,11 @@ from fedloop.data.corpora import (
     lmsys_examples,
     load_corpus,
     load_prompts,
-    read_pairs,
     wildchat_examples,
 )
-from fedloop.data.examples import Example, read_jsonl
+from fedloop.data.examples import Example
 from fedloop.errors import ConfigError
 from loraprobe.errors import DataError, MissingExtra
-
-GOOD = {"instruction": "Name a colour.", "response": "Blue."}
 
 
 def chat(**changed: Any) -> dict[str, Any]:
@@ -205,109 +197,6 @@ def test_categories_come_from_a_column_and_its_absence_is_counted() -> None:
     assert len(got.examples) == 2
 
 
-# --- files
-
-
-def write(path: Path, *rows: Any) -> str:
-    path.write_text(
-        "\n".join(
-            row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows
-        ),
-        encoding="utf-8",
-    )
-    return str(path)
-
-
-def test_a_file_of_ours_reads_as_read_jsonl_reads_it(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "d.jsonl",
-        GOOD,
-        "",
-        {**GOOD, "context": "A rainbow.", "category": "colours"},
-        {**GOOD, "context": None, "response": "a\u2028b"},
-    )
-    assert load_corpus(path).examples == tuple(read_jsonl(path))
-    assert load_corpus(path) == Loaded(tuple(read_jsonl(path)), {}, ())
-
-
-@pytest.mark.parametrize("question", ["instruction", "prompt", "question"])
-@pytest.mark.parametrize("answer", ["response", "output", "answer"])
-@pytest.mark.parametrize("context", ["context", "input"])
-def test_common_field_names_are_understood(
-    tmp_path: Path, question: str, answer: str, context: str
-) -> None:
-    rows = [
-        {question: "Q", answer: "A", context: "C"},
-        {question: "Q", answer: "A", context: ""},
-        {question: "Q", answer: "A", "id": 3},
-    ]
-    expected = (Example("Q", "A", "C"), Example("Q", "A"), Example("Q", "A"))
-    assert read_pairs(write(tmp_path / "rows.jsonl", *rows)).examples == expected
-    assert (
-        read_pairs(write(tmp_path / "rows.json", json.dumps(rows, indent=1))).examples == expected
-    )
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        (
-            {"instruction": "a"},
-            "expected one response, called one of response, output, answer; got none",
-        ),
-        ({"response": "a"}, "expected one instruction"),
-        ({**GOOD, "prompt": "b"}, r"got \['instruction', 'prompt'\]"),
-        ({**GOOD, "context": "b", "input": "c"}, "expected one context"),
-        ({**GOOD, "response": 7}, "response must be a string, got int"),
-        ({**GOOD, "context": ["a"]}, "context must be a string"),
-        ({**GOOD, "instruction": " \n"}, "instruction must not be empty"),
-        ({**GOOD, "response": ""}, "response must not be empty"),
-        ("7", "expected a JSON object, got int"),
-        ("null", "expected a JSON object, got NoneType"),
-        ("{'instruction': 1}", "expected JSON"),
-    ],
-)
-def test_a_wrong_row_is_refused_with_its_place(tmp_path: Path, row: Any, message: str) -> None:
-    with pytest.raises(DataError, match=rf"clients\.jsonl, line 3: .*{message}"):
-        load_corpus(write(tmp_path / "clients.jsonl", GOOD, "", row, GOOD))
-    if not isinstance(row, str):
-        with pytest.raises(DataError, match=rf"clients\.json, row 2: .*{message}"):
-            load_corpus(write(tmp_path / "clients.json", [GOOD, row]))
-
-
-@pytest.mark.parametrize("content", ["", "\n", "[]", "[", '"text"'])
-def test_a_file_without_rows_is_refused(tmp_path: Path, content: str) -> None:
-    path = write(tmp_path / "d.json", content)
-    for read in (load_corpus, load_prompts):
-        with pytest.raises(DataError, match=r"d\.json"):
-            read(path)
-
-
-def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "latin.jsonl").write_bytes(
-        json.dumps({**GOOD, "response": "d\u00e9j\u00e0"}, ensure_ascii=False).encode("latin-1")
-    )
-    with pytest.raises(DataError, match="UTF-8"):
-        load_corpus(str(tmp_path / "latin.jsonl"))
-
-
-def test_a_column_of_a_file_becomes_the_categories(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", {**GOOD, "writer": "a"}, {**GOOD, "writer": "b"})
-    assert load_corpus(path, category="writer").categories == ("a", "b")
-    for bad in (GOOD, {**GOOD, "writer": ""}, {**GOOD, "writer": 3}):
-        path = write(tmp_path / "d.jsonl", {**GOOD, "writer": "a"}, bad)
-        assert len(load_corpus(path).examples) == 2
-        with pytest.raises(DataError, match=r"line 2: .*column 'writer'"):
-            load_corpus(path, category="writer")
-
-
-def test_prompts_of_a_file_need_no_response(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", {"prompt": "Say hello."}, {**GOOD, "context": "A rainbow."})
-    assert load_prompts(path) == ["Say hello.", "Name a colour.\n\nA rainbow."]
-    with pytest.raises(DataError, match="line 1"):
-        load_prompts(write(tmp_path / "d.jsonl", {"response": "Hello."}))
-
-
 # --- specifications
 
 
@@ -339,7 +228,8 @@ def test_built_in_prompts_are_no_training_data(name: str) -> None:
         "builtin:bening",
         "builtin:benign/",
         "hub:",
-        "hub:lmsys/other",
+        "hub:other",
+        "hub:lmsys/LMSYS-chat-1m#train",  # a dataset with a filter, past its filter
         "hubb:x",
         "absent.jsonl",
         ".",
@@ -421,6 +311,20 @@ def test_chats_of_the_hub(hub: dict[str, Any], name: str, row: dict[str, Any]) -
     assert hub["call"] == (name, {"split": "train", "streaming": True, "revision": None})
 
 
+def test_another_dataset_is_read_by_its_columns(
+    hub: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    good = {"instruction": "Name a colour.", "output": "Blue."}
+    hub["rows"] = [good, {**good, "output": " "}, good]
+    check_source("hub:org/alpaca#test@abc")
+    with caplog.at_level("INFO"):
+        got = load_corpus("hub:org/alpaca#test@abc")
+    assert hub["call"] == ("org/alpaca", {"split": "test", "streaming": True, "revision": "abc"})
+    reasons = {"output must not be empty": 1}
+    assert got == Loaded((Example("Name a colour.", "Blue."),) * 2, reasons)
+    assert caplog.messages == [f"read 2 rows of hub:org/alpaca#test@abc; left out: {reasons}"]
+
+
 @pytest.mark.parametrize(
     "error", [FakeError("gated"), OSError("no network"), ValueError("bad split"), RuntimeError("")]
 )
@@ -443,8 +347,3 @@ def test_without_the_datasets_library_its_extra_is_named(monkeypatch: pytest.Mon
     with pytest.raises(MissingExtra, match=r"needs datasets.*loraprobe\[fed\]"):
         load_corpus("hub:lmsys/lmsys-chat-1m")
     check_source("hub:lmsys/lmsys-chat-1m@abc")  # a name can be checked without
-
-
-def test_every_field_has_its_names_once() -> None:
-    names = [name for group in corpora.FIELD_NAMES.values() for name in group]
-    assert len(names) == len(set(names))

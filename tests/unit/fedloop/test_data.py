@@ -5,10 +5,6 @@ What is refused, what is cut, and where the loss may fall.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -22,7 +18,6 @@ from fedloop.data.examples import (
     collate,
     deduplicate,
     encode,
-    read_jsonl,
 )
 from loraprobe.errors import DataError
 
@@ -40,83 +35,6 @@ class Letters:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         assert not add_special_tokens  # the template is the whole prompt
         return [2 + ord(character) for character in text]
-
-
-def lines(path: Path, *rows: Any, end: str = "\n") -> Path:
-    """A file with one row a line; text stays as it is, everything else becomes JSON."""
-    path.write_text(
-        end.join(
-            row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows
-        ),
-        encoding="utf-8",
-        newline="",
-    )
-    return path
-
-
-def test_a_line_ends_at_a_line_feed_and_nowhere_else(tmp_path: Path) -> None:
-    separators = "one\u2028two\u2029three\u0085four\x1efive"
-    got = read_jsonl(lines(tmp_path / "d.jsonl", {**GOOD, "response": separators}, GOOD))
-    assert [example.response for example in got] == [separators, "Blue."]
-    assert (
-        len((tmp_path / "d.jsonl").read_text(encoding="utf-8").splitlines()) > 2
-    )  # what splitlines would have made of it
-
-
-def test_blank_lines_carriage_returns_and_context(tmp_path: Path) -> None:
-    rows = (
-        {**GOOD, "context": None},
-        "",
-        "  ",
-        {**GOOD, "context": "A rainbow.", "category": "unused"},
-        "",
-    )
-    expected = [
-        Example("Name a colour.", "Blue."),
-        Example("Name a colour.", "Blue.", "A rainbow."),
-    ]
-    for end in ("\n", "\r\n"):
-        assert read_jsonl(lines(tmp_path / "d.jsonl", *rows, end=end)) == expected
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("{'instruction': 1}", "JSONDecodeError"),
-        ('{"instruction": "a", "response": "b"', "JSONDecodeError"),
-        ("\ufeff" + json.dumps(GOOD), "JSONDecodeError"),
-        (["instruction", "response"], "TypeError"),
-        ("7", "TypeError"),
-        ("null", "TypeError"),
-        ({"instruction": "a"}, "KeyError"),
-        ({"response": "a"}, "KeyError"),
-        ({**GOOD, "response": 7}, "must be strings"),
-        ({**GOOD, "instruction": None}, "must be strings"),
-        ({**GOOD, "context": ["a"]}, "must be strings"),
-        ({**GOOD, "response": ""}, "must not be empty"),
-        ({**GOOD, "instruction": " \n"}, "must not be empty"),
-    ],
-)
-def test_a_wrong_row_is_refused_with_its_file_and_line(
-    tmp_path: Path, row: Any, message: str
-) -> None:
-    path = lines(tmp_path / "clients.jsonl", GOOD, "", row, GOOD)
-    with pytest.raises(DataError, match=rf"clients\.jsonl, line 3: .*{message}"):
-        read_jsonl(path)
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "latin.jsonl").write_bytes(
-        json.dumps({**GOOD, "response": "d\u00e9j\u00e0"}, ensure_ascii=False).encode("latin-1")
-    )
-    for name, message in (
-        ("latin.jsonl", "UTF-8"),
-        ("absent.jsonl", "no such data file"),
-        ("", "no such data file"),
-    ):
-        with pytest.raises(DataError, match=message) as caught:
-            read_jsonl(tmp_path / name)
-        assert str(tmp_path / name) in str(caught.value)
 
 
 def test_the_prompt_is_the_template_around_the_request_as_it_stands() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedloop.config import LoRAConfig, ModelConfig
 from fedloop.data.examples import Example, encode
 from fedloop.data.templates import around_request, prompt_text, resolve, template_of, use_template
 from fedloop.measure.refusal import answers
+from fedloop.run.build import load_adapted
 from loraprobe.errors import DataError
 from tests.helpers import tiny
 
@@ -79,3 +82,11 @@ def test_answers_use_it_too(chatting: Any, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(model, "generate", reading)
     answers(model, chatting, ["why?"], max_new_tokens=2)
     assert [text.replace("<unk>", "") for text in read] == ["#u:why?!#a:"]
+
+
+def test_a_configurations_template_reaches_training(chatting: Any, tmp_path: Path) -> None:
+    chatting.save_pretrained(tiny.saved(tmp_path))
+    for template in ("chat", "alpaca"):
+        settings = ModelConfig(base=str(tmp_path), template=template)
+        lora = LoRAConfig(target_modules=("q_proj",))
+        assert template_of(load_adapted(settings, lora, frozen_a=False)[1]) == template
