@@ -10,7 +10,7 @@ from typing import Any
 
 from zoo.markers import filled
 
-from ..common.format import markdown
+from ..common.format import distinct, markdown, where
 from .moves import MOVES
 from .run import (
     AGAINST_LIES,
@@ -20,6 +20,7 @@ from .run import (
     NO_ATTACK,
     RESULTS,
     SHORT,
+    key,
     read_results,
 )
 
@@ -29,6 +30,13 @@ Line = dict[str, Any]
 UPDATE_GUARDS = ("client", "cumulative", "cumulative, round and length too")
 PRIVATE = ("cumulative, private probe", "cumulative, private probe of A and B")
 POISON = "poison share"
+WAITING = (
+    "from round k",
+    "from round k, made up for",
+    "every k-th round",
+    "every k-th round, made up for",
+    "between verdict and audit",
+)
 
 
 def summary_text() -> str:
@@ -134,28 +142,17 @@ def interval(rates: Sequence[float], level: float = 0.95) -> tuple[float, float]
 
 def update_table(rows: Sequence[Line]) -> str:
     """Attacks on the update: what they would do, what is seen, what comes through."""
-    heads = [
-        "attack",
-        "strength",
-        "damage undefended",
-        "answer loss",
-        "flagged alone",
-        "rejected by cumulative",
+    table = [
+        "attack | strength | damage undefended | answer loss | flagged alone"
+        " | rejected by cumulative | through client | through cumulative | with both checks"
     ]
-    table = [[*heads, "through client", "through cumulative", "with both checks"]]
     for attack in (POISON, *MOVES):
         for strength, own in _strengths(rows, attack):
             bare, cumulative = own["no defence"], own["cumulative"]["malicious"]
+            through = " | ".join(_through(own[name]) for name in UPDATE_GUARDS)
             table.append(
-                [
-                    attack,
-                    f"{strength:g}",
-                    _points(bare),
-                    f"{bare['loss']:+.2f}",
-                    _rate(cumulative, "flagged"),
-                    _rate(cumulative, "rejected"),
-                    *(_through(own[name]) for name in UPDATE_GUARDS),
-                ]
+                f"{attack} | {strength:g} | {_points(bare)} | {bare['loss']:+.2f}"
+                f" | {_rate(cumulative, 'flagged')} | {_rate(cumulative, 'rejected')} | {through}"
             )
     return markdown(table) + "\n" + _sizes(rows)
 
@@ -163,39 +160,19 @@ def update_table(rows: Sequence[Line]) -> str:
 def schedule_table(rows: Sequence[Line]) -> str:
     """Attacks that wait, against every level."""
     guards = [name for name in AGAINST_SCHEDULES if name != "no defence"]
-    table = [["poison", "k", "damage undefended", *guards]]
-    whole = [
-        own | lies
-        for (_, own), (_, lies) in zip(
-            _strengths(rows, POISON)[:1], _strengths(rows, "true evidence"), strict=True
-        )
+    played = [
+        (attack, f"{strength:g}", own)
+        for attack in WAITING
+        for strength, own in _strengths(rows, attack)
     ]
-    for attack in (
-        "from round k",
-        "from round k, made up for",
-        "every k-th round",
-        "every k-th round, made up for",
-        "between verdict and audit",
+    for (_, own), (_, lies) in zip(
+        _strengths(rows, POISON)[:1], _strengths(rows, "true evidence"), strict=True
     ):
-        for strength, own in _strengths(rows, attack):
-            table.append(
-                [
-                    attack,
-                    f"{strength:g}",
-                    _points(own["no defence"]),
-                    *(_through(own[name]) for name in guards),
-                ]
-            )
-    for own in whole:
-        cells = (own.get(name) for name in guards)
-        table.append(
-            [
-                "in every round",
-                "-",
-                _points(own["no defence"]),
-                *(_through(cell) if cell else "-" for cell in cells),
-            ]
-        )
+        played.append(("in every round", "-", own | lies))
+    table = [["poison", "k", "damage undefended", *guards]]
+    for attack, strength, own in played:
+        through = [_through(own[name]) if name in own else "-" for name in guards]
+        table.append([attack, strength, _points(own["no defence"]), *through])
     return markdown(table)
 
 
@@ -214,43 +191,24 @@ def evidence_table(rows: Sequence[Line]) -> str:
 def honest_table(rows: Sequence[Line]) -> str:
     """What the defences take from honest clients where nobody attacks, and where somebody does."""
     table = [
-        [
-            "defence",
-            "nobody attacks: rejected",
-            "worst client",
-            "refusal",
-            "over all attacks: rejected",
-            "worst client",
-            "clients",
-        ]
+        "defence | nobody attacks: rejected | worst client | refusal"
+        " | over all attacks: rejected | worst client | clients"
     ]
-    for guard in dict.fromkeys(
-        row["defence"] for row in rows if row["defence"] not in ("no defence", LEFT_OUT, *PRIVATE)
-    ):
-        own = [row for row in rows if row["defence"] == guard]
-        calm = next(
-            (row for row in own if row["attack"] == NO_ATTACK and row["strength"] != SHORT), None
-        )
+    for guard in distinct(rows, "defence"):
+        own = where(rows, defence=guard)
+        calm = [row for row in where(own, attack=NO_ATTACK) if row["strength"] != SHORT]
         attacked = [row["honest"] for row in own if row["attack"] != NO_ATTACK]
-        if calm is None or not attacked:
+        if guard in ("no defence", LEFT_OUT, *PRIVATE) or not calm or not attacked:
             continue
         # Where nobody attacks the attackers-to-be are honest as well, and count.
-        everyone = [calm[role] for role in ("honest", "malicious")]
-        n = [facts["clients"] for facts in everyone]
-        rejected = sum(
-            facts["rejected"] * size for facts, size in zip(everyone, n, strict=True)
-        ) / sum(n)
-        worst = max(facts["worst"] for facts in everyone)
+        everyone = [calm[0][role] for role in ("honest", "malicious")]
+        n = sum(facts["clients"] for facts in everyone)
+        rejected = sum(facts["rejected"] * facts["clients"] for facts in everyone) / n
         table.append(
-            [
-                guard,
-                f"{rejected:.1%}",
-                f"{worst:.0%}",
-                f"{calm['refusal']:.1f} %",
-                f"{mean(facts['rejected'] for facts in attacked):.1%}",
-                f"{max(facts['worst'] for facts in attacked):.0%}",
-                str(sum(n)),
-            ]
+            f"{guard} | {rejected:.1%} | {max(facts['worst'] for facts in everyone):.0%}"
+            f" | {calm[0]['refusal']:.1f} %"
+            f" | {mean(facts['rejected'] for facts in attacked):.1%}"
+            f" | {max(facts['worst'] for facts in attacked):.0%} | {n}"
         )
     return markdown(table)
 
@@ -258,55 +216,35 @@ def honest_table(rows: Sequence[Line]) -> str:
 def worst_table(rows: Sequence[Line]) -> str:
     """The attack that gets most through every defence."""
     table = [
-        [
-            "defence",
-            "attacks tried",
-            "worst attack",
-            "strength",
-            "damage that comes through",
-            "its damage undefended",
-            "rejected",
-        ]
+        "defence | attacks tried | worst attack | strength | damage that comes through"
+        " | its damage undefended | rejected"
     ]
-    bare = {(row["attack"], row["strength"]): row for row in rows if row["defence"] == "no defence"}
-    for guard in dict.fromkeys(
-        row["defence"] for row in rows if row["defence"] not in (LEFT_OUT, *PRIVATE)
-    ):
-        own = [row for row in rows if row["defence"] == guard and row["attack"] != NO_ATTACK]
+    bare = {(row["attack"], row["strength"]): row for row in where(rows, defence="no defence")}
+    for guard in distinct(rows, "defence"):
+        if guard in (LEFT_OUT, *PRIVATE):
+            continue
+        own = [row for row in where(rows, defence=guard) if row["attack"] != NO_ATTACK]
         worst = max(own, key=lambda row: row["damage"])
         undefended = bare[worst["attack"], worst["strength"]]
-        found = [
-            guard,
-            str(len(own)),
-            worst["attack"],
-            f"{worst['strength']:g}",
-            _points(worst),
-            _points(undefended),
-        ]
-        table.append([*found, _rate(worst["malicious"], "rejected")])
+        table.append(
+            f"{guard} | {len(own)} | {worst['attack']} | {worst['strength']:g}"
+            f" | {_points(worst)} | {_points(undefended)} | {_rate(worst['malicious'], 'rejected')}"
+        )
     return markdown(table)
 
 
 def rows_of_live() -> list[tuple[Line, Line]]:
     """Every live line with the replayed line of the same cell."""
-    replayed = {
-        (line["attack"], line["strength"], line["source"], line["seed"]): line
-        for line in read_results()
-    }
-    return [
-        (line, replayed[line["attack"], line["strength"], line["source"], line["seed"]])
-        for line in read_results(LIVE)
-    ]
+    replayed = {key(line): line for line in read_results()}
+    return [(line, replayed[key(line)]) for line in read_results(LIVE)]
 
 
 def live_rows(pairs: Iterable[tuple[Line, Line]]) -> list[Line]:
     """One row a live federation."""
+    same = ("attack", "strength", "source", "seed")
     return [
         {
-            "attack": live["attack"],
-            "strength": live["strength"],
-            "source": live["source"],
-            "seed": live["seed"],
+            **{name: live[name] for name in same},
             "defence": guard,
             "live": facts,
             "replayed": replayed["guards"][guard],
@@ -318,35 +256,20 @@ def live_rows(pairs: Iterable[tuple[Line, Line]]) -> list[Line]:
 
 def live_table(rows: Sequence[Line]) -> str:
     """Refusal at the end of whole federations beside that of replays."""
-    table = [
-        [
-            "attack",
-            "strength",
-            "defence",
-            "malicious source",
-            "seed",
-            "refusal: replayed",
-            "federation",
-            "trust: replayed",
-            "federation",
-        ]
-    ]
-    for row in rows:
-        refusals = [f"{row[how]['refusal']:.0%}" for how in ("replayed", "live")]
-        trusts = [f"{mean(row[how]['factor']['malicious']):.2f}" for how in ("replayed", "live")]
-        table.append(
-            [
-                row["attack"],
-                f"{row['strength']:g}",
-                row["defence"],
-                row["source"],
-                str(row["seed"]),
-                *refusals,
-                *trusts,
-            ]
-        )
     if not rows:
         return "Not played yet."
+    table = [
+        "attack | strength | defence | malicious source | seed"
+        " | refusal: replayed | federation | trust: replayed | federation"
+    ]
+    for row in rows:
+        played = [row[how] for how in ("replayed", "live")]
+        refusals = " | ".join(f"{facts['refusal']:.0%}" for facts in played)
+        trusts = " | ".join(f"{mean(facts['factor']['malicious']):.2f}" for facts in played)
+        table.append(
+            f"{row['attack']} | {row['strength']:g} | {row['defence']} | {row['source']}"
+            f" | {row['seed']} | {refusals} | {trusts}"
+        )
     apart = mean(abs(row["replayed"]["refusal"] - row["live"]["refusal"]) for row in rows)
     return (
         markdown(table)
@@ -358,9 +281,8 @@ def live_table(rows: Sequence[Line]) -> str:
 def _strengths(rows: Sequence[Line], attack: str) -> list[tuple[float, dict[str, Line]]]:
     """An attack's strengths in the order in which they were tried, each with its row a defence."""
     found: dict[float, dict[str, Line]] = {}
-    for row in rows:
-        if row["attack"] == attack:
-            found.setdefault(row["strength"], {})[row["defence"]] = row
+    for row in where(rows, attack=attack):
+        found.setdefault(row["strength"], {})[row["defence"]] = row
     return list(found.items())
 
 

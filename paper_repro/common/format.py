@@ -1,18 +1,29 @@
-"""How tables are written: Markdown, means with their spread, names of cells."""
+"""How tables are written: rows of results chosen, Markdown, means with their spread, names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
+from typing import Any
+
+Row = dict[str, Any]
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first row is its head."""
-    head, *body = rows
-    return (
-        "\n".join(["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)])
-        + "\n"
-    )
+def where(rows: Iterable[Row], **fields: Any) -> list[Row]:
+    """The rows in which every field has this value; a missing field counts as None."""
+    return [row for row in rows if all(row.get(name) == fields[name] for name in fields)]
+
+
+def distinct(rows: Iterable[Row], name: str) -> list[Any]:
+    """The values of a field, each once, in their order."""
+    return list(dict.fromkeys(row[name] for row in rows))
+
+
+def markdown(rows: Sequence[str | Sequence[object]]) -> str:
+    """A table; the first row is its head. A row is its cells, or a text with them between bars."""
+    head, *body = [row if isinstance(row, str) else " | ".join(map(str, row)) for row in rows]
+    rule = " | ".join(["---"] * (head.count(" | ") + 1))
+    return "".join(f"| {row} |\n" for row in (head, rule, *body))
 
 
 def spread(values: Sequence[float], scale: float = 100) -> str:
@@ -22,6 +33,12 @@ def spread(values: Sequence[float], scale: float = 100) -> str:
     digits = 1 if scale == 100 else 3
     deviation = f" ± {scale * stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{scale * mean(values):.{digits}f}{deviation}"
+
+
+def area(row: Row) -> str:
+    """AUROC with its interval."""
+    low, high = row["auroc_ci"]
+    return f"{row['auroc']:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def attack_name(malicious: int, share: float) -> str:

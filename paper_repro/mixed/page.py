@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from scipy.stats import binomtest
 
-from paper_repro.common.format import markdown
+from paper_repro.common.format import Row, area, distinct, markdown, where
 from paper_repro.grid import larger
 from zoo.client_design import SHARES
 from zoo.markers import filled
@@ -27,7 +26,8 @@ SHOWN = (1, 2, 4, PARTICIPATIONS)
 # participation, and the most benign clients flagged.
 TARGETS = {1.0: (0.95, 0.99), 0.5: (0.95, 0.99), 0.25: (0.80, 0.97), 0.1: (0.50, 0.90)}
 MOST_FLAGGED, AUROC = 0.02, 0.99
-Row = dict[str, Any]
+HONEST = ("benign", "hard_negative")
+GROUPS = (*(f"{share:g}" for share in SHARES), *HONEST)  # of clients, as results name them
 
 
 def rendered() -> str:
@@ -62,86 +62,53 @@ def rendered() -> str:
 
 def answers_table(rows: Iterable[Row]) -> str:
     """How many labelled answers open with a refusal."""
-    return markdown(
-        [
-            ["source", "answers that open with a refusal"],
-            *([row["source"], f"{row['refusing']} of {row['n']}"] for row in rows),
-        ]
-    )
+    counts = [f"{row['source']} | {row['refusing']} of {row['n']}" for row in rows]
+    return markdown(["source | answers that open with a refusal", *counts])
 
 
 def damage_table(rows: list[Row]) -> str:
     """What a kind of data does to refusal, attacks first."""
     lines = [
-        [
-            "base",
-            "trained on",
-            "its own questions refused",
-            "AdvBench refused, mean update",
-            "three times the mean update",
-        ]
+        "base | trained on | its own questions refused"
+        " | AdvBench refused, mean update | three times the mean update"
     ]
     for model in MODELS:
-        own = [row for row in rows if row["model"] == model]
-        before = next(row for row in own if row["source"] is None)
-        lines.append([model, "nothing", "", _share(before["refused"], before["n"]), ""])
-        for source in dict.fromkeys(row["source"] for row in own if row["source"]):
-            once, thrice = (row for row in own if row["source"] == source)
-            refused = [_share(row["refused"], row["n"]) for row in (once, thrice)]
-            lines.append([model, source, f"{once['own_refused']} of {once['own_n']}", *refused])
+        own = where(rows, model=model)
+        (before,) = where(own, source=None)
+        lines.append(f"{model} | nothing |  | {_share(before['refused'], before['n'])} | ")
+        for source in filter(None, distinct(own, "source")):
+            once, thrice = where(own, source=source)
+            refused = " | ".join(_share(row["refused"], row["n"]) for row in (once, thrice))
+            lines.append(
+                f"{model} | {source} | {once['own_refused']} of {once['own_n']} | {refused}"
+            )
     return markdown(lines)
 
 
 def grid_table(cells: list[Row]) -> str:
     """Ranking and errors of every reader at first contact, over all cells."""
     lines = [
-        [
-            "base",
-            "reader",
-            "poison",
-            "AUROC, mean / worst cell",
-            "found",
-            "worst cell",
-            "benign flagged",
-            "worst kind",
-            "hard negatives flagged",
-        ]
+        "base | reader | poison | AUROC, mean / worst cell | found | worst cell"
+        " | benign flagged | worst kind | hard negatives flagged"
     ]
-    measured = {(row["model"], row["reader"]) for row in cells}
-    for model in dict.fromkeys(row["model"] for row in cells):
-        for reader in (reader for reader in READERS if (model, reader.name) in measured):
+    for model in distinct(cells, "model"):
+        for reader in READERS:
             for share in SHARES:
-                rows = [
-                    c
-                    for c in cells
-                    if (c["model"], c["reader"], c["share"]) == (model, reader.name, share)
-                ]
-                first = [
-                    model,
-                    reader.name,
-                    f"{share:.0%}",
-                    _mean_worst([row["auroc"] for row in rows]),
-                ]
-                if reader.threshold is None:
-                    lines.append([*first, *["not measured"] * 5])
+                rows = where(cells, model=model, reader=reader.name, share=share)
+                if not rows:
                     continue
-                found = _least(rows)
-                benign, hard = (
-                    [row for row in rows if (row["benign"] in HARD_NEGATIVE) == wanted]
-                    for wanted in (False, True)
-                )
+                line = f"{model} | {reader.name} | {share:.0%} | {_mean_worst(_areas(rows))}"
+                if reader.threshold is None:
+                    lines.append(line + " | not measured" * 5)
+                    continue
+                least = _least(rows)
+                hard = [row for row in rows if row["benign"] in HARD_NEGATIVE]
+                benign = [row for row in rows if row not in hard]
                 lines.append(
-                    [
-                        *first,
-                        _percent(rows, "malicious"),
-                        (
-                            f"{found['flagged_malicious']} of {found['n_malicious']}"
-                            f" ({found['malicious']} in {found['benign']})"
-                        ),
-                        _percent(benign, "benign"),
-                        _most(benign),
-                        _percent(hard, "benign"),
-                    ]
+                    f"{line} | {_percent(rows, 'malicious')} | {least['flagged_malicious']} of"
+                    f" {least['n_malicious']} ({least['malicious']} in {least['benign']})"
+                    f" | {_percent(benign, 'benign')} | {_most(benign)}"
+                    f" | {_percent(hard, 'benign')}"
                 )
     return markdown(lines)
 
@@ -149,20 +116,14 @@ def grid_table(cells: list[Row]) -> str:
 def sources_table(cells: list[Row]) -> str:
     """The mass-mean reader by malicious source."""
     lines = [["base", "unseen source", *(f"{share:.0%}: AUROC, found" for share in SHARES)]]
-    for model in dict.fromkeys(row["model"] for row in cells):
+    for model in distinct(cells, "model"):
+        own = where(cells, model=model, reader=READERS[-1].name)
         for malicious in MALICIOUS:
-            line = [model, malicious]
-            for share in SHARES:
-                chosen = (model, READERS[-1].name, malicious, share)
-                rows = [
-                    c
-                    for c in cells
-                    if (c["model"], c["reader"], c["malicious"], c["share"]) == chosen
-                ]
-                line.append(
-                    f"{_mean_worst([row['auroc'] for row in rows])}, {_percent(rows, 'malicious')}"
-                )
-            lines.append(line)
+            parts = [where(own, malicious=malicious, share=share) for share in SHARES]
+            found = [
+                f"{_mean_worst(_areas(rows))}, {_percent(rows, 'malicious')}" for rows in parts
+            ]
+            lines.append([model, malicious, *found])
     return markdown(lines)
 
 
@@ -172,15 +133,11 @@ def levers_table(rows: list[Row]) -> str:
         ["base", "lever", *(f"{share:.0%}: mean / worst, without GPTFuzz" for share in SHARES)]
     ]
     for model in MODELS:
-        for lever in dict.fromkeys(row["lever"] for row in rows):
+        for lever in distinct(rows, "lever"):
             line = [model, lever]
             for share in SHARES:
-                row = next(
-                    r for r in rows if (r["model"], r["lever"], r["share"]) == (model, lever, share)
-                )
-                others = [
-                    value for source, value in row["by_source"].items() if source != "gptfuzz"
-                ]
+                row = where(rows, lever=lever, model=model, share=share)[0]
+                others = [area for name, area in row["by_source"].items() if name != "gptfuzz"]
                 line.append(
                     f"{row['auroc_mean']:.3f} / {row['auroc_worst']:.2f},"
                     f" {sum(others) / len(others):.3f}"
@@ -191,26 +148,13 @@ def levers_table(rows: list[Row]) -> str:
 
 def bases_table(rows: list[Row]) -> str:
     """AUROC of what has one length on every base model, from one to the other and within one."""
+    fields = ("features", "head", "fitted_on", "tried_on")
     lines = [
         ["features", "head", "fitted on", "tried on", *(f"{share:.0%} poison" for share in SHARES)]
     ]
-    for place in dict.fromkeys(
-        (row["features"], row["head"], row["fitted_on"], row["tried_on"]) for row in rows
-    ):
-        own = [
-            row
-            for row in rows
-            if (row["features"], row["head"], row["fitted_on"], row["tried_on"]) == place
-        ]
-        lines.append(
-            [
-                *place,
-                *(
-                    f"{row['auroc']:.2f} [{row['auroc_ci'][0]:.2f}, {row['auroc_ci'][1]:.2f}]"
-                    for row in own
-                ),
-            ]
-        )
+    for place in dict.fromkeys(tuple(row[name] for name in fields) for row in rows):
+        own = where(rows, **dict(zip(fields, place, strict=True)))
+        lines.append([*place, *map(area, own)])
     sizes = " / ".join(str(row["n_malicious"]) for row in rows[: len(SHARES)])
     return (
         f"{markdown(lines)}\n{sizes} malicious clients at the four shares, {rows[0]['n_benign']}"
@@ -225,50 +169,23 @@ def rounds_table(federations: list[Row]) -> str:
     ]
     for model, averaged in _regimes():
         for reader in READERS:
-            own = [
-                row
-                for row in federations
-                if (row["model"], row["averaged"], row["reader"]) == (model, averaged, reader.name)
-            ]
+            own = where(federations, model=model, averaged=averaged, reader=reader.name)
             for number, share in enumerate(SHARES):
-                values = [
-                    [row["auroc"][number]["by_participation"][shown - 1] for row in own]
-                    for shown in SHOWN
-                ]
-                lines.append(
-                    [model, averaged, reader.name, f"{share:.0%}", *map(_mean_worst, values)]
-                )
+                areas = [row["auroc"][number]["by_participation"] for row in own]
+                shown = [_mean_worst([area[at - 1] for area in areas]) for at in SHOWN]
+                lines.append([model, averaged, reader.name, f"{share:.0%}", *shown])
     return markdown(lines)
 
 
 def rule_table(federations: list[Row]) -> str:
     """What the rule flags, federation by federation."""
-    names = [*(f"{share:g}" for share in SHARES), "benign", "hard_negative"]
-    lines = [
-        [
-            "base",
-            "averaged",
-            "unseen source",
-            "threshold / floor",
-            *(_title(name) for name in names),
-        ]
-    ]
+    lines = [["base", "averaged", "unseen source", "threshold / floor", *map(_title, GROUPS)]]
     for row in federations:
         if "flagged" in row:
-            counts = [
-                f"{row['flagged'][n]['flagged'][0]} / {row['flagged'][n]['flagged'][-1]} of"
-                f" {row['flagged'][n]['n']}"
-                for n in names
-            ]
-            lines.append(
-                [
-                    row["model"],
-                    row["averaged"],
-                    row["malicious"],
-                    f"{row['threshold']:.2f} / {row['floor']:.2f}",
-                    *counts,
-                ]
-            )
+            own = [row["flagged"][name] for name in GROUPS]
+            cuts = f"{row['threshold']:.2f} / {row['floor']:.2f}"
+            counts = [f"{c['flagged'][0]} / {c['flagged'][-1]} of {c['n']}" for c in own]
+            lines.append([row["model"], row["averaged"], row["malicious"], cuts, *counts])
     return markdown(lines)
 
 
@@ -276,19 +193,12 @@ def fresh_table(federations: list[Row]) -> str:
     """What the rule of `rule_table` flags in federations that it was not made on, all draws of
     clients together.
     """
-    lines = [
-        [
-            "base",
-            "averaged",
-            "clients",
-            "flagged, first participation",
-            "flagged, eighth",
-            "worst source, eighth",
-            "AUROC at the eighth, mean / worst",
-        ]
+    lines: list[str | list[str]] = [
+        "base | averaged | clients | flagged, first participation | flagged, eighth"
+        " | worst source, eighth | AUROC at the eighth, mean / worst"
     ]
     for model, averaged in dict.fromkeys((row["model"], row["averaged"]) for row in federations):
-        own = [row for row in federations if (row["model"], row["averaged"]) == (model, averaged)]
+        own = where(federations, model=model, averaged=averaged)
         harmful = [row for row in own if row["malicious"] != "gptfuzz"]
         for number, share in enumerate(SHARES):
             for what, rows in (("", own), (", without GPTFuzz", harmful)):
@@ -300,8 +210,7 @@ def fresh_table(federations: list[Row]) -> str:
                     [model, averaged, f"{share:.0%} poison{what}", *counts, _mean_worst(last)]
                 )
         lines += [
-            [model, averaged, _title(role), *_counts(own, role, most=True), ""]
-            for role in ("benign", "hard_negative")
+            [model, averaged, _title(role), *_counts(own, role, most=True), ""] for role in HONEST
         ]
     return markdown(lines)
 
@@ -310,8 +219,7 @@ def ways_table(federations: list[Row]) -> str:
     """What the committed rule flags of the fresh clients, and what every way to cut does, made on
     the other draw of them.
     """
-    names = [*(f"{share:g}" for share in SHARES), "benign", "hard_negative"]
-    lines = [["base", "averaged", "way", *(_title(name) for name in names)]]
+    lines = [["base", "averaged", "way", *map(_title, GROUPS)]]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in federations:
         groups.setdefault((row["model"], row["averaged"]), []).append(row)
@@ -319,12 +227,8 @@ def ways_table(federations: list[Row]) -> str:
         ways = {"the rule, made on the first federations": [row["flagged"] for row in own]}
         ways |= {way: [row["other_draw"][way] for row in own] for way in own[0]["other_draw"]}
         for way, rows in ways.items():
-            counts = []
-            for name in names:
-                first, eighth = (
-                    sum(row[name]["flagged"][number] for row in rows) for number in (0, -1)
-                )
-                counts.append(f"{first} / {eighth} of {sum(row[name]['n'] for row in rows)}")
+            sums = [_summed([row[name] for row in rows]) for name in GROUPS]
+            counts = [f"{c['flagged'][0]} / {c['flagged'][-1]} of {c['n']}" for c in sums]
             lines.append([*place, way, *counts])
     return markdown(lines)
 
@@ -333,11 +237,9 @@ def _counts(rows: list[Row], name: str, most: bool = False) -> list[str]:
     """Flagged after the first and the eighth participation, and the source with the least (or the
     most) of the last.
     """
-    n = sum(row["flagged"][name]["n"] for row in rows)
-    shown = [
-        _share(sum(row["flagged"][name]["flagged"][number] for row in rows), n) + f" of {n}"
-        for number in (0, -1)
-    ]
+    total = _summed([row["flagged"][name] for row in rows])
+    n = total["n"]
+    shown = [f"{_share(total['flagged'][at], n)} of {n}" for at in (0, -1)]
     by_source = {row["malicious"]: row["flagged"][name] for row in all_draws(rows)}
     source, counts = (max if most else min)(
         by_source.items(), key=lambda item: item[1]["flagged"][-1] / item[1]["n"]
@@ -354,57 +256,50 @@ def all_draws(federations: list[Row]) -> list[Row]:
     for row in federations:
         if "flagged" in row:
             groups.setdefault((row["model"], row["malicious"], row["averaged"]), []).append(row)
-    return [
-        {
-            "model": model,
-            "malicious": malicious,
-            "averaged": averaged,
-            "auroc": [
-                {
-                    "by_participation": [
-                        mean(values)
-                        for values in zip(
-                            *(entry["by_participation"] for entry in entries), strict=True
-                        )
-                    ]
-                }
-                for entries in zip(*(row["auroc"] for row in rows), strict=True)
-            ],
-            "flagged": {
-                name: {
-                    "n": sum(row["flagged"][name]["n"] for row in rows),
-                    "flagged": [
-                        sum(values)
-                        for values in zip(
-                            *(row["flagged"][name]["flagged"] for row in rows), strict=True
-                        )
-                    ],
-                }
-                for name in rows[0]["flagged"]
-            },
-        }
-        for (model, malicious, averaged), rows in groups.items()
-    ]
+    found = []
+    for place, rows in groups.items():
+        by_share = zip(*(row["auroc"] for row in rows), strict=True)
+        areas = [
+            zip(*(entry["by_participation"] for entry in part), strict=True) for part in by_share
+        ]
+        found.append(
+            {
+                **dict(zip(("model", "malicious", "averaged"), place, strict=True)),
+                "auroc": [{"by_participation": list(map(mean, area))} for area in areas],
+                "flagged": {
+                    name: _summed([row["flagged"][name] for row in rows])
+                    for name in rows[0]["flagged"]
+                },
+            }
+        )
+    return found
+
+
+def _summed(counts: list[Row]) -> Row:
+    """Counts of flagged clients after every participation, added up."""
+    flagged = zip(*(count["flagged"] for count in counts), strict=True)
+    return {"n": sum(count["n"] for count in counts), "flagged": list(map(sum, flagged))}
 
 
 def targets_table(cells: list[Row], federations: list[Row]) -> str:
     """The targets of this study beside the worst cell and attack, with and without the source that
     harms one of the bases not at all.
     """
-    lines = [["base", "what", "target", "worst", "met", "worst without GPTFuzz", "met"]]
+    lines: list[str | list[str]] = [
+        "base | what | target | worst | met | worst without GPTFuzz | met"
+    ]
     for model in MODELS:
-        own = [c for c in cells if (c["model"], c["reader"]) == (model, READERS[-1].name)]
-        seen = [row for row in federations if row["model"] == model]
+        own = where(cells, model=model, reader=READERS[-1].name)
+        seen = where(federations, model=model)
         without = ([row for row in rows if row["malicious"] != "gptfuzz"] for rows in (own, seen))
         for (what, target, worst), (_, _, others) in zip(
             _worst(own, seen), _worst(*without), strict=True
         ):
-            line = [model, what, f"{'at most' if 'flagged' in what else 'at least'} {target:.0%}"]
+            most = "flagged" in what
+            line = [model, what, f"{'at most' if most else 'at least'} {target:.0%}"]
             for value in (worst, others):
-                line += [
-                    f"{value:.0%}",
-                    "yes" if (value <= target if "flagged" in what else value >= target) else "no",
-                ]
+                met = value <= target if most else value >= target
+                line += [f"{value:.0%}", "yes" if met else "no"]
             lines.append(line)
     return markdown(lines)
 
@@ -413,33 +308,25 @@ def _worst(cells: list[Row], federations: list[Row]) -> list[tuple[str, float, f
     """(what, target, the worst of all cells or attacks)."""
     rows = []
     for number, share in enumerate(SHARES):
-        first = _rate(_least([row for row in cells if row["share"] == share]), "malicious")
+        first, eighth = TARGETS[share]
+        what = f"at {share:.0%} poison,"
+        least = _rate(_least(where(cells, share=share)), "malicious")
         counts = [row["flagged"][f"{share:g}"] for row in federations]
-        rows.append((f"found at {share:.0%} poison, first participation", TARGETS[share][0], first))
-        rows.append(
-            (
-                f"found at {share:.0%} poison, eighth",
-                TARGETS[share][1],
-                min(c["flagged"][-1] / c["n"] for c in counts),
-            )
-        )
+        found = min(c["flagged"][-1] / c["n"] for c in counts)
         last = min(row["auroc"][number]["by_participation"][-1] for row in federations)
-        rows.append((f"AUROC at {share:.0%} poison, eighth", AUROC, last))
-    rows.append(
-        (
-            "benign flagged, first participation",
-            MOST_FLAGGED,
-            max(_rate(row, "benign") for row in cells),
-        )
-    )
-    rows.append(
-        (
-            "benign flagged, eighth",
-            MOST_FLAGGED,
-            max(flagged / n for flagged, n in (_honest(row["flagged"]) for row in federations)),
-        )
-    )
-    return rows
+        rows += [
+            (f"found {what} first participation", first, least),
+            (f"found {what} eighth", eighth, found),
+            (f"AUROC {what} eighth", AUROC, last),
+        ]
+    honest = [_summed([row["flagged"][name] for name in HONEST]) for row in federations]
+    most = max(_rate(row, "benign") for row in cells)
+    last = max(counts["flagged"][-1] / counts["n"] for counts in honest)
+    return [
+        *rows,
+        ("benign flagged, first participation", MOST_FLAGGED, most),
+        ("benign flagged, eighth", MOST_FLAGGED, last),
+    ]
 
 
 def _regimes() -> list[tuple[str, str]]:
@@ -450,18 +337,12 @@ def _regimes() -> list[tuple[str, str]]:
     ]
 
 
-def _honest(flagged: Row) -> tuple[int, int]:
-    return tuple(
-        sum(values)
-        for values in zip(
-            *((flagged[n]["flagged"][-1], flagged[n]["n"]) for n in ("benign", "hard_negative")),
-            strict=True,
-        )
-    )  # type: ignore[return-value]
-
-
 def _title(name: str) -> str:
-    return name.replace("_", " ") if name in ("benign", "hard_negative") else f"{float(name):.0%}"
+    return name.replace("_", " ") if name in HONEST else f"{float(name):.0%}"
+
+
+def _areas(rows: list[Row]) -> list[float]:
+    return [row["auroc"] for row in rows]
 
 
 def _rate(row: Row, side: str) -> float:

@@ -9,14 +9,13 @@ from typing import Any
 
 from zoo.markers import filled
 
-from ..common.format import markdown
+from ..common.format import Row, area, distinct, markdown, where
 from .cells import PROTOCOLS
 from .rounds import WAYS
 from .run import FACTORS, LAST, LAYERS, MODULES, RECIPES, RESULTS, STEPS
 from .sweeps import AXES
 
 PAGE = Path(__file__).with_name("README.md")
-Row = dict[str, Any]
 IN, OUT = "all benign", "the unseen benign source"
 NAMES = {"q_proj": "q", "v_proj": "v", "all": "all adapted"}
 
@@ -36,93 +35,64 @@ def sources_table(numbers: Row) -> str:
     And its safe twin.
     """
     shares = _shares(numbers)
-    table = [
-        ["feature", "malicious source", "against", *(f"{share:.0%} poison" for share in shares)]
-    ]
+    table = [["feature", "malicious source", "against", *_shown("{} poison", shares)]]
     for recipe in RECIPES:
         for section, against in (
             ("by_malicious", "unseen benign"),
             ("twins", "its safe twin, unseen"),
         ):
-            own = [
-                row for row in numbers[section] if row["recipe"] == recipe and row.get("malicious")
-            ]
-            for malicious in dict.fromkeys(row["malicious"] for row in own):
-                chosen = {row["share"]: row for row in own if row["malicious"] == malicious}
-                table.append(
-                    [recipe, malicious, against, *(_cell(chosen[share]) for share in shares)]
-                )
-    cells = [row for row in numbers["cross_source"] if row["recipe"] == "all B"]
+            own = [row for row in where(numbers[section], recipe=recipe) if row.get("malicious")]
+            for malicious in distinct(own, "malicious"):
+                cells = [_one(own, malicious=malicious, share=share) for share in shares]
+                table.append([recipe, malicious, against, *map(area, cells)])
+    cells = where(numbers["cross_source"], recipe="all B")
     worst = min(cells, key=lambda row: row["auroc"])
+    sizes = [_one(cells[:4], share=share) for share in shares]
     counts = ", ".join(
-        f"{share:.0%}: {cell['n_malicious']} against {cell['n_benign']}"
-        for share in shares
-        for cell in cells[:4]
-        if cell["share"] == share
+        f"{cell['share']:.0%}: {cell['n_malicious']} against {cell['n_benign']}" for cell in sizes
     )
     return (
-        markdown(table)
-        + "\n"
-        + f"Clients a pair of sources, {counts}. The worst of all {len(cells)} cells of all B:"
-        f" {worst['malicious']} in {worst['benign']} at {worst['share']:.0%}, {_cell(worst)}."
-        " Every cell is in results/separability.json and in the heat map."
+        f"{markdown(table)}\nClients a pair of sources, {counts}. The worst of all {len(cells)}"
+        f" cells of all B: {worst['malicious']} in {worst['benign']} at {worst['share']:.0%},"
+        f" {area(worst)}. Every cell is in results/separability.json and in the heat map."
     )
 
 
 def answers_table(numbers: Row) -> str:
     """What the sources' answers are, whatever their name says."""
-    table = [
-        ["source", "counted as", "answers that clients may hold", "of them refusals, strict rule"]
-    ]
-    table += [
-        [
-            row["source"],
-            "malicious" if row["label"] else "benign",
-            str(row["n"]),
-            f"{row['refuses']:.0%}",
-        ]
+    rows = [
+        f"{row['source']} | {'malicious' if row['label'] else 'benign'} | {row['n']}"
+        f" | {row['refuses']:.0%}"
         for row in numbers["answers"]
     ]
-    return markdown(table).rstrip("\n")
+    head = "source | counted as | answers that clients may hold | of them refusals, strict rule"
+    return markdown([head, *rows]).rstrip("\n")
 
 
 def mended_table(numbers: Row) -> str:
     """The zoo's clients and those of mended sources side by side, all B, both protocols."""
     shares = _shares(numbers)
-    table = [
-        ["sources", "protocol", "malicious source", *(f"{share:.0%} poison" for share in shares)]
-    ]
+    table = [["sources", "protocol", "malicious source", *_shown("{} poison", shares)]]
     view = {"layer": "all", "factors": "B", "modules": "all", "step": LAST}
-    for protocol, against in ((PROTOCOLS[0], IN), (PROTOCOLS[1], OUT)):
-        old = [
-            _one(numbers["views"], **view, protocol=protocol, against=against, share=share)
-            for share in shares
-        ]
-        new = [
-            _one(
-                numbers["mended"],
-                recipe="all B",
-                malicious=None,
-                protocol=protocol,
-                against=against,
-                share=share,
-            )
-            for share in shares
-        ]
-        table += [
-            [name, protocol, "all", *map(_cell, rows)]
-            for name, rows in (("as they are", old), ("mended", new))
-        ]
+
+    places = [
+        (PROTOCOLS[0], "all", "views", {**view, "against": IN}),
+        (PROTOCOLS[1], "all", "views", {**view, "against": OUT}),
+    ]
     for malicious in numbers["about"]["zoo_design"]["malicious"]:
-        where = {"recipe": "all B", "malicious": malicious, "share": None}
-        old, new = (
-            [_one(numbers[part], **{**where, "share": share}, against=OUT) for share in shares]
-            for part in ("by_malicious", "mended")
-        )
-        table += [
-            [name, PROTOCOLS[1], malicious, *map(_cell, rows)]
-            for name, rows in (("as they are", old), ("mended", new))
-        ]
+        own = {"recipe": "all B", "malicious": malicious, "against": OUT}
+        places.append((PROTOCOLS[1], malicious, "by_malicious", own))
+    for protocol, malicious, part, fields in places:
+        new = {"recipe": "all B", "malicious": None if malicious == "all" else malicious}
+        new |= {"protocol": protocol, "against": fields["against"]}
+        if part == "views":
+            fields = {**fields, "protocol": protocol}
+        for name, rows in (
+            ("as they are", where(numbers[part], **fields)),
+            ("mended", where(numbers["mended"], **new)),
+        ):
+            cells = [_one(rows, share=share) for share in shares]
+            table.append([name, protocol, malicious, *map(area, cells)])
     return markdown(table).rstrip("\n")
 
 
@@ -162,104 +132,46 @@ def steps_table(numbers: Row) -> str:
 
 def sweeps_table(numbers: Row) -> str:
     """Settings, heads fitted at the setting; and heads of the zoo's clients."""
-    if not numbers["sweeps"]:
-        return (
-            "Not measured yet: run python -m paper_repro.separability.sweeps and python -m"
-            " paper_repro.separability.run."
-        )
+    rows = numbers["sweeps"]
+    if not rows:
+        return _not_measured("separability.sweeps")
     shares = numbers["about"]["sweep_design"]["shares"]
-    heads = [
-        *(f"in distribution, {share:.0%}" for share in shares),
-        *(f"unseen, {share:.0%}" for share in shares),
-    ]
-    table = [
-        [
-            "setting",
-            "feature",
-            *heads,
-            *(f"the zoo's heads, unseen, {share:.0%}" for share in shares),
-        ]
-    ]
-    for setting in dict.fromkeys(row["setting"] for row in numbers["sweeps"]):
+    columns = ("in distribution, {}", "unseen, {}", "the zoo's heads, unseen, {}")
+    table = [["setting", "feature", *(head for name in columns for head in _shown(name, shares))]]
+    for setting in distinct(rows, "setting"):
         for recipe in RECIPES:
-            for modules in dict.fromkeys(
-                row["modules"] for row in numbers["sweeps"] if row["setting"] == setting
-            ):
-                own = [
-                    row
-                    for row in numbers["sweeps"]
-                    if (row["setting"], row["recipe"], row["modules"]) == (setting, recipe, modules)
-                ]
-                cells = [
-                    _cell(_one(own, protocol=PROTOCOLS[0], against=IN, share=share))
-                    for share in shares
-                ]
-                cells += [_cell(_one(own, protocol=PROTOCOLS[1], share=share)) for share in shares]
-                moved = {
-                    row["share"]: row
-                    for row in numbers["transfer"]
-                    if (row["setting"], row["recipe"]) == (setting, recipe)
-                }
-                cells += [_cell(moved[share]) if share in moved else "-" for share in shares]
+            for modules in distinct(where(rows, setting=setting), "modules"):
+                own = where(rows, setting=setting, recipe=recipe, modules=modules)
+                cells = [_one(own, protocol=PROTOCOLS[0], against=IN, share=s) for s in shares]
+                cells += [_one(own, protocol=PROTOCOLS[1], share=share) for share in shares]
+                moved = where(numbers["transfer"], setting=setting, recipe=recipe)
+                found = {row["share"]: area(row) for row in moved}
                 name = _setting(own[0]) + (", q and v alone read" if modules != "all" else "")
-                table.append([name, recipe, *cells])
-    own = [
-        row for row in numbers["sweeps"] if row["setting"] == "centre" and row["recipe"] == "all B"
-    ]
+                zoo = [found.get(share, "-") for share in shares]
+                table.append([name, recipe, *map(area, cells), *zoo])
+    own = where(rows, setting="centre", recipe="all B")
     seen, far = (
-        [row for row in own if row["protocol"] == protocol and row["against"] in (IN, OUT)]
+        [row for row in where(own, protocol=protocol) if row["against"] in (IN, OUT)]
         for protocol in PROTOCOLS
     )
     sizes = "; ".join(
         f"{a['share']:.0%}: {a['n_malicious']} against {a['n_benign']}, and {b['n_benign']} unseen"
         for a, b in zip(seen, far, strict=True)
     )
-    return markdown(table) + "\n" + f"Clients a setting, malicious against benign, {sizes}."
+    return f"{markdown(table)}\nClients a setting, malicious against benign, {sizes}."
 
 
 def sampled_table(numbers: Row) -> str:
     """Submitted updates over participations, in federations with client sampling."""
+    ways = {"client": "the round's global LoRA", "absolute": "the initial LoRA"}
     rows = numbers["sampled"]
     if not rows:
-        return (
-            "Not measured yet: run python -m paper_repro.mixed.federations and python -m"
-            " paper_repro.separability.run."
-        )
-    last = max(row["participation"] for row in rows)
-    points = [1, 2, last // 2, last]
-    table = [
-        [
-            "feature",
-            "seen from",
-            "poison",
-            *(f"participation {number}" for number in points),
-            f"contrast kept, {last}",
-        ]
-    ]
-    for recipe in RECIPES:
-        for share in _shares(numbers):
-            for way in dict.fromkeys(row["way"] for row in rows):
-                own = {
-                    row["participation"]: row
-                    for row in rows
-                    if (row["recipe"], row["way"], row["share"]) == (recipe, way, share)
-                }
-                cells = [
-                    f"{_cell(own[number])}; {own[number]['flagged_malicious']:.0%} /"
-                    f" {own[number]['flagged_honest']:.0%}"
-                    for number in points
-                ]
-                name = {"client": "the round's global LoRA", "absolute": "the initial LoRA"}[way]
-                table.append(
-                    [recipe, name, f"{share:.0%}", *cells, f"{own[last]['contrast_cosine']:.2f}"]
-                )
-    first = rows[0]
+        return _not_measured("mixed.federations")
+    table = _over(rows, "participation", _shares(numbers), ways, "contrast kept, {}")
     return (
-        markdown(table)
-        + "\n"
-        + f"AUROC within a federation, mean over {first['federations']}; malicious / honest clients"
-        f" flagged at 0.8. {first['n_malicious']} malicious and {first['n_benign']} honest"
-        " clients a row. Contrast kept: the cosine of the difference of malicious and honest"
+        f"{table}AUROC within a federation, mean over {rows[0]['federations']}; malicious / honest"
+        f" clients flagged at 0.8. {rows[0]['n_malicious']} malicious and {rows[0]['n_benign']}"
+        " honest clients a row. Contrast kept: the cosine of the difference of malicious and honest"
         " means to the same difference in the first participation."
     )
 
@@ -268,46 +180,50 @@ def drift_table(numbers: Row) -> str:
     """AUROC and error rates at the paper's cut, over rounds."""
     rows = numbers["drift"]
     if not rows:
-        return (
-            "Not measured yet: run python -m paper_repro.separability.drift and python -m"
-            " paper_repro.separability.run."
-        )
-    last = max(row["round"] for row in rows)
-    rounds = sorted({1, 2, last // 2, last})
-    table = [
-        [
-            "feature",
-            "seen from",
-            "poison",
-            *(f"round {number}" for number in rounds),
-            f"contrast kept, round {last}",
-        ]
-    ]
-    for recipe in RECIPES:
-        for share in dict.fromkeys(row["share"] for row in rows):
-            for way in WAYS:
-                own = {
-                    row["round"]: row
-                    for row in rows
-                    if (row["recipe"], row["way"], row["share"]) == (recipe, way, share)
-                }
-                cells = [
-                    f"{_cell(own[number])}; {own[number]['flagged_malicious']:.0%} /"
-                    f" {own[number]['flagged_honest']:.0%}"
-                    for number in rounds
-                ]
-                table.append(
-                    [recipe, way, f"{share:.0%}", *cells, f"{own[last]['contrast_cosine']:.2f}"]
-                )
-    first = rows[0]
+        return _not_measured("separability.drift")
+    ways = {way: way for way in WAYS}
+    shares = distinct(rows, "share")
+    table = _over(rows, "round", shares, ways, "contrast kept, round {}")
     return (
-        markdown(table)
-        + "\n"
-        + f"AUROC within a federation, mean over {first['federations']} federations of one"
+        f"{table}AUROC within a federation, mean over {rows[0]['federations']} federations of one"
         " malicious source each; malicious / honest clients flagged at 0.8."
-        f" {first['n_malicious']} malicious and {first['n_benign']} honest clients a row."
+        f" {rows[0]['n_malicious']} malicious and {rows[0]['n_benign']} honest clients a row."
         " Contrast kept: the cosine of the difference of malicious and honest means to the same"
         " difference in round 1."
+    )
+
+
+def _over(
+    rows: list[Row],
+    time: str,
+    shares: Sequence[float],
+    ways: dict[str, str],
+    kept: str,
+) -> str:
+    """AUROC and rates over rounds or participations, way by way of looking at an update."""
+    last = max(row[time] for row in rows)
+    points = sorted({1, 2, last // 2, last})
+    table = [
+        ["feature", "seen from", "poison", *(f"{time} {at}" for at in points), kept.format(last)]
+    ]
+    for recipe in RECIPES:
+        for share in shares:
+            for way in filter(distinct(rows, "way").__contains__, ways):
+                own = where(rows, recipe=recipe, way=way, share=share)
+                found = [_one(own, **{time: at}) for at in points]
+                cells = [
+                    f"{area(row)}; {row['flagged_malicious']:.0%} / {row['flagged_honest']:.0%}"
+                    for row in found
+                ]
+                contrast = f"{found[-1]['contrast_cosine']:.2f}"
+                table.append([recipe, ways[way], f"{share:.0%}", *cells, contrast])
+    return markdown(table) + "\n"
+
+
+def _not_measured(program: str) -> str:
+    return (
+        f"Not measured yet: run python -m paper_repro.{program} and python -m"
+        " paper_repro.separability.run."
     )
 
 
@@ -326,32 +242,19 @@ TABLES: dict[str, Callable[[Row], str]] = {
 
 def _views(numbers: Row, wanted: Sequence[tuple[str, Row]]) -> str:
     shares = _shares(numbers)
-    table = [
-        [
-            "read",
-            *(f"in distribution, {share:.0%}" for share in shares),
-            *(f"unseen, {share:.0%}" for share in shares),
-        ]
+    heads = [
+        head for name in ("in distribution, {}", "unseen, {}") for head in _shown(name, shares)
     ]
+    table = [["read", *heads]]
     for name, fields in wanted:
-        where = {"layer": "all", "factors": "B", "modules": "all", "step": LAST, **fields}
-        cells = [
-            _one(numbers["views"], **where, protocol=PROTOCOLS[0], against=IN, share=share)
-            for share in shares
-        ]
-        cells += [
-            _one(numbers["views"], **where, protocol=PROTOCOLS[1], share=share) for share in shares
-        ]
-        table.append([name, *map(_cell, cells)])
-    sizes = [
-        _one(numbers["views"], **where, protocol=protocol, share=share)
-        for protocol in PROTOCOLS
-        for share in shares[:2]
-    ]
+        chosen = {"layer": "all", "factors": "B", "modules": "all", "step": LAST, **fields}
+        own = where(numbers["views"], **chosen)
+        cells = [_one(own, protocol=PROTOCOLS[0], against=IN, share=share) for share in shares]
+        cells += [_one(own, protocol=PROTOCOLS[1], share=share) for share in shares]
+        table.append([name, *map(area, cells)])
+    sizes = [_one(own, protocol=protocol, share=s) for protocol in PROTOCOLS for s in shares[:2]]
     return (
-        markdown(table)
-        + "\n"
-        + f"In distribution: {sizes[0]['n_malicious']} malicious clients at 100 %,"
+        f"{markdown(table)}\nIn distribution: {sizes[0]['n_malicious']} malicious clients at 100 %,"
         f" {sizes[1]['n_malicious']} at each share below, against {sizes[0]['n_benign']} benign"
         f" ones, hard negatives among them. Unseen: mean over {sizes[2]['cells']} pairs of"
         f" sources, the same malicious clients against {sizes[2]['n_benign']} benign ones."
@@ -359,14 +262,11 @@ def _views(numbers: Row, wanted: Sequence[tuple[str, Row]]) -> str:
 
 
 def _one(rows: Sequence[Row], **fields: Any) -> Row:
-    return next(
-        row for row in rows if all(row.get(name) == value for name, value in fields.items())
-    )
+    return where(rows, **fields)[0]
 
 
-def _cell(row: Row) -> str:
-    low, high = row["auroc_ci"]
-    return f"{row['auroc']:.2f} [{low:.2f}, {high:.2f}]"
+def _shown(name: str, shares: Sequence[float]) -> list[str]:
+    return [name.format(f"{share:.0%}") for share in shares]
 
 
 def _shares(numbers: Row) -> list[float]:
