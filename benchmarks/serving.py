@@ -51,6 +51,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/serve.md"
 MODULES = {"q_proj": (4096, 4096), "v_proj": (1024, 4096)}  # (d_out, d_in) of Llama-3.1-8B
 RANK = 8
+BASE = "meta-llama/Llama-3.1-8B"
 GOAL = 2.5  # the processor time of a scored request over that of an echoed one
 MEMORY_REQUESTS = 10_000
 
@@ -138,7 +139,7 @@ def random_delta() -> Adapter:
         for layer in range(2)
         for name, (d_out, d_in) in MODULES.items()
     }
-    return Adapter(pairs, kind="factor_delta")
+    return Adapter(pairs, kind="factor_delta", base_model=BASE)
 
 
 def paper_probe(delta: Adapter) -> Probe:
@@ -150,6 +151,7 @@ def paper_probe(delta: Adapter) -> Probe:
             np.random.default_rng(0).standard_normal(featurizer.num_features).astype(np.float32),
             0.0,
         ),
+        base_model=BASE,
     )
 
 
