@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
 from zoo.markers import filled
 
-from ..common.format import attack_name, markdown, spread
+from ..common.format import attack_name, distinct, markdown, spread, where
 from ..common.paths import FOLDER, REPOSITORY
 from ..evidence import accumulation
 from . import larger, machines, overhead
@@ -22,6 +21,7 @@ from .run import on_gpu
 from .tables import cells_page, grid_tables, within
 from .targets import targets_table, worst_table
 
+CELLS_SHOWN = [(count, share) for share in FIRST.shares for count in FIRST.malicious]
 CELLS = FOLDER / "results" / "grid.md"
 # page -> the tables between markers on it; a page without any is written as a whole.
 PAGES: dict[Path, tuple[str, ...]] = {
@@ -81,46 +81,42 @@ def refusal_table(lines: list[Line]) -> str:
     """Refusal of harmful prompts, mean ± standard deviation over seeds, and what else the model
     lost.
     """
-    heads = [attack_name(count, share) for count, share in _cells()]
+    heads = [attack_name(count, share) for count, share in CELLS_SHOWN]
     rows = [["defence", *heads, "over-refusal", "answer loss", "ROUGE-L", "runs"]]
     for name in (NO_ATTACK, *ROWS):
-        own = [line for line in lines if line["row"] == name]
-        if not own:
-            continue
-        cells = [
-            spread([line["metrics"]["refusal_strict"] for line in _cell(own, count, share)])
-            for count, share in _cells()
-        ]
-        rest = [
-            spread([line["metrics"][metric] for line in own], scale)
-            for metric, scale in (("over_refusal_strict", 100), ("loss", 1), ("rouge_l", 1))
-        ]
-        rows.append([name, *cells, *rest, str(len(own))])
+        if own := where(lines, row=name):
+            cells = [_spread(_cell(own, *cell), "refusal_strict") for cell in CELLS_SHOWN]
+            rest = [
+                _spread(own, metric, scale)
+                for metric, scale in (("over_refusal_strict", 100), ("loss", 1), ("rouge_l", 1))
+            ]
+            rows.append([name, *cells, *rest, str(len(own))])
     return markdown(rows) + "\n" + _sizes(lines)
+
+
+def _spread(lines: list[Line], metric: str, scale: float = 100) -> str:
+    return spread([line["metrics"][metric] for line in lines], scale)
 
 
 def where_made(lines: list[Line]) -> str:
     """How many runs a GPU made, and of which rows a processor."""
     others = Counter(line["row"] for line in lines if not on_gpu(line["machine"]))
-    rest = (
-        f"; on a processor: {', '.join(f'{row} {count}' for row, count in others.items())}"
-        if others
-        else ""
-    )
+    counts = ", ".join(f"{row} {count}" for row, count in others.items())
+    rest = f"; on a processor: {counts}" if counts else ""
     return f"Made on a GPU: {len(lines) - others.total()}{rest}."
 
 
 def factor_table(lines: list[Line]) -> str:
     """How far each level trusted whom: the mean factor over rounds, clients and seeds."""
-    heads = [attack_name(count, share) for count, share in _cells()]
-    rows = [["level", *(f"{head}: malicious / benign" for head in heads), "rounds skipped"]]
+    heads = [f"{attack_name(*cell)}: malicious / benign" for cell in CELLS_SHOWN]
+    rows = [["level", *heads, "rounds skipped"]]
     for name in ROWS:
-        own = [line for line in lines if line["row"] == name]
+        own = where(lines, row=name)
         if "level" not in ROWS[name] or not own:
             continue
         cells = []
-        for count, share in _cells():
-            found = _cell(own, count, share)
+        for cell in CELLS_SHOWN:
+            found = _cell(own, *cell)
             pairs = [
                 [mean(line["factors"][role]) for line in found] for role in ("malicious", "benign")
             ]
@@ -132,58 +128,37 @@ def factor_table(lines: list[Line]) -> str:
 def ledger_table(lines: list[Line]) -> str:
     """What each level costs beside local training, over all its runs."""
     rows = [
-        [
-            "defence",
-            "evidence",
-            "scoring and weighing",
-            "aggregating",
-            "evidence sent / update sent",
-            "runs",
-        ]
+        "defence | evidence | scoring and weighing | aggregating | evidence sent / update sent"
+        " | runs"
     ]
     for name in ROWS:
-        own = [line for line in lines if line["row"] == name]
-        if not own:
-            continue
-        total = {
-            phase: sum(line["seconds"][phase] for line in own)
-            for phase in ("train", "evidence", "assess", "aggregate")
-        }
-        sent = {what: sum(line["bytes"][what] for line in own) for what in ("update", "evidence")}
-        shares = [
-            f"{total[phase] / total['train']:.2%}" for phase in ("evidence", "assess", "aggregate")
-        ]
-        rows.append([name, *shares, f"{sent['evidence'] / sent['update']:.0%}", str(len(own))])
+        if own := where(lines, row=name):
+            train, *phases = (
+                sum(line["seconds"][phase] for line in own)
+                for phase in ("train", "evidence", "assess", "aggregate")
+            )
+            update, sent = (
+                sum(line["bytes"][what] for line in own) for what in ("update", "evidence")
+            )
+            shares = " | ".join(f"{seconds / train:.2%}" for seconds in phases)
+            rows.append(f"{name} | {shares} | {sent / update:.0%} | {len(own)}")
     return markdown(rows) + "\nSeconds as shares of the seconds of local training in the same runs."
 
 
 def overhead_table(lines: list[Line]) -> str:
     """Cost and detection of the cheap shadow at the paper's round shape."""
     rows = [
-        [
-            "level",
-            "examples in the gradient",
-            "extra training",
-            "scoring and weighing",
-            "evidence sent / update sent",
-            "trust: malicious",
-            "benign",
-        ]
+        "level | examples in the gradient | extra training | scoring and weighing"
+        " | evidence sent / update sent | trust: malicious | benign"
     ]
     for line in lines:
-        seconds, sent = line["seconds"], line["bytes"]
-        costs = [
-            f"{seconds['evidence'] / seconds['train']:.1%}",
-            f"{seconds['assess'] / seconds['train']:.2%}",
-            f"{sent['evidence'] / sent['update']:.0%}",
-        ]
+        seconds, sent, factors = line["seconds"], line["bytes"], line["factors"]
         rows.append(
-            [
-                line["level"],
-                f"{line['examples']} of 160",
-                *costs,
-                *(f"{mean(line['factors'][role]):.2f}" for role in ("malicious", "benign")),
-            ]
+            f"{line['level']} | {line['examples']} of 160"
+            f" | {seconds['evidence'] / seconds['train']:.1%}"
+            f" | {seconds['assess'] / seconds['train']:.2%}"
+            f" | {sent['evidence'] / sent['update']:.0%}"
+            f" | {mean(factors['malicious']):.2f} | {mean(factors['benign']):.2f}"
         )
     return (
         f"{markdown(rows)}\n{overhead.CLIENTS} clients, {overhead.MALICIOUS} malicious at 100 %"
@@ -198,19 +173,12 @@ def accumulation_table(rows: list[Line]) -> str:
     """
     shares = sorted({row["share"] for row in rows}, reverse=True)
     rounds = sorted({row["rounds"] for row in rows})
-    table = [
-        [
-            "what is scored",
-            *(
-                f"{share:.0%} poison, {number} round{'s' * (number > 1)}"
-                for share in shares
-                for number in rounds
-            ),
-        ]
-    ]
-    for way in dict.fromkeys(row["way"] for row in rows):
-        own = {(row["share"], row["rounds"]): row for row in rows if row["way"] == way}
-        chosen = [own[share, number] for share in shares for number in rounds]
+    columns = [(share, number) for share in shares for number in rounds]
+    heads = [f"{share:.0%} poison, {n} round{'s' * (n > 1)}" for share, n in columns]
+    table = [["what is scored", *heads]]
+    for way in distinct(rows, "way"):
+        own = {(row["share"], row["rounds"]): row for row in where(rows, way=way)}
+        chosen = [own[column] for column in columns]
         table.append(
             [
                 way,
@@ -221,18 +189,13 @@ def accumulation_table(rows: list[Line]) -> str:
             ]
         )
     sources = "; ".join(
-        f"{share:.0%}: {', '.join(next(row['sources'] for row in rows if row['share'] == share))}"
-        for share in shares
+        f"{share:.0%}: {', '.join(where(rows, share=share)[0]['sources'])}" for share in shares
     )
     return (
         f"{markdown(table)}\nMean AUROC over federations, one malicious source each / TPR / FPR at"
         f" {accumulation.THRESHOLD}; {rows[0]['n_malicious']} malicious and {rows[0]['n_honest']}"
         f" honest clients a share ({sources})."
     )
-
-
-def _cells() -> Iterator[tuple[int, float]]:
-    yield from ((count, share) for share in FIRST.shares for count in FIRST.malicious)
 
 
 def _cell(lines: list[Line], count: int, share: float) -> list[Line]:

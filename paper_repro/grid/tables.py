@@ -47,19 +47,15 @@ def _beyond(own: Sequence[Line]) -> set[str]:
 def _refusal(benign: str, source: str, own: Sequence[Line], names: Sequence[str]) -> str:
     rows, count = [["poison", "malicious", *names]], 0
     runs = _by_cell(own)
-    for share, malicious in [
-        (1.0, 0),
-        *((share, malicious) for share in FULL.shares for malicious in FULL.malicious if malicious),
-    ]:
-        found = [
-            runs[NO_ATTACK if name == "FedAvg" and not malicious else name, malicious, share]
-            for name in names
-        ]
-        if not any(found):
-            continue
-        count += sum(map(len, found))
-        values = [spread([line["metrics"]["refusal_strict"] for line in lines]) for lines in found]
-        rows.append([f"{share:.0%}" if malicious else "-", f"{malicious} of 10", *values])
+    attacks = [(share, n) for share in FULL.shares for n in FULL.malicious if n]
+    for share, malicious in [(1.0, 0), *attacks]:
+        bare = {"FedAvg": NO_ATTACK} if not malicious else {}
+        found = [runs[bare.get(name, name), malicious, share] for name in names]
+        if any(found):
+            count += sum(map(len, found))
+            poison = f"{share:.0%}" if malicious else "-"
+            values = [spread([line["metrics"]["refusal_strict"] for line in one]) for one in found]
+            rows.append([poison, f"{malicious} of 10", *values])
     return (
         f"**{source}, {benign} benign set** ({', '.join(BENIGN_SETS[benign])}), {count}"
         f" runs\n\n{markdown(rows)}"
@@ -78,20 +74,10 @@ def cells_page(lines: Sequence[Line]) -> str:
             " are of a whole run, on whatever machine made it and beside whatever else ran there.\n"
         ),
     ]
-    head = [
-        "defence",
-        "attack",
-        "runs",
-        "Rule",
-        "strict",
-        "over-refusal",
-        "answer loss",
-        "ROUGE-L",
-        "trust: malicious",
-        "benign",
-        "lowest",
-        "seconds",
-    ]
+    head = (
+        "defence | attack | runs | Rule | strict | over-refusal | answer loss | ROUGE-L"
+        " | trust: malicious | benign | lowest | seconds"
+    )
     for benign, source, own in by_data(lines):
         runs = _by_cell(own)
         order = sorted(runs, key=lambda key: (NAMES.index(key[0]), -key[2], key[1]))
@@ -105,26 +91,17 @@ def cells_page(lines: Sequence[Line]) -> str:
 
 
 def _measures(lines: Sequence[Line]) -> list[str]:
-    metrics = [
-        ("refusal_rule", 100),
-        ("refusal_strict", 100),
-        ("over_refusal_strict", 100),
-        ("loss", 1),
-        ("rouge_l", 1),
-    ]
-    found = [spread([line["metrics"][name] for line in lines], scale) for name, scale in metrics]
+    scales = {"refusal_rule": 100, "refusal_strict": 100, "over_refusal_strict": 100}
+    scales |= {"loss": 1, "rouge_l": 1}
+    found = [spread([line["metrics"][name] for line in lines], scales[name]) for name in scales]
     trust = [
         [value for line in lines for value in line["factors"][role]]
         for role in ("malicious", "benign")
     ]
     lowest = min(min(line["clients"]["benign"]) for line in lines)
     seconds = mean(sum(line["seconds"].values()) for line in lines)
-    return [
-        *found,
-        *(f"{mean(values):.2f}" if values else "-" for values in trust),
-        f"{lowest:.2f}",
-        f"{seconds:.0f}",
-    ]
+    shown = [f"{mean(values):.2f}" if values else "-" for values in trust]
+    return [*found, *shown, f"{lowest:.2f}", f"{seconds:.0f}"]
 
 
 def by_data(lines: Sequence[Line]) -> Iterator[tuple[str, str, list[Line]]]:

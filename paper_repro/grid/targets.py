@@ -149,15 +149,9 @@ def targets_table(lines: Sequence[Line]) -> str:
     )
     rows = [["source", "benign set", "attack", *found]]
     for place in places:
-        entries = [cells.get(replace(place, row=name)) for name, cells in found.items()]
-        rows.append(
-            [
-                place.source,
-                place.benign,
-                attack_name(place.malicious, place.share),
-                *("-" if entry is None else str(entry) for entry in entries),
-            ]
-        )
+        entries = [cells.get(replace(place, row=name), "-") for name, cells in found.items()]
+        attack = attack_name(place.malicious, place.share)
+        rows.append([place.source, place.benign, attack, *map(str, entries)])
     return (
         f"{markdown(rows)}\nIn brackets the number of seeds. A missed target stands with its value."
     )
