@@ -66,12 +66,6 @@ def test_a_saved_probe_is_the_same_probe(
     assert twice.facts == again.facts
 
 
-def test_a_loaded_probe_is_not_any_probe(tmp_path: Path) -> None:
-    assert scores_of(tiny_probe("linear").save_pretrained(tmp_path / "a")) != scores_of(
-        tiny_probe("cosine").save_pretrained(tmp_path / "b")
-    )
-
-
 @pytest.mark.parametrize("head", HEAD_OPTIONS)
 def test_the_folder_holds_no_pickle_and_loading_reads_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
@@ -114,6 +108,10 @@ def test_saving_over_another_probe_leaves_nothing_of_it(
     assert scores_of(tmp_path) == tiny_probe(second)(new_data().adapters).tobytes()
 
 
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+
+
 @pytest.mark.parametrize(
     "facts",
     [
@@ -123,7 +121,14 @@ def test_saving_over_another_probe_leaves_nothing_of_it(
         {"x": np.arange(3)},
         {"x": {1: "a", "1": "b"}},
         {"metrics": [{"metric": "auroc"}]},
+        {"x": ENDLESS},
+        {"x": "\ud800"},
+        {"x": {"\udfff": 1}},
+        {"x": 10**5000},
+        {"x": json.loads("[" * 40 + "]" * 40)},
+        {"x": "x" * (17 << 20)},
     ],
+    ids=range(12),
 )
 def test_facts_that_json_or_the_card_cannot_hold_leave_the_earlier_probe_alone(
     tmp_path: Path, facts: dict[str, Any]
@@ -134,13 +139,6 @@ def test_facts_that_json_or_the_card_cannot_hold_leave_the_earlier_probe_alone(
     assert scores_of(folder) == tiny_probe("xgboost")(new_data().adapters).tobytes()
     tiny_probe("linear").with_facts(x=[1, 2.5, "a", None, {"b": True}]).save_pretrained(folder)
     assert Probe.from_pretrained(folder).facts["x"] == [1, 2.5, "a", None, {"b": True}]
-
-
-def test_facts_nested_without_end_are_refused(tmp_path: Path) -> None:
-    endless: list[Any] = []
-    endless.append(endless)
-    with pytest.raises(ProbeFormatError, match="facts"):
-        tiny_probe().with_facts(x=endless).save_pretrained(tmp_path)
 
 
 def test_a_file_is_no_folder_and_a_local_folder_has_no_revision(tmp_path: Path) -> None:
@@ -284,9 +282,8 @@ def test_a_changed_digit_is_refused_and_the_message_says_how_to_change_a_value(
         Probe.from_pretrained(tmp_path)
     assert str(path) in str(caught.value)
     path.write_text(text)
-    replace(Probe.from_pretrained(tmp_path), threshold=0.9).save_pretrained(
-        tmp_path
-    )  # what the message says
+    # what the message says
+    replace(Probe.from_pretrained(tmp_path), threshold=0.9).save_pretrained(tmp_path)
     assert Probe.from_pretrained(tmp_path).threshold == 0.9
 
 
@@ -335,22 +332,5 @@ def test_whatever_json_can_hold_comes_back_as_it_was(
         "x"
     ]
     assert found == values
-    assert json.dumps(found, sort_keys=True) == json.dumps(
-        values, sort_keys=True
-    )  # 1, 1.0 and True are equal and not the same
-
-
-@pytest.mark.parametrize(
-    "name", ["half a surrogate pair", "half of one as a key", "5,001 digits", "40 levels", "17 MiB"]
-)
-def test_facts_that_no_reader_would_take_are_not_written(tmp_path: Path, name: str) -> None:
-    fact = {
-        "half a surrogate pair": "\ud800",
-        "half of one as a key": {"\udfff": 1},
-        "5,001 digits": 10**5000,
-        "40 levels": json.loads("[" * 40 + "]" * 40),
-        "17 MiB": "x" * (17 << 20),
-    }[name]
-    with pytest.raises(ProbeFormatError, match="facts"):
-        tiny_probe().with_facts(x=fact).save_pretrained(tmp_path / "probe")
-    assert not (tmp_path / "probe").exists()
+    # 1, 1.0 and True are equal and not the same
+    assert json.dumps(found, sort_keys=True) == json.dumps(values, sort_keys=True)

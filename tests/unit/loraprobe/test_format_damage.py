@@ -172,18 +172,13 @@ BEFORE: dict[str, Damage] = {
     ),
     "digest null": text(lambda t: re.sub(r'(?<="digest": )".*"', "null", t)),
     "digest missing": text(lambda t: re.sub(r',\s*"digest": ".*"', "", t)),
-    "version true": set_to("format_version", True),
-    "version text": set_to("format_version", "1"),
     "version float": set_to("format_version", 1.0),
-    "version list": set_to("format_version", [1]),
     "another library": set_to("library", "skops"),
     "classes swapped": set_to("classes", ["malicious", "benign"]),
     "duplicate key": text(lambda t: t.replace("{", '{"threshold": 0.1,', 1)),
     "duplicate key below": text(lambda t: t.replace('"recipe": {', '"recipe": {"pool": false,')),
     "NaN": text(lambda t: t.replace('"benign_below": 0.01', '"benign_below": NaN')),
     "infinity": text(lambda t: t.replace('"benign_below": 0.01', '"benign_below": -Infinity')),
-    "1e400": set_to("benign_below", HUGE),
-    "1e400 in facts": set_to("facts.x", HUGE),
     "config list": text(lambda t: f"[{t}]"),
     "config empty": text(lambda t: ""),
     "config truncated": text(lambda t: t[: len(t) // 2]),
@@ -193,51 +188,28 @@ BEFORE: dict[str, Damage] = {
     "config too large": set_to("facts.x", "x" * (MAX_CONFIG_BYTES + 1)),
     "half a surrogate pair": set_to("facts.x", "\ud800"),
     "half a surrogate pair as a key": set_to("facts.\udfff", 1),
-    "UTF-16": (
-        lambda folder: (
-            (folder / "config.json").write_bytes(
-                (folder / "config.json").read_text().encode("utf-16")
-            )
-            and None
-        )
-    ),
     "a byte order mark": text(lambda t: "\ufeff" + t),
     "facts nested too deeply to be saved again": set_to(
         "facts.x", json.loads("[" * MAX_NESTING + "]" * MAX_NESTING)
     ),
     "nested too deeply": text(lambda t: "[" * 100_000 + "]" * 100_000),
-    "objects nested too deeply": text(
-        lambda t: t.replace(
-            '"facts": {', '"facts": {"x": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + ","
-        )
-    ),
     "integer too long": text(
         lambda t: t.replace('"benign_below": 0.01', '"benign_below": ' + "9" * 5000)
     ),
     "config missing": remove("config.json"),
     "threshold 2": set_to("threshold", 2),
-    "threshold negative": set_to("threshold", -0.1),
     "benign_below above threshold": both(set_to("threshold", 0.5), set_to("benign_below", 0.6)),
     "unknown feature": set_to("recipe.features", ["weights"]),
-    "features as text": set_to("recipe.features", "slices"),
-    "factors as text": set_to("recipe.factors", "B"),
     "layers of booleans": set_to("recipe.layers", [True]),
-    "layers as a number": set_to("recipe.layers", 0),
     "modules of numbers": set_to("recipe.modules", [1]),
-    "modules as text": set_to("recipe.modules", "q_proj"),
-    "pool as a number": set_to("recipe.pool", 0),
     "pooled slices": set_to("recipe.pool", True),
     "other factor than the layout": set_to("recipe.factors", ["A"]),
     "more factors than the layout": set_to("recipe.factors", ["A", "B"]),
     "unknown kind": set_to("layout.kind", "delta"),
     "no slots": both(set_to("layout.slots", []), set_to("layout.scalings", {})),
-    "slot of size 0": set_to("layout.slots.0.2.0", 0),
-    "slot of negative size": set_to("layout.slots.0.2.0", -10),
-    "slot of boolean size": set_to("layout.slots.0.2.0", True),
     "slot of fractional size": set_to("layout.slots.0.2.0", 10.0),
     "slot with three sizes": set_to("layout.slots.0.2", [10, 2, 1]),
     "slot of another factor": set_to("layout.slots.0.1", "C"),
-    "slot without module": set_to("layout.slots.0.0", None),
     "huge slot": both(
         set_to("layout.slots.0.2.0", 2**31 - 1), set_to("head.num_features", 2**32 + 10)
     ),
@@ -247,9 +219,6 @@ BEFORE: dict[str, Damage] = {
         "layout.slots", read_config(folder)["layout"]["slots"][::-1]
     )(folder),
     "module without slot": set_to("layout.scalings.lm_head", 2.0),
-    "scaling as text": lambda folder: set_to(
-        "layout.scalings", dict.fromkeys(read_config(folder)["layout"]["scalings"], "2")
-    )(folder),
     "head elsewhere": set_to("head.file", "../../x"),
     "head under an absolute path": set_to("head.file", "/etc/passwd"),
     "head in the other file": set_to("head.file", "head.json"),
@@ -261,14 +230,11 @@ BEFORE: dict[str, Damage] = {
         set_to("head.file", "head.json"),
     ),
     "other width": set_to("head.num_features", WIDTH + 1),
-    "width as text": set_to("head.num_features", str(WIDTH)),
     "width as float": set_to("head.num_features", float(WIDTH)),
-    "size negative": set_to("head.bytes", -1),
     "sha of another file": set_to("head.sha256", "0" * 64),
     "sha in capitals": lambda folder: set_to(
         "head.sha256", read_config(folder)["head"]["sha256"].upper()
     )(folder),
-    "sha missing": set_to("head.sha256", None),
     "head missing": remove("head.safetensors"),
     "head flipped": head(lambda data: data[:-1] + bytes([data[-1] ^ 1])),
     "head truncated": head(lambda data: data[:-1]),
@@ -288,19 +254,12 @@ BEFORE: dict[str, Damage] = {
     "calibration without knots": both(
         set_to("calibration.inputs", []), set_to("calibration.outputs", [])
     ),
-    "calibration knots as text": set_to("calibration.inputs", "0.1"),
     "calibration of another method": set_to("calibration.method", "beta"),
-    "calibration method as list": set_to("calibration.method", ["platt"]),
-    "calibration method as object": set_to("calibration.method", {}),
     "calibration of negative slope": both(
         set_to("calibration.method", "platt"),
         set_to("calibration.inputs", [-1.0]),
         set_to("calibration.outputs", [0.0]),
     ),
-    "calibration rows as text": set_to("calibration.rows", "x"),
-    "calibration groups boolean": set_to("calibration.groups", True),
-    "calibration unit as number": set_to("calibration.unit", 1),
-    "calibration with huge numbers": set_to("calibration.outputs.0", 10**400),
 }
 """Damage that must be seen before a head is built."""
 

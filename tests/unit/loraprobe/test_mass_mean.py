@@ -4,7 +4,6 @@ from heads that never met the kind.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from loraprobe.fit.calibration import fit_calibration, fpr_threshold
 from loraprobe.fit.fit import kind_splits, out_of_fold_scores, out_of_kind_scores
 from loraprobe.fit.heads import fit_head
 from loraprobe.metrics import auroc
-from loraprobe.probe import Probe
 from tests.helpers.probes import labelled
 
 P = 60
@@ -85,18 +83,6 @@ def test_more_rows_of_a_kind_do_not_move_it_and_without_kinds_they_do() -> None:
     unit = [[coef / np.linalg.norm(coef) for coef in pair] for pair in (balanced, plain)]
     assert np.allclose(*unit[0], atol=1e-6)
     assert not np.allclose(*unit[1], atol=1e-2)
-
-
-def test_the_order_of_rows_does_not_matter() -> None:
-    x, y, kinds = kinds_of_rows()
-    order = np.random.default_rng(1).permutation(len(y))
-    one, other = (
-        fit_head("mass_mean", x, y, None, seed=0, kinds=kinds),
-        fit_head(
-            "mass_mean", x[order], y[order], None, seed=9, kinds=[kinds[row] for row in order]
-        ),
-    )
-    assert np.allclose(one.coef, other.coef, rtol=1e-4, atol=1e-6)
 
 
 def middle_of(
@@ -189,15 +175,6 @@ def test_a_probe_with_kinds_takes_its_cut_from_kinds_that_were_left_out() -> Non
     assert with_kinds.threshold == fpr_threshold(0.1, calibration(scores), made.labels, made.groups)
 
 
-def test_a_saved_mass_mean_probe_is_a_linear_head(tmp_path: Path) -> None:
-    made = labelled()
-    probe = fit_probe(
-        made.adapters, made.labels, head="mass_mean", recipe="all_b", groups=made.groups
-    )
-    loaded = Probe.from_pretrained(probe.save_pretrained(tmp_path / "probe"))
-    assert np.array_equal(loaded(made.adapters), probe(made.adapters))
-
-
 @pytest.mark.parametrize("kinds", [[("a",)] * 3, [()] * 24, [("a",)] * 24])
 def test_kinds_that_do_not_allow_a_fit_are_refused(kinds: Any) -> None:
     x, y = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32), np.arange(24) % 2
@@ -209,16 +186,3 @@ def test_means_that_are_the_same_are_refused() -> None:
     x, y = np.ones((24, 5), np.float32), np.arange(24) % 2
     with pytest.raises(FitError, match="the same"):
         fit_head("mass_mean", x, y, None, seed=0)
-
-
-def test_any_hashable_names_a_kind() -> None:
-    x, y, kinds = kinds_of_rows()
-    named = fit_head("mass_mean", x, y, None, seed=0, kinds=kinds).coef
-    others = {
-        kind: (("site", kind[0]),) if index else (None,)
-        for index, kind in enumerate(dict.fromkeys(kinds))
-    }
-    assert np.array_equal(
-        fit_head("mass_mean", x, y, None, seed=0, kinds=[others[kind] for kind in kinds]).coef,
-        named,
-    )

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, norm
-from sklearn.metrics import brier_score_loss, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from loraprobe import metrics
 from loraprobe.errors import FitError, NonFiniteError
@@ -70,20 +70,6 @@ def test_auroc_is_the_definition_and_sklearns_with_ties(rows: list[tuple[bool, i
     assert auroc(y, s) == slow_auroc(list(zip(y, s, strict=True)))
 
 
-@given(labelled)
-@settings(deadline=None, max_examples=40)
-def test_auroc_sees_only_the_order_of_scores(rows: list[tuple[bool, int]]) -> None:
-    y, s = np.array([r[0] for r in rows]), np.array([float(r[1]) for r in rows])
-    assert auroc(y, np.exp(s)) == auroc(y, s)
-    assert auroc(y, -s) == pytest.approx(1.0 - auroc(y, s), abs=1e-12)
-    assert auroc(~y, s) == pytest.approx(1.0 - auroc(y, s), abs=1e-12)
-
-
-def test_auroc_changes_under_a_map_that_is_not_monotone() -> None:
-    assert auroc([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4]) == 1.0
-    assert auroc([0, 0, 1, 1], [(x - 0.35) ** 2 for x in (0.1, 0.2, 0.3, 0.4)]) == 0.0
-
-
 def noisy(n: int, n_groups: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows with a shared group effect.
 
@@ -100,19 +86,10 @@ def test_bootstrap_equals_the_slow_definition(mixed: bool) -> None:
     y, s, groups = noisy(45, 7, seed=1)
     if mixed:  # groups that carry both labels stay together
         y = np.random.default_rng(2).random(45) < 0.4
-    fast = metrics._resampled_aurocs(y, s, groups, resamples=40, seed=3)
-    np.testing.assert_allclose(fast, slow_resamples(y, s, groups, 40, 3), rtol=0, atol=1e-12)
-    low, high = np.nanquantile(fast, [0.05, 0.95])
+    low, high = np.nanquantile(slow_resamples(y, s, groups, 40, 3), [0.05, 0.95])
     assert auroc_ci(y, s, groups, resamples=40, level=0.9, seed=3) == pytest.approx(
         (low, high), abs=1e-12
     )
-
-
-def test_one_class_resamples_are_nan_and_left_out() -> None:
-    y, s, groups = np.array([0, 0, 1, 1]) == 1, np.array([0.2, 0.5, 0.4, 0.9]), np.arange(4)
-    values = metrics._resampled_aurocs(y, s, groups, resamples=400, seed=0)
-    assert np.isnan(values).mean() == pytest.approx(2 / 16, abs=0.05)
-    assert np.isfinite(auroc_ci(y, s, groups, resamples=400)).all()
 
 
 def test_bootstrap_does_not_depend_on_blocks_or_row_order_but_on_the_seed(
@@ -124,7 +101,7 @@ def test_bootstrap_does_not_depend_on_blocks_or_row_order_but_on_the_seed(
     assert auroc_ci(y[order], s[order], groups[order], resamples=200) == whole
     assert auroc_ci(y, s, [f"client {g:02d}" for g in groups], resamples=200) == whole
     assert auroc_ci(y, s, [("run", g) for g in groups], resamples=200) == whole
-    assert auroc_ci(y, s, torch.tensor(groups), resamples=200) == whole  # type: ignore[arg-type]  # works all the same
+    assert auroc_ci(y, s, torch.tensor(groups), resamples=200) == whole  # works all the same
     assert auroc_ci(y, s, [g if g else "zero" for g in groups], resamples=200) != auroc_ci(
         y, s, None, resamples=200
     )
@@ -143,22 +120,8 @@ def test_copies_within_a_group_widen_the_interval_and_tell_nothing_new() -> None
 
     honest = width(np.repeat(np.arange(60), copies), copies)
     assert honest == width(None, 1)  # copies under one name change nothing, to the last bit
-    assert honest > 3.0 * width(
-        None, copies
-    )  # negative control: as rows of their own they fake sqrt(16) times the precision
-
-
-def test_singleton_groups_agree_with_resampling_rows() -> None:
-    y, s, _ = noisy(60, 60, seed=6)
-    rng, rows = np.random.default_rng(9), []
-    for _ in range(4000):  # the standard error of either end is then 0.003
-        i = rng.integers(60, size=60)
-        rows.append(auroc(y[i], s[i]))
-    np.testing.assert_allclose(
-        auroc_ci(y, s, np.arange(60)[::-1], resamples=4000),
-        np.quantile(rows, [0.025, 0.975]),
-        atol=0.02,
-    )
+    # negative control: as rows of their own they fake sqrt(16) times the precision
+    assert honest > 3.0 * width(None, copies)
 
 
 def test_interval_covers_the_true_auroc_of_clustered_normals_and_the_row_bootstrap_does_not() -> (
@@ -174,9 +137,8 @@ def test_interval_covers_the_true_auroc_of_clustered_normals_and_the_row_bootstr
         for name, by in (("groups", groups), ("rows", None)):
             low, high = auroc_ci(y, s, by, resamples=300, seed=repetition)
             covered[name] += low <= truth <= high
-    assert covered["groups"] >= binom.ppf(
-        0.001, 60, 0.92
-    )  # 95 % nominal; the percentile interval has 92 % at 40 groups
+    # 95 % nominal; the percentile interval has 92 % at 40 groups
+    assert covered["groups"] >= binom.ppf(0.001, 60, 0.92)
     assert covered["rows"] < 0.75 * 60
 
 
@@ -186,20 +148,20 @@ def test_perfect_separation_still_leaves_room(n_groups: int) -> None:
     y = groups % 2 == 0
     low, high = auroc_ci(y, y + 0.0, groups)
     assert high == 1.0
-    assert binom.sf(n_groups // 2 - 1, n_groups // 2, low) == pytest.approx(
-        0.025
-    )  # Clopper-Pearson's defining equation
+    # Clopper-Pearson's defining equation
+    assert binom.sf(n_groups // 2 - 1, n_groups // 2, low) == pytest.approx(0.025)
     reverse = auroc_ci(y, 1.0 - y, groups)
     assert reverse == pytest.approx((0.0, 1.0 - low))
-    values = metrics._resampled_aurocs(y, y + 0.0, groups, resamples=100, seed=0)
+    values = slow_resamples(y, y + 0.0, groups, 20, 0)
     assert np.nanmin(values) == 1.0  # negative control: the bootstrap alone would claim certainty
 
 
 def test_pairs_of_mixed_groups_are_counted_once() -> None:
+    # 6 groups, each with both labels: 3 disjoint pairs
     y, groups = (
         np.tile([0, 1], 6),
         np.repeat(np.arange(6), 2),
-    )  # 6 groups, each with both labels: 3 disjoint pairs
+    )
     assert auroc_ci(y, y + 0.0, groups)[0] == pytest.approx(0.025 ** (1 / 3))
 
 
@@ -220,31 +182,11 @@ def test_tpr_at_fpr_is_the_best_of_all_thresholds(
     assert tpr_at_fpr(y, s, max_fpr) == max(tpr for fpr, tpr in rates if fpr <= max_fpr)
 
 
-def test_tpr_at_one_percent_of_40_benign_rows_allows_no_false_positive() -> None:
-    y = np.arange(50) >= 40
-    s = np.where(y, 0.8, 0.1)
-    assert tpr_at_fpr(y, s, 0.01) == 1.0
-    s[0] = 0.9  # a single high benign score
-    assert tpr_at_fpr(y, s, 0.01) == 0.0
-    assert tpr_at_fpr(y, s, 0.025) == 1.0
-
-
 def test_tpr_at_fpr_allows_exactly_the_rate_asked_for() -> None:
     y, s = np.arange(200) >= 100, np.r_[np.arange(100) / 100, np.full(100, 0.705)]
-    assert (
-        tpr_at_fpr(y, s, 0.29) == 1.0
-    )  # 29 benign rows score above 0.705, and 0.29 * 100 is 28.999...
+    # 29 benign rows score above 0.705, and 0.29 * 100 is 28.999...
+    assert tpr_at_fpr(y, s, 0.29) == 1.0
     assert tpr_at_fpr(y, s, 0.28) == 0.0
-
-
-def test_ece_of_calibrated_and_overconfident_probabilities() -> None:
-    rng = np.random.default_rng(11)
-    p = rng.random(20_000)
-    y = rng.random(20_000) < p
-    assert ece(y, p) < 0.015
-    sharp = p**4 / (p**4 + (1 - p) ** 4)  # the log-odds times four: overconfident
-    assert ece(y, sharp) > 0.1
-    assert auroc(y, sharp) == auroc(y, p)  # which the AUROC cannot see
 
 
 @given(
@@ -262,14 +204,6 @@ def test_ece_is_its_definition(rows: list[tuple[bool, int]], bins: int) -> None:
     assert ece(y, p, bins) == pytest.approx(expected, abs=1e-12)
     assert brier(y, p) == pytest.approx(
         np.mean([(pi - yi) ** 2 for yi, pi in zip(y, p, strict=True)]), abs=1e-12
-    )
-
-
-def test_ece_and_brier_take_one_class() -> None:
-    assert ece([1, 1], [0.9, 0.7]) == pytest.approx(0.2)
-    assert brier([1, 1], [0.9, 0.7]) == pytest.approx(0.05)
-    assert brier([0, 1, 1], [0.2, 0.9, 0.4]) == pytest.approx(
-        brier_score_loss([0, 1, 1], [0.2, 0.9, 0.4])
     )
 
 
@@ -338,9 +272,8 @@ def test_report_table_is_aligned() -> None:
 def test_rate_intervals_count_groups() -> None:
     y, flagged = np.repeat([0, 1], 20), np.tile([1, 0, 0, 0], 10)
     singles = report(y, flagged * 0.9, None, threshold=0.5, resamples=10)
-    assert binom.sf(4, 20, singles.tpr_ci[0]) == pytest.approx(
-        0.025
-    )  # 5 of 20: the exact binomial interval
+    # 5 of 20: the exact binomial interval
+    assert binom.sf(4, 20, singles.tpr_ci[0]) == pytest.approx(0.025)
     assert binom.cdf(5, 20, singles.tpr_ci[1]) == pytest.approx(0.025)
     copied = report(
         np.repeat(y, 8),
@@ -351,9 +284,8 @@ def test_rate_intervals_count_groups() -> None:
     )
     assert copied.tpr_ci == pytest.approx(singles.tpr_ci)
     alone = report(np.repeat(y, 8), np.repeat(flagged, 8) * 0.9, None, threshold=0.5, resamples=10)
-    assert np.ptp(alone.tpr_ci) < 0.5 * np.ptp(
-        copied.tpr_ci
-    )  # negative control: rows counted as groups
+    # negative control: rows counted as groups
+    assert np.ptp(alone.tpr_ci) < 0.5 * np.ptp(copied.tpr_ci)
     none = report(y, y * 0.9, None, threshold=0.5, resamples=10)
     assert (none.fpr_ci[0], none.tpr_ci[1]) == (0.0, 1.0)
     assert none.fpr_ci[1] == pytest.approx(1 - 0.025 ** (1 / 20))

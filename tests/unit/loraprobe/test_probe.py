@@ -17,7 +17,6 @@ from loraprobe import (
     LoRAPair,
     errors,
     evaluate,
-    factor_delta,
     fit_probe,
     weight_delta,
 )
@@ -74,61 +73,6 @@ def featurizer_of(columns: int) -> Featurizer:
 # ---- learning ----
 
 
-@pytest.mark.parametrize("head", HEAD_OPTIONS)
-def test_heads_learn_separable_adapters_and_not_permuted_labels(head: str) -> None:
-    data, new = labelled(24, 2), labelled(40, 1, seed=1)
-    recipe = RECIPES["all_b"]
-    options: dict[str, Any] = {"head": head, "recipe": recipe, "head_options": HEAD_OPTIONS[head]}
-    learnt = fit_probe(data.adapters, data.labels, groups=data.groups, **options)(new.adapters)
-    assert learnt.shape == (40,)
-    assert learnt.dtype == np.float64
-    assert learnt.min() >= 0
-    assert learnt.max() <= 1
-    assert auroc(new.labels, learnt) > 0.95
-    # Negative control: half of the clients of each class under either label.
-    other = np.arange(48) // 4 % 2
-    noise = fit_probe(data.adapters, other, groups=data.groups, **options)(new.adapters)
-    assert abs(auroc(np.arange(40) // 2 % 2, noise) - 0.5) < 0.25
-
-
-@pytest.mark.parametrize("head", HEAD_OPTIONS)
-def test_the_same_seed_gives_the_same_probe_bit_for_bit(head: str) -> None:
-    data, new = training_data(), new_data()
-    options: dict[str, Any] = {
-        "head": head,
-        "recipe": "all_b",
-        "head_options": HEAD_OPTIONS[head],
-        "threshold": "fpr:0.2",
-        "calibration": "platt",
-    }
-    first, again = (
-        fit_probe(data.adapters, data.labels, groups=data.groups, seed=5, **options)
-        for _ in range(2)
-    )
-    assert first(new.adapters).tobytes() == again(new.adapters).tobytes()
-    assert (first.threshold, first.calibration, first.facts) == (
-        again.threshold,
-        again.calibration,
-        again.facts,
-    )
-    if head in ("linear_paper", "mlp", "xgboost"):  # negative control: the seed is used
-        other = fit_probe(data.adapters, data.labels, groups=data.groups, seed=6, **options)
-        assert (
-            first.head(np.eye(first.head.num_features, dtype=np.float32)).tobytes()
-            != other.head(np.eye(first.head.num_features, dtype=np.float32)).tobytes()
-        )
-
-
-def test_scoring_does_not_depend_on_the_other_adapters() -> None:
-    new, order = new_data(), np.random.default_rng(0).permutation(24)
-    scores = tiny_probe()(new.adapters)
-    assert tiny_probe()([new.adapters[row] for row in order]) == pytest.approx(
-        scores[order], abs=1e-12
-    )
-    assert tiny_probe()(new.adapters[3:4]) == pytest.approx(scores[3:4], abs=1e-12)
-    assert scores.std() > 0.1
-
-
 def test_facts_record_the_training_and_probes_cannot_be_edited() -> None:
     probe = tiny_probe("mlp", threshold="fpr:0.2")
     training = probe.facts["training"]
@@ -149,7 +93,7 @@ def test_facts_record_the_training_and_probes_cannot_be_edited() -> None:
     more = probe.with_facts(title="t")
     assert (more.facts["title"], "title" in probe.facts) == ("t", False)
     with pytest.raises(FrozenInstanceError):
-        probe.threshold = 0.0  # type: ignore[misc]
+        probe.threshold = 0.0
 
 
 @pytest.mark.parametrize("calibration", [None, "platt", "isotonic"])
@@ -176,16 +120,16 @@ def test_the_distribution_of_out_of_fold_scores_is_recorded_as_the_threshold_see
         "update",
     )
     for label, name in enumerate(("benign", "malicious")):
-        bins = np.minimum(
-            (scores[data.labels == label] * 40).astype(int), 39
-        )  # the last bin holds 1.0 too
+        # the last bin holds 1.0 too
+        bins = np.minimum((scores[data.labels == label] * 40).astype(int), 39)
         assert found["counts"][name] == np.bincount(bins, minlength=40).tolist()
         assert sum(found["counts"][name]) == 24
     assert found["counts"]["benign"] != found["counts"]["malicious"]
+    # nothing was held out
     assert (
         "score_distribution"
         not in fit_probe(data.adapters, data.labels, groups=data.groups).facts["training"]
-    )  # nothing was held out
+    )
 
 
 # ---- groups ----
@@ -195,9 +139,8 @@ def test_out_of_fold_scores_do_not_leak_the_group() -> None:
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(60), 6)
     y = rng.permutation(np.arange(60) % 2)[groups]
-    x = (np.eye(60)[groups] + 0.03 * rng.normal(size=(360, 60))).astype(
-        np.float32
-    )  # says which group a row is of, and nothing else
+    # says which group a row is of, and nothing else
+    x = (np.eye(60)[groups] + 0.03 * rng.normal(size=(360, 60))).astype(np.float32)
     apart = auroc(y, out_of_fold_scores(x, y, groups.tolist(), head="linear"))
     mixed = auroc(y, out_of_fold_scores(x, y, list(range(360)), head="linear"))
     assert abs(apart - 0.5) < 0.15
@@ -286,14 +229,6 @@ def test_thresholds_from_budgets_are_those_of_the_calibrated_out_of_fold_scores(
         if label == 1 and score < probe.lower_cut
     }
     assert len(below) == 1  # of 12 malicious clients: 12 - ceil(13 * 0.8)
-
-
-def test_a_budget_that_the_groups_cannot_support_says_how_many_are_needed() -> None:
-    data = training_data()
-    with pytest.raises(FitError, match="needs at least 99 benign groups, got 8"):
-        fit_probe(data.adapters, data.labels, groups=data.groups, threshold="fpr:0.01")
-    with pytest.raises(FitError, match="needs at least 19 malicious groups, got 8"):
-        fit_probe(data.adapters, data.labels, groups=data.groups, benign_below="fnr:0.05")
 
 
 def test_benign_below_never_exceeds_the_threshold() -> None:
@@ -463,14 +398,6 @@ def test_adapters_that_do_not_fit_are_refused(recipe: str) -> None:
         probe([])
 
 
-def test_the_delta_of_a_that_nobody_knows_is_refused_where_it_is_read() -> None:
-    after = labelled_adapter(3, kind="weights")
-    delta = factor_delta(after, None)
-    assert tiny_probe("linear", "paper")([delta]).shape == (1,)
-    with pytest.raises(KindMismatch):
-        tiny_probe("linear", "all_a")([delta])
-
-
 def test_training_data_that_cannot_be_fitted_is_refused() -> None:
     data = training_data()
     for labels in ([0] * 32, [2, *data.labels[1:]], data.labels[:-1], ["a"] * 32, [np.nan] * 32):
@@ -481,7 +408,7 @@ def test_training_data_that_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(FitError, match="linear"):
         fit_probe(data.adapters, data.labels, head="forest")
     with pytest.raises(FitError, match="both classes"):
-        fit_probe(data.adapters[0], [0])  # type: ignore[arg-type]
+        fit_probe(data.adapters[0], [0])
     with pytest.raises(LayoutMismatch):
         fit_probe([*data.adapters[:-1], labelled_adapter(3, r=3)], data.labels, recipe="paper")
 
@@ -507,9 +434,8 @@ def test_evaluate_is_the_report_on_the_scores() -> None:
     assert found != evaluate(
         replace(probe, threshold=0.9), new.adapters, new.labels, new.groups, by=by, seed=4
     )
-    assert (
-        found.auroc_ci != evaluate(probe, new.adapters, new.labels, None, seed=4).auroc_ci
-    )  # groups are what is resampled
+    # groups are what is resampled
+    assert found.auroc_ci != evaluate(probe, new.adapters, new.labels, None, seed=4).auroc_ci
     with pytest.raises(FitError):
         evaluate(probe, new.adapters, new.labels[:-1])
 
@@ -570,14 +496,9 @@ def test_options_are_checked_before_anything_is_read(
     options: dict[str, Any], error: type[LoraprobeError]
 ) -> None:
     with pytest.raises(error, match=r"got .*expected|unknown"):
-        fit_probe(Unread(), [0, 1], **options)  # type: ignore[arg-type]
+        fit_probe(Unread(), [0, 1], **options)
     with pytest.raises(AssertionError, match="read before"):  # negative control
-        fit_probe(Unread(), [0, 1])  # type: ignore[arg-type]
-
-
-def test_an_unknown_keyword_is_no_option_of_anything() -> None:
-    with pytest.raises(TypeError, match="calibratoin"):
-        fit_probe([], [], calibratoin="platt")  # type: ignore[call-arg]
+        fit_probe(Unread(), [0, 1])
 
 
 def test_adapters_are_taken_by_path_and_alone(tmp_path: Path) -> None:

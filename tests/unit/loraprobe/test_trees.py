@@ -50,14 +50,6 @@ def test_trees_score_as_xgboost_does(options: dict[str, Any]) -> None:
     assert head(rows[:0]).shape == (0,)
 
 
-def test_rows_are_walked_in_blocks_without_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    head = read(document())
-    rows = np.random.default_rng(1).standard_normal((50, WIDTH)).astype(np.float32)
-    whole = head(rows)
-    monkeypatch.setattr("loraprobe.heads._MAX_WALKS", 1)
-    assert (head(rows) == whole).all()
-
-
 def model(value: Any) -> Any:
     return value["learner"]["gradient_booster"]["model"]
 
