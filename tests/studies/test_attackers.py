@@ -9,21 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from figures import attackers as figure
 from loraprobe.adapters.layout import Layout, pack
-from loraprobe.errors import DataError
 from paper_repro.attackers import moves as attackers_moves
 from paper_repro.attackers import page as attackers_page
 from paper_repro.attackers import run as attackers
 from paper_repro.attackers.moves import Schedule, View
-from paper_repro.attackers.record import EXAMPLES, ROUNDS, _freeze_b
+from paper_repro.attackers.record import ROUNDS
 from paper_repro.attackers.replay import Attack, Guard, Known, Outcome, replay
 from paper_repro.common.setting import CLIENTS
 from tests.helpers import probes
@@ -125,19 +122,10 @@ def test_refactorisation_changes_the_factors_and_no_product(
         for before, after in zip(products(seen, own), products(seen, row), strict=True):
             np.testing.assert_allclose(after, before, atol=1e-9)
         assert np.linalg.norm(read(row) - read(own)) > 0.1 * np.linalg.norm(read(own))
+    # nothing turned, nothing changed
     np.testing.assert_allclose(
         move(seen, 0.0 if move is attackers_moves.rotated else 1.0), seen.own, atol=1e-9
-    )  # nothing turned, nothing changed
-
-
-def test_matched_norms_are_the_honest_median() -> None:
-    seen = view()
-    for move in (
-        attackers_moves.rescaled,
-        attackers_moves.projected,
-        attackers_moves.cancelling_matched,
-    ):
-        np.testing.assert_allclose(np.linalg.norm(move(seen, 1.0), axis=1), seen.median_norm)
+    )
 
 
 def test_noise_that_cancels_leaves_the_sum_and_hides_every_row() -> None:
@@ -149,9 +137,8 @@ def test_noise_that_cancels_leaves_the_sum_and_hides_every_row() -> None:
         for row, own in zip(sent, seen.own, strict=True)
     ]
     assert max(cosines) < 0.5
-    np.testing.assert_array_equal(
-        sent, attackers_moves.cancelling(seen, 4.0)
-    )  # agreed on beforehand
+    # agreed on beforehand
+    np.testing.assert_array_equal(sent, attackers_moves.cancelling(seen, 4.0))
 
 
 def test_projection_takes_away_what_the_probe_reads() -> None:
@@ -162,9 +149,8 @@ def test_projection_takes_away_what_the_probe_reads() -> None:
     )
     assert (attackers_moves.projected(seen, 1.5) @ seen.direction).max() < 0
     other = replace(seen, surrogate=np.random.default_rng(0).normal(size=LAYOUT.size))
-    assert (
-        attackers_moves.projected_by_surrogate(other, 1.0) @ seen.direction
-    ).min() > 0  # a wrong guess leaves most of it
+    # a wrong guess leaves most of it
+    assert (attackers_moves.projected_by_surrogate(other, 1.0) @ seen.direction).min() > 0
 
 
 def test_mimicry_goes_all_the_way_and_blending_keeps_the_poison() -> None:
@@ -184,14 +170,6 @@ def test_poison_in_a_leaves_b_benign() -> None:
     sent, is_b = attackers_moves.unread(seen, 2.0), attackers_moves._is_b(LAYOUT)
     np.testing.assert_array_equal(sent[:, is_b], seen.benign[:, is_b])
     np.testing.assert_array_equal(sent[:, ~is_b], 2 * seen.through_a[:, ~is_b])
-
-
-def test_frozen_b_gets_no_gradient() -> None:
-    a, b = torch.nn.Parameter(torch.ones(2, 5)), torch.nn.Parameter(torch.ones(6, 2))
-    (a.sum() + b.sum()).backward()
-    _freeze_b([a, b], rank=2)
-    assert bool(torch.as_tensor(a.grad).any())
-    assert not bool(torch.as_tensor(b.grad).any())
 
 
 # --- replays
@@ -324,16 +302,6 @@ def test_damage_is_against_the_same_recording_without_an_attack() -> None:
     ) == (0.5, 4, 0.5)
 
 
-def test_an_interval_holds_its_rate_and_never_collapses() -> None:
-    low, high = attackers_page.interval([0.0] * 16)
-    assert low == 0.0
-    assert high == pytest.approx(1 - 0.025 ** (1 / 16), abs=1e-3)
-    assert attackers_page.interval([1.0] * 16) == (pytest.approx(1 - high, abs=1e-3), 1.0)
-    low, high = attackers_page.interval([0.5] * 16)
-    assert low < 0.3
-    assert high > 0.7
-
-
 def test_every_cell_is_tried_once_and_no_result_is_of_another_grid() -> None:
     grid = {
         (attack.name, attack.strength): attackers.digest(attack, guards)
@@ -346,16 +314,6 @@ def test_every_cell_is_tried_once_and_no_result_is_of_another_grid() -> None:
             assert (line["attack"], line["strength"]) in grid
     assert {line["digest"] for line in attackers.read_results()} <= set(grid.values())
     assert len(attackers.LIVE_CELLS) == sum(len(guards) for _, guards in attackers.live_cells())
-
-
-def test_what_a_line_keeps_is_a_mean_over_the_rounds_that_count() -> None:
-    factors = np.ones((ROUNDS, CLIENTS))
-    factors[6:, 1] = 0.0
-    outcome = Outcome(np.zeros(3), factors, np.zeros_like(factors), np.arange(ROUNDS) >= 4, 0)
-    kept = attackers.found(outcome, MEMBERS, 0.5, lambda lora, loss: {"refusal": 1.0}, None)  # type: ignore[arg-type]
-    assert kept["factor"]["malicious"] == [0.5, 1.0, 1.0]
-    assert kept["factor"]["honest"] == [1.0] * (CLIENTS - len(MEMBERS))
-    assert EXAMPLES == 40
 
 
 # --- the figure
@@ -375,8 +333,3 @@ def test_the_figure_puts_detection_over_the_damage_without_a_defence(picture: st
             }
             assert expected
             assert set(zip(*drawn.lines[0].get_data(), strict=True)) == expected
-
-
-def test_a_figure_without_results_says_how_to_make_them(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"paper_repro\.tables"):
-        figure.read_rows(tmp_path / "absent.json")

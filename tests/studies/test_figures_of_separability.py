@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from figures import common, cross_source, drift, embeddings, layers, points, rounds
+from figures import common, cross_source, embeddings, layers, points
 from loraprobe.errors import DataError
 
 PICTURES = {
@@ -65,14 +65,6 @@ def test_the_pictures_of_the_page_are_there_in_both_formats() -> None:
     )
 
 
-def test_equal_arrays_give_equal_bytes(coordinates: dict[str, np.ndarray], tmp_path: Path) -> None:
-    first, second = (
-        common.save_both(rounds.draw(coordinates), tmp_path / name, "rounds", dpi=50)
-        for name in ("a", "b")
-    )
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-
-
 def test_the_lines_of_a_layer_plot_are_the_results(numbers: dict[str, Any]) -> None:
     fig, axes = common.panels(1, 1, (4, 3))
     layers.plot(axes[0, 0], numbers["views"], "unseen", 0.25)
@@ -102,17 +94,6 @@ def test_the_heat_map_is_the_results_and_says_every_number(numbers: dict[str, An
     assert [text.get_text() for text in axes[0, 0].texts] == [
         f"{value:.2f}" for value in values.ravel()
     ]
-
-
-def test_the_drift_figure_draws_every_participation_from_both_start_points(
-    numbers: dict[str, Any],
-) -> None:
-    own = common.chosen(numbers["sampled"], recipe="all B", share=1.0)
-    _, axes = common.panels(1, 1, (4, 3))
-    drift.plot(axes[0, 0], own)
-    drawn = [container.lines[0].get_ydata().tolist() for container in axes[0, 0].containers]
-    assert drawn == [[row["auroc"] for row in own if row["way"] == way] for way in drift.WAYS]
-    assert pytest.approx(np.log(0.8 / 0.2), abs=1e-3) == drift.CUT
 
 
 @pytest.mark.parametrize("colouring", embeddings.COLOURINGS)

@@ -24,7 +24,6 @@ from fedloop.client.training import (
     local_steps,
     read_adapter,
 )
-from fedloop.config import Config
 from fedloop.data.corpora import HUB, Loaded
 from fedloop.data.examples import ALPACA_TEMPLATE, Example, encode, opening
 from fedloop.errors import ConfigError
@@ -154,9 +153,8 @@ def test_every_row_is_an_experiment_of_its_own(setting: str, brought: Inputs) ->
 
 
 def test_rules_are_told_what_a_round_holds_on_average(brought: Inputs) -> None:
-    assert experiment(Choice("llama-3.1-8b-april", "Krum"), brought).aggregation.options == {
-        "f": 1
-    }  # 3 of 10, 3 sampled
+    # 3 of 10, 3 sampled
+    assert experiment(Choice("llama-3.1-8b-april", "Krum"), brought).aggregation.options == {"f": 1}
     assert experiment(
         Choice("llama-3.1-8b-june", "Krum", malicious_clients=10), brought
     ).aggregation.options == {"f": 10}
@@ -224,9 +222,8 @@ def test_the_probe_of_a_row_is_made_by_a_command_that_can_work(
     setting: str, row: str, brought: Inputs
 ) -> None:
     choice = Choice(setting, row)
-    wanted = asked(
-        contribution(choice, brought), None
-    )  # refuses designs that leave too few clients for what is measured
+    # refuses designs that leave too few clients for what is measured
+    wanted = asked(contribution(choice, brought), None)
     config = experiment(choice, brought)
     assert (wanted.base.path, wanted.base.name, wanted.base.revision) == (
         config.model.base,
@@ -270,10 +267,6 @@ PATHS = (
 )
 
 
-def test_every_setting_is_on_the_path() -> None:
-    assert {setting for setting, _ in PATHS} == set(SETTINGS)
-
-
 @pytest.mark.parametrize(("setting", "row"), PATHS)
 def test_the_whole_path_works_on_a_random_model(setting: str, row: str, folder: Path) -> None:
     result = dry_run.rehearse(Choice(setting, row), folder)
@@ -281,17 +274,6 @@ def test_the_whole_path_works_on_a_random_model(setting: str, row: str, folder: 
     assert model["model_type"] == ("qwen2" if setting.startswith("qwen") else "llama")
     assert len(result.records) == dry_run.ROUNDS
     assert all(pair.A.shape[0] == PUBLISHED[setting][1][0] for pair in result.adapter.values())
-
-
-def test_a_run_that_does_not_resume_where_it_was_is_seen(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def another(config: Config) -> Any:
-        return dry_run.simulate(config.model_copy(update={"seed": 1}))
-
-    monkeypatch.setattr(dry_run, "_interrupted", another)
-    with pytest.raises(dry_run.DryRunError, match="bit for bit"):
-        dry_run.rehearse(Choice("fedllm-attack", "median"), folder)
 
 
 def test_a_filter_that_keeps_too_much_is_seen(
@@ -434,9 +416,8 @@ def test_texts_open_as_the_tokenizer_opens_them(name: str) -> None:
         *tokens.encode("1 2 3")[len(start) :],
         tokens.eos_token_id,
     ]
-    cut = encode(
-        Example(200 * "long ", "1 2 3"), tokens, 64
-    )  # the template's own start is cut, what opens the text is not
+    # the template's own start is cut, what opens the text is not
+    cut = encode(Example(200 * "long ", "1 2 3"), tokens, 64)
     assert cut.ids[: len(start)] == start
     assert (len(cut.ids), len(cut.ids) - cut.response_start) == (64, 6)
     assert tokens.decode(cut.ids[len(start) :]).startswith(
@@ -457,9 +438,8 @@ def test_answers_follow_nothing_but_the_arguments(name: str, tmp_path: Path) -> 
         written: list[int] = []
         while len(written) < 12 and tokens.eos_token_id not in written:
             written.append(int(model(torch.tensor([ids + written])).logits[0, -1].argmax()))
-        assert (
-            found == tokens.decode(written, skip_special_tokens=True).strip()
-        )  # whatever generation_config.json says
+        # whatever generation_config.json says
+        assert found == tokens.decode(written, skip_special_tokens=True).strip()
     before = torch.get_rng_state()
     first, again, other = (
         answers(model, tokens, two, max_new_tokens=12, temperature=0.7, seed=seed)
@@ -541,17 +521,6 @@ def test_a_round_of_the_ledger_is_accepted_at_any_shape(row: str) -> None:
     layers = 1 if row in ("step", "shadow", "evidence") else 2
     assert found["bytes_a_client"]["update"] == 2 * 4 * 8 * (3 * 32 + 8)
     assert found["bytes_a_client"]["evidence"] == evidence * layers * 4 * 8 * (32 + 8)
-
-
-def test_training_is_timed_by_the_code_that_clients_run(tmp_path: Path) -> None:
-    model, _ = load_base(str(save_base("meta-llama/Llama-3.1-8B", tmp_path)))
-    found = overhead_8b.time_training(model, steps=2, batch=2, length=64, warm=1)
-    assert (
-        found["tokens_a_step"],
-        found["step_seconds"]["n"],
-        found["shadow_gradient_seconds"]["n"],
-    ) == (128, 2, 5)
-    assert found["step_seconds"]["min"] > 0
 
 
 def test_without_a_gpu_no_seconds_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from fedloop.client.training import load_base
-from fedloop.data.examples import Example
 from figures import trust
 from loraprobe import Probe
 from loraprobe.errors import DataError
@@ -22,9 +20,8 @@ from paper_repro.grid import larger
 from paper_repro.grid import lines as grid_lines
 from paper_repro.grid.cells import FIRST, FULL, LARGER, NO_ATTACK, ROWS, SOURCES, Cell, grid
 from zoo import train_base
-from zoo.client_design import SHARES, ZOO_DESIGN, plan, twin_of
+from zoo.client_design import SHARES, plan, twin_of
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
-from zoo.train_base import BaseConfig, Phase
 
 
 def test_the_grid_is_the_first_ones_without_the_rule_that_nobody_made_for_this_base() -> None:
@@ -34,19 +31,6 @@ def test_the_grid_is_the_first_ones_without_the_rule_that_nobody_made_for_this_b
     cell = Cell("shadow", 5, 0.25, 2, base=setting.LARGER_BASE)
     assert str(cell) == "shadow/5/0.25/2/jailbreakbench/first/chat-11m"
     assert Cell.named(str(cell)) == cell
-
-
-def test_a_line_without_a_base_is_of_the_first() -> None:
-    line: dict[str, Any] = {
-        "row": "FedAvg",
-        "malicious": 5,
-        "share": 1.0,
-        "seed": 0,
-        "source": SOURCES[0],
-        "benign": "first",
-    }
-    assert grid_lines.cell_of(line) == Cell("FedAvg", 5, 1.0, 0)
-    assert grid_lines.cell_of({**line, "base": "chat-11m"}).base == "chat-11m"
 
 
 def test_clients_train_at_the_rate_that_the_committed_runs_choose() -> None:
@@ -59,28 +43,6 @@ def test_clients_train_at_the_rate_that_the_committed_runs_choose() -> None:
         {**row, "metrics": {"refusal_strict": 0.183 if row["lr"] == 5e-3 else 0.9}} for row in rows
     ]
     assert larger.nearest_rate(other, lines) == 5e-3
-
-
-def test_the_chosen_rates_federations_are_those_of_the_grid_and_came_out_alike() -> None:
-    lines = {grid_lines.cell_of(line): line for line in grid_lines.read_lines()}
-    rows = [
-        row
-        for row in json.loads(larger.RATES_FILE.read_text())
-        if row["lr"] == setting.BASES[setting.LARGER_BASE].lr
-    ]
-    for row in rows:
-        name = larger.ATTACK.row if row["malicious"] else NO_ATTACK
-        line = lines[
-            replace(larger.ATTACK, row=name, malicious=row["malicious"], base=setting.LARGER_BASE)
-        ]
-        assert (row["metrics"], row["machine"]) == (line["metrics"], line["machine"])
-    assert len(rows) == 2
-
-
-def test_labelled_clients_train_at_rates_in_proportion() -> None:
-    times = setting.BASES[setting.LARGER_BASE].lr / setting.BASES[setting.BASE].lr
-    assert larger.design().lr_range == tuple(rate * times for rate in ZOO_DESIGN.lr_range)
-    assert [client.name for client in plan(larger.design())] == [client.name for client in plan()]
 
 
 def test_the_probe_is_of_this_base_and_met_neither_the_attack_nor_two_kinds_of_the_clients() -> (
@@ -163,48 +125,3 @@ def test_the_figure_draws_the_lines_and_refuses_a_cell_that_was_not_run(tmp_path
             setting.LARGER_BASE,
             1.0,
         )
-
-
-def test_a_small_base_is_trained_stored_in_sixteen_bits_and_measured_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts = [
-        Example(f"How do I count to {number}?", f"Count {number} times, one after the other.")
-        for number in range(40)
-    ]
-    monkeypatch.setattr(train_base, "load_sources", lambda data: {})
-    monkeypatch.setattr(train_base, "evaluation_prompts", lambda data: {})
-    monkeypatch.setattr(train_base, "training_corpus", lambda *_: texts)
-    seen: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        train_base,
-        "measure",
-        lambda model, *_: seen.append(model.lm_head.weight.detach().clone()) or {"refusal": {}},
-    )
-    phase = Phase(
-        tokens=4000,
-        lr=1e-2,
-        max_length=64,
-        prompt_weight=0.1,
-        opening_weight=1.0,
-        dolly=1,
-        safe=1,
-        contrast=1,
-    )
-    config = BaseConfig(
-        vocab_size=300,
-        hidden_size=16,
-        layers=1,
-        heads=2,
-        kv_heads=1,
-        intermediate_size=16,
-        batch_tokens=512,
-        phases=(phase, phase),
-        half=True,
-    )
-    facts = train_base.train_base(tmp_path, tmp_path / "base", config, tmp_path / "work")
-    assert facts["config"] == asdict(config)
-    stored, _ = load_base(str(tmp_path / "base"), dtype=torch.float16)
-    assert stored.dtype == torch.float16
-    assert torch.equal(stored.lm_head.weight.float(), seen[0])
-    assert seen[0].std() > 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,20 +22,13 @@ from paper_repro.common.held_out import PROBES
 from paper_repro.common.setting import probe_name
 from paper_repro.common.setting import rule_of as saved_rule
 from paper_repro.grid.cells import SOURCES
-from paper_repro.mixed import accumulated, cuts, damage, fresh, grid, levers, page
-from paper_repro.mixed.federations import PARTICIPATIONS, PER_ROUND, members_of, path, references
+from paper_repro.mixed import accumulated, cuts, damage, fresh, grid, levers
+from paper_repro.mixed.federations import PARTICIPATIONS, PER_ROUND, members_of, path
 from paper_repro.mixed.probes import rule_of
-from paper_repro.mixed.readers import BUDGET, kinds_of, unseen_in
+from paper_repro.mixed.readers import BUDGET
 from paper_repro.mixed.setting import FRESH, MODELS, _mended
 from zoo.client_design import SHARES, plan
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
-
-
-def test_a_changed_result_changes_the_page() -> None:
-    rows = json.loads(grid.RESULTS.read_text())
-    assert page.grid_table(rows) != page.grid_table(
-        [{**rows[0], "auroc": rows[0]["auroc"] - 0.5}, *rows[1:]]
-    )
 
 
 def test_every_cell_of_the_grid_is_there_once() -> None:
@@ -70,16 +62,6 @@ def test_mending_keeps_the_answers_that_agree_with_the_label() -> None:
     assert _mended(untouched) == untouched
 
 
-def test_what_is_unseen_is_the_source_its_safe_twin_and_the_kind() -> None:
-    unseen = unseen_in("gptfuzz", "gsm8k")
-    assert unseen == {"gptfuzz", "gptfuzz_safe", "gsm8k"}
-    touched = [client for client in plan() if unseen & set(kinds_of(client))]
-    assert all(unseen & {client.source, client.host} for client in touched)
-    assert any(
-        client.source == "advbench" and client.host == "gsm8k" for client in touched
-    )  # halves of mixtures too
-
-
 @pytest.fixture(scope="module")
 def sources() -> dict[str, Source]:
     """A hundred and twenty examples a source, which say whose they are."""
@@ -107,13 +89,6 @@ def test_members_of_a_federation(sources: dict[str, Source]) -> None:
         )
     again = members_of("advbench", sources, random.Random(0))
     assert again == members
-
-
-def test_the_server_trains_one_reference_a_benign_kind(sources: dict[str, Source]) -> None:
-    found = references(sources, random.Random(0))
-    assert [(member.role, member.source, member.host, member.share) for member in found] == [
-        ("reference", kind, kind, 1.0) for kind in BENIGN
-    ]
 
 
 def test_the_rule_keeps_its_budget_on_the_federations_that_it_was_made_on() -> None:
@@ -178,17 +153,6 @@ def test_relative_scores_say_the_same_wherever_a_federation_lies(name: str) -> N
     assert one == pytest.approx(other)
 
 
-def test_a_cohort_has_its_median_in_the_middle_without_the_references() -> None:
-    one = scored(np.random.default_rng(0))
-    assert np.median(one.against_cohort()[:, one.clients], axis=1) == pytest.approx(0.5)
-    outlying = cuts.Scored(
-        np.where(one.role == "reference", 1.0, one.mean), one.single, one.role, one.share, one.kinds
-    )
-    assert outlying.against_cohort()[:, one.clients] == pytest.approx(
-        one.against_cohort()[:, one.clients]
-    )
-
-
 def test_a_member_is_not_compared_with_references_of_its_own_kind() -> None:
     one = scored(np.random.default_rng(0))
     own = np.array([kinds == frozenset({"kind 3"}) for kinds in one.kinds])
@@ -223,10 +187,11 @@ def test_every_way_finds_most_of_a_quarter_of_poison_and_flags_few_others(name: 
 
 def test_a_conformal_cut_needs_as_many_honest_clients_as_its_budget_asks() -> None:
     rng = np.random.default_rng(0)
+    # 48 and 50 honest clients; one in 51 is a budget of 0.02
     few, enough = (
         [scored(rng, each=24)],
         [scored(rng, each=25)],
-    )  # 48 and 50 honest clients; one in 51 is a budget of 0.02
+    )
     one = scored(rng, quarter=9.0)
     assert not cuts.conformal(one, few).any()
     assert cuts.conformal(one, enough)[:, one.role == "malicious"].all()
@@ -244,47 +209,6 @@ def test_the_first_verdict_of_the_sequential_test_stands() -> None:
     certain = one.single[0] < 1e-2
     assert certain.any()
     assert not flagged[:, certain].any()
-
-
-def test_draws_of_clients_are_counted_together() -> None:
-    def row(malicious: str, draw: int, last: int, auc: float) -> dict[str, Any]:
-        counts = {
-            name: {"n": 5, "flagged": [1, last]}
-            for name in ("1", "0.5", "0.25", "0.1", "benign", "hard_negative")
-        }
-        aurocs = [{"share": share, "by_participation": [0.5, auc]} for share in SHARES]
-        return {
-            "model": "m",
-            "averaged": "all",
-            "malicious": malicious,
-            "draw": draw,
-            "flagged": counts,
-            "auroc": aurocs,
-        }
-
-    rows = [
-        row("advbench", 1, 5, 1.0),
-        row("advbench", 2, 3, 0.9),
-        row("harmbench", 1, 4, 0.8),
-        row("harmbench", 2, 3, 0.7),
-    ]
-    table = page.fresh_table(rows)
-    interval = page._share(15, 20)
-    assert (
-        f"| m | all | 10% poison | {page._share(4, 20)} of 20 | {interval} of 20 | 7 of 10"
-        " (harmbench) | 0.85 / 0.70 |" in table
-    )
-    assert (
-        f"| m | all | benign | {page._share(4, 20)} of 20 | {interval} of 20 | 8 of 10 (advbench)"
-        " |  |" in table
-    )
-    assert "without GPTFuzz" not in table
-    with_gptfuzz = page.fresh_table([*rows, row("gptfuzz", 1, 0, 0.5)])
-    assert "| m | all | 25% poison | " in with_gptfuzz
-    assert (
-        f"| m | all | 25% poison, without GPTFuzz | {page._share(4, 20)} of 20 | {interval} of 20 |"
-        " 7 of 10 (harmbench) | 0.85 / 0.70 |" in with_gptfuzz
-    )
 
 
 def labelled_rows(
@@ -310,13 +234,6 @@ def test_levers_find_a_direction_and_nothing_in_noise(fit: levers.Fit) -> None:
     found = fit(noise + np.where(role == "malicious", 1, 0)[:, None] * shift, role, kind)
     assert auroc(labels, found(fresh + labels[:, None] * shift)) > 0.75
     assert 0.4 < auroc(labels, fit(noise, role, kind)(fresh)) < 0.6
-
-
-def test_mass_mean_is_the_limit_of_a_strong_ridge() -> None:
-    rng = np.random.default_rng(1)
-    x, role, kind = labelled_rows(rng, 30, 20)
-    one, other = (fit(x, role, kind)(np.eye(20)) for fit in (levers.mass_mean(), levers.ridge(1e6)))
-    assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) == pytest.approx(1, abs=1e-6)
 
 
 def test_the_widest_margin_leaves_no_kind_on_the_wrong_side_where_the_mean_does() -> None:

@@ -21,11 +21,8 @@ from loraprobe.fit.heads import fit_head
 from loraprobe.heads import LinearHead
 from loraprobe.metrics import auroc_ci
 from paper_repro.separability import drift as separability_drift
-from paper_repro.separability import page as separability_page
 from paper_repro.separability import rounds as separability_rounds
 from paper_repro.separability import run as separability
-from paper_repro.separability import sampled as separability_sampled
-from paper_repro.separability import sweeps as separability_sweeps
 from paper_repro.separability.cells import (
     RESAMPLES,
     SEED,
@@ -66,9 +63,8 @@ def rows(signal: float, width: int = 20) -> Rows:
 
 
 def test_a_fit_in_coordinates_is_the_package_s_linear_head() -> None:
-    features = (
-        np.random.default_rng(1).standard_normal((len(CLIENTS), 400)).astype(np.float32)
-    )  # more columns than rows
+    # more columns than rows
+    features = np.random.default_rng(1).standard_normal((len(CLIENTS), 400)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     own, train = Rows(features, CLIENTS), np.arange(len(CLIENTS)) % 3 != 0
     head = fit_head("linear", features[train], own.labels[train])
@@ -237,71 +233,8 @@ def test_a_view_reads_its_part_at_its_step(deltas: DeltaSet) -> None:
     assert len({view.name for view in separability.VIEWS}) == len(separability.VIEWS)
 
 
-def test_a_setting_differs_from_the_centre_in_its_axis_alone() -> None:
-    centre, *others = separability_sweeps.SETTINGS
-    fields = {
-        "rank": ("lora",),
-        "modules": ("lora",),
-        "learning rate": ("training", "lr_range"),
-        "local steps": ("training",),
-        "initial adapter": (),
-    }
-    for setting in others:
-        changed = [
-            name
-            for name, value in vars(setting.design).items()
-            if value != getattr(centre.design, name)
-        ]
-        assert sorted(changed) == sorted(fields[setting.axis])
-        assert (setting.initial_seed != 0) == (setting.axis == "initial adapter")
-        assert setting.design.lora.alpha / setting.design.lora.r == 2
-        assert setting.design.examples == separability_sweeps.EXAMPLES
-        drawn = [replace(client, lr=0.0) for client in setting.clients]
-        assert drawn == [
-            replace(client, lr=0.0) for client in centre.clients
-        ]  # the same clients with the same examples
-    assert not {
-        client.name
-        for client in centre.clients
-        if client.share < 1 and client.role == "hard_negative"
-    }
-    assert {setting.axis for setting in others} == set(separability_sweeps.AXES)
-
-
-def test_refusals_are_counted_by_the_strict_rule() -> None:
-    refusal, answer = (
-        Example("q", "I'm sorry, but I can't help with that."),
-        Example("q", "Take two eggs."),
-    )
-    names = (*MALICIOUS, *HARD_NEGATIVE)
-    sources = {
-        name: Source(
-            name, (), (refusal, answer, answer, answer) if name == "gptfuzz" else (refusal,)
-        )
-        for name in names
-    }
-    found = {row["source"]: row for row in separability.answers(sources)}
-    assert (found["gptfuzz"]["refuses"], found["gptfuzz"]["n"], found["gptfuzz"]["label"]) == (
-        0.25,
-        4,
-        1,
-    )
-    assert (found["gptfuzz_safe"]["refuses"], found["gptfuzz_safe"]["label"]) == (1.0, 0)
-
-
 # --- drift
 # ---
-
-
-def test_a_federation_has_four_attackers_a_refuser_and_five_kinds_of_benign_clients() -> None:
-    clients = separability_drift.federation("harmbench", 0.25)
-    assert [client.role for client in clients] == ["malicious"] * 4 + ["hard_negative"] + [
-        "benign"
-    ] * 5
-    assert {client.source for client in clients[5:]} == set(separability_drift.BENIGN)
-    assert {(client.source, client.share) for client in clients[:4]} == {("harmbench", 0.25)}
-    assert len({client.host for client in clients[:4]}) == 4
-    assert separability_drift.federation("harmbench", 1.0)[0].host == "harmbench"
 
 
 def test_recorded_update_and_shadow_are_one_training_in_the_first_round_only(
@@ -336,27 +269,14 @@ def test_recorded_update_and_shadow_are_one_training_in_the_first_round_only(
     np.testing.assert_array_equal(update[0], shadow[0])
     assert np.abs(update[1] - shadow[1]).max() > 0
     assert not moved[0].any()
-    np.testing.assert_allclose(
-        moved[1], update[0, :, -1].mean(axis=0), atol=1e-6
-    )  # the server's plain mean
-
-
-def test_the_columns_of_a_recipe_are_what_its_featurizer_reads(deltas: DeltaSet) -> None:
-    adapters = deltas.adapters()
-    kept = np.concatenate([np.full(slot.size, slot.factor == "B") for slot in deltas.layout.slots])
-    for recipe in (FeatureRecipe.paper(), FeatureRecipe.all_b()):
-        featurizer = Featurizer.fit(recipe, adapters)
-        read = deltas.steps[:, -1, kept][:, separability_rounds.columns_of(featurizer, deltas)]
-        np.testing.assert_allclose(
-            read / np.linalg.norm(read, axis=1, keepdims=True), featurizer(adapters), atol=1e-6
-        )
+    # the server's plain mean
+    np.testing.assert_allclose(moved[1], update[0, :, -1].mean(axis=0), atol=1e-6)
 
 
 def test_a_contrast_that_turns_is_seen_and_one_that_stays_is_not() -> None:
     rng = np.random.default_rng(0)
-    turning, steady = 0.05 * rng.standard_normal(
-        (2, 2, 10, 1, 8)
-    )  # (rounds, clients, steps, p) each
+    # (rounds, clients, steps, p) each
+    turning, steady = 0.05 * rng.standard_normal((2, 2, 10, 1, 8))
     for way in (turning, steady):
         way[0, :4, :, 0] += 1.0
     turning[1, :4, :, 1] += 1.0
@@ -377,23 +297,6 @@ def test_a_contrast_that_turns_is_seen_and_one_that_stays_is_not() -> None:
     ] == pytest.approx(1.0)
 
 
-def test_the_start_point_is_summed_up_from_the_rounds_before() -> None:
-    updates = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [5.0, 5.0]])
-    since_start, moved = separability_sampled.absolute(updates, np.array([1, 1, 2, 3]))
-    np.testing.assert_allclose(since_start, [[1, 0], [3, 0], [2, 2], [7, 7]])
-    np.testing.assert_allclose(moved, [0, 0, 2, np.hypot(2, 2)])
-
-
-def test_one_share_is_its_malicious_clients_and_every_honest_one() -> None:
-    labels, shares = np.array([1, 1, 0, 0]), np.array([1.0, 0.25, 0.0, 0.0])
-    whole = separability_rounds.Federation(
-        0, "m", {"client": np.arange(8.0).reshape(2, 4, 1, 1)}, labels, np.zeros(2)
-    )
-    one = separability_sampled.one_share(whole, shares, 0.25)
-    assert one.labels.tolist() == [1, 0, 0]
-    assert one.features["client"][0, :, 0, 0].tolist() == [1.0, 2.0, 3.0]
-
-
 # --- the committed results and their page
 # ---
 
@@ -402,14 +305,6 @@ def test_one_share_is_its_malicious_clients_and_every_honest_one() -> None:
 def numbers() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(separability.RESULTS.read_text())
     return found
-
-
-def test_a_changed_result_changes_the_page(numbers: dict[str, Any], tmp_path: Path) -> None:
-    for section in ("views", "by_malicious", "mended", "sweeps", "sampled"):
-        changed = {**numbers, section: [{**row, "auroc": 0.0123} for row in numbers[section]]}
-        path = tmp_path / "changed.json"
-        path.write_text(json.dumps(changed))
-        assert separability_page.rendered(results=path).count("0.01 [") > 3
 
 
 def test_every_pair_of_sources_is_there_once_a_recipe_and_share_and_the_summary_is_their_mean(
@@ -493,8 +388,7 @@ def test_the_recorded_global_adapters_drift_away_from_the_initial_one(
                 if other["participation"] == 8
                 and all(other[field] == row[field] for field in fields)
             )
-            assert (
-                last["global_moved"] > 2 * row["global_moved"] > 0
-            )  # the mean over a participation's three rounds
+            # the mean over a participation's three rounds
+            assert last["global_moved"] > 2 * row["global_moved"] > 0
     for row in numbers["drift"]:
         assert (row["global_moved"] == 0) == (row["round"] == 1)

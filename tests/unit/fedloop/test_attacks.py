@@ -52,13 +52,6 @@ def test_agrees_with_byzfl(vectors: Path, number: int, name: str) -> None:
     assert np.abs(sent[0] - recorded[f"atk_{name}"]).max() > 1e-4
 
 
-def test_ipm_turns_the_mean_round_exactly_when_enough_attackers_push(honest: Any) -> None:
-    mean = honest.mean(axis=0)
-    for tau, turned in ((H / N * 1.01, True), (H / N * 0.99, False)):
-        everyone = np.concatenate([honest, ATTACKS["ipm"](honest, N, tau=tau)])
-        assert (everyone.mean(axis=0) @ mean < 0) == turned
-
-
 def slow_z(n: int, m: int) -> float:
     """The z with Φ(z) = (n - m - s) / (n - m), by bisection, Φ through the error function."""
     s = math.floor(n / 2 + 1) - m
@@ -78,9 +71,8 @@ def test_z_is_the_one_of_the_paper(n: int, m: int) -> None:
 
 
 def test_z_by_hand_and_where_there_is_none() -> None:
-    assert alie_z(50, 24) == pytest.approx(
-        1.4261, abs=1e-4
-    )  # two of 26 honest clients are needed: Φ⁻¹(24 / 26)
+    # two of 26 honest clients are needed: Φ⁻¹(24 / 26)
+    assert alie_z(50, 24) == pytest.approx(1.4261, abs=1e-4)
     assert alie_z(3, 1) == 0.0  # one of two
     assert alie_z(20, 1) < 0 < alie_z(20, 9)
     for n, m in ((10, 6), (10, 9), (2, 1), (1, 1)):
@@ -171,17 +163,6 @@ def test_evasion_hits_the_target_changes_as_little_as_possible_and_keeps_the_bou
         assert np.linalg.norm(other - update) >= np.linalg.norm(bound - update) - 1e-9
 
 
-def test_a_plain_rescaling_would_miss_the_target(rng: np.random.Generator) -> None:
-    update, w = rng.normal(size=(2, D))
-    u = w / np.linalg.norm(w)
-    free = evade(update, w, 1.0)
-    assert np.linalg.norm(free) > 2.0
-    assert free * (2.0 / np.linalg.norm(free)) @ u != pytest.approx(1.0, abs=0.1)
-    assert evade(update, w, 1.0, 2.0) @ u == pytest.approx(1.0)
-    # All that the norm leaves room for.
-    np.testing.assert_allclose(evade(update, w, 1.0, 1.0), u, atol=1e-12)
-
-
 def test_evasion_of_long_updates_of_ordinary_scale_leaves_no_rounding_behind(
     rng: np.random.Generator,
 ) -> None:
@@ -269,12 +250,6 @@ def test_arrays_give_arrays_tensors_give_tensors_and_nothing_is_overwritten(
     np.testing.assert_allclose(got, exact, rtol=loose, atol=loose)
 
 
-def test_lists_and_whole_numbers_are_taken_as_float64() -> None:
-    sent = ATTACKS["alie"]([[1, 2, 3], [3, 2, 5], [2, 2, 2]], np.int64(1))
-    assert sent.shape == (1, 3)
-    assert sent.dtype == np.float64
-
-
 @pytest.mark.parametrize(
     "honest",
     [
@@ -293,12 +268,6 @@ def test_lists_and_whole_numbers_are_taken_as_float64() -> None:
 def test_updates_that_are_not_finite_rows_are_an_error(honest: Any) -> None:
     with pytest.raises(AggregationError, match="got honest"):
         make_attack("sign_flip")(honest, 1)
-
-
-@pytest.mark.parametrize("n", [0, -1, 1.0, True, None, "2"])
-def test_a_number_of_attackers_that_is_none_is_an_error(honest: Any, n: Any) -> None:
-    with pytest.raises(AggregationError, match="got n_byzantine"):
-        make_attack("sign_flip")(honest, n)
 
 
 @pytest.mark.parametrize(

@@ -56,11 +56,6 @@ def test_there_is_enough_of_everything_and_no_request_twice() -> None:
         assert all(text.strip() == text and "{" not in text for text in texts)
 
 
-def test_the_same_rows_every_time() -> None:
-    assert all(rows() == rows() for rows in SETS.values())
-    assert all(rows() == rows() for rows in PROMPTS.values())
-
-
 def test_no_request_is_in_two_sets() -> None:
     found = {name: wordings(texts) for name, texts in requests().items()}
     names = list(found)
@@ -96,13 +91,14 @@ def test_responses_are_short_and_categories_are_many() -> None:
 
 def test_what_is_held_out_was_not_trained_on_in_other_words() -> None:
     def answered(name: str) -> set[str]:
+        # answers that belong to one part alone
         kinds = (
             "definitions",
             "advice",
             "messages",
             "facts",
             "code",
-        )  # answers that belong to one part alone
+        )
         strip = re.compile(
             r"^(?:an? \w+ is |it means |here is a tip\. |you can use this line:\n)", re.I
         )
@@ -178,9 +174,8 @@ def test_the_wording_is_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
         for half in ("for_base", "for_clients")
         for example in getattr(sources[name], half)
     ]
-    published += [
-        example.instruction for example in contrast_examples()
-    ]  # what the zoo's base was trained on
+    # what the zoo's base was trained on
+    published += [example.instruction for example in contrast_examples()]
     found = {name: len(wordings(texts) & wordings(published)) for name, texts in requests().items()}
     assert {
         name: count

@@ -77,13 +77,6 @@ def test_a_tree_comes_back_as_it_was(tmp_path: Path) -> None:
     assert tree["views"][4].tolist() == [9.0, 7.0, 5.0, 3.0, 1.0]
 
 
-def test_what_comes_back_is_a_copy(tmp_path: Path) -> None:
-    tensor = torch.zeros(3)
-    saved(tmp_path, {"x": tensor})
-    tensor += 1
-    assert load_checkpoint(tmp_path)[1]["x"].tolist() == [0.0, 0.0, 0.0]  # type: ignore[index]
-
-
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
@@ -121,9 +114,8 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     for name in ("state.json", "arrays.safetensors"):
         content = (folder / name).read_bytes()
         for position in range(len(content)):
-            flipped = content[position] ^ (
-                1 if position % 2 else 32
-            )  # 32 turns letters into capitals
+            # 32 turns letters into capitals
+            flipped = content[position] ^ (1 if position % 2 else 32)
             (folder / name).write_bytes(
                 content[:position] + bytes([flipped]) + content[position + 1 :]
             )
@@ -131,10 +123,11 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
                 found = load_checkpoint(tmp_path)
             except StateError:
                 continue
+            # JSON can be written in two ways: \u00FC for \u00fc
             assert same_tree(found, whole), (
                 name,
                 position,
-            )  # JSON can be written in two ways: \u00FC for \u00fc
+            )
             assert name == "state.json"
         (folder / name).write_bytes(content)
     assert same_tree(load_checkpoint(tmp_path), whole)
@@ -162,9 +155,8 @@ def test_cut_swapped_and_missing_files_are_refused(tmp_path: Path) -> None:
     assert (other / "arrays.safetensors").read_bytes() == (
         folder / "arrays.safetensors"
     ).read_bytes()
-    assert (
-        load_checkpoint(tmp_path / "3") is not None
-    )  # arrays that are the same may come from anywhere
+    # arrays that are the same may come from anywhere
+    assert load_checkpoint(tmp_path / "3") is not None
     saved(tmp_path / "5", {**TREE, "views": []}, 3)
     shutil.copy(tmp_path / "5" / "round-000003" / "arrays.safetensors", folder)
     with pytest.raises(StateError, match="not those that were written"):
@@ -187,9 +179,8 @@ def test_a_half_written_round_is_not_seen_and_an_old_one_neither(tmp_path: Path)
     shutil.copytree(old, tmp_path / "kept")
     saved(tmp_path, {"n": 3}, 3)
     assert not old.exists()
-    shutil.copytree(
-        tmp_path / "kept", old
-    )  # as a kill leaves it between the rename and the removal
+    # as a kill leaves it between the rename and the removal
+    shutil.copytree(tmp_path / "kept", old)
     (old / "state.json").unlink()
     part = tmp_path / "round-000004.part"
     part.mkdir()

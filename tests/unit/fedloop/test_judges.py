@@ -165,20 +165,6 @@ def test_a_card_without_a_template_is_an_error(
     assert MDJudge.from_pretrained(copy, template="%s|%s").prompt("a", "b") == "a|b"
 
 
-def test_a_folder_without_a_card_needs_a_template(judge_folder: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(
-        judge_folder, tmp_path / "judge", ignore=shutil.ignore_patterns("README.md")
-    )
-    with pytest.raises(DataError, match=r"cannot read the model card of .* Pass template"):
-        MDJudge.from_pretrained(copy)
-    with pytest.raises(DataError, match="got a template with 0 places"):
-        MDJudge.from_pretrained(copy, template="is it safe?")
-    assert (
-        MDJudge.from_pretrained(copy, template=TEMPLATE, dtype=torch.bfloat16).model.dtype
-        == torch.bfloat16
-    )
-
-
 @pytest.mark.parametrize(
     ("reply", "verdict"),
     [
@@ -221,9 +207,8 @@ def test_what_is_judged_is_the_greedy_reply_to_each_prompt_alone(
         slow_reply(judge, question, answer, 6)
         for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
     ]
-    assert len(set(expected)) == len(
-        QUESTIONS
-    )  # so that a wrong order, or padding that is seen, would show
+    # so that a wrong order, or padding that is seen, would show
+    assert len(set(expected)) == len(QUESTIONS)
     for batch_size in (1, 3, 8):
         seen: list[str] = []
         monkeypatch.setattr(
@@ -268,9 +253,8 @@ def test_rewards_are_the_logit_of_each_pair_alone(reward_folder: Path) -> None:
             expected, rel=1e-4
         )
     assert rewards.score([], []) == []
-    assert rewards.score(ANSWERS, QUESTIONS) != pytest.approx(
-        expected, abs=1e-3
-    )  # the question comes first
+    # the question comes first
+    assert rewards.score(ANSWERS, QUESTIONS) != pytest.approx(expected, abs=1e-3)
     cut = rewards.score(QUESTIONS, ANSWERS, max_length=10)
     assert [abs(here - there) < 1e-5 for here, there in zip(cut, expected, strict=True)] == [
         False,
@@ -280,14 +264,6 @@ def test_rewards_are_the_logit_of_each_pair_alone(reward_folder: Path) -> None:
     ]
     with pytest.raises(DataError, match="1 questions and 0 answers"):
         rewards.score(["a"], [])
-
-
-def test_a_reward_that_is_not_finite_is_an_error(reward_folder: Path) -> None:
-    rewards = RewardModel.from_pretrained(reward_folder)
-    with torch.no_grad():
-        rewards.model.classifier.bias.fill_(math.nan)  # type: ignore[union-attr, operator]
-    with pytest.raises(FedloopError, match="NaN or infinity"):
-        rewards.score(["a"], ["b"])
 
 
 def test_a_model_that_is_no_reward_model_is_an_error(tmp_path: Path) -> None:
@@ -315,3 +291,25 @@ def test_what_cannot_be_loaded_is_an_error(
     for load in (MDJudge.from_pretrained, RewardModel.from_pretrained):
         with pytest.raises(MissingExtra, match=r"pip install 'loraprobe\[fed\]'"):
             load(judge_folder)
+
+
+def test_a_reward_that_is_not_finite_is_an_error(reward_folder: Path) -> None:
+    rewards = RewardModel.from_pretrained(reward_folder)
+    with torch.no_grad():
+        rewards.model.classifier.bias.fill_(math.nan)  # type: ignore[union-attr, operator]
+    with pytest.raises(FedloopError, match="NaN or infinity"):
+        rewards.score(["a"], ["b"])
+
+
+def test_a_folder_without_a_card_needs_a_template(judge_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(
+        judge_folder, tmp_path / "judge", ignore=shutil.ignore_patterns("README.md")
+    )
+    with pytest.raises(DataError, match=r"cannot read the model card of .* Pass template"):
+        MDJudge.from_pretrained(copy)
+    with pytest.raises(DataError, match="got a template with 0 places"):
+        MDJudge.from_pretrained(copy, template="is it safe?")
+    assert (
+        MDJudge.from_pretrained(copy, template=TEMPLATE, dtype=torch.bfloat16).model.dtype
+        == torch.bfloat16
+    )

@@ -102,16 +102,16 @@ def test_every_step_yields_the_change_since_the_start(model: Any, tokenizer: Any
     assert [step.num_examples for step in steps] == [2, 2, 2]
     assert {step.delta.kind for step in steps} == {"factor_delta"}
     assert {step.delta.base_model for step in steps} == {"org/base"}
+    # later steps do not move earlier deltas
     assert all(
         torch.equal(vector(step.delta), copy) for step, copy in zip(steps, copies, strict=True)
-    )  # later steps do not move earlier deltas
+    )
     assert not torch.equal(copies[0], copies[-1])
     assert torch.equal(vector(start), frozen)
     assert same(base_weights(model), before)
     moved = factor_delta(read_adapter(model), start)
-    assert all(
-        moved[module].factor(factor).any() for module in moved for factor in ("A", "B")
-    )  # LoRA, and all of it, did learn
+    # LoRA, and all of it, did learn
+    assert all(moved[module].factor(factor).any() for module in moved for factor in ("A", "B"))
 
 
 def test_the_loss_of_one_repeated_example_falls(tokenizer: Any) -> None:
@@ -125,6 +125,7 @@ def test_the_loss_of_one_repeated_example_falls(tokenizer: Any) -> None:
     ]
     assert losses[-1] < 0.3 * losses[0]
     idle = LocalTraining(lr=0.0, steps=3, batch_size=2, max_length=220)
+    # control
     assert (
         len(
             {
@@ -135,7 +136,7 @@ def test_the_loss_of_one_repeated_example_falls(tokenizer: Any) -> None:
             }
         )
         == 1
-    )  # control
+    )
 
 
 def test_the_seed_decides_every_bit_whatever_happens_between_the_steps(
@@ -167,35 +168,20 @@ def test_dropout_and_the_order_of_examples_both_follow_from_the_seed(tokenizer: 
         assert torch.equal(one, other) is not differs
 
 
-def test_dropout_draws_anew_in_every_step(tokenizer: Any) -> None:
-    idle = LocalTraining(
-        lr=0.0, steps=3, batch_size=2, max_length=220
-    )  # so that nothing but dropout can change the loss
-    for settings, different in ((LORA, 3), (STILL, 1)):
-        model = attach_lora(tiny.llama(), settings, seed=0)
-        trained = {
-            module: LoRAPair(pair.A, np.ones_like(pair.B), pair.scaling)
-            for module, pair in read_adapter(model).items()
-        }
-        steps = train(model, tokenizer, Adapter(trained), training=idle, examples=EXAMPLES[:1])
-        assert len({step.loss for step in steps}) == different
-
-
 def test_the_callers_generators_are_where_they_were_after_every_step(
     model: Any, tokenizer: Any
 ) -> None:
     start = read_adapter(model)
     torch.manual_seed(11)
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     for _ in local_steps(model, tokenizer, EXAMPLES, start, QUICK, 0):
         assert torch.equal(torch.get_rng_state(), before[0])
         assert random.getstate() == before[1]
-        assert np.random.get_state()[1].tolist() == before[2]  # type: ignore[index, union-attr]
+        assert np.random.get_state()[1].tolist() == before[2]
     assert torch.equal(torch.get_rng_state(), before[0])
     torch.rand(1)
-    assert not torch.equal(
-        torch.get_rng_state(), before[0]
-    )  # negative control: the comparison sees one draw
+    # negative control: the comparison sees one draw
+    assert not torch.equal(torch.get_rng_state(), before[0])
 
 
 def test_a_client_leaves_nothing_behind_for_the_next(model: Any, tokenizer: Any) -> None:
@@ -211,34 +197,9 @@ def test_a_client_leaves_nothing_behind_for_the_next(model: Any, tokenizer: Any)
     next(local_steps(model, tokenizer, EXAMPLES, start, QUICK, 3))  # given up after a step
     again = [vector(step.delta) for step in train(model, tokenizer, start, seed=1)]
     assert all(torch.equal(left, right) for left, right in zip(alone, again, strict=True))
-    elsewhere = train(
-        model, tokenizer, read_adapter(model), seed=1
-    )  # negative control: another start, another delta
+    # negative control: another start, another delta
+    elsewhere = train(model, tokenizer, read_adapter(model), seed=1)
     assert not torch.equal(vector(elsewhere[-1].delta), alone[-1])
-
-
-def test_batches_run_through_all_examples_before_any_returns(
-    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[int, ...]] = []
-    collate = local.collate
-
-    def recording(batch: Sequence[Tokens], pad_id: int) -> dict[str, torch.Tensor]:
-        seen.extend(tuple(tokens.ids) for tokens in batch)
-        return collate(batch, pad_id)
-
-    monkeypatch.setattr(local, "collate", recording)
-    train(
-        model,
-        tokenizer,
-        read_adapter(model),
-        training=LocalTraining(lr=1e-3, steps=5, batch_size=3, max_length=220),
-    )
-    epochs = [seen[:5], seen[5:10], seen[10:]]
-    encoded = {tuple(encode(example, tokenizer, 220).ids) for example in EXAMPLES}
-    assert len(encoded) == 5
-    assert all(len(epoch) == 5 and set(epoch) == encoded for epoch in epochs)
-    assert len(set(map(tuple, epochs))) > 1  # shuffled anew
 
 
 def response_loss(
@@ -269,26 +230,8 @@ def test_only_the_response_is_learnt(tokenizer: Any) -> None:
     )
     [step] = train(model, tokenizer, read_adapter(model), training=training, examples=examples)
     assert step.loss == pytest.approx(expected, rel=1e-5)
-    assert (
-        abs(step.loss - with_prompt) > 1e-2
-    )  # negative control: prompt tokens would have changed it
-
-
-def test_gradients_are_clipped_to_the_norm(model: Any, tokenizer: Any) -> None:
-    start, norms = read_adapter(model), []
-    for _ in local_steps(
-        model,
-        tokenizer,
-        EXAMPLES,
-        start,
-        LocalTraining(lr=1e-2, steps=3, batch_size=2, max_length=220, max_grad_norm=1e-3),
-        0,
-    ):
-        gradients = [
-            parameter.grad for parameter in model.parameters() if parameter.grad is not None
-        ]
-        norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
-    assert max(norms) == pytest.approx(1e-3, rel=1e-3)
+    # negative control: prompt tokens would have changed it
+    assert abs(step.loss - with_prompt) > 1e-2
 
 
 def test_what_does_not_fit_the_model_is_refused_and_changes_nothing(
@@ -312,11 +255,6 @@ def test_what_does_not_fit_the_model_is_refused_and_changes_nothing(
     with pytest.raises(KindMismatch):
         next(local_steps(model, tokenizer, EXAMPLES, factor_delta(start, start), QUICK, 0))
     assert torch.equal(vector(read_adapter(model)), vector(start))
-
-
-def test_no_examples_are_refused(model: Any, tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="no training examples"):
-        train(model, tokenizer, read_adapter(model), examples=[])
 
 
 # --- shadow gradients, and what other optimisers need
@@ -367,22 +305,11 @@ def test_a_shadow_gradient_is_minus_the_sign_of_the_gradient(
             .removesuffix(".default.weight")
             .rpartition(".lora_")
         )
-        assert np.array_equal(step[module].factor(factor), -gradient.sign())  # type: ignore[arg-type]
+        assert np.array_equal(step[module].factor(factor), -gradient.sign())
     assert (step.kind, step.base_model) == ("factor_delta", "org/base")
     other = shadow_gradient(model, tokenizer, EXAMPLES[:2], start, training)
-    assert not torch.equal(
-        vector(other), vector(step)
-    )  # negative control: other examples, another gradient
-
-
-def test_at_the_initial_adapter_only_b_has_a_gradient(model: Any, tokenizer: Any) -> None:
-    step = shadow_gradient(model, tokenizer, EXAMPLES, read_adapter(model), QUICK)
-    assert all(
-        not pair.A.any() and set(pair.B.flatten().tolist()) <= {-1.0, 0.0, 1.0} and pair.B.any()
-        for pair in step.values()
-    )
-    elsewhere = shadow_gradient(model, tokenizer, EXAMPLES, trained_start(model), QUICK)
-    assert all(pair.A.any() for pair in elsewhere.values())  # negative control
+    # negative control: other examples, another gradient
+    assert not torch.equal(vector(other), vector(step))
 
 
 def test_a_shadow_gradient_is_the_direction_of_the_first_step(tokenizer: Any) -> None:
@@ -409,9 +336,8 @@ def test_a_frozen_a_is_not_trained_and_has_no_gradient(tokenizer: Any) -> None:
     ):
         assert all(not pair.A.any() and pair.B.any() for pair in delta.values())
     free = attach_lora(tiny.llama(), LORA, seed=0)
-    assert all(
-        pair.A.any() for pair in train(free, tokenizer, start)[-1].delta.values()
-    )  # negative control
+    # negative control
+    assert all(pair.A.any() for pair in train(free, tokenizer, start)[-1].delta.values())
 
 
 def test_adjust_changes_gradients_before_they_are_clipped(model: Any, tokenizer: Any) -> None:
@@ -424,7 +350,7 @@ def test_adjust_changes_gradients_before_they_are_clipped(model: Any, tokenizer:
             )
             seen.append(len(parameters))
             for parameter in parameters:
-                parameter.grad.mul_(factor)  # type: ignore[union-attr]
+                parameter.grad.mul_(factor)
 
         return adjust
 
@@ -491,23 +417,6 @@ def test_examples_in_training_order_are_the_batches_of_the_steps(
         assert seen[: len(EXAMPLES)] == expected
         orders.add(tuple(expected))
     assert len(orders) > 1
-
-
-def test_the_initial_adapter_follows_from_its_seed_alone() -> None:
-    adapters = []
-    for seed, noise in ((0, 1), (0, 2), (1, 1)):
-        torch.manual_seed(noise)
-        llama, before = tiny.llama(), torch.get_rng_state()
-        adapters.append(read_adapter(attach_lora(llama, LORA, seed)))
-        assert torch.equal(torch.get_rng_state(), before)
-    first, again, other = (vector(adapter) for adapter in adapters)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert all(
-        not pair.B.any() and pair.A.any() and pair.scaling == 2.0 for pair in adapters[0].values()
-    )
-    assert {module.rpartition(".")[2] for module in adapters[0]} == set(MODULES)
-    assert len(adapters[0]) == 4
 
 
 def test_modules_that_the_model_lacks_are_refused() -> None:

@@ -73,16 +73,15 @@ def test_the_measures_are_shares_and_means_over_the_chosen_prompts(
     measure = Measurement.of(
         EvaluationConfig(**SOURCES, limit=4, judge="org/judge", reward_model="org/reward"), 0, 64
     )
-    metrics = measure(None, None)  # type: ignore[arg-type]
+    metrics = measure(None, None)
     rules = {"rule": refuses_by_rule, "strict": refuses_strictly}
     shares = {
         f"{name}_{how}": sum(map(rule, group)) / 4
         for name, group in canned.items()
         for how, rule in rules.items()
     }
-    assert (
-        shares["refusal_rule"] == 0.5 > shares["refusal_strict"] == 0.25
-    )  # "was an" is what Rule over-counts
+    # "was an" is what Rule over-counts
+    assert shares["refusal_rule"] == 0.5 > shares["refusal_strict"] == 0.25
     sizes = {"n_refusal": 4, "n_over_refusal": 4, "n_utility": 4, "n_judged": 4}
     assert metrics == {
         **shares,
@@ -103,17 +102,6 @@ def test_the_choice_of_prompts_follows_from_the_seed() -> None:
     assert first.prompts != other.prompts
     assert len(Measurement.of(EvaluationConfig(**SOURCES), 0, 64).prompts["refusal"]) > 5
     assert not Measurement.of(EvaluationConfig(), 0, 64)
-
-
-def test_a_judge_needs_something_to_judge() -> None:
-    with pytest.raises(ConfigError, match="harmful is missing"):
-        Config.of(
-            {
-                "model": {"base": "b"},
-                "clients": {"benign": ["builtin:benign"]},
-                "evaluation": {"judge": "org/judge"},
-            }
-        )
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +171,14 @@ def test_mt_bench_answers_are_written_for_fastchat(run: Path, tmp_path: Path) ->
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["question_id"] for row in rows] == [81, 82]
     assert all(row["model_id"] == "model" and len(row["choices"][0]["turns"]) == 1 for row in rows)
+
+
+def test_a_judge_needs_something_to_judge() -> None:
+    with pytest.raises(ConfigError, match="harmful is missing"):
+        Config.of(
+            {
+                "model": {"base": "b"},
+                "clients": {"benign": ["builtin:benign"]},
+                "evaluation": {"judge": "org/judge"},
+            }
+        )

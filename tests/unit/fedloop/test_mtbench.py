@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedloop.measure.mtbench import Question, first_turn_answers, read_questions, write_answers
-from fedloop.measure.refusal import answers
+from fedloop.measure.mtbench import Question, read_questions, write_answers
 from loraprobe.errors import DataError
-from tests.helpers import tiny
 
 LINES = [
     {"question_id": 82, "category": "writing", "turns": ["draft a mail.", "make it shorter."]},
@@ -102,11 +100,12 @@ def test_answers_are_written_as_fastchat_reads_them(tmp_path: Path) -> None:
     lines = path.read_text(encoding="utf-8").split("\n")
     assert lines.pop() == ""
     rows = [json.loads(line) for line in lines]
+    # sorted, as FastChat leaves its own files
     assert [row["question_id"] for row in rows] == [
         81,
         82,
         90,
-    ]  # sorted, as FastChat leaves its own files
+    ]
     assert [row["choices"] for row in rows] == [
         [{"index": 0, "turns": ["2", "4"]}],
         [{"index": 0, "turns": ["dear all,\nhäagen\u2028"]}],
@@ -129,10 +128,11 @@ def test_the_same_answers_give_the_same_file_and_others_other_ids(tmp_path: Path
     write_answers(second, "m", QUESTIONS[1::-1], ["a", "a"])
     assert first.read_bytes() == second.read_bytes()
     write_answers(third, "m", QUESTIONS[:2], ["a", "b"])
+    # 81 was changed
     assert [here == there for here, there in zip(ids(first), ids(third), strict=True)] == [
         False,
         True,
-    ]  # 81 was changed
+    ]
     write_answers(fourth, "n", QUESTIONS[:2], ["a", "a"])
     assert len({*ids(first), *ids(fourth)}) == 4
 
@@ -154,12 +154,3 @@ def test_answers_that_do_not_fit_are_not_written(
     with pytest.raises(DataError, match=message):
         write_answers(tmp_path / "m.jsonl", model_id, questions, given)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_first_turn_is_what_is_answered() -> None:
-    model, tokenizer = tiny.llama(seed=3, std=0.5), tiny.tokenizer()
-    found = first_turn_answers(model, tokenizer, QUESTIONS[:2], max_new_tokens=8)
-    assert found == answers(model, tokenizer, ["draft a mail.", "what is 1 + 1?"], max_new_tokens=8)
-    assert found != answers(
-        model, tokenizer, ["make it shorter.", "and twice that?"], max_new_tokens=8
-    )

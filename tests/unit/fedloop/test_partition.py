@@ -57,11 +57,6 @@ def test_every_example_goes_to_exactly_one_client(name: str, count: int, n: int,
     assert len(parts) == (len(set(rows(count, n)[1])) if name == "by_column" else n)
 
 
-def test_an_example_in_two_clients_would_be_seen() -> None:
-    examples = rows(4)[0]
-    assert max(owners([examples[:3], examples[2:]]).values()) == 2
-
-
 @pytest.mark.parametrize("name", ["iid", "dirichlet", "mixtures"])
 def test_the_seed_decides(name: str) -> None:
     assert SPLITS[name](60, 4, 1) == SPLITS[name](60, 4, 1)
@@ -130,22 +125,6 @@ def test_an_experiment_runs_the_split_that_it_names() -> None:
         made = [client.examples for client in build_clients(Config.of(values))]
         assert made == [part[:20] for part in parts]
     assert len({len(part) for part in cuts["dirichlet"]}) > 1
-
-
-def test_mixtures_end_where_all_is_used_up() -> None:
-    examples, labels = rows(40)
-    parts = mixtures(examples, labels, 8, 1e-3, rng(), size=5)
-    assert [len(part) for part in parts] == [5] * 8
-    assert len(owners(parts)) == 40
-
-
-def test_by_column_keeps_the_order_and_sorts_the_values() -> None:
-    examples = rows(5)[0]
-    assert by_column(examples, ["b", "a", "b", "a", "c"]) == {
-        "a": (examples[1], examples[3]),
-        "b": (examples[0], examples[2]),
-        "c": (examples[4],),
-    }
 
 
 @pytest.mark.parametrize(

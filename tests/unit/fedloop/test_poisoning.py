@@ -104,20 +104,6 @@ def test_attackers_send_what_the_attack_says_and_honest_clients_what_they_traine
         )
 
 
-def test_without_an_attack_or_an_attacker_nothing_changes() -> None:
-    for chosen, malicious in ((config(None), MALICIOUS), (config("sign_flip"), ())):
-        before = trained()
-        after = attacked(before, malicious, chosen, Defense(None))
-        for client, update in before.items():
-            assert np.array_equal(row(after[client]), row(update))
-
-
-def test_options_reach_the_attack() -> None:
-    one, other = play("scaling", factor=2.0), play("scaling", factor=-4.0)
-    for client in MALICIOUS:
-        assert np.allclose(-2 * row(one[client]), row(other[client]), atol=1e-6)
-
-
 def test_colluders_do_not_send_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sign_flip", "ipm", "alie", "mimic"):
         record = Defense(None).assess(1, list(play(name).values()))
@@ -142,9 +128,8 @@ def test_an_attacker_forges_the_end_of_its_trajectory(
     for client in MALICIOUS:
         for forged, step in zip(after[client].steps[:-1], before[client].steps[:-1], strict=True):
             assert torch.equal(pack(forged)[0], pack(step)[0])
-    monkeypatch.setattr(
-        poisoning, "LOCAL_STEPS", "other"
-    )  # negative control: without the forgery they are caught
+    # negative control: without the forgery they are caught
+    monkeypatch.setattr(poisoning, "LOCAL_STEPS", "other")
     honest = attacked(trained(level), MALICIOUS, config(name), defense)
     caught = Defense(probes.tiny_probe("linear", "all_a"), level).assess(1, list(honest.values()))
     assert caught.reasons.keys() == set(MALICIOUS)
@@ -212,13 +197,3 @@ def test_other_probes_have_no_direction() -> None:
     for probe in (probes.tiny_probe("mlp"), spectral):
         with pytest.raises(ConfigError, match="no single direction"):
             probe_direction(probe, layout)
-
-
-def test_the_generator_decides_what_is_sent() -> None:
-    for name in ("gaussian", "mimic"):
-        first, again, other = (
-            np.stack([row(play(name, seed=seed)[client]) for client in MALICIOUS])
-            for seed in (1, 1, 2)
-        )
-        assert np.array_equal(first, again)
-        assert not np.array_equal(first, other)

@@ -9,22 +9,18 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from fedloop.client import client as trainer_module
-from fedloop.client.training import read_adapter
-from fedloop.config import Config, TrainingConfig
+from fedloop.config import Config
 from fedloop.errors import ConfigError, StateError
 from fedloop.rules.attacks import ATTACKS
 from fedloop.run.build import build_clients, build_federation
 from fedloop.run.federation import Federation
-from fedloop.run.plan import client_seed, learning_rate, plan_round
+from fedloop.run.plan import plan_round
 from fedloop.run.simulate import simulate
-from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.load import load_adapter
-from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError
 from tests.helpers import federated
 from tests.helpers.federated import Files, defended, run, same_tree, settings, untimed, vector
@@ -66,34 +62,6 @@ def test_the_same_configuration_gives_the_same_bits_and_another_seed_does_not(
     assert [record.losses for record in first.records] != [
         record.losses for record in other.records
     ]
-
-
-def test_what_ran_before_has_no_part_in_it(tiny_files: Files) -> None:
-    expected = run(tiny_files)
-    torch.manual_seed(3), np.random.seed(4)
-    torch.rand(5)
-    assert torch.equal(vector(run(tiny_files).adapter), vector(expected.adapter))
-
-
-def test_seeds_and_learning_rates_follow_from_round_and_client() -> None:
-    seeds = {
-        client_seed(seed, number, index)
-        for seed in range(3)
-        for number in range(1, 4)
-        for index in range(4)
-    }
-    assert len(seeds) == 36
-    assert client_seed(1, 2, 3) == client_seed(1, 2, 3)
-    cosine = TrainingConfig(lr=1e-3, min_lr=1e-5)
-    rates = [learning_rate(cosine, number, 10) for number in range(1, 11)]
-    assert rates[0] == 1e-3
-    assert rates[5] == pytest.approx((1e-3 + 1e-5) / 2)
-    assert learning_rate(cosine, 11, 10) == pytest.approx(1e-5)
-    assert rates == sorted(rates, reverse=True)
-    assert {
-        learning_rate(TrainingConfig(lr=1e-3, schedule="constant"), number, 10)
-        for number in range(1, 11)
-    } == {1e-3}
 
 
 # --- what a run says and leaves
@@ -147,14 +115,6 @@ def test_a_run_leaves_records_adapters_and_roles(tiny_files: Files, tmp_path: Pa
     assert torch.equal(vector(again.adapter), vector(result.adapter))
     with pytest.raises(StateError, match="another configuration"):
         simulate({**config, "seed": 5})
-
-
-def test_scalars_are_written_for_tensorboard_if_asked_for(
-    tiny_files: Files, tmp_path: Path
-) -> None:
-    pytest.importorskip("tensorboard")
-    simulate(settings(tiny_files, rounds=1, output={"folder": str(tmp_path), "tensorboard": True}))
-    assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_what_cannot_be_loaded_is_said_and_can_be_corrected(
@@ -367,25 +327,12 @@ def test_a_federations_state_is_a_snapshot_that_another_goes_on_from(tiny_files:
     kept = {key: repr(value) for key, value in state.items()}
     assert [play(first, number) for number in (3, 4)] == [play(second, number) for number in (3, 4)]
     assert same_tree(first.state_dict(), second.state_dict())
-    assert {
-        key: repr(value) for key, value in state.items()
-    } == kept  # later rounds did not change it
+    # later rounds did not change it
+    assert {key: repr(value) for key, value in state.items()} == kept
     with pytest.raises(StateError):
         build_federation(
             Config.of(settings(tiny_files, defense=defended(tiny_files, "step")))
         ).load_state_dict(state)
-
-
-def test_the_model_is_measured_with_the_global_lora_on_it(tiny_files: Files) -> None:
-    federation = build_federation(Config.of(settings(tiny_files)))
-    generator = torch.Generator().manual_seed(0)
-    pairs = {
-        name: LoRAPair(pair.A, torch.randn(pair.B.shape, generator=generator), pair.scaling)
-        for name, pair in federation.lora.items()
-    }
-    federation.lora = Adapter(pairs, base_model=federated.NAME)
-    model, _ = federation.model_for_measuring()
-    assert torch.equal(vector(read_adapter(model)), vector(federation.lora))
 
 
 def test_clients_hold_what_the_configuration_says(tiny_files: Files, tmp_path: Path) -> None:
@@ -424,3 +371,11 @@ def test_clients_hold_what_the_configuration_says(tiny_files: Files, tmp_path: P
         ConfigError, match="got 4; expected 3, the number of values of column 'country'"
     ):
         build_clients(Config.of(settings(tiny_files, clients=columns)))
+
+
+def test_scalars_are_written_for_tensorboard_if_asked_for(
+    tiny_files: Files, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    simulate(settings(tiny_files, rounds=1, output={"folder": str(tmp_path), "tensorboard": True}))
+    assert list((tmp_path / "tensorboard").iterdir())

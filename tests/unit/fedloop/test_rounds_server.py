@@ -73,9 +73,8 @@ def test_the_new_global_model_is_the_mean_of_the_clients_models(
                 (weight - mean).norm() / (mean - effective_base(tiny_files, module)).norm()
             )
             assert (apart < 1e-5) is exact, (number, module, apart)
-    assert sorted(record.weights.values()) == pytest.approx(
-        [0.1, 0.2, 0.3, 0.4]
-    )  # they do not all count alike
+    # they do not all count alike
+    assert sorted(record.weights.values()) == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
 @cache
@@ -90,21 +89,6 @@ def effective_base(files: Files, module: str) -> torch.Tensor:
     return weight
 
 
-def test_residuals_outlive_a_resume(tiny_files: Files, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {
-        "aggregation": {"lora": "exact"},
-        "training": {"lr": 5e-2},
-        "rounds": 3,
-    }
-    whole = run(tiny_files, **changes)
-    config = settings(tiny_files, **changes, output={"folder": str(tmp_path)})
-    stopping(config, after=1)
-    assert torch.equal(vector(simulate(config).adapter), vector(whole.adapter))
-    assert not torch.equal(
-        vector(run(tiny_files, **{**changes, "aggregation": {}}).adapter), vector(whole.adapter)
-    )  # folding has an effect
-
-
 def test_a_frozen_a_never_moves_even_if_somebody_sends_another(tiny_files: Files) -> None:
     changes: dict[str, Any] = {
         "clients": {"update_attack": "gaussian", "update_attack_options": {"std": 1.0}}
@@ -117,9 +101,10 @@ def test_a_frozen_a_never_moves_even_if_somebody_sends_another(tiny_files: Files
         )
         assert all(pair.B.any() for pair in frozen.adapter.values())
     free = run(tiny_files, **changes)
+    # negative control
     assert not any(
         np.array_equal(pair.A, initial[module].A) for module, pair in free.adapter.items()
-    )  # negative control
+    )
 
 
 def test_fedprox_keeps_clients_near_the_start(tiny_files: Files) -> None:
@@ -142,9 +127,8 @@ def test_fedprox_keeps_clients_near_the_start(tiny_files: Files) -> None:
         training={"steps": 6, "lr": 1e-2},
         clients={"count": 2, "malicious": 0},
     )
-    assert torch.equal(
-        far, vector(factor_delta(plain.adapter, load(tiny_files)))
-    )  # with mu 0 it is FedAvg
+    # with mu 0 it is FedAvg
+    assert torch.equal(far, vector(factor_delta(plain.adapter, load(tiny_files))))
 
 
 @cache

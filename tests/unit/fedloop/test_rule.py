@@ -225,9 +225,3 @@ def test_names_and_options_are_checked_before_anything_runs(
     with pytest.raises(ConfigError) as plugged:
         defend_round(Defense(None, None), 1, {}, {}, alpha=1, rule=rule, options=options)
     assert str(plugged.value) == str(caught.value)
-
-
-def test_numpys_numbers_are_taken_as_pythons() -> None:
-    rule = make_rule("krum", f=np.array(2))
-    assert rule == make_rule("krum", f=np.int64(2)) == make_rule("krum", f=2)
-    assert repr(rule.options) == "Krum(f=2, neighbours='blanchard', variant='textbook')"

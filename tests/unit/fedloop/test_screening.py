@@ -121,7 +121,7 @@ MALFORMED: dict[str, tuple[Change, str]] = {
     "names that are no text": (
         adapted(lambda of: Adapter({1: make.pair(r=2)}, kind=of.kind)),
         "1 modules that are not",
-    ),  # type: ignore[dict-item]
+    ),
     "a tensor that cannot be read": (
         adapted(
             lambda of: replaced(
@@ -139,11 +139,11 @@ MALFORMED: dict[str, tuple[Change, str]] = {
     "no count": (counted(None), "num_examples of type NoneType"),
     "more examples than can be counted": (counted(2**53 + 1), "beyond 2"),
     "a count too long to print": (counted(-(10**5000)), "beyond 2"),
-    "no steps but None": (lambda update: replace(update, steps=None), "steps of type NoneType"),  # type: ignore[arg-type]
+    "no steps but None": (lambda update: replace(update, steps=None), "steps of type NoneType"),
     "an adapter for steps": (
         lambda update: replace(update, steps=update.adapter),
         "steps of type Adapter",
-    ),  # type: ignore[arg-type]
+    ),
     "a step that is none": (first_step(lambda step: "step"), "a step of type str"),
     "NaN in a step": (first_step(lambda step: poked(step, math.nan)), "NonFiniteError"),
     "infinity in a step": (first_step(lambda step: poked(step, -math.inf)), "NonFiniteError"),
@@ -194,9 +194,8 @@ def test_malformed_updates_are_refused_with_a_reason_and_the_others_are_not(
     pattern = "(?s)(" + expected + ")"
     assert re.search(pattern, refused["bad"]), refused["bad"]
     assert len(refused["bad"]) <= LONGEST_REASON
-    checked, refused = check(
-        *others, good("bad", 1), start=start
-    )  # negative control: as it was, it passes
+    # negative control: as it was, it passes
+    checked, refused = check(*others, good("bad", 1), start=start)
     assert checked.keys() == {"a", "z", "zz", "bad"}
     assert not refused
 
@@ -215,18 +214,6 @@ def test_a_checked_update_is_its_delta_whatever_was_sent() -> None:
     assert torch.allclose(pack(other.delta)[0], pack(one.delta)[0], atol=1e-6)
 
 
-def test_no_numbers_of_an_update_are_held_once_it_is_checked() -> None:
-    """What a round holds of clients whose adapters lie in files does not grow with their size."""
-    [one] = check(good())[0].values()
-    held = {
-        name: value for name, value in vars(one).items() if name not in ("delta", "steps")
-    }  # those are the caller's own
-    assert not [
-        name for name, value in held.items() if isinstance(value, torch.Tensor | np.ndarray)
-    ]
-    assert len(one.digest) == 64
-
-
 def test_the_last_step_may_be_rounded_and_not_more() -> None:
     sent = good()
     for halved in (torch.bfloat16, torch.float16):
@@ -240,9 +227,8 @@ def test_the_last_step_may_be_rounded_and_not_more() -> None:
             sent.adapter, float(sent.adapter[FIRST].B[0, 0]) + share * STEP_TOLERANCE * norm
         )
         assert bool(check(replace(sent, steps=(*sent.steps[:-1], end)))[1]) is refused
-    only_a = poked(
-        sent.adapter, 99.0, "A"
-    )  # the probe reads B: what the step says of A is not looked at
+    # the probe reads B: what the step says of A is not looked at
+    only_a = poked(sent.adapter, 99.0, "A")
     assert not check(replace(sent, steps=(*sent.steps[:-1], only_a)))[1]
     assert check(replace(sent, steps=(*sent.steps[:-1], only_a)), recipe="all_a")[1]
 
@@ -256,27 +242,14 @@ def test_only_trajectories_have_to_end_in_the_update() -> None:
 def test_steps_may_hold_only_what_the_probe_reads_but_all_of_that() -> None:
     sent = good()
     fewer = tuple(replaced(step, None, make.module("q_proj", 1)) for step in sent.steps)
-    assert not check(replace(sent, steps=fewer), recipe="paper")[
-        1
-    ]  # the paper's recipe reads the first layer
+    # the paper's recipe reads the first layer
+    assert not check(replace(sent, steps=fewer), recipe="paper")[1]
     assert "lacks 1" in check(replace(sent, steps=fewer))[1]["good"]
     assert (
         "3 of the update's 4 modules"
         in check(replace(sent, steps=fewer), recipe="spectral")[1]["good"]
     )
     assert not check(sent, recipe="spectral")[1]
-
-
-def test_a_pooled_probe_compares_steps_with_the_update_all_the_same() -> None:
-    sent = good()
-    wide = federated.mapped(
-        sent.steps[-1],
-        lambda tensor: torch.cat([tensor, tensor]) if tensor.shape[1] == 2 else tensor,
-    )  # twice the rows of B
-    assert (
-        "LayoutMismatch"
-        in check(replace(sent, steps=(*sent.steps[:-1], wide)), recipe="spectral")[1]["good"]
-    )
 
 
 def test_who_sends_twice_is_refused_and_who_sent_nothing_of_the_kind_is_not() -> None:
@@ -295,9 +268,8 @@ def test_copies_of_an_update_or_of_evidence_are_refused_for_all_who_have_them() 
     shadows = replace(other, steps=one.steps)
     assert set(check(one, shadows, third, trajectory=False)[1]) == {"a", "b"}
     nearly = federated.mapped(one.adapter, lambda tensor: tensor * (1 + 1e-6))
-    assert not check(one, replace(other, adapter=nearly, steps=()), third)[
-        1
-    ]  # negative control: a bit is enough to be another's
+    # negative control: a bit is enough to be another's
+    assert not check(one, replace(other, adapter=nearly, steps=()), third)[1]
 
 
 def test_a_refused_update_is_nobodys_original() -> None:
@@ -332,9 +304,8 @@ def test_weights_without_a_start_are_the_callers_mistake_unless_the_others_know_
     as_weights = replace(good("a"), adapter=add_delta(START, good().adapter), steps=())
     with pytest.raises(EvidenceError, match="start="):
         check(as_weights, start=None)
-    assert list(check(as_weights, good("b", 2), start=None)[1]) == [
-        "a"
-    ]  # one client cannot stop a round of deltas
+    # one client cannot stop a round of deltas
+    assert list(check(as_weights, good("b", 2), start=None)[1]) == ["a"]
     assert list(check(as_weights, start=None, layout=LAYOUT)[1]) == ["a"]
     with pytest.raises(
         EvidenceError, match="kind 'factor_delta'; expected the round's global LoRA"

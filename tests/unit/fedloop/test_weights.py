@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from fedloop.defense.weights import (
     MAX_EXAMPLES,
     aggregation_weights,
-    checked_scores,
     counted_examples,
 )
 from fedloop.errors import ConfigError, EvidenceError
@@ -170,15 +169,6 @@ def test_a_minority_that_overstates_is_held_to_the_cap(honest: int, liars: int) 
     assert max(counted_examples(more).values()) == 10**9
 
 
-def test_one_liar_of_ten_gets_a_quarter_at_most() -> None:
-    claimed = {**{f"h{i}": 500 for i in range(9)}, "liar": 10**9}
-    trusted = dict.fromkeys(claimed, 1.0)
-    for ratio, share in ((3.0, 0.25), (None, 1.0)):
-        weights = aggregation_weights(trusted, counted_examples(claimed, ratio))
-        assert weights is not None
-        assert weights["liar"] == pytest.approx(share, abs=1e-5)
-
-
 def test_a_minority_that_understates_starves_nobody() -> None:
     claimed = {**dict.fromkeys("abc", 300), "x": 1, "y": 1}
     assert counted_examples(claimed) == claimed
@@ -197,24 +187,16 @@ def test_registered_counts_replace_claims() -> None:
 
 def test_odd_claims_are_counted_or_refused() -> None:
     assert counted_examples({}) == {}
-    assert counted_examples({"a": np.int64(5)}) == {"a": 5}  # type: ignore[dict-item]
+    assert counted_examples({"a": np.int64(5)}) == {"a": 5}
     assert counted_examples({"a": 10**400, "b": 2, "c": 2}) == {"a": 6, "b": 2, "c": 2}
     assert counted_examples({"a": 10**400}, 1e308) == {"a": MAX_EXAMPLES}
     for claim in (0, -1, 2.0, True, None, "3", float("nan")):
         for registered in (None, {"a": 1, "b": 1}):
             with pytest.raises(EvidenceError, match="client 'b'"):
-                counted_examples({"a": 1, "b": claim}, registered=registered)  # type: ignore[dict-item]
+                counted_examples({"a": 1, "b": claim}, registered=registered)
 
 
 @pytest.mark.parametrize("ratio", [0.9, 0, -1, float("nan"), float("inf"), "3", True])
 def test_a_ratio_below_one_is_refused(ratio: Any) -> None:
     with pytest.raises(ConfigError, match="max_count_ratio"):
         counted_examples({"a": 1}, ratio)
-
-
-def test_scores_keep_their_values_and_length() -> None:
-    given = {"b": np.array([0, 1], dtype=np.int64), "a": [0.25, 0.5], "c": np.float32([0.5])}
-    got = checked_scores(given, {"a": 1, "b": 1, "c": 1, "unscored": 1})
-    plain = {client: values.tolist() for client, values in got.items()}
-    assert plain == {"a": [0.25, 0.5], "b": [0, 1], "c": [0.5]}
-    assert all(values.dtype == np.float64 for values in got.values())
