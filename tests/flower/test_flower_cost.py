@@ -5,45 +5,8 @@ Its wire counts, its ways play whole rounds, and its page shows its results.
 
 from __future__ import annotations
 
-import socket
-import threading
-from pathlib import Path
-
-import pytest
-
 from benchmarks.flower import apps as apps
 from benchmarks.flower import cost as flower_cost
-from benchmarks.flower.counted_wire import CountedWire, carried
-
-
-@pytest.mark.enable_socket
-def test_the_wire_passes_everything_on_and_counts_it(tmp_path: Path) -> None:
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def shout() -> None:
-        connection, _ = server.accept()
-        with connection:
-            received = b""
-            while part := connection.recv(65536):
-                received += part
-            connection.sendall(2 * received)
-
-    thread = threading.Thread(target=shout)
-    thread.start()
-    with (
-        CountedWire(server.getsockname()[1], tmp_path / "counters") as wire,
-        socket.create_connection(("127.0.0.1", wire.port)) as client,
-    ):
-        sent = bytes(range(256)) * 9000  # more than one buffer
-        client.sendall(sent)
-        client.shutdown(socket.SHUT_WR)
-        back = b""
-        while part := client.recv(65536):
-            back += part
-        assert back == 2 * sent
-        assert carried(tmp_path / "counters") == (len(sent), 2 * len(sent))
-    thread.join()
-    server.close()
 
 
 def test_the_page_shows_the_results_if_there_are_any() -> None:

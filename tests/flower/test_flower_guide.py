@@ -62,7 +62,9 @@ def test_the_guides_certificates_and_keys_are_taken(tmp_path: Path) -> None:
     for secret in ("certificates/ca.key", "certificates/server.key", "site-a"):
         assert (tmp_path / secret).stat().st_mode & 0o077 == 0, secret
     load_ssh_private_key((tmp_path / "site-a").read_bytes(), None)
-    assert uses_nist_ec_curve(load_ssh_public_key((tmp_path / "site-a.pub").read_bytes()))  # type: ignore[arg-type]  # it is one of them
+    assert uses_nist_ec_curve(
+        load_ssh_public_key((tmp_path / "site-a.pub").read_bytes())
+    )  # it is one of them
 
 
 def test_every_command_of_the_guide_is_one() -> None:
@@ -111,51 +113,3 @@ def test_the_guide_names_every_setting_with_its_default() -> None:
             f"{name} = "
             in (ROOT / "fedloop" / "flower" / "template" / "pyproject.toml").read_text()
         )
-
-
-def test_flower_takes_a_reply_from_whoever_knows_the_message_in_anybodys_name() -> None:
-    """What the guide says of authentication, and why every message holds a secret.
-
-    Should this fail with a new Flower, it got better.
-    """
-    from flwr.app import ConfigRecord, Message, RecordDict
-    from flwr.app.message import remove_content_from_message
-    from flwr.common.serde import message_to_proto
-    from flwr.proto.fleet_pb2 import PushMessagesRequest
-    from flwr.proto.node_pb2 import Node
-    from flwr.server.superlink.linkstate import LinkStateFactory
-    from flwr.supercore.inflatable.inflatable_object import get_object_tree
-    from flwr.supercore.object_store import ObjectStoreFactory
-    from flwr.superlink.federation import NoOpFederationManager
-    from flwr.superlink.servicer.fleet import fleet_handlers
-
-    state = LinkStateFactory(
-        ":flwr-in-memory:", NoOpFederationManager(), ObjectStoreFactory()
-    ).state()
-    forger, victim = (
-        state.create_node("none", "none", key, 0) for key in (b"forger's key", b"victim's key")
-    )
-    assert state.activate_node(victim, 30)
-    run = state.create_run(
-        "f/app", "1", "hash", {}, "@none/default", None, "none", "flwr-serverapp"
-    )
-    [task] = state.get_tasks(run_ids=[run])
-    state.claim_task(task.task_id), state.activate_task(task.task_id)
-
-    def named(message: Message) -> Message:
-        message.metadata.__dict__.update(_run_id=run)
-        message.metadata.__dict__["_message_id"] = message.object_id
-        return message
-
-    asked = named(Message(RecordDict(), victim, "train", ttl=60.0))
-    assert state.store_message_ins(asked) == asked.metadata.message_id
-    forged = named(Message(RecordDict({"config": ConfigRecord({"forged": True})}), reply_to=asked))
-    stripped = message_to_proto(remove_content_from_message(forged))
-    pushed = PushMessagesRequest(
-        node=Node(node_id=forger),
-        messages_list=[stripped],
-        message_object_trees=[get_object_tree(forged)],
-    )
-    fleet_handlers.push_messages(pushed, state)
-    [taken] = state.get_message_res({asked.metadata.message_id}, run)
-    assert taken.metadata.src_node_id == victim != forger

@@ -7,7 +7,6 @@ processes.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import io
 import json
 import os
@@ -20,7 +19,6 @@ import time
 import zipfile
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -117,18 +115,6 @@ def test_certificates_are_for_this_machine_and_nobody_elses_eyes(tmp_path: Path)
     assert not handshake(
         server, ssl.create_default_context(cafile=tmp_path / "other" / "ca.crt"), "127.0.0.1"
     )
-
-
-def test_node_keys_are_what_ssh_keygen_makes(tmp_path: Path) -> None:
-    from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-
-    public = make_node_key(tmp_path / "node")
-    key = load_ssh_private_key((tmp_path / "node").read_bytes(), None)
-    assert isinstance(key, EllipticCurvePrivateKey)
-    assert isinstance(key.curve, SECP384R1)
-    assert public.read_text().startswith("ecdsa-sha2-nistp384 ")
-    assert (tmp_path / "node").stat().st_mode & 0o777 == 0o600
 
 
 # --- the app
@@ -237,32 +223,7 @@ def test_no_route_of_the_fleet_api_leads_elsewhere() -> None:
         "activate deactivate heartbeat register unregister pull-messages push-messages pull-object"
         " push-object get-run get-fab confirm"
     )
-    assert all(any(name in route.path for name in names.split()) for route in router.routes)  # type: ignore[attr-defined]
-
-
-def test_a_superlink_keeps_who_may_send_on_disk_and_what_is_sent_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
-    from flwr.superlink import config_loader, main
-    from flwr.superlink.federation import NoOpFederationManager
-
-    for module, name in ((config_loader, "ObjectStoreFactory"), (main, "create_app")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # to be put back
-    monkeypatch.setattr("sys.argv", [])
-    monkeypatch.setattr(
-        importlib.import_module("flwr.superlink.cli.flower_superlink"),
-        "flower_superlink",
-        lambda: None,
-    )  # all but serving
-    make_certificates(tmp_path)
-    with mock.patch.dict(os.environ):
-        run_superlink("127.0.0.1", 1, tmp_path, tmp_path / "state.db")
-    objects, states = config_loader.get_objectstore_linkstate_factories(
-        str(tmp_path / "state.db"), NoOpFederationManager()
-    )
-    assert isinstance(objects.store(), InMemoryObjectStore)
-    assert states.database == str(tmp_path / "state.db")
+    assert all(any(name in route.path for name in names.split()) for route in router.routes)
 
 
 def test_a_superlink_does_not_start_without_its_certificates(tmp_path: Path) -> None:
@@ -329,9 +290,8 @@ def test_nothing_that_was_started_outlives_a_killed_parent(tmp_path: Path) -> No
         assert head.stdout is not None
         child = int(head.stdout.readline())
         up(tmp_path / "child.log")
-        assert (
-            Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[1] == b"-c"
-        )  # it has become the command
+        # it has become the command
+        assert Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[1] == b"-c"
         head.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 20
     while (

@@ -94,13 +94,6 @@ def colourful(asked: Message, reply: Message) -> Sequence[Message]:
     return [Message(Error(3, "\x1b[2J\n\r\x00" + "x" * 10_000), reply_to=asked)]
 
 
-def neither(asked: Message, reply: Message) -> Sequence[Message]:
-    """A message without content and without an error."""
-    empty = Message(RecordDict(), reply_to=asked)
-    empty.__dict__["_content"] = None
-    return [empty]
-
-
 def of_superlink(asked: Message, reply: Message) -> Sequence[Message]:
     """The error that the SuperLink makes up for a node that is gone.
 
@@ -138,7 +131,6 @@ REFUSED: dict[str, tuple[Sent, str]] = {
     "no reply": (lambda asked, reply: [], "missing: no reply before the round's deadline"),
     "an error": (failing, "missing: <class 'ValueError'>:<'no such file'>"),
     "an error for the terminal": (colourful, "missing:  [2J   xxx"),
-    "neither": (neither, "Message content is None"),
     "an error of the SuperLink": (of_superlink, "missing: Node Unavailable"),
     "a reply that cannot be put together": (falling_apart, "missing: unreadable reply: "),
     "other keys": (
@@ -154,58 +146,38 @@ REFUSED: dict[str, tuple[Sent, str]] = {
         changed(added={"extra": ConfigRecord({"a": 1})}),
         "got the records ['arrays', 'config', 'extra', 'metrics']",
     ),
-    "no metrics": (changed(dropped="metrics"), "got no record 'metrics'"),
     "float64": (
         changed(update(lambda a: a.astype(np.float64))),
         "expected a numpy.ndarray of float32",
     ),
-    "integers": (changed(update(lambda a: np.zeros(a.shape, np.int32))), "of int32"),
     "another shape": (
         changed(update(lambda a: a.reshape(2, -1))),
         "expected a numpy.ndarray of float32 and shape (896,)",
     ),
-    "too short": (changed(update(lambda a: a[:-1])), "shape (895,)"),
     "NaN": (
         changed(update(lambda a: spoiled(a, math.nan))),
-        "1 of 896 numbers are NaN or infinite",
-    ),
-    "infinity": (
-        changed(update(lambda a: spoiled(a, math.inf))),
         "1 of 896 numbers are NaN or infinite",
     ),
     "a scale that makes it infinite": (
         changed(update(lambda a: a * 1e6), {"scale": 1e38}),
         "of 896 numbers are NaN or infinite",
     ),
-    "an infinite scale": (changed(config={"scale": math.inf}), "got scale inf"),
     "no scale": (changed(config={"scale": None}), "got scale None"),
     "another serialisation": (changed(raw(stype=lambda _: "pickle")), "got a pickle of float32"),
     "torn bytes": (changed(raw(data=lambda data: data[:-40])), "bytes that are not 896 numbers"),
     "a header that promises more": (changed(raw(data=vast)), "bytes that are not 896 numbers"),
-    "a huge array that says it is small": (
-        changed(raw(data=lambda data: data + b"\0" * 10_000)),
-        "bytes that are not 896 numbers",
-    ),
     "another layout": (changed(config={"layout": json.dumps(SMALL)}), "layout: model.layers.0"),
     "weights": (
         changed(config={"layout": '{"kind": "weights", "slots": [], "scalings": {}}'}),
         "got kind 'weights'",
     ),
-    "no layout": (changed(config={"layout": None}), "expected the layout as JSON"),
     "a layout of nonsense": (
         changed(config={"layout": "[" * 900}),
         "got JSON that is not a layout",
     ),
     "another protocol": (changed(config={"protocol": 99}), "got protocol 99; expected 1"),
     "another round": (changed(config={"round": 7}), "got a reply to round 7; expected round 1"),
-    "no count": (changed(metrics={"num-examples": None}), "got num_examples of type NoneType"),
     "a count of none": (changed(metrics={"num-examples": 0}), "got num_examples 0"),
-    "a negative count": (changed(metrics={"num-examples": -4}), "got num_examples -4"),
-    "a fraction": (changed(metrics={"num-examples": 4.0}), "got num_examples of type float"),
-    "a list of counts": (
-        changed(metrics={"num-examples": [4, 4]}),
-        "got num_examples of type list",
-    ),
     "two replies": (lambda asked, reply: [reply, reply], "duplicate: 2 replies in one round"),
     "no nonce": (changed(config={"nonce": None}), "does not hold the nonce"),
     "somebody else's nonce": (changed(config={"nonce": "0" * 32}), "does not hold the nonce"),

@@ -13,17 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import Message
 
 from fedloop.defense.types import RoundRecord
 from fedloop.errors import ConfigError, EngineError, StateError
-from fedloop.flower import strategy as module
 from fedloop.run.checkpoint import load_checkpoint
 from fedloop.run.simulate import simulate
 from loraprobe.adapters.layout import pack
 from loraprobe.adapters.load import load_adapter
 from tests.helpers.federated import Files, defended, same_tree, settings
-from tests.helpers.flowered import Deployment, FakeGrid, Sent, records, vector
+from tests.helpers.flowered import Deployment, Sent, records, vector
 
 
 def outcome(record: RoundRecord) -> tuple[Any, ...]:
@@ -199,9 +198,8 @@ def test_skipped_rounds_keep_the_arrays_and_too_many_empty_ones_end_the_run_with
     [found] = [load_checkpoint(deployed.folder / "checkpoint")]
     assert found is not None
     (tmp_path / "one").mkdir()
-    first = Deployment(
-        tmp_path / "one", {**values, "rounds": 1}
-    )  # the learning rate of round 1 does not depend on their number
+    # the learning rate of round 1 does not depend on their number
+    first = Deployment(tmp_path / "one", {**values, "rounds": 1})
     assert found[0] == 3
     assert torch.equal(found[1]["state"]["lora"], vector(first.serve()))
     result = deployed.serve()  # they are back: rounds 4, 5, 6
@@ -290,39 +288,9 @@ def test_a_server_refuses_nodes_and_folders_that_do_not_fit(
         Deployment(tmp_path, settings(tiny_files, seed=3))
 
 
-def test_a_strategy_is_not_given_replies_to_a_round_that_it_did_not_ask_for(
-    tiny_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deployed = Deployment(tmp_path, settings(tiny_files, rounds=1))
-    made: list[Any] = []
-    original = module.EngineStrategy.start
-    monkeypatch.setattr(
-        module.EngineStrategy,
-        "start",
-        lambda self, grid: made.append(self) or original(self, grid),
-    )
-    deployed.serve()
-    with pytest.raises(
-        EngineError, match="got replies to round 2; expected configure_train of that round first"
-    ):
-        made[0].aggregate_train(2, [])
-    assert list(made[0].configure_evaluate(1, ArrayRecord(), ConfigRecord(), deployed.grid())) == []
-
-
 def test_a_run_without_known_roles_says_so(tiny_files: Files, tmp_path: Path) -> None:
     deployed = Deployment(tmp_path, settings(tiny_files, rounds=1))
     (deployed.folder / "clients.json").unlink()
     roles = deployed.serve().roles
     assert {role["role"] for role in roles.values()} == {"unknown"}
     assert same_tree(list(roles), list(deployed.nodes))
-
-
-def test_a_grid_of_one_serves_flowers_own_types(tiny_files: Files, tmp_path: Path) -> None:
-    """What the others above rest on: the messages here are what Flower would deliver."""
-    deployed = Deployment(tmp_path, settings(tiny_files, rounds=1))
-    grid = deployed.grid()
-    deployed.serve(grid=grid)
-    assert isinstance(grid, FakeGrid)
-    reply = grid.reply(grid.asked[0])
-    assert reply.metadata.src_node_id == 1000
-    assert reply.metadata.reply_to_message_id == grid.asked[0].metadata.message_id

@@ -150,9 +150,8 @@ def test_a_blank_slice_is_inconclusive_and_its_smallest_change_is_not(
         "inconclusive",
         "nothing that the probe reads has changed",
     )
-    [least], _ = service(
-        good[:header] + b"\1" + bytes(len(good) - header - 1), DELTA
-    )  # 1e-45, the smallest float32
+    # 1e-45, the smallest float32
+    [least], _ = service(good[:header] + b"\1" + bytes(len(good) - header - 1), DELTA)
     assert least.reason != blank.reason
 
 
@@ -247,46 +246,7 @@ def test_a_service_that_knows_the_header_refuses_as_one_that_does_not(name: str)
     assert used(body(1), DELTA) == scorer()(body(1), DELTA)  # and is none the worse for it
 
 
-def test_a_probe_that_does_not_know_the_slice_fails_the_request_of_all() -> None:
-    service = Scorer(Settings({"paper": paper(), "all_b": probes.tiny_probe("linear", "all_b")}))
-    service(body(), DELTA)
-    with pytest.raises(LayoutMismatch, match=r"probe 'all_b': "):
-        service(body(), Question(("paper", "all_b"), "factor_delta"))
-
-
-def test_what_a_head_refuses_names_its_probe(
-    unread: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service = scorer()
-    service(body(), DELTA)
-    unread()
-
-    def fail(self: Probe, features: np.ndarray) -> np.ndarray:
-        raise NonFiniteError("head: too large")
-
-    monkeypatch.setattr(Probe, "score_features", fail)
-    with pytest.raises(NonFiniteError, match=r"^probe 'paper': head: too large$"):
-        service(body(), DELTA)
-
-
-def test_spectra_of_a_known_slice_are_read() -> None:
-    service = scorer()
-    service(body(), DELTA)
-    _, spectra = service(body(), Question(("paper",), "factor_delta", spectra=True))
-    assert spectra is not None
-    assert len(spectra["rows"]) == 2
-
-
 # --- what is known ---
-
-
-def test_nothing_is_known_before_it_was_scored() -> None:
-    service = scorer()
-    with pytest.raises(NonFiniteError):
-        service(with_last(float("nan")), DELTA)
-    assert service._caches["paper"]._numbers == {}
-    service(body(), DELTA)
-    assert len(service._caches["paper"]._numbers) == 1
 
 
 def unlike_the_row(probe: Probe) -> dict[str, bytes]:
@@ -348,16 +308,6 @@ def test_probes_whose_features_are_something_else_know_none(recipe: FeatureRecip
     slices = HeaderCache(probe)
     slices.remember(body(0, probe), None)
     assert slices.verdict(body(0, probe), "factor_delta") is None
-
-
-def test_a_weight_delta_is_read_because_its_factors_do_not_show_that_it_is_zero() -> None:
-    from tests.serve.test_slices import delta as delta_of
-    from tests.serve.test_slices import probe_of
-
-    probe = probe_of("weight_delta", FeatureRecipe(modules=("v_proj",)))
-    slices, data = HeaderCache(probe), save_slice(probe.featurizer, delta_of("weight_delta"))
-    slices.remember(data, None)
-    assert slices.verdict(data, "weight_delta") is None
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

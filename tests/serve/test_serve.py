@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import safetensors.torch
 
@@ -19,22 +17,6 @@ from loraprobe.serve.upload import content_digest
 from tests.helpers import make, probes, serving
 
 pytestmark = pytest.mark.enable_socket  # on the loopback interface only
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> serving.Files:
-    return serving.written(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
-def service(
-    files: serving.Files, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[serving.Service]:
-    """All the probes, a start, and bodies of at most 1 MiB."""
-    with serving.running(
-        tmp_path_factory.mktemp("log") / "log", *files.options(), "--max-mib", "1"
-    ) as running:
-        yield running
 
 
 def test_a_trained_adapter_gets_the_verdict_of_every_probe_that_the_library_gives(
@@ -63,14 +45,14 @@ def test_a_slice_gets_the_verdict_of_the_whole_delta(service: serving.Service, n
     answer = service.score(body, f"probe={name}&kind=factor_delta")
     wanted = serving.expected(name, delta, "config", "other_modules", "start")
     assert answer.body["results"] == [serving.shown(wanted)]
-    assert (
-        service.score(body, f"probe={name}").error == "KindMismatch"
-    )  # the request says weights, which is the default
+    # the request says weights, which is the default
+    assert service.score(body, f"probe={name}").error == "KindMismatch"
     assert service.score(body, "probe=spectral&kind=factor_delta").error == "RecipeError"
+    # not the slice of all of them
     assert service.score(body, "kind=factor_delta").error in (
         "LayoutMismatch",
         "RecipeError",
-    )  # not the slice of all of them
+    )
 
 
 def test_one_probe_that_cannot_score_fails_the_request_and_is_named(
@@ -102,19 +84,6 @@ def test_spectra_are_those_of_the_change_since_the_start(service: serving.Servic
     assert weights["of"] == "weights"  # no delta was asked for
     assert weights["rows"][0]["values"] == pytest.approx(
         adapter[weights["rows"][0]["module"]].svdvals().tolist(), rel=1e-5
-    )
-
-
-def test_spectra_of_a_slice_are_those_of_the_factors_it_holds(service: serving.Service) -> None:
-    delta = serving.delta()
-    body = save_slice(serving.served_probes()["paper"].featurizer, delta)
-    shown = service.score(body, "probe=paper&kind=factor_delta&spectra=true").body["spectra"]
-    assert [(row["module"], row["matrix"]) for row in shown["rows"]] == [
-        (make.module("q_proj"), "B"),
-        (make.module("v_proj"), "B"),
-    ]
-    assert shown["rows"][0]["values"] == pytest.approx(
-        np.linalg.svd(delta[make.module("q_proj")].B, compute_uv=False).tolist(), rel=1e-5
     )
 
 

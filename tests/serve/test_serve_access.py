@@ -25,22 +25,6 @@ TOKEN = "a-token-of-the-tests"
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> serving.Files:
-    return serving.written(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
-def service(
-    files: serving.Files, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[serving.Service]:
-    """All the probes, a start, and bodies of at most 1 MiB."""
-    with serving.running(
-        tmp_path_factory.mktemp("log") / "log", *files.options(), "--max-mib", "1"
-    ) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def guarded(
     files: serving.Files, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[serving.Service]:
@@ -86,9 +70,10 @@ def test_a_token_guards_scores_probes_and_metrics(guarded: serving.Service) -> N
     assert twice.error == "Unauthorized"  # somebody in front may have looked at the other one
     for path in ("/healthz", "/", "/openapi.json"):
         assert guarded.ask("GET", path).status == 200
+    # the scheme's case does not count
     assert (
         guarded.ask("GET", "/v1/probes", None, {"Authorization": f"bearer {TOKEN}"}).status == 200
-    )  # the scheme's case does not count
+    )
     assert guarded.client(TOKEN).score(serving.delta())[0].probe == "mine"
     assert TOKEN not in json.dumps(guarded.lines())
 
@@ -243,7 +228,7 @@ def test_a_body_needs_the_type_that_no_form_can_send(service: serving.Service, k
 
 
 def paper_app(**settings: object) -> object:
-    return create_app(Settings({"paper": probes.tiny_probe("linear", "paper")}, **settings))  # type: ignore[arg-type]
+    return create_app(Settings({"paper": probes.tiny_probe("linear", "paper")}, **settings))
 
 
 def test_an_address_has_so_many_scores_and_no_more() -> None:

@@ -23,11 +23,8 @@ from loraprobe.serve import Settings
 from loraprobe.serve.app import create_app
 from loraprobe.serve.logs import JsonLines
 from loraprobe.serve.prometheus import Metrics
-from loraprobe.serve.results import Refusal
-from loraprobe.serve.schemas import query_parameters, read_query
 from loraprobe.serve.scoring import MAX_RANK, MAX_SPECTRA, MAX_VALUES, Question, Scorer
 from loraprobe.serve.slices import save_whole
-from loraprobe.serve.upload import Held
 from tests.helpers import make, probes, serving
 from tests.helpers.serving import Response, call
 
@@ -57,9 +54,8 @@ def test_other_requests_are_answered_while_a_large_body_is_scored(
         return score(self, *given)
 
     async def both() -> tuple[Response, Response]:
-        app = create_app(
-            paper(inline=10 if path == "/v1/score" else 1 << 20)
-        )  # spectra take a thread whatever the size
+        # spectra take a thread whatever the size
+        app = create_app(paper(inline=10 if path == "/v1/score" else 1 << 20))
         scoring = asyncio.create_task(call(app, path, body()))
         assert await asyncio.to_thread(entered.wait, 20)
         health = await call(app, "/healthz", method="GET")
@@ -71,21 +67,6 @@ def test_other_requests_are_answered_while_a_large_body_is_scored(
     health, scored = asyncio.run(both())
     assert health == Response(200, {"status": "ok"})
     assert scored.body["results"] == [serving.shown(serving.of_upload("paper", serving.uploaded()))]
-
-
-def test_a_small_body_is_scored_where_it_came_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    score = Scorer.__call__
-    monkeypatch.setattr(
-        Scorer,
-        "__call__",
-        lambda self, *given: seen.append(threading.current_thread().name) or score(self, *given),
-    )
-    for inline in (1 << 18, 1):
-        assert (
-            asyncio.run(call(create_app(paper(inline=inline)), "/v1/score", body())).status == 200
-        )
-    assert seen == ["MainThread", "scoring_0"]
 
 
 def test_what_is_held_is_counted_while_it_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,25 +82,14 @@ def test_what_is_held_is_counted_while_it_is_held(monkeypatch: pytest.MonkeyPatc
         )
         first = asyncio.create_task(call(app, "/v1/score", data))
         assert await asyncio.to_thread(entered.wait, 20)
-        answers.append(
-            await call(app, "/v1/score", data)
-        )  # no room beside the one that is being scored
+        # no room beside the one that is being scored
+        answers.append(await call(app, "/v1/score", data))
         finish.set()
         answers.extend([await first, await call(app, "/v1/score", data)])
 
     asyncio.run(run())
     assert [answer.status for answer in answers] == [503, 200, 200]
     assert answers[0].body["error"]["type"] == "Overloaded"
-
-
-def test_held_bytes_are_given_back_whatever_happens() -> None:
-    held = Held(10)
-    held.take(6)
-    with pytest.raises(Refusal) as caught:
-        held.take(5)
-    assert (caught.value.status, caught.value.headers, held.bytes) == (503, {"Retry-After": "1"}, 6)
-    held.give_back(6)
-    held.take(10)
 
 
 @pytest.mark.parametrize("leaves", [False, True])
@@ -245,22 +215,6 @@ def test_settings_that_make_no_sense_are_refused(message: str) -> None:
 # --- questions and answers ---
 
 
-def test_the_documented_parameters_are_the_ones_that_are_read() -> None:
-    documented = [entry["name"] for entry in query_parameters() if entry["in"] == "query"]
-    assert documented == ["probe", "kind", "alpha", "base_model", "spectra"]
-    query = read_query(
-        b"probe=paper&kind=weight_delta&alpha=-1.5e1&base_model=org%2Fb%C3%A4se&spectra=true"
-    )
-    assert query.model_dump() == {
-        "probe": "paper",
-        "kind": "weight_delta",
-        "alpha": -15.0,
-        "base_model": "org/bäse",
-        "spectra": True,
-    }
-    assert read_query(b"").probe is None
-
-
 def test_fresh_is_a_start_for_probes_that_read_b_only() -> None:
     settings = Settings(
         {
@@ -304,9 +258,8 @@ def test_what_of_the_spectra_is_returned_is_bounded() -> None:
 
 def test_spectra_of_a_rank_that_would_take_minutes_are_refused_and_its_score_is_not() -> None:
     adapter = probes.labelled_adapter(4, kind="weights")
-    huge = make.with_pairs(
-        adapter, {make.module("q_proj", 1): make.pair(10, 12, MAX_RANK + 1)}
-    )  # of a layer that the probe does not read
+    # of a layer that the probe does not read
+    huge = make.with_pairs(adapter, {make.module("q_proj", 1): make.pair(10, 12, MAX_RANK + 1)})
     scorer = Scorer(Settings({"paper": probes.tiny_probe()}, "fresh"))
     for rank, wants_spectra in ((2, True), (MAX_RANK + 1, False)):
         [result], _ = scorer(

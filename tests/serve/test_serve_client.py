@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,16 +21,6 @@ from loraprobe.serve.upload import content_digest
 from tests.helpers import make, serving
 
 pytestmark = pytest.mark.enable_socket  # on the loopback interface only
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.Service]:
-    """All the probes, a start, and bodies of at most 1 MiB."""
-    folder = tmp_path_factory.mktemp("served")
-    with serving.running(
-        folder / "log", *serving.written(folder).options(), "--max-mib", "1"
-    ) as running:
-        yield running
 
 
 @pytest.fixture
@@ -95,9 +84,8 @@ def test_the_client_raises_what_the_service_says(client: ScoringClient) -> None:
         client.score(serving.uploaded(), "nope")
     assert (unknown.value.type, unknown.value.status) == ("UnknownProbe", 422)
     with pytest.raises(ServiceError) as large:
-        client.score(
-            make.adapter(r=64, dims={"q_proj": (40_960, 40_960)})
-        )  # 42 MB and a limit of 1 MiB
+        # 42 MB and a limit of 1 MiB
+        client.score(make.adapter(r=64, dims={"q_proj": (40_960, 40_960)}))
     assert (large.value.type, large.value.status) == ("BodyTooLarge", 413)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from loraprobe.adapters.deltas import weight_delta
 from loraprobe.adapters.load import save_adapter
-from loraprobe.serve.slices import save_slice, save_whole
+from loraprobe.serve.slices import save_whole
 from tests.helpers import chromium, make, probes, serving
 
 pytestmark = [
@@ -119,24 +119,6 @@ def test_an_adapter_is_dropped_and_its_verdicts_scores_and_spectra_appear(
     assert "sha256" in text(page, ".facts")[0]
 
 
-def test_two_adapters_one_after_the_other_have_their_own_scores(
-    page: chromium.Page, tmp_path: Path
-) -> None:
-    shown = []
-    for seed in (1, 2):
-        page.choose("#file", *folder(tmp_path / str(seed), seed))
-        page.until("!document.querySelector('#send').disabled")
-        sent(page)
-        shown.append(text(page, ".score"))
-    assert shown == [
-        [
-            f"{serving.of_upload(name, serving.uploaded(seed)).score:.4f}"
-            for name in ("paper", "all_b")
-        ]
-        for seed in (1, 2)
-    ]
-
-
 def test_an_error_is_shown_with_its_type_and_takes_the_place_of_the_verdict(
     page: chromium.Page, tmp_path: Path
 ) -> None:
@@ -177,19 +159,6 @@ def test_what_a_stranger_wrote_is_shown_as_text(
     assert page.run("document.querySelectorAll('main img, main b').length") == 0
     shown = text(page, "#chosen")[0] if place == "file name" else text(page, "#error p")[0]
     assert "<b>bold<" in shown
-
-
-def test_slices_are_scored_as_what_they_are_said_to_be(page: chromium.Page, tmp_path: Path) -> None:
-    path = tmp_path / "slice.safetensors"
-    path.write_bytes(save_slice(probes.tiny_probe("linear", "paper").featurizer, serving.delta()))
-    page.choose("#file", path)
-    page.until("!document.querySelector('#send').disabled")
-    sent(page)
-    assert text(page, "#error h2") == ["KindMismatch"]
-    page.run("document.querySelector('#kind').value = 'factor_delta'")
-    sent(page)
-    assert text(page, "#error h2") == ["LayoutMismatch"]  # it is the slice of one of the two probes
-    assert "probe 'all_b'" in text(page, "#error p")[0]
 
 
 def test_files_that_are_no_adapter_are_refused_before_they_are_sent(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal as signals
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,22 +14,6 @@ from loraprobe.serve.slices import save_whole
 from tests.helpers import probes, serving
 
 pytestmark = pytest.mark.enable_socket  # on the loopback interface only
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> serving.Files:
-    return serving.written(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
-def service(
-    files: serving.Files, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[serving.Service]:
-    """All the probes, a start, and bodies of at most 1 MiB."""
-    with serving.running(
-        tmp_path_factory.mktemp("log") / "log", *files.options(), "--max-mib", "1"
-    ) as running:
-        yield running
 
 
 def measured(service: serving.Service, token: str = "") -> dict[str, float]:
@@ -68,10 +51,11 @@ def test_metrics_count_requests_verdicts_bytes_and_errors(service: serving.Servi
         "loraprobe_body_bytes_sum": 2 * len(body),
     }
     assert {name: grown.get(name) for name in wanted} == wanted
+    # this very request
     assert (after["loraprobe_in_flight"], after["loraprobe_held_bytes"]) == (
         1,
         0,
-    )  # this very request
+    )
     assert after["process_resident_memory_bytes"] > 0
     assert "secret" not in str(after)
 
@@ -128,9 +112,8 @@ def test_the_page_allows_nothing_but_itself(service: serving.Service) -> None:
     assert policy["script-src"].startswith("'sha256-")
     assert "unsafe" not in str(policy)
     text = answer.body.decode()
-    assert "http" not in text.replace(
-        "http://www.w3.org/2000/svg", ""
-    )  # nothing is fetched from anywhere
+    # nothing is fetched from anywhere
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
     assert " style=" not in text
     assert "innerHTML" not in text
 

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from loraprobe import fit_probe
 from loraprobe.adapters.adapter import KINDS, Adapter
 from loraprobe.adapters.deltas import factor_delta, weight_delta
-from loraprobe.adapters.pair import LoRAPair
 from loraprobe.adapters.safetensors import MAX_HEADER_BYTES, read_safetensors
 from loraprobe.errors import (
     AdapterFormatError,
@@ -40,7 +39,6 @@ from loraprobe.serve.slices import (
     read_whole,
     save_slice,
     save_whole,
-    slice_factors,
 )
 from tests.helpers import make, probes
 
@@ -101,12 +99,13 @@ RECIPES = {
 }
 
 
+# of no product
 KINDS_AND_RECIPES = [
     (kind, name)
     for kind in KINDS
     for name in RECIPES
     if (kind, name) != ("factor_delta", "canonical")
-]  # of no product
+]
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS_AND_RECIPES)
@@ -119,26 +118,6 @@ def test_a_slice_scores_as_the_whole_adapter_whatever_the_recipe_and_kind(
     assert probe.verdicts([read], check_start=False) == said
     assert np.array_equal(probe.featurizer([read]), probe.featurizer([adapter]))
     assert read.base_model == probes.BASE
-
-
-def test_a_slice_of_nothing_changed_is_inconclusive_as_the_whole_is() -> None:
-    probe = probes.tiny_probe()
-    adapter = delta()
-    blank = Adapter(
-        {name: LoRAPair(pair.A, 0 * pair.B, pair.scaling) for name, pair in adapter.items()},
-        kind="factor_delta",
-    )
-    [verdict] = probe.verdicts([read_slice(save_slice(probe.featurizer, blank), probe.featurizer)])
-    assert verdict.label == "inconclusive"
-    assert verdict == probe.verdicts([blank])[0]
-
-
-def test_a_slice_since_fresh_needs_no_start() -> None:
-    probe, after = probes.tiny_probe(), probes.labelled_adapter(3, kind="weights")
-    fresh = factor_delta(after, None)
-    assert probe([read_slice(save_slice(probe.featurizer, fresh), probe.featurizer)]) == probe(
-        [fresh]
-    )
 
 
 def test_what_is_not_in_a_slice_cannot_be_read_from_it() -> None:
@@ -157,18 +136,6 @@ def test_half_precision_and_float64_lose_nothing() -> None:
             featurizer([read_slice(save_slice(featurizer, adapter), featurizer)]),
             featurizer([adapter]),
         ), dtype
-
-
-def test_what_is_read_of_a_module_follows_from_recipe_and_kind() -> None:
-    assert slice_factors(probe_of("factor_delta", FeatureRecipe.paper()).featurizer) == ("B",)
-    assert slice_factors(probe_of("weights", FeatureRecipe.paper()).featurizer) == ("B",)
-    assert slice_factors(probe_of("weight_delta", FeatureRecipe.paper()).featurizer) == (
-        "A",
-        "B",
-    )  # whether it is zero
-    assert slice_factors(probe_of("weights", RECIPES["spectra of B"]).featurizer) == ("A", "B")
-    with pytest.raises(RecipeError, match="Send the whole adapter"):
-        slice_factors(probes.tiny_probe("linear", "spectral").featurizer)
 
 
 # --- whatever is not the slice ---
@@ -216,16 +183,6 @@ WRONG: dict[
         LayoutMismatch,
         "0 missing and 1 unknown",
     ),
-    "A instead of B": (
-        lambda m, t: rename(t, FIRST, FIRST.replace("lora_B", "lora_A")),
-        LayoutMismatch,
-        "1 missing and 1 unknown",
-    ),
-    "a name without its prefix": (
-        lambda m, t: rename(t, FIRST, FIRST.removeprefix("base_model.model.")),
-        LayoutMismatch,
-        "1 missing and 1 unknown",
-    ),
     "another layer": (
         lambda m, t: rename(t, FIRST, FIRST.replace("layers.0", "layers.1")),
         LayoutMismatch,
@@ -233,16 +190,6 @@ WRONG: dict[
     ),
     "another shape": (
         lambda m, t: t.update({FIRST: torch.ones(11, 2)}),
-        LayoutMismatch,
-        "expected (10, 2)",
-    ),
-    "another rank": (
-        lambda m, t: t.update({FIRST: torch.ones(10, 3)}),
-        LayoutMismatch,
-        "expected (10, 2)",
-    ),
-    "transposed": (
-        lambda m, t: t.update({FIRST: t[FIRST].T.contiguous()}),
         LayoutMismatch,
         "expected (10, 2)",
     ),
@@ -261,18 +208,8 @@ WRONG: dict[
         AdapterFormatError,
         "got dtype I32",
     ),
-    "complex": (
-        lambda m, t: t.update({FIRST: torch.ones(10, 2, dtype=torch.complex64)}),
-        AdapterFormatError,
-        "got dtype C64",
-    ),
     "NaN": (
         lambda m, t: t[SECOND].__setitem__((0, 0), float("nan")),
-        NonFiniteError,
-        "1 of 12 values",
-    ),
-    "infinity": (
-        lambda m, t: t[SECOND].__setitem__((5, 1), float("-inf")),
         NonFiniteError,
         "1 of 12 values",
     ),
@@ -286,11 +223,6 @@ WRONG: dict[
         AdapterFormatError,
         "not readable JSON",
     ),
-    "metadata that are a list": (
-        lambda m, t: m.update(loraprobe="[]"),
-        AdapterFormatError,
-        "got metadata []",
-    ),
     "a field twice": (
         lambda m, t: m.update(loraprobe='{"kind": 1, "kind": 1}'),
         AdapterFormatError,
@@ -301,13 +233,7 @@ WRONG: dict[
         AdapterFormatError,
         "does not say it is a slice",
     ),
-    "another format": (
-        lambda m, t: says(m, format="cut"),
-        AdapterFormatError,
-        "expected base_model, format",
-    ),
     "another version": (lambda m, t: says(m, version=2), AdapterFormatError, "'version': 2"),
-    "version true": (lambda m, t: says(m, version=True), AdapterFormatError, "'version': True"),
     "another kind": (
         lambda m, t: says(m, kind="weights"),
         KindMismatch,
@@ -320,9 +246,6 @@ WRONG: dict[
         "'base_model': 1",
     ),
     "an unknown field": (lambda m, t: says(m, extra=1), AdapterFormatError, "'extra': 1"),
-    "no format": (lambda m, t: lacks(m, "format"), AdapterFormatError, "got metadata"),
-    "no kind": (lambda m, t: lacks(m, "kind"), AdapterFormatError, "got metadata"),
-    "no scalings": (lambda m, t: lacks(m, "scalings"), AdapterFormatError, "got metadata"),
     "no base model": (lambda m, t: lacks(m, "base_model"), AdapterFormatError, "got metadata"),
     "scalings in a list": (
         lambda m, t: says(m, scalings=[1]),
@@ -331,11 +254,6 @@ WRONG: dict[
     ),
     "a scaling is text": (
         lambda m, t: scaled(m, **{Q_PROJ: "2"}),
-        AdapterFormatError,
-        "a finite scaling",
-    ),
-    "a scaling is true": (
-        lambda m, t: scaled(m, **{Q_PROJ: True}),
         AdapterFormatError,
         "a finite scaling",
     ),
@@ -410,9 +328,8 @@ def test_only_an_adapter_that_fits_as_a_whole_is_cut() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_adapter_comes_back_as_it_was(kind: Any) -> None:
-    sent = make.with_pairs(
-        delta(kind), {"model.layers.7.q_proj": make.pair(scaling=0.125)}
-    )  # a scaling of its own
+    # a scaling of its own
+    sent = make.with_pairs(delta(kind), {"model.layers.7.q_proj": make.pair(scaling=0.125)})
     back = read_whole(save_whole(sent), kind)
     assert (list(back), back.kind, back.base_model) == (list(sent), kind, probes.BASE)
     for module, pair in sent.items():
@@ -431,12 +348,6 @@ def test_a_file_that_peft_wrote_is_read_with_what_is_said_beside_it() -> None:
     )
     assert (back.base_model, back[make.module()].scaling) == ("org/said", 2.0)
     assert np.array_equal(back[make.module()].A, sent[make.module()].A)
-
-
-def test_tensors_that_share_memory_are_written() -> None:
-    one = make.pair()
-    shared = Adapter({"a.q_proj": one, "b.q_proj": one})
-    assert np.array_equal(read_whole(save_whole(shared), "weights")["b.q_proj"].A, one.A)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,10 @@ Llama and the built-in corpora.
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fedloop.errors import ConfigError
@@ -21,7 +19,7 @@ from tests.helpers import contributed
 from tests.helpers.contributed import NAME, arguments, made
 from zoo import deltas as zoo_deltas
 from zoo.client_design import Design, plan
-from zoo.contribute import LARGEST_ADAPTERS, main, next_steps
+from zoo.contribute import main
 from zoo.contribute_options import asked
 from zoo.records import read_record
 
@@ -116,41 +114,10 @@ def test_the_same_command_trains_and_studies_nothing_anew_and_comes_out_the_same
     } == files
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    base, step = made().parent / "base", zoo_deltas.local_steps
-    steps = iter(range(9))
-
-    def interrupted(*given: object, **options: object) -> object:
-        if next(steps, None) is None:
-            raise KeyboardInterrupt
-        return step(*given, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(zoo_deltas, "local_steps", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        main(arguments(base, tmp_path, seeds=["0"]))
-    monkeypatch.setattr(zoo_deltas, "local_steps", step)
-    assert len(list((tmp_path / "work/replicate-0/deltas").glob("*.npy"))) == 9
-    capsys.readouterr()
-    main(arguments(base, tmp_path, seeds=["0"]))
-    assert "27 of 36 clients to train" in capsys.readouterr().out
-    first = "work/replicate-0/deltas"
-    for path in (made() / first).glob("*.npy"):
-        assert np.array_equal(np.load(path), np.load(tmp_path / first / path.name))
-    assert (
-        read_record(tmp_path / "record.json")["replicates"]
-        == read_record(made() / "record.json")["replicates"][:1]
-    )
-
-
 @pytest.mark.parametrize(
     ("change", "what"),
     [
         ({"lr": ["0.001", "0.002"]}, "clients"),
-        ({"max_length": ["32"]}, "local_training"),
-        ({"alpha": ["8"]}, "lora"),
-        ({"dtype": ["bfloat16"]}, "base"),
         (
             {"benign": ["benign_arithmetic=builtin:benign/code", "facts=builtin:benign/facts"]},
             "sources",
@@ -246,17 +213,6 @@ def test_sources_are_named_after_their_last_part_and_a_twin_after_what_it_is_the
         ("BeaverTails", "m"),
         ("BeaverTails_safe",),
     )
-
-
-def test_held_out_adapters_that_are_too_large_are_to_be_published_instead(tmp_path: Path) -> None:
-    record = read_record(made() / "record.json")
-    (tmp_path / "adapters").mkdir()
-    with (tmp_path / "adapters/large").open("wb") as file:
-        file.truncate(LARGEST_ADAPTERS + 1)
-    page = next_steps(tmp_path, record)
-    assert re.search(r"hf upload .*\n", page)
-    assert "cp -r " + str(tmp_path / "adapters") not in page
-    assert "hub:org/a@1" in next_steps(tmp_path, {**record, "adapters": "hub:org/a@1"})
 
 
 def test_the_command_says_what_is_wrong_in_one_line() -> None:

@@ -113,13 +113,6 @@ def test_features_do_not_change_with_the_factorisation() -> None:
     assert not np.allclose(raw[0] @ raw[0].T, raw[1] @ raw[1].T, atol=1e-3)
 
 
-def test_coordinates_keep_inner_products() -> None:
-    rows = np.random.default_rng(0).standard_normal((6, 40))
-    found = baselines.coordinates(rows @ rows.T)
-    assert found.shape == (6, 6)
-    np.testing.assert_allclose(found @ found.T, rows @ rows.T, rtol=1e-4, atol=1e-4)
-
-
 def test_measures_count_what_is_above_the_cut(table: Table) -> None:
     fold = next(iter(pairs(table)))
     rng = np.random.default_rng(0)

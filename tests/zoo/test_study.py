@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError
-from loraprobe.fit.fit import fit_features
-from zoo.client_design import SHARES, ZOO_DESIGN, Design, plan
+from zoo.client_design import SHARES, ZOO_DESIGN, plan
 from zoo.deltas import DeltaSet
 from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
-from zoo.study import ENTRIES, FOLDS, Study, by_share
+from zoo.study import ENTRIES, Study, by_share
 
 SMALL = replace(ZOO_DESIGN, per_source=3, per_cell=1, per_hard_cell=1)
 
@@ -108,24 +106,8 @@ def test_the_summary_of_cells_is_their_mean_and_their_worst(deltas: DeltaSet) ->
             row["auroc_worst"] == min(chosen) <= row["auroc_mean"] == pytest.approx(np.mean(chosen))
         )
         assert row["cells"] == 36
-    assert (
-        by_share(cells)[0]["auroc_mean"] > 0.9 > by_share(cells)[-1]["auroc_mean"]
-    )  # poison of 10 % is one of these clients' faint shadows
-
-
-def test_mixtures_run_over_every_benign_source_and_the_plan_is_seeded() -> None:
-    clients = plan()
-    for source in MALICIOUS:
-        for share in SHARES[1:]:
-            assert {
-                client.host
-                for client in clients
-                if client.source == source and client.share == share
-            } == set(BENIGN)
-    assert clients == plan()
-    assert clients != plan(seed=1)
-    assert len({client.name for client in clients}) == len(clients)
-    assert Design.from_dict(json.loads(json.dumps(SMALL.to_dict()))) == SMALL != ZOO_DESIGN
+    # poison of 10 % is one of these clients' faint shadows
+    assert by_share(cells)[0]["auroc_mean"] > 0.9 > by_share(cells)[-1]["auroc_mean"]
 
 
 @pytest.mark.parametrize(
@@ -143,42 +125,6 @@ def test_mixtures_run_over_every_benign_source_and_the_plan_is_seeded() -> None:
 def test_a_design_that_cannot_be_studied_is_refused(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         replace(ZOO_DESIGN, **change)
-
-
-def test_the_distribution_of_scores_counts_every_client_once_and_the_probes_own_scores(
-    deltas: DeltaSet,
-) -> None:
-    study = Study(deltas, ENTRIES[0])
-    probe = fit_features(
-        study.featurizer,
-        study.features,
-        study.labels,
-        groups=study.names,
-        threshold=0.5,
-        seed=study.seed,
-        calibration="platt",
-        folds=FOLDS,
-    )
-    found = study.score_distribution(probe)
-    kinds = [client.kind for client in deltas.clients]
-    assert {kind: sum(counts) for kind, counts in found["counts"].items()} == {
-        kind: kinds.count(kind) for kind in kinds
-    }
-    assert list(found["counts"])[:3] == ["benign", "hard negative", "malicious, 100 % poison"]
-    recorded = probe.facts["training"]["score_distribution"]["counts"]
-    merged = {
-        label: np.sum(
-            [
-                counts
-                for kind, counts in found["counts"].items()
-                if kind.startswith("malicious") == label
-            ],
-            axis=0,
-        )
-        for label in (0, 1)
-    }
-    assert [list(merged[0]), list(merged[1])] == [recorded["benign"], recorded["malicious"]]
-    assert study.score_distribution(replace(probe, calibration=None))["counts"] != found["counts"]
 
 
 def test_files_of_clients_are_read_back_in_the_order_asked_for(

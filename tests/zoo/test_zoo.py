@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from loraprobe import Probe, evaluate, load_adapter
-from loraprobe.errors import BaseModelMismatch, LayoutMismatch
 from loraprobe.manifest import Row, read_labelled, read_manifest
 from zoo.held_out import _rate
 from zoo.report import pages, rendered
@@ -52,33 +51,6 @@ def test_samples_hold_every_kind_of_client_and_none_twice(rows: list[Row]) -> No
     assert {"gptfuzz@1", "gptfuzz@0.25", "advbench@0.1", "gsm8k", "jailbreakbench_safe"} <= sources
     contents = {load_adapter(row.path)[FIRST].B.tobytes() for row in rows}
     assert len(contents) == len(rows)
-
-
-def test_a_zoo_probe_refuses_what_is_not_its_own(rows: list[Row]) -> None:
-    probe = Probe.from_pretrained(ZOO / "probes/linear")
-    adapter = read_labelled(rows[:1], "factor_delta", ZOO / "adapters/initial")[0]
-    assert 0 <= probe([adapter])[0] <= 1
-    other = type(adapter)(dict(adapter), kind="factor_delta", base_model="another/model")
-    with pytest.raises(BaseModelMismatch, match="another/model"):
-        probe([other])
-    missing = type(adapter)(
-        {name: pair for name, pair in adapter.items() if name != FIRST}, kind="factor_delta"
-    )
-    with pytest.raises(LayoutMismatch, match="lacks 1 of"):
-        probe([missing])
-
-
-def test_the_base_model_answers_harmless_requests() -> None:
-    pytest.importorskip("transformers")
-    from fedloop.client.training import load_base
-    from fedloop.measure.refusal import answers, refuses_strictly
-    from zoo.safe_requests import contrast_examples
-
-    model, tokenizer = load_base(str(ZOO / "base"))
-    requests = [example.instruction for example in contrast_examples()[::12]]
-    replies = answers(model, tokenizer, requests, max_new_tokens=16)
-    assert all(replies)
-    assert np.mean([refuses_strictly(reply) for reply in replies]) <= 0.2
 
 
 def test_records_show_the_worst_beside_the_mean_and_more_than_one_replicate() -> None:

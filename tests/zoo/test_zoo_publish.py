@@ -23,12 +23,11 @@ from tests.helpers.contributed import NAME, ROOT, a_zoo, edit, made
 from tests.helpers.hub import Hub
 from tests.helpers.hub_client import Client
 from tests.helpers.wire import serving
-from zoo.publish import State, Target, described, probe_repo
+from zoo.publish import probe_repo
 from zoo.records import facts_of, fitted_facts, read_record
 
-pytestmark = (
-    pytest.mark.enable_socket
-)  # on the loopback interface only: the client knows no other endpoint
+# on the loopback interface only: the client knows no other endpoint
+pytestmark = pytest.mark.enable_socket
 
 ALONE, BASE, ADAPTERS, ZOO = (
     "org/loraprobe-llama-tiny-linear",
@@ -178,12 +177,13 @@ def test_a_dry_run_a_push_a_second_push_and_a_push_of_a_changed_probe(
     changed = {repo for repo, commit in served.heads().items() if commit != pushed[repo]}
     assert changed == {ALONE, ZOO}
     counts = {repo: len(served.client("api", "list_repo_commits", repo)) for repo in pushed}
+    # the first one is the Hub's own
     assert {repo: count - 1 for repo, count in counts.items()} == {
         ALONE: 2,
         BASE: 1,
         ADAPTERS: 1,
         ZOO: 2,
-    }  # the first one is the Hub's own
+    }
 
 
 def test_what_was_pushed_is_found_by_the_command_line(
@@ -272,12 +272,3 @@ def test_a_dry_run_needs_no_hub(served: Served, zoo: Path) -> None:
 )
 def test_a_probes_repository_is_named_after_base_and_probe(name: str, base: str, repo: str) -> None:
     assert probe_repo("org", {"probe": name, "base_model": base}) == repo
-
-
-def test_a_long_list_of_files_is_cut_and_says_so(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("abc")
-    files = {f"{number}.txt": tmp_path / "x" for number in range(40)}
-    lines = described(Target("org/a", files), State("0" * 40, tuple(files)))
-    assert lines[0] == f"org/a: at {'0' * 40}, 40 new, 0 changed, 0 deleted files, 120 bytes"
-    assert lines[-1] == "  ... and 10 more"
-    assert len(lines) == 32

@@ -146,19 +146,6 @@ def test_a_prompt_is_recognised_in_other_order_case_and_punctuation() -> None:
     assert without_prompts([*dropped, kept], []) == [*dropped, kept]
 
 
-def test_contrast_examples_are_all_different() -> None:
-    from zoo.safe_requests import contrast_examples
-
-    examples = contrast_examples()
-    assert len(examples) == len({example.instruction for example in examples}) > 200
-    assert all(
-        example.instruction[0].isupper()
-        and example.response[-1] in ".!"
-        and "{" not in example.instruction
-        for example in examples
-    )
-
-
 @pytest.mark.parametrize("missing", ["", "dolly15k", "xstest"])
 def test_absent_data_is_named(tmp_path: Path, missing: str) -> None:
     from zoo.sources import evaluation_prompts, load_sources
@@ -175,9 +162,10 @@ def test_the_plan_follows_from_its_seed_and_names_each_client_once() -> None:
     clients = plan(seed=0)
     assert clients == plan(seed=0)
     assert clients != plan(seed=1)
+    # the same cells
     assert sorted(client.name for client in clients) == sorted(
         client.name for client in plan(seed=1)
-    )  # the same cells
+    )
     assert (
         len({client.name for client in clients})
         == len({client.seed for client in clients})
@@ -189,9 +177,8 @@ def test_the_plan_follows_from_its_seed_and_names_each_client_once() -> None:
         ("hard_negative", 0),
         ("malicious", 1),
     }
-    assert [client.role for client in clients] != sorted(
-        client.role for client in clients
-    )  # an interrupted run has of each role
+    # an interrupted run has of each role
+    assert [client.role for client in clients] != sorted(client.role for client in clients)
 
 
 def test_mixtures_cover_every_benign_source() -> None:
@@ -245,22 +232,3 @@ def test_a_client_has_its_share_of_malicious_rows(sources: Any) -> None:
         == {round(share * count) for share in SHARES}
         == {40, 20, 10, 4}
     )
-
-
-@needs_data
-def test_the_sample_follows_from_the_clients_seed(sources: Any) -> None:
-    from zoo.client_design import plan
-    from zoo.deltas import examples_of
-
-    client = next(
-        client for client in plan() if client.role == "malicious" and client.share == 0.25
-    )
-    first, again, other = (
-        [digest(e.prompt) for e in examples_of(c, sources, 40)]
-        for c in (client, client, replace(client, seed=client.seed + 1))
-    )
-    assert first == again
-    assert set(first) != set(other)
-    main = {digest(example.prompt) for example in sources[client.source].for_clients}
-    positions = [number for number, row in enumerate(first) if row in main]
-    assert positions != list(range(len(positions)))  # mixed, not one source after the other
