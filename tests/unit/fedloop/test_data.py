@@ -21,9 +21,8 @@ from fedloop.data.examples import (
 )
 from loraprobe.errors import DataError
 
-patient = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)  # a busy machine is no failure
+# a busy machine is no failure
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 GOOD = {"instruction": "Name a colour.", "response": "Blue."}
 
 
@@ -66,9 +65,8 @@ def test_encoding_keeps_the_end_of_the_prompt_and_the_start_of_the_response(
     answer = [*letters.encode(response, add_special_tokens=False), letters.eos_token_id]
     got = encode(example, letters, max_length)
     start = got.response_start
-    assert len(got.ids) == min(max_length, len(prompt) + len(answer)) or start < len(
-        prompt
-    )  # nothing is cut that fits
+    # nothing is cut that fits
+    assert len(got.ids) == min(max_length, len(prompt) + len(answer)) or start < len(prompt)
     assert len(got.ids) <= max_length
     assert 0 < start < len(got.ids)  # there is a prompt to read and a response to learn from
     assert got.ids[:start] == prompt[-start:]
@@ -84,9 +82,8 @@ def test_the_end_of_sequence_is_learnt_where_there_is_room() -> None:
     whole = encode(example, letters, 1000)
     assert whole.ids[-1] == letters.eos_token_id
     assert encode(example, letters, len(whole.ids)) == whole
-    cut = encode(
-        example, letters, len(whole.ids) - 1
-    )  # the prompt gives way first: the answer is short
+    # the prompt gives way first: the answer is short
+    cut = encode(example, letters, len(whole.ids) - 1)
     assert cut.ids == whole.ids[1:]
     assert cut.response_start == whole.response_start - 1
 
@@ -112,15 +109,6 @@ def test_collate_by_its_definition(batch: list[Tokens]) -> None:
             assert got["attention_mask"][row, column] == int(inside)
             learnt = inside and column >= example.response_start
             assert got["labels"][row, column] == (example.ids[column] if learnt else IGNORE_INDEX)
-
-
-def test_padding_is_no_label_even_where_the_pad_is_the_end_of_sequence() -> None:
-    got = collate([Tokens([5, 6, 1], 1), Tokens([7, 8, 9, 4, 1], 2)], pad_id=1)
-    assert got["labels"].tolist() == [
-        [IGNORE_INDEX, 6, 1, IGNORE_INDEX, IGNORE_INDEX],
-        [IGNORE_INDEX, IGNORE_INDEX, 9, 4, 1],
-    ]
-    assert got["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
 
 
 def test_a_length_that_leaves_no_response_is_refused() -> None:
