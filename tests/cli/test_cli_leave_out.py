@@ -111,9 +111,8 @@ def test_what_is_printed_and_written_is_what_the_library_finds(
         expected["protocol"] | {"n": 40, "n_malicious": 20, "n_hard_negative": 6, "seed": 2}
         == expected["protocol"]
     )
-    assert (
-        len(out.read_text().splitlines()) == 1 + 2 + 2 + len(expected["summary"]) + 20
-    )  # a line each
+    # a line each
+    assert len(out.read_text().splitlines()) == 1 + 2 + 2 + len(expected["summary"]) + 20
 
 
 def test_the_table_names_detectors_sources_and_what_could_not_be_measured(manifest: Path) -> None:
@@ -183,26 +182,6 @@ def test_pairs_recipes_in_json_and_a_start_for_rows_without_one(
     assert {
         row["error"].split(":")[0] for row in fresh["outcomes"] if row["detector"] == "a_only"
     } == {"KindMismatch"}
-
-
-def test_learning_rates_are_ranges(manifest: Path) -> None:
-    options = ["--head", "linear", "--recipe", "all_b", "--cut", "0.5", "--json"]
-    found = json.loads(
-        invoke("leave-out", manifest, "lr", *options, "--edges", "0.0015,0.0035").stdout
-    )
-    assert {row["left_out"] for row in found["outcomes"]} == {
-        "1: 0.001 to 0.0015",
-        "2: 0.0015 to 0.0035",
-        "3: 0.0035 to 0.005",
-    }
-    found = json.loads(invoke("leave-out", manifest, "lr", *options, "--bins", 5).stdout)
-    assert {row["left_out"] for row in found["outcomes"]} == {
-        "0.001",
-        "0.002",
-        "0.003",
-        "0.004",
-        "0.005",
-    }
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from loraprobe.cli import commands
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.manifest import read_labelled, read_manifest
 from loraprobe.probe import Probe
-from loraprobe.study import embed as embedding
 from loraprobe.study.embed import load_coordinates
 from tests.helpers import probes
 from tests.helpers.boxed import filled_box, invoke, scores
@@ -222,39 +221,10 @@ def test_embed_writes_coordinates_and_a_figure(box: Path, tmp_path: Path) -> Non
     pixels = (255 * image.imread(figure)[..., :3]).astype(int)
     assert min(pixels.shape[:2]) > 300
     colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
-    saturated = (
-        np.ptp(colours, axis=1) > 80
-    )  # neither paper, ink nor grey: the points of the coloured sources
+    # neither paper, ink nor grey: the points of the coloured sources
+    saturated = np.ptp(colours, axis=1) > 80
     assert counts[saturated].sum() > 200
     assert 0.5 < counts.max() / counts.sum() < 0.99
-
-
-def test_embed_passes_on_what_was_asked_for(
-    box: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pca, asked = embedding.embed, []
-
-    def recording(
-        features: np.ndarray, method: str, *, seed: int
-    ) -> np.ndarray:  # UMAP itself takes seconds to import
-        asked.append((features.shape, method, seed))
-        return pca(features, "pca")
-
-    monkeypatch.setattr(embedding, "embed", recording)
-    invoke(
-        "embed",
-        box / "m.csv",
-        "-o",
-        tmp_path / "c.npz",
-        "--base",
-        box / "start",
-        "--seed",
-        4,
-        "--recipe",
-        "norm_only",
-    )
-    got = load_coordinates(tmp_path / "c.npz")
-    assert (asked, got.method, got.seed) == ([((20, 40), "umap", 4)], "umap", 4)
 
 
 @pytest.mark.parametrize("base", [None, "later"])

@@ -168,33 +168,3 @@ def test_what_is_not_there_exits_with_2(tiny_files: Files, tmp_path: Path) -> No
         result = invoke(*arguments, code=2)
         assert re.search(message, result.stderr), (arguments, result.stderr)
         assert "Traceback" not in result.stderr
-
-
-def test_the_folder_of_another_run_is_not_touched(tiny_files: Files, tmp_path: Path) -> None:
-    invoke(
-        "run",
-        toml(tmp_path / "one.toml", settings(tiny_files, rounds=1)),
-        "--out",
-        tmp_path / "run",
-    )
-    before = {
-        path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()
-    }
-    result = invoke(
-        "run",
-        toml(tmp_path / "two.toml", settings(tiny_files, rounds=1, seed=9)),
-        "--out",
-        tmp_path / "run",
-        code=2,
-    )
-    assert "StateError" in result.stderr
-    assert "another configuration" in result.stderr
-    assert {
-        path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()
-    } == before
-
-
-def test_missing_arguments_are_a_usage_error() -> None:
-    for command in ("run", "resume", "report"):
-        assert "Missing argument" in invoke(command, code=2).stderr
-    assert "No such command" in invoke("walk", code=2).stderr

@@ -21,7 +21,6 @@ from loraprobe.errors import AdapterFormatError, HubError, ProbeFormatError
 from loraprobe.hub import hub as hub_module
 from loraprobe.hub.format import MAX_CONFIG_BYTES, MAX_HEAD_BYTES
 from loraprobe.hub.hub import fetch_adapter, fetch_probe, probe_names, pull_probe, push_probe
-from loraprobe.hub.snapshot import Place, Snapshot
 from tests.helpers.fake_hub import REPO, FakeHub, digest, flipped
 from tests.helpers.hub_probes import (
     HEAD,
@@ -159,14 +158,6 @@ def test_an_adapter_takes_the_options_of_a_probe(adapters: FakeHub, tmp_path: Pa
     assert adapters.asked == adapters.fetched == []
 
 
-def test_an_adapter_is_read_lazily_from_the_cache(adapters: FakeHub) -> None:
-    loaded = load_adapter(REPO, "v1")
-    assert list(loaded) == list(labelled_adapter(1, kind="weights"))
-    adapters.pointer(SHA, WEIGHTS).resolve().unlink()
-    with pytest.raises(AdapterFormatError, match="cannot be read any more"):
-        loaded.load()
-
-
 # --- too large
 
 
@@ -187,22 +178,13 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_downloaded(
     with pytest.raises(HubError, match=rf"{name} has {limit + 1} bytes; expected at most {limit}"):
         load(REPO, revision=SHA)
     assert name not in [fetched for _, fetched, _ in adapters.fetched]
+    # one byte less is downloaded, and is then not what was listed
     adapters.listed[name] = (
         limit,
         oid,
-    )  # one byte less is downloaded, and is then not what was listed
+    )
     with pytest.raises(HubError, match="not what the Hub lists"):
         load(REPO, revision=SHA)
-
-
-def test_what_is_too_large_in_the_cache_is_not_even_hashed(
-    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    snapshot = Snapshot(Place(REPO, SHA))
-    snapshot.fetch(HEAD, MAX_HEAD_BYTES)
-    monkeypatch.setattr("loraprobe.hub.snapshot.has_digest", None)
-    with pytest.raises(HubError, match="expected at most 10"):
-        Snapshot(Place(REPO, SHA)).fetch(HEAD, 10)
 
 
 # --- several probes, and copies

@@ -221,44 +221,6 @@ def test_another_head_leaves_no_file_of_the_one_before_and_all_of_others(
 # --- what the cache is for
 
 
-def test_a_pinned_commit_is_asked_for_once(
-    hub: Hub, client: Client, repo: str, tmp_path: Path
-) -> None:
-    commit = client("push", saved(tmp_path / "probe"), repo)
-    hub.log.clear()
-    client("load", repo, revision=commit, cache_dir=tmp_path / "cache")
-    assert {entry.method for entry in hub.log} == {"GET", "HEAD"}
-    assert not any(name in entry.path for entry in hub.log for name in ("README", "gitattributes"))
-    hub.log.clear()
-    assert client("load", repo, revision=commit, cache_dir=tmp_path / "cache")["scores"] == scores()
-    assert hub.log == []
-    client("load", repo, revision="main", cache_dir=tmp_path / "cache")
-    assert [entry.path.partition("?")[0] for entry in hub.log] == [
-        f"/api/models/{repo}/revision/main"
-    ]
-    hub.log.clear()
-    client("load", repo, revision=commit, cache_dir=tmp_path / "cache", force_download=True)
-    assert sum(entry.method == "GET" for entry in hub.log) >= 2
-
-
-def test_local_files_only_asks_nothing(hub: Hub, client: Client, repo: str, tmp_path: Path) -> None:
-    cached = {"cache_dir": tmp_path / "cache", "local_files_only": True}
-    old = client("push", saved(tmp_path / "old"), repo)
-    for revision in (None, old):
-        hub.log.clear()
-        refused(client, "cache", "load", repo, revision=revision, **cached)
-        assert hub.log == []
-    client("load", repo, cache_dir=tmp_path / "cache")
-    client("push", saved(tmp_path / "new", "mlp"), repo)
-    hub.log.clear()
-    for revision in (None, "main", old):
-        loaded = client("load", repo, revision=revision, **cached)
-        assert (loaded["commit"], loaded["scores"]) == (old, scores())
-    refused(client, "cache", "load", repo, revision="f" * 40, **cached)
-    refused(client, "force_download", "load", repo, force_download=True, **cached)
-    assert hub.log == []
-
-
 def test_offline_everything_that_was_loaded_once_works_without_a_request(
     wire: tuple[Hub, Client], tmp_path: Path
 ) -> None:
@@ -315,20 +277,6 @@ def test_of_an_adapter_only_what_is_needed_is_fetched(
     assert not any(entry.token for entry in hub.log if entry.origin == "storage")
 
 
-def test_an_adapter_is_found_in_its_subfolder(
-    hub: Hub, client: Client, repo: str, tmp_path: Path
-) -> None:
-    folder = peft_folder(tmp_path / "adapter", seed=2)
-    client("api", "create_repo", repo)
-    client("api", "upload_folder", repo_id=repo, folder_path=folder, path_in_repo="last/checkpoint")
-    assert client("adapter", repo, subfolder="last/checkpoint", cache_dir=tmp_path / "cache")[
-        "norms"
-    ] == norms(2)
-    assert "last/checkpoint" in refused(
-        client, "subfolder", "adapter", repo, cache_dir=tmp_path / "cache"
-    )
-
-
 # --- the command
 
 
@@ -346,9 +294,8 @@ def test_the_command_pushes_pulls_and_scores(client: Client, repo: str, tmp_path
     start, end = peft_folder(tmp_path / "start", 1), peft_folder(tmp_path / "end", 2)
     client("api", "create_repo", f"{repo}-adapter")
     client("api", "upload_folder", repo_id=f"{repo}-adapter", folder_path=end)
-    client(
-        "push", saved(tmp_path / "new", "mlp"), repo
-    )  # what main is from now on is not what was pinned
+    # what main is from now on is not what was pinned
+    client("push", saved(tmp_path / "new", "mlp"), repo)
     scored = []
     for adapter, source in (
         (f"{repo}-adapter", (repo, "--revision", commit)),
@@ -359,26 +306,6 @@ def test_the_command_pushes_pulls_and_scores(client: Client, repo: str, tmp_path
         assert result["code"] == scored[-1]["exit_code"] != 2
     assert scored[0]["results"][0]["score"] == scored[1]["results"][0]["score"]
     assert (scored[0]["commit"], scored[1]["commit"]) == (commit, None)
-
-
-def test_the_command_lists_and_pulls_a_zoo(client: Client, repo: str, tmp_path: Path) -> None:
-    for name, head in (("alpha", "linear"), ("beta", "xgboost")):
-        client("push", saved(tmp_path / name, head), repo, subfolder=name)
-    listed = client("cli", "zoo", "list", repo)
-    assert listed["code"] == 0
-    assert all(word in listed["out"] for word in ("alpha", "beta", "xgboost"))
-    assert (
-        client("cli", "zoo", "pull", "beta", "--repo", repo, "--out", str(tmp_path / "out"))["code"]
-        == 0
-    )
-    assert (tmp_path / "out" / "head.safetensors").read_bytes() == (
-        tmp_path / "beta" / "head.safetensors"
-    ).read_bytes()
-    missing = client(
-        "cli", "zoo", "pull", "gamma", "--repo", repo, "--out", str(tmp_path / "gamma")
-    )
-    assert missing["code"] == 2
-    assert not (tmp_path / "gamma").exists()
 
 
 def test_the_command_ends_with_2_where_it_is_refused(
@@ -423,12 +350,3 @@ def test_the_command_ends_with_2_where_it_is_refused(
         1,
     )
     assert not (tmp_path / "out").exists()
-
-
-def test_the_command_writes_the_card_that_was_pushed(
-    client: Client, repo: str, tmp_path: Path
-) -> None:
-    probe = saved(tmp_path / "probe")
-    written = client("cli", "card", str(probe))
-    assert written["code"] == 0
-    assert "library_name: loraprobe" in written["out"]
