@@ -120,7 +120,7 @@ def test_a_stock_strategy_does_with_the_accepted_what_it_does_without_the_wrappe
     assert not close(arrays[2], plugged.arrays_record(state), 1e-3)
 
 
-@pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedMedian", "FedTrimmedAvg"])
+@pytest.mark.parametrize("name", ["FedAdam", "FedTrimmedAvg"])
 def test_without_the_wrapper_bad_replies_spoil_the_model_or_end_the_run(name: str) -> None:
     """The negative control of the test above.
 
@@ -144,7 +144,7 @@ def test_without_the_wrapper_bad_replies_spoil_the_model_or_end_the_run(name: st
         plugged.flower_round(STRATEGIES[name](), 1, arrays, [*good, other_keys])
 
 
-@pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedMedian", "FedTrimmedAvg"])
+@pytest.mark.parametrize("name", ["FedAdam", "FedTrimmedAvg"])
 def test_replies_are_left_as_they_came_although_strategies_take_arrays_out_of_them(
     name: str,
 ) -> None:
@@ -179,19 +179,6 @@ def test_the_strategy_gets_scaled_counts_in_the_order_of_the_clients_and_not_the
     ]
 
 
-def test_a_factor_of_one_leaves_the_count_a_whole_number() -> None:
-    state, inner = plugged.global_state(), Watching()
-    plugged.flower_round(wrapped(inner)[0], 1, plugged.arrays_record(state), honest(state))
-    assert [message.content["metrics"]["num-examples"] for message in inner.seen] == [
-        40,
-        50,
-        60,
-        70,
-        80,
-    ]
-    assert {type(message.content["metrics"]["num-examples"]) for message in inner.seen} == {int}
-
-
 def test_the_strategys_own_name_for_the_count_is_used() -> None:
     state = plugged.global_state()
     messages = [plugged.reply(client, 1, of, size=count) for client, count, of in honest(state)]
@@ -200,7 +187,7 @@ def test_the_strategys_own_name_for_the_count_is_used() -> None:
     assert records[0].num_examples == {"1": 40, "2": 50, "3": 60, "4": 70, "5": 80}
 
 
-@pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedMedian", "FedTrimmedAvg"])
+@pytest.mark.parametrize("name", ["FedAdam", "FedTrimmedAvg"])
 def test_a_skipped_round_returns_the_arrays_that_were_sent_and_does_not_ask_the_strategy(
     name: str,
 ) -> None:
@@ -411,9 +398,8 @@ def test_evidence_is_sent_in_array_records_of_its_own_which_the_strategy_does_no
     strategy, records = wrapped(inner, plugged.defense(StepLevel()))
     plugged.flower_round(strategy, 1, plugged.arrays_record(state), messages)
     assert "missing evidence" in records[0].reasons["4"]
-    assert (
-        "1" not in records[0].reasons
-    )  # 2, 6, 12: in the order of the numbers the last one is the update
+    # 2, 6, 12: in the order of the numbers the last one is the update
+    assert "1" not in records[0].reasons
     assert [set(message.content) for message in inner.seen] == [{"arrays", "metrics"}] * 3
 
 
@@ -464,7 +450,7 @@ def test_a_strategy_that_starts_in_its_own_way_is_refused() -> None:
 class OneProcess(Grid):
     """Flower's Grid without a network: every message is answered by the ClientApp here and now."""
 
-    run = set_run = create_message = push_messages = pull_messages = None  # type: ignore[assignment]
+    run = set_run = create_message = push_messages = pull_messages = None
 
     def __init__(self, app: ClientApp) -> None:
         self.app = app
@@ -519,16 +505,3 @@ def test_a_whole_run_with_start_keeps_the_malicious_out_and_an_undefended_one_do
         OneProcess(client_app()), plugged.arrays_record(state), num_rounds=3
     )
     assert not close(undefended.arrays, result.arrays, 0.1)
-
-
-def test_the_arguments_of_the_adapter_reach_it() -> None:
-    state, records = plugged.global_state(), []
-    strategy = defended(
-        FedAvg(),
-        plugged.defense(),
-        alpha=plugged.ALPHA,
-        on_record=records.append,
-        base_model="another/model",
-    )
-    plugged.flower_round(strategy, 1, plugged.arrays_record(state), honest(state))
-    assert all("another/model" in why for why in records[0].reasons.values())

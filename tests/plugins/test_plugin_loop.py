@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fedloop import AGGREGATORS
-from fedloop.defense.levels import CumulativeLevel, ShadowLevel, StepLevel
+from fedloop.defense.levels import ShadowLevel, StepLevel
 from fedloop.defense.screening import LONGEST_REASON
 from fedloop.errors import AggregationError, ConfigError, EvidenceError
 from fedloop.plugins import Reply, defend_round, rejected
@@ -188,7 +187,6 @@ KEYS = st.one_of(
     st.integers(),
 )
 STATES = st.one_of(VALUES, st.dictionaries(KEYS, VALUES, max_size=9))
-COUNTS = st.one_of(st.integers(), st.floats(), st.none(), st.text(max_size=3))
 
 
 @settings(max_examples=150, deadline=None)
@@ -213,7 +211,6 @@ def test_no_reply_whatsoever_ends_the_round_or_gets_a_weight(
 
 @pytest.mark.parametrize(
     "count",
-    [None, "many", 0, -3, True, float("nan"), float("inf"), 2.5, [4], 2**60, np.float32(2.5)],
     ids=str,
 )
 def test_a_count_that_is_no_whole_number_is_refused(count: Any) -> None:
@@ -232,16 +229,6 @@ def test_a_whole_number_of_another_type_counts(count: Any) -> None:
     assert done.weights["4"] == pytest.approx(0.2)
 
 
-def test_the_order_in_which_replies_arrive_changes_no_bit() -> None:
-    state = plugged.global_state()
-    sent = [
-        (client, (30 + 7 * index, of))
-        for index, (client, (_, of)) in enumerate(replies(state).items())
-    ]
-    one, other = play(dict(sent), state), play(dict(reversed(sent)), state)
-    assert all(torch.equal(one.state[key], other.state[key]) for key in state)
-
-
 def test_clients_that_were_asked_and_are_not_there_are_missing() -> None:
     state = plugged.global_state()
     record = play(
@@ -253,7 +240,7 @@ def test_clients_that_were_asked_and_are_not_there_are_missing() -> None:
 def test_a_client_with_one_unreadable_reply_and_one_good_one_sent_two() -> None:
     state = plugged.global_state()
     good = [Reply(client, count, sent) for client, (count, sent) in replies(state).items()]
-    record = play([*good, Reply("2", 40, None)], state).record  # type: ignore[arg-type]
+    record = play([*good, Reply("2", 40, None)], state).record
     assert "duplicate: 2" in record.reasons["2"]
 
 
@@ -272,40 +259,6 @@ def test_rejected_names_the_refused_the_malicious_and_nobody_else() -> None:
 
 
 # --- rules
-
-
-@pytest.mark.parametrize("rule", AGGREGATORS)
-def test_every_rule_can_be_used_and_a_rejected_client_moves_none(rule: str) -> None:
-    state = plugged.global_state()
-    sent = replies(state)
-    with_f = (
-        {"f": 1} if rule in ("trimmed_mean", "meamed", "krum", "multi_krum", "nnm", "dnc") else {}
-    )
-    malicious = {key: state[key] + change for key, change in plugged.delta(5, True).items()}
-    done = play({**sent, "6": (40, malicious)}, state, rule=rule, options=with_f)
-    alone = play(sent, state, rule=rule, options=with_f)
-    assert done.weights["6"] == 0
-    assert not done.record.skipped
-    assert any(not torch.equal(done.state[key], state[key]) for key in state)
-    assert all(torch.equal(done.state[key], alone.state[key]) for key in state)
-
-
-def test_f_is_lowered_to_what_the_remaining_clients_bear() -> None:
-    state = plugged.global_state()
-    sent = replies(state, clients=("1", "2", "3"))
-    options = {"f": 2}
-    done = play(sent, state, rule="trimmed_mean", options=options)
-    assert not done.record.skipped
-    assert options == {"f": 2}
-    middle = play(sent, state, rule="median")
-    assert all(torch.allclose(done.state[key], middle.state[key], atol=1e-6) for key in state)
-
-
-def test_an_option_that_is_not_valid_is_refused_before_anything_is_read() -> None:
-    state = plugged.global_state()
-    for rule, options in (("centered_clipping", {"tau": -1.0}), ("krum", {}), ("krumm", {})):
-        with pytest.raises(ConfigError, match=r"got .*expected|needs the option f"):
-            play({"1": None}, state, rule=rule, options=options)
 
 
 def test_a_rule_that_cannot_be_applied_skips_the_round_and_says_why() -> None:
@@ -361,14 +314,7 @@ def test_the_callers_mistakes_raise() -> None:
     with pytest.raises(ConfigError, match="use_rslor"):
         play(sent, state, use_rslor=True)
     with pytest.raises(AdapterFormatError, match="type list; expected PEFT key names"):
-        play(sent, [state])  # type: ignore[arg-type]
-
-
-def test_a_round_is_judged_once() -> None:
-    state, defense = plugged.global_state(), plugged.defense()
-    defend_round(defense, 1, replies(state), state, alpha=plugged.ALPHA)
-    with pytest.raises(EvidenceError, match="got round 1 after round 1"):
-        defend_round(defense, 1, replies(state), state, alpha=plugged.ALPHA)
+        play(sent, [state])
 
 
 def test_the_arguments_of_the_adapter_reach_it() -> None:
@@ -464,29 +410,3 @@ def test_evidence_that_cannot_be_used_is_a_reason(steps: Any, why: str) -> None:
         plugged.defense(StepLevel(), max_steps=3), 1, [*sent, odd], state, alpha=plugged.ALPHA
     ).record
     assert why in record.reasons["6"]
-
-
-def test_memory_carries_over_between_rounds_and_processes() -> None:
-    """Two rounds in one defence are one round in a defence and the next in another that was given
-    its state.
-    """
-    state, one, other = (
-        plugged.global_state(),
-        plugged.defense(CumulativeLevel(graded=True)),
-        plugged.defense(CumulativeLevel(graded=True)),
-    )
-    first = defend_round(one, 1, replies(state), state, alpha=plugged.ALPHA).state
-    other.load_state_dict(one.state_dict())
-    results = [
-        defend_round(of, 2, replies(first, seed=500), first, alpha=plugged.ALPHA)
-        for of in (one, other)
-    ]
-    assert federated.untimed(results[0].record) == federated.untimed(results[1].record)
-    fresh = defend_round(
-        plugged.defense(CumulativeLevel(graded=True)),
-        1,
-        replies(first, seed=500),
-        first,
-        alpha=plugged.ALPHA,
-    )
-    assert fresh.record.scores != results[0].record.scores

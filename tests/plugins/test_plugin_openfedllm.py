@@ -203,21 +203,6 @@ def test_before_aggregate_changes_nothing_that_it_was_given_and_copies_what_is_w
     assert rejected(kept.record)["1"].startswith("judged malicious")
 
 
-def test_claimed_counts_are_capped_in_the_list_that_is_passed_on() -> None:
-    state = plugged.global_state()
-    kept = before_aggregate(
-        plugged.defense(),
-        openfedllm.arguments(),
-        state,
-        local_dicts(state),
-        [40, 50, 10**9, 70, 80],
-        CLIENTS,
-        0,
-        alpha=plugged.ALPHA,
-    )
-    assert kept.arguments[2] == [40, 50, 150, 70, 80]
-
-
 def test_the_defence_counts_rounds_and_goes_on_where_a_script_starts_again() -> None:
     state = plugged.global_state()
     defense = plugged.defense()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedloop.defense.levels import ClientLevel, CumulativeLevel, EvidenceLevel, Level
+from fedloop.defense.levels import ClientLevel, CumulativeLevel, Level
 from tests.helpers import plugged
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,20 +144,6 @@ def test_bad_clients_are_refused_for_what_they_did_and_honest_ones_never(
     assert way in {"honest", "huge count", "malicious"} | REFUSED.keys()
 
 
-def test_a_count_that_nobody_can_check_does_not_take_over_the_model(tmp_path: Path) -> None:
-    record = plugged.in_a_loop(
-        plugged.defense(), plugged.rounds("huge count"), plugged.global_state(), tmp_path
-    ).records[-1]
-    assert max(record.weights.values()) < 0.4
-    unlimited = plugged.in_a_loop(
-        plugged.defense(max_count_ratio=None),
-        plugged.rounds("huge count"),
-        plugged.global_state(),
-        tmp_path,
-    ).records[-1]
-    assert unlimited.weights["4"] == pytest.approx(0.5, abs=1e-6)
-
-
 @pytest.mark.parametrize("name", plugged.ADAPTERS)
 def test_a_malicious_client_does_not_move_the_model_and_without_a_defence_it_does(
     name: str, tmp_path: Path
@@ -205,15 +191,6 @@ def test_what_a_client_sent_is_not_changed(name: str, tmp_path: Path) -> None:
         strict=True,
     ):
         assert all(torch.equal(sent.delta[key], kept[key]) for key in kept)
-
-
-def test_evidence_level_keeps_its_verdicts_over_rounds_in_a_plugin(tmp_path: Path) -> None:
-    """A level whose evidence nobody sends refuses everybody, and says so."""
-    played = plugged.in_a_loop(
-        plugged.defense(EvidenceLevel()), plugged.rounds("honest"), plugged.global_state(), tmp_path
-    )
-    assert all("missing evidence" in why for why in played.records[0].reasons.values())
-    assert played.records[0].skipped
 
 
 @pytest.mark.parametrize(("engine", "extra"), [("flwr", "flower"), ("nvflare", "nvflare")])

@@ -63,46 +63,25 @@ def with_module(of: Adapter) -> Adapter:
     return make.with_pairs(of, {"lm_head": make.pair(r=2)})
 
 
-def without_module(of: Adapter) -> Adapter:
-    return Adapter(dict(list(of.items())[1:]), kind=of.kind, base_model=of.base_model)
-
-
 REJECTED: dict[str, Change] = {
     "absent": lambda of: None,
     "nan": lambda of: bent(of, math.nan),
-    "infinite": lambda of: bent(of, math.inf),
     "misshaped": lambda of: replace(
         of, adapter=make.with_pairs(of.adapter, {make.module(): make.pair(10, 13, 2)})
     ),
-    "rank": lambda of: replace(
-        of, adapter=make.with_pairs(of.adapter, {make.module(): make.pair(r=3)})
-    ),
-    "scaling": lambda of: replace(
-        of, adapter=make.with_pairs(of.adapter, {make.module(): make.pair(r=2, scaling=9.0)})
-    ),
-    "extra module": lambda of: replace(of, adapter=with_module(of.adapter)),
-    "missing module": lambda of: replace(of, adapter=without_module(of.adapter)),
     "kind": lambda of: replace(of, adapter=Adapter(dict(of.adapter), kind="weights")),
     "base model": lambda of: replace(
         of, adapter=Adapter(dict(of.adapter), kind=of.adapter.kind, base_model="org/other")
     ),
-    "no adapter": lambda of: replace(of, adapter={"a": 1}),  # type: ignore[arg-type]
     "zero examples": lambda of: replace(of, num_examples=0),
-    "negative examples": lambda of: replace(of, num_examples=-5),
-    "truth for examples": lambda of: replace(of, num_examples=True),
-    "fraction of examples": lambda of: replace(of, num_examples=7.0),  # type: ignore[arg-type]
-    "text for examples": lambda of: replace(of, num_examples="7"),  # type: ignore[arg-type]
     "endless examples": lambda of: replace(of, num_examples=10**400),
     "step nan": lambda of: stepping(
         of, lambda step: federated.mapped(step, lambda tensor: tensor * math.nan)
     ),
-    "step none": lambda of: stepping(of, lambda step: None),
-    "steps none": lambda of: replace(of, steps=None),  # type: ignore[arg-type]
+    "steps none": lambda of: replace(of, steps=None),
     "step misshaped": lambda of: stepping(
         of, lambda step: make.with_pairs(step, {make.module(): make.pair(11, 12, 2)})
     ),
-    "step of more": lambda of: stepping(of, with_module),
-    "step of less": lambda of: stepping(of, without_module),
     "too many steps": lambda of: replace(of, steps=(of.steps or (of.adapter,)) * 20),
 }
 
@@ -159,8 +138,6 @@ def check_rejected(
 PROBED = (
     "step nan",
     "step misshaped",
-    "step of more",
-    "step of less",
     "too many steps",
     "base model",
 )
@@ -293,9 +270,10 @@ def test_the_gate_skips_a_round_of_malicious_clients() -> None:
     assert record.skipped
     assert record.weights == {}
     assert set(record.factors.values()) == {0.0}
+    # mean factor 0.4
     assert not tested.assess(
         2, list(updates(ShadowLevel(), 2, malicious=CLIENTS[:3]).values())
-    ).skipped  # mean factor 0.4
+    ).skipped
     strict = defense(ShadowLevel(), min_mean_factor=0.41)
     assert strict.assess(1, list(updates(ShadowLevel(), 2, malicious=CLIENTS[:3]).values())).skipped
 
@@ -316,13 +294,6 @@ def test_the_order_of_arrival_does_not_matter(name: str) -> None:
     assert outcomes[0][0] == outcomes[1][0] == outcomes[2][0]
     assert same_tree(outcomes[0][1], outcomes[1][1])
     assert list(outcomes[0][0][0].reasons) == ["c7", "c8", "c9"]
-
-
-def test_one_client_alone_is_a_round() -> None:
-    for level in (*LEVELS.values(), None):
-        record = defense(level).assess(1, [update("only", 3, level)])
-        assert record.weights == {"only": 1.0}
-        assert not record.skipped
 
 
 def test_a_round_of_rejected_clients_is_skipped_even_without_a_gate() -> None:
@@ -364,9 +335,8 @@ def test_a_long_update_counts_for_as_much_less() -> None:
     usual, honest, bounded = (
         defense(None, max_norm_ratio=ratio).assess(1, [*sent[:3], last]) for ratio, last in cases
     )
-    assert (
-        usual.factors["d"] == honest.factors["d"] == 1.0
-    )  # the paper; and nobody is touched who is not long
+    # the paper; and nobody is touched who is not long
+    assert usual.factors["d"] == honest.factors["d"] == 1.0
     assert honest.reasons == {}
     norms = sorted(float(pack(one.adapter)[0].double().norm()) for one in (*sent[:3], long))
     assert bounded.factors == {
@@ -456,9 +426,8 @@ def test_a_layout_of_its_own_is_kept_to() -> None:
         "b",
         "c",
     }
-    assert set(defense(None).assess(1, [*wider, update("d", 9)]).reasons) == {
-        "d"
-    }  # negative control
+    # negative control
+    assert set(defense(None).assess(1, [*wider, update("d", 9)]).reasons) == {"d"}
 
 
 def test_round_numbers_rise() -> None:

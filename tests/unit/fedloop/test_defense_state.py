@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from fedloop.defense.defense import Defense
-from fedloop.defense.levels import CumulativeLevel, EvidenceLevel, ShadowLevel
+from fedloop.defense.levels import EvidenceLevel, ShadowLevel
 from fedloop.defense.types import RoundRecord
 from fedloop.errors import EvidenceError, StateError
 from fedloop.run.checkpoint import load_checkpoint, save_checkpoint
@@ -210,13 +210,3 @@ def test_without_a_defence_nobody_is_wanted_and_all_count_by_their_examples() ->
         for client, n in zip(CLIENTS, (30, 40, 50, 60, 70), strict=True)
     }
     assert set(record.factors.values()) == {1.0}
-
-
-@pytest.mark.parametrize("relative", [False, True])
-def test_blocks_of_clients_have_no_seams(relative: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    level = CumulativeLevel(relative=relative)
-    whole, parted = defense(level), defense(level)
-    expected = play(whole, range(1, 4))
-    monkeypatch.setattr("fedloop.defense.scoring._BLOCK", 2)
-    assert play(parted, range(1, 4)) == expected
-    assert same_tree(parted.state_dict(), whole.state_dict())

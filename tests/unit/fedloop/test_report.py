@@ -305,14 +305,6 @@ def test_skipped_rounds_are_listed_with_why(page: Page, write: Write) -> None:
     assert "safety gate:" not in text
 
 
-def test_a_note_about_a_client_that_counts_is_no_refusal(write: Write) -> None:
-    first = records()[0]
-    client = next(name for name, factor in first.factors.items() if factor == 1)
-    text = read(write_report(write([replace(first, reasons={client: "audited"})]))).text
-    assert "0 of them refused" in text
-    assert re.search(rf"1 {client} [a-z ]+ 1.000 audited", text)
-
-
 def test_the_malicious_share_of_the_aggregate_leaves_the_skipped_round_out(page: Page) -> None:
     bad = {names()[i] for i in MALICIOUS}
     shares = [
@@ -370,32 +362,6 @@ def test_a_run_of_benign_clients_and_one_that_only_skips_have_no_malicious_share
     assert "Nothing was aggregated" in read(write_report(write(skips))).text
 
 
-def test_several_scores_a_round_get_two_panels_and_the_level_its_cut(write: Write) -> None:
-    several = [
-        replace(record, scores={name: (scores[0], 0.1) for name, scores in record.scores.items()})
-        for record in records()[:2]
-    ]
-    page = read(
-        write_report(write(several, defense={"level": "step", "probe": "p", "threshold": 0.7}))
-    )
-    assert {"highest of a round", "last of a round", "cut at 0.7"} <= set(page.in_svg)
-    page = read(
-        write_report(
-            write(records()[:2], defense={"level": "step", "probe": "p", "threshold": "probe"})
-        )
-    )
-    assert not {"highest of a round", "last of a round"} & set(page.in_svg)
-    assert "threshold the probe's own" in page.text
-    assert not any("cut" in text for text in page.in_svg)
-
-
-def test_clients_that_only_the_records_know_have_no_role(write: Write) -> None:
-    about = roles()
-    del about["client-02"]
-    about["client-03"]["role"] = "spy"
-    assert "2 role unknown" in read(write_report(write(records()[:1], about))).text
-
-
 # --- nothing a client wrote becomes markup, nothing is fetched
 
 
@@ -445,9 +411,8 @@ def test_hostile_ids_reasons_and_names_stay_text(write: Write) -> None:
     for said in (HOSTILE[0], HOSTILE[1]):
         assert said in text
         assert said in figures
-    assert (
-        "_a $\\frac{1}{$ &lt;" in figures
-    )  # neither left out for its underscore nor read as mathematics nor unescaped twice
+    # neither left out for its underscore nor read as mathematics nor unescaped twice
+    assert "_a $\\frac{1}{$ &lt;" in figures
     assert "<img src=x onerror=x()>" in text
     assert "b\ufffdc\ufffd" in text
     assert "\u202e" not in text + figures

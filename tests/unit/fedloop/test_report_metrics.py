@@ -11,7 +11,7 @@ from fedloop.defense.types import RoundRecord
 from fedloop.errors import FedloopError
 from fedloop.report.figures import ROLES, Panel, clients_over_rounds, label
 from fedloop.report.metrics import sample_size, share_with_interval, wilson_interval
-from fedloop.report.page import PHASES, ledger
+from fedloop.report.page import ledger
 
 pytest.importorskip("matplotlib")
 
@@ -23,11 +23,12 @@ def lines(series: dict[str, list[float]], about: dict[str, str]) -> list[tuple[s
     svg = clients_over_rounds([Panel("", "x", series)], about, [], "x")
     drawn = re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="fill: none; ?([^"]*)"', svg)
     found = [(path, dict(part.split(": ") for part in style.split("; "))) for path, style in drawn]
+    # the grid
     return [
         (path, style["stroke"], style.get("stroke-dasharray", ""))
         for path, style in found
         if style["stroke"] != "#e8e8e8"
-    ]  # the grid
+    ]
 
 
 def test_a_round_without_a_value_is_a_gap() -> None:
@@ -91,12 +92,6 @@ def test_the_ledger_adds_up_by_phase() -> None:
     }
 
 
-def test_without_training_time_there_is_nothing_to_compare_with() -> None:
-    empty = ledger([])
-    assert empty["seconds"] == dict.fromkeys(PHASES, 0.0)
-    assert empty["evidence_to_train"] is empty["assess_aggregate_to_train"] is None
-
-
 @pytest.mark.parametrize(("hits", "n"), [(79, 100), (1, 3), (40, 520), (519, 520)])
 def test_the_bounds_of_wilsons_interval_are_where_the_score_test_just_rejects(
     hits: int, n: int
@@ -108,13 +103,6 @@ def test_the_bounds_of_wilsons_interval_are_where_the_score_test_just_rejects(
             1.959964, abs=1e-6
         )
     assert 0 < low < share < high < 1
-
-
-def test_wilsons_interval_at_the_ends() -> None:
-    low, high = wilson_interval(0.0, 10)
-    assert low == 0.0
-    assert high == pytest.approx(0.2775, abs=1e-4)
-    assert wilson_interval(1.0, 10) == (pytest.approx(1 - high), 1.0)
 
 
 @pytest.mark.parametrize(("share", "n"), [(1.1, 10), (-0.1, 10), (math.nan, 10), (0.5, 0)])
