@@ -66,7 +66,7 @@ class Fault:
     Attributes:
         kind: flip (one bit, of byte `value` or the middle one), longer (by `value` bytes), die
             (after `value` bytes), drop (no answer), hang, status `value`, redirect to `value`,
-            missing (the file), commit (name `value` instead), move (main to `value`, once
+            commit (name `value` instead), move (main to `value`, once
             answered).
         path: of the file in the repository; of the URL where the request names no file.
         route: info, resolve, storage_get, storage_put, commit, ...
@@ -525,7 +525,7 @@ class _Handler(BaseHTTPRequestHandler):
         file = commit.files.get(path)
         wrong = self.fault("commit")
         named = str(wrong.value) if wrong else commit.id
-        if file is None or self.fault("missing"):
+        if file is None:
             raise Refusal(404, "Entry not found", "EntryNotFound", named)
         if not file.lfs:
             told = {"X-Repo-Commit": named, "ETag": f'"{file.etag}"'}

@@ -134,50 +134,11 @@ def commit(
     )
 
 
-def download(repo: str, name: str, *, chunk: int | None = None, **options: Any) -> str:
-    """hf_hub_download; with `chunk` bytes at a time written to disk, so that a small file can be
-    taken up again half way.
-    """
-    from huggingface_hub import constants, hf_hub_download
+def download(repo: str, name: str, **options: Any) -> str:
+    """hf_hub_download; the file."""
+    from huggingface_hub import hf_hub_download
 
-    before = constants.DOWNLOAD_CHUNK_SIZE
-    constants.DOWNLOAD_CHUNK_SIZE = chunk or before
-    try:
-        return str(hf_hub_download(repo, name, **options))
-    finally:
-        constants.DOWNLOAD_CHUNK_SIZE = before
-
-
-def snapshot(repo: str, **options: Any) -> str:
-    """snapshot_download; the folder."""
-    from huggingface_hub import snapshot_download
-
-    return str(snapshot_download(repo, **options))
-
-
-def request(
-    method: str, url: str, body: Any = None, token: str | None = None, **headers: str
-) -> tuple[int, dict[str, str], str]:
-    """One request without huggingface_hub, with a body of text or JSON, that follows no redirect.
-
-    Status, headers, text.
-    """
-    import http.client
-    from urllib.parse import urlsplit
-
-    split = urlsplit(url)
-    connection = http.client.HTTPConnection(str(split.hostname), split.port, timeout=30)
-    data = body if body is None or isinstance(body, str) else json.dumps(body)
-    connection.request(
-        method,
-        f"{split.path}?{split.query}",
-        data,
-        headers | ({"Authorization": f"Bearer {token}"} if token else {}),
-    )
-    response = connection.getresponse()
-    text = response.read().decode("utf-8", "replace")
-    connection.close()
-    return response.status, dict(response.headers), text
+    return str(hf_hub_download(repo, name, **options))
 
 
 def load(
@@ -229,8 +190,7 @@ def cli(*arguments: str) -> dict[str, Any]:
 
 
 OPERATIONS = {
-    operation.__name__: operation
-    for operation in (api, commit, download, snapshot, request, load, push, adapter, cli)
+    operation.__name__: operation for operation in (api, commit, download, load, push, adapter, cli)
 }
 
 

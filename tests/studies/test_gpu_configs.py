@@ -259,9 +259,7 @@ def test_a_probe_needs_a_second_malicious_source(brought: Inputs) -> None:
 # ---
 
 PATHS = (
-    ("llama-3.1-8b-april", "step"),
     ("llama-3.1-8b-june", "evidence"),
-    ("qwen2.5-7b-june", "cumulative"),
     ("qwen2.5-7b-june", "shadow, cheap"),
     ("fedllm-attack", "client"),
 )
