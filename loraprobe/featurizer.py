@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .adapters.adapter import Adapter, Kind
+from .adapters.deltas import incomplete
 from .adapters.layout import Layout, layer_of
 from .adapters.pair import Array, LoRAPair, all_finite
 from .errors import KindMismatch, LayoutMismatch, LoraprobeError, NonFiniteError, RecipeError
@@ -190,10 +191,7 @@ class Featurizer:
             if selects is not None and module not in adapter and selects(module)
         ]
         if absent:
-            raise LayoutMismatch(
-                f"adapter_config.json selects {len(absent)} modules that the file does not hold,"
-                f" first {absent[0]!r}: it is incomplete. Save it anew"
-            )
+            raise LayoutMismatch(incomplete(absent))
 
     def __call__(self, adapters: Sequence[Adapter]) -> np.ndarray:
         """Feature vectors, one row an adapter: (n, p) float32. One adapter is in memory at a time.

@@ -157,7 +157,7 @@ class Probe:
         scores = self.score_features(features)
         verdicts = []
         for adapter, score, row, coverage in zip(read, scores, features, coverages, strict=True):
-            known = self._check_start(adapter) or not check_start
+            known = self.check_start(adapter) or not check_start
             verdict = self.verdict(float(score), not self._is_blank(adapter, row, coverage))
             reason = self._doubt(adapter, coverage, check_base)
             if not reason and not known and verdict.label == "benign":
@@ -167,7 +167,7 @@ class Probe:
             verdicts.append(replace(verdict, coverage=coverage))
         return verdicts
 
-    def _check_start(self, adapter: Adapter) -> bool:
+    def check_start(self, adapter: Adapter) -> bool:
         """Whether what is read means the same in the adapter as in training.
 
         Raises:
@@ -227,7 +227,7 @@ class Probe:
     def _features(self, adapters: list[Adapter], check_base: bool) -> np.ndarray:
         features, _ = self._read(adapters, check_base)
         for adapter in adapters:
-            self._check_start(adapter)
+            self.check_start(adapter)
         return features
 
     def _read(self, adapters: list[Adapter], check_base: bool) -> tuple[np.ndarray, list[Coverage]]:

@@ -117,6 +117,7 @@ class Scorer:
             raise EvidenceError(f"missing evidence: level reads {evidence!r} and no step was sent")
         if evidence == SHADOW_GRADIENT and len(steps) != 1:
             raise EvidenceError(f"got {len(steps)} steps of evidence; expected one shadow gradient")
+        self.probe.check_start(update.delta)  # steps are none, or lead to it
         rows = self._features([reading(step) for step in steps])
         return self.probe.score_features(rows) if self.level.accumulator is None else rows[0]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..errors import BaseModelMismatch, KindMismatch, LayoutMismatch
@@ -143,9 +145,21 @@ def _same_base(after: Adapter, before: Adapter) -> None:
 
 
 def _same_modules(after: Adapter, before: Adapter) -> None:
-    different = sorted(set(after) ^ set(before))
-    if different:
+    absent = sorted(set(before) - set(after))
+    added = sorted(set(after) - set(before))
+    if absent and after.selects is not None and all(map(after.selects, absent)):
+        raise LayoutMismatch(incomplete(absent))
+    if absent or added:
         raise LayoutMismatch(
-            f"{len(different)} modules are in one adapter only, first {different[0]!r}; expected"
-            " the same modules before and after training"
+            f"the adapter lacks {len(absent)} modules of the one that training started from and has"
+            f" {len(added)} more, first {(absent or added)[0]!r}; expected the same modules before"
+            " and after training"
         )
+
+
+def incomplete(absent: Sequence[str]) -> str:
+    """What is said of a file that lacks modules which its configuration selects."""
+    return (
+        f"adapter_config.json selects {len(absent)} modules that the file does not hold, first"
+        f" {absent[0]!r}: it is incomplete. Save it anew"
+    )

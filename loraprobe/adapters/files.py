@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import AdapterFormatError, quoted
+from ..errors import AdapterFormatError, UnsupportedAdapterError, quoted
 from .config import CONFIG_NAME
+from .formats import START, WEIGHTS_NAME, what_is
 
-WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 MAX_WEIGHT_BYTES = 8 << 30
 """An adapter of r = 256 on every module of a 70B model has about 6.6 GB in float32."""
 
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _MOST_SHOWN = 5
 _DEPTH = 3
 
@@ -41,28 +40,23 @@ def weights_file(path: Path) -> Path:
     return weights
 
 
-def two_files(weights: str, other: str) -> AdapterFormatError:
+def two_files(weights: str, other: str) -> UnsupportedAdapterError:
     """The refusal of a folder or repository whose second file other programs would read."""
-    return AdapterFormatError(
+    return UnsupportedAdapterError(
         f"got {weights} and {other} beside it: programs differ in which of the two they load, so a"
         " score of one says nothing of the other. Delete the one that is not used"
     )
 
 
-def pickle_advice(name: str) -> str:
-    """What a pickle is, and two lines that convert it."""
-    return (
-        "a pickle, which can run code when it is read. Where you trust it, convert it in Python:"
-        " import torch, safetensors.torch;"
-        f" safetensors.torch.save_file(torch.load({name!r}, weights_only=True), {WEIGHTS_NAME!r})"
-    )
+def start_of(path: Path) -> bytes:
+    """The first bytes of a file, as many as tell what it is."""
+    with path.open("rb") as file:
+        return file.read(START)
 
 
 def _check_is_safetensors(path: Path) -> None:
     size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(256)
-    what = _what_is(start, path)
+    what = what_is(start_of(path), path.name)
     if what is not None:
         raise AdapterFormatError(f"{path} is {what}")
     if path.suffix != ".safetensors":
@@ -71,28 +65,6 @@ def _check_is_safetensors(path: Path) -> None:
         raise AdapterFormatError(
             f"{path} has {size} bytes; expected at most {MAX_WEIGHT_BYTES} for an adapter"
         )
-
-
-def _what_is(start: bytes, path: Path) -> str | None:
-    """What a file is by its first bytes, and what to do; None if it may be safetensors."""
-    text = start.lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file itself: run `git lfs pull` where it lies"
-    if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
-        return "a web page, not the file itself: a download failed. Use `hf download`"
-    if start.startswith(b"GGUF"):
-        return "a GGUF file of llama.cpp: give the PEFT adapter that it was converted from"
-    if start.startswith(b"PK\x03\x04") and b"data.pkl" not in start:
-        return "a zip archive: unpack it and give the folder"
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")):
-        return pickle_advice(path.name)
-    if not start:
-        return "empty: it was not written to its end. Save or fetch it again"
-    if path.suffix in _PICKLES and start[8:9] != b"{":
-        return pickle_advice(path.name)
-    if path.suffix in _PICKLES:
-        return f"a safetensors file by its content: rename it to {WEIGHTS_NAME}"
-    return None
 
 
 def _instead(folder: Path) -> str:
@@ -112,11 +84,15 @@ def _instead(folder: Path) -> str:
             )
         return f"{shown}, but {', '.join(others[:_MOST_SHOWN])}. Give the file itself"
     if nested := _nested(folder):
+        bare = [found for found in nested if not (found / CONFIG_NAME).is_file()]
+        if CONFIG_NAME in names and bare == nested:
+            return f"{shown}, but in {nested[0]}: move it up here, beside {CONFIG_NAME}"
         return (
             f"{shown}; adapters lie deeper. Give one of {', '.join(map(str, nested[:_MOST_SHOWN]))}"
         )
-    if pickles := sorted(name for name in names if name in (PICKLE_NAME, "pytorch_model.bin")):
-        return f"{shown}, but {folder / pickles[0]}, {pickle_advice(pickles[0])}"
+    if others := sorted(name for name in names if name in (PICKLE_NAME, "pytorch_model.bin")):
+        other = folder / others[0]
+        return f"{shown}, but {other}, which is {what_is(start_of(other), other.name)}"
     if others := sorted(name for name in names if name.endswith((".gguf", ".zip", ".npz"))):
         return (
             f"{shown}, but {', '.join(others[:_MOST_SHOWN])}: unpack an archive; of a .gguf or .npz"

@@ -34,8 +34,9 @@ def as_kind(
             raise DataError(
                 "the initialisation took part of the base's weights away (init_lora_weights in"
                 " adapter_config.json), so that B @ A is not the change of the published base. Save"
-                " it with PEFT's path_initial_model_for_weight_conversion, or compare it with its"
-                " start: --base with the adapter as it was before training"
+                " it with PEFT's path_initial_model_for_weight_conversion (twice the rank) for"
+                " a probe of the recipe invariant; or compare it with its start: --base with the"
+                " adapter as it was before training"
             )
         return adapter
     if before is None:

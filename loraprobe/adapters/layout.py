@@ -125,10 +125,15 @@ class Layout:
         for slot in self.slots:
             shape = adapter[slot.module].shape_of(slot.factor)
             if shape != slot.shape:
+                wide = 1 if slot.factor == "A" else 0  # the axis that the base model gives
+                advice = (
+                    "Another base model: use a probe or base made for this one."
+                    if shape[wide] != slot.shape[wide]
+                    else "Another LoRA rank: a probe of the recipe invariant scores any."
+                )
                 raise LayoutMismatch(
                     f"{slot.module}: got {slot.factor} of shape {shape}; expected {slot.shape}."
-                    " Another base model or another LoRA rank: use a probe or base made for this"
-                    " one."
+                    f" {advice}"
                 )
         for module, scaling in self.scalings.items():
             if abs(adapter[module].scaling - scaling) > 1e-6 * abs(scaling):

@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 from ..errors import AdapterFormatError, KindMismatch
 from .adapter import Adapter
 from .config import CONFIG_NAME, Scalings, Settings, read_config
-from .files import WEIGHTS_NAME, weights_file
+from .files import weights_file
+from .formats import WEIGHTS_NAME
 from .peft import pairs_from_tensors
 from .safetensors import SafetensorsFile
 
@@ -128,8 +129,8 @@ def _settings(
         )
     if alpha is None:
         raise AdapterFormatError(
-            f"{weights} has no {CONFIG_NAME} beside it; pass alpha (--alpha; PEFT's lora_alpha) to"
-            f" say how B @ A is scaled{hint}"
+            f"{weights} has no {CONFIG_NAME} beside it, which says how B @ A is scaled. Put it"
+            f" there, or pass alpha (--alpha of score and inspect; PEFT's lora_alpha){hint}"
         )
     return Settings(Scalings(alpha))
 

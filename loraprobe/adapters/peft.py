@@ -65,8 +65,8 @@ def pairs_from_tensors(
 
     Raises:
         AdapterFormatError: a factor is missing, occurs twice, or is not of the shape, type or rank
-            that it should be; or a module is not selected.
-        UnsupportedAdapterError: a name is not one of plain LoRA.
+            that it should be.
+        UnsupportedAdapterError: a name is not one of plain LoRA, or a module is not selected.
     """
     keys, ignored = _keys_by_module(tensors)
     if selects is not None:
@@ -117,7 +117,7 @@ def _refuse_unselected(modules: Iterable[str], selects: Callable[[str], bool]) -
     unselected = [module for module in modules if not selects(module)]
     if unselected:
         shown = ", ".join(quoted(module, 200) for module in sorted(unselected)[:5])
-        raise AdapterFormatError(
+        raise UnsupportedAdapterError(
             f"the file holds {len(unselected)} modules that adapter_config.json does not select"
             f" ({shown}{', ...' if len(unselected) > 5 else ''}); PEFT would leave their tensors"
             " out without a word. Take them out of the file, or select them with target_modules,"

@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 
 from ..errors import AdapterFormatError
+from .formats import START, what_is
 from .pair import Array, LazyTensor
 from .strict_json import quoted, read_json
 
@@ -158,6 +159,8 @@ def header_of(data: bytes | memoryview, size: int | None = None) -> dict[str, An
     """
     length = int.from_bytes(data[:8], "little")
     whole = len(data) if size is None else size
+    if what := what_is(bytes(data[:START])):
+        raise AdapterFormatError(f"got what is {what}")
     if len(data) < 8 or length > whole - 8:
         raise AdapterFormatError(
             f"got {whole} bytes that announce a header of {length} bytes. {_ADVICE}"

@@ -22,7 +22,8 @@ import numpy as np
 from .._version import __version__
 from ..adapters.config import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from ..adapters.config import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
-from ..adapters.files import MAX_WEIGHT_BYTES, PICKLE_NAME, WEIGHTS_NAME, pickle_advice, two_files
+from ..adapters.files import MAX_WEIGHT_BYTES, PICKLE_NAME, two_files
+from ..adapters.formats import WEIGHTS_NAME, pickle_advice
 from ..adapters.strict_json import read_json
 from ..errors import AdapterFormatError, HubError
 from .card import CARD_NAME, card

@@ -30,6 +30,7 @@ RULES: dict[str, Rule] = {
     "refused": Rule("block", "It can be read, but what PEFT would apply cannot be scored whole."),
     "mismatch": Rule("review", "The probe does not fit the adapter."),
     "pickle": Rule("block", "A pickled file lies beside the weights; loading it runs its code."),
+    "weights": Rule("review", "Other weights lie beside the adapter's; some programs load them."),
     "code": Rule("review", "Python files lie beside the weights."),
     "no-effect": Rule("review", "The product BA is zero in every module."),
     "base": Rule("block", "The adapter is not for the base model that the policy pins."),

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.adapter import Adapter
+from ..adapters.files import start_of
+from ..adapters.formats import WEIGHTS_NAME, is_pickle
 from ..adapters.load import load_adapter
 from ..errors import LoraprobeError, UnsupportedAdapterError
 from ..probe import Probe, Verdict
@@ -19,7 +21,7 @@ from .policy import Policy
 from .targets import first_line
 
 WEIGHTS_SUFFIX = ".safetensors"
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+OTHER_WEIGHTS = (".safetensors", ".gguf", ".npz", ".h5", ".onnx")
 FRESH = "fresh"
 
 
@@ -124,16 +126,24 @@ class Scanner:
         return ScanResult(target, gravest(findings), tuple(findings))
 
     def _beside(self, folder: Path) -> list[Finding]:
-        """What lies beside the weights and would run."""
+        """What lies beside the weights and would run, or be loaded too."""
         if not folder.is_dir():
             return []
-        names = sorted(path.name for path in folder.iterdir())
-        found = []
-        if pickles := [name for name in names if name.endswith(PICKLES)]:
-            found.append(self._finding("pickle", f"beside the weights: {', '.join(pickles)}"))
-        if code := [name for name in names if name.endswith(".py")]:
-            found.append(self._finding("code", f"beside the weights: {', '.join(code)}"))
-        return found
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+        kinds = {
+            "pickle": [name for name in names if is_pickle(start_of(folder / name), name)],
+            "code": [name for name in names if name.endswith(".py")],
+            "weights": [name for name in names if name.endswith(OTHER_WEIGHTS)],
+        }
+        if WEIGHTS_NAME in kinds["weights"]:
+            kinds["weights"].remove(WEIGHTS_NAME)
+        else:
+            kinds["weights"] = []  # none to lie beside: the error says what there is
+        return [
+            self._finding(rule, f"beside the weights: {', '.join(found)}")
+            for rule, found in kinds.items()
+            if found
+        ]
 
     def _structure(self, adapter: Adapter, facts: Facts) -> list[Finding]:
         policy = self.policy
@@ -194,6 +204,7 @@ class Scanner:
     def _verdict(self, probe: Probe, adapter: Adapter) -> Verdict:
         from ..adapters.kinds import as_kind
 
+        probe.check_base_model(adapter)  # before anything that follows from another base
         change = as_kind(adapter, probe.featurizer.kind_since(self._before), self._before)
         return probe.verdicts([change])[0]
 

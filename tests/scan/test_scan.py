@@ -67,6 +67,7 @@ def edit(folder: Path, **fields: Any) -> None:
 
 SPOILT: dict[str, tuple[Callable[[Path], object], dict[str, Any]]] = {
     "pickle": (lambda folder: (folder / "optimizer.pt").write_bytes(b"x"), {}),
+    "weights": (lambda folder: (folder / "new_embeddings.safetensors").write_bytes(b"x"), {}),
     "code": (lambda folder: (folder / "modeling.py").write_text(""), {}),
     "base": (lambda folder: None, {"base_models": ["another/base"]}),
     "module": (lambda folder: None, {"modules": ["q_proj"]}),

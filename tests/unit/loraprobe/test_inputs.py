@@ -14,14 +14,18 @@ import safetensors.numpy
 import torch
 from typer.testing import CliRunner
 
+from fedloop import Defense
+from fedloop.plugins import defend_round
 from fedloop.plugins.replies import GlobalState, LoRAOptions
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.deltas import factor_delta
-from loraprobe.adapters.load import load_adapter
+from loraprobe.adapters.deltas import add_delta, factor_delta
+from loraprobe.adapters.load import load_adapter, save_adapter
 from loraprobe.cli import probes as commands
 from loraprobe.errors import LoraprobeError
-from loraprobe.serve.slices import read_whole
-from tests.helpers import make
+from loraprobe.serve.scoring import Question, Scorer
+from loraprobe.serve.settings import Settings
+from loraprobe.serve.slices import read_whole, save_whole
+from tests.helpers import make, probes
 from tests.helpers.one_module import A_KEY, B_KEY, Q
 
 Tensors = dict[str, torch.Tensor]
@@ -42,6 +46,12 @@ TENSORS: dict[str, tuple[Tensors, str | None]] = {
     "empty": (edited(B=torch.zeros(0)), rf"{Q}, lora_B: got the empty shape .* ZeRO-3"),
     "integers": (edited(B=torch.zeros(10, 4, dtype=torch.int8)), "got dtype"),
     "another rank": (edited(B=torch.zeros(10, 3)), f"{Q}: got A of shape"),
+    "not finite": (edited(B=torch.full((10, 4), torch.nan)), "NaN or inf"),
+    "one factor": ({A_KEY: make.tensors()[A_KEY]}, f"{Q}: only lora_A is there"),
+    "DoRA": (make.tensors() | {f"{Q}.lora_magnitude_vector": torch.ones(10)}, "this is DoRA"),
+    "bias": (make.tensors() | {f"{Q}.lora_B.bias": torch.ones(10)}, "this is a LoRA bias"),
+    "embedding": (renamed("lora_A.weight", "lora_embedding_A"), "this adapts an embedding"),
+    "whole module": (make.tensors() | {"lm_head.weight": torch.ones(2, 2)}, "a whole trained"),
     "fused experts": (renamed("self_attn.q_proj", "mlp.experts"), "fused experts"),
     "fused, nested": (renamed("q_proj", "experts.base_layer"), "fused experts"),
     "torchtune": (renamed(".lora_A", ".lora_a"), "torchtune"),
@@ -50,9 +60,9 @@ TENSORS: dict[str, tuple[Tensors, str | None]] = {
     "diffusers": (renamed("base_model.model.model", "unet.mid_block"), "diffusers"),
 }
 WAYS: dict[str, Callable[[Path, Tensors], Adapter]] = {
-    "python": lambda path, tensors: load_adapter(make.folder(path, tensors)),
+    "python": lambda path, tensors: read(make.folder(path, tensors)),
     "command line": lambda path, tensors: inspected(make.folder(path, tensors)),
-    "state dict": lambda path, tensors: Adapter.from_state_dict(tensors, alpha=8),
+    "state dict": lambda path, tensors: finite(Adapter.from_state_dict(tensors, alpha=8)),
     "http": lambda path, tensors: read_whole(saved(tensors), "weights", alpha=8),
     "defend_round": lambda path, tensors: GlobalState(tensors, LoRAOptions.of(8, {})).adapter,
 }
@@ -61,6 +71,15 @@ WAYS: dict[str, Callable[[Path, Tensors], Adapter]] = {
 def saved(tensors: Tensors) -> bytes:
     data: bytes = safetensors.numpy.save({name: t.numpy() for name, t in tensors.items()})
     return data
+
+
+def finite(adapter: Adapter) -> Adapter:
+    adapter.check_finite()
+    return adapter
+
+
+def read(path: Path) -> Adapter:
+    return finite(load_adapter(path))
 
 
 def inspected(path: Path) -> Adapter:
@@ -100,6 +119,12 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "zip": (lambda path: path.write_bytes(b"PK\3\4" + bytes(99)), "zip archive"),
     "torch": (lambda path: torch.save(make.tensors(), path), "a pickle, which can run code"),
     "nothing": (lambda path: path.write_bytes(b""), "empty"),
+    "pickle by name": (
+        lambda path: path.rename(path.with_suffix(".bin")).write_bytes(b"x"),
+        "pick",
+    ),
+    "Git LFS by that name": (lambda path: lfs(path.rename(path.with_suffix(".bin"))), "git lfs"),
+    "safetensors by that name": (lambda path: path.rename(path.with_suffix(".bin")), "rename it"),
     "dangling": (lambda path: (path.unlink(), os.symlink("gone", path)), "link to gone"),
     "two files": (
         lambda path: path.with_suffix(".bin").write_bytes(b"x"),
@@ -110,7 +135,11 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "1 shards of it",
     ),
     "another name": (lambda path: path.rename(path.with_name("x.safetensors")), "x.safetensors"),
-    "nested": (deeper, "adapters lie deeper. Give one of .*/deep"),
+    "configuration above": (deeper, "in .*/deep: move it up here, beside adapter_config.json"),
+    "nested": (
+        lambda path: (deeper(path), (path.parent / "adapter_config.json").unlink()),
+        "adapters lie deeper. Give one of .*/deep",
+    ),
     "gone": (lambda path: path.unlink(), "only adapter_config.json"),
 }
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -127,9 +156,13 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 def test_files_that_are_something_else_are_named(name: str, tmp_path: Path) -> None:
     spoil, says = FILES[name]
     spoil(make.folder(tmp_path, make.tensors()) / "adapter_model.safetensors")
-    for read in (load_adapter, inspected):
+    for way in (load_adapter, inspected):
         with pytest.raises(LoraprobeError, match=says):
-            read(tmp_path)
+            way(tmp_path)
+    body = tmp_path / "adapter_model.safetensors"
+    if body.is_file() and name != "two files":
+        with pytest.raises(LoraprobeError, match=says):
+            read_whole(body.read_bytes(), "weights", alpha=8)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -137,6 +170,74 @@ def test_configurations_that_mean_another_adapter_are_refused(name: str, tmp_pat
     fields, says = CONFIGS[name]
     with pytest.raises(LoraprobeError, match=says):
         inspected(make.folder(tmp_path, make.tensors(), **fields))
+
+
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path) -> None:
+    data = saved(make.tensors())
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    padded = (
+        (0x0280 + 0x10000).to_bytes(8, "little") + header.ljust(0x10280) + data[8 + len(header) :]
+    )
+    path = make.folder(tmp_path, make.tensors()) / "adapter_model.safetensors"
+    path.write_bytes(padded)
+    assert load_adapter(tmp_path).keys() == read_whole(padded, "weights", alpha=8).keys()
+
+
+START = probes.initial({"r": 2, "base_model": probes.BASE})
+TRAINED = add_delta(START, probes.labelled_adapter(9000, malicious=True))
+OTHER = make.adapter(r=2, seed=5, base_model=probes.BASE)
+FACTORS: dict[str, tuple[Adapter, bool]] = {
+    "as trained": (TRAINED, True),
+    "rotated": (make.with_pairs(TRAINED, {m: make.gauged(p) for m, p in TRAINED.items()}), False),
+    "another start": (OTHER, False),
+}
+
+
+def scored(adapter: Adapter, path: Path, probe: Any) -> float:
+    [verdict] = probe.verdicts([factor_delta(adapter, START)])
+    return float(verdict.score)
+
+
+def scored_by_command(adapter: Adapter, path: Path, probe: Any) -> float:
+    places = [save_adapter(one, path / name) for one, name in ((adapter, "a"), (START, "start"))]
+    options = ["--probe", str(probe.save_pretrained(path / "probe")), "--base", str(places[1])]
+    result = CliRunner().invoke(commands.app, ["score", str(places[0]), *options, "--json"])
+    [entry] = json.loads(result.stdout)["results"]
+    if entry["verdict"] == "error":
+        raise LoraprobeError(entry["reason"])
+    return float(entry["score"])
+
+
+def scored_by_service(adapter: Adapter, path: Path, probe: Any) -> float:
+    scorer = Scorer(Settings({"p": probe}, base=START))
+    return float(scorer(save_whole(adapter), Question(("p",))).results[0].score)
+
+
+def scored_in_a_round(adapter: Adapter, path: Path, probe: Any) -> float:
+    sent = {"c": (10, adapter.state_dict())}
+    done = defend_round(Defense(probe, "client"), 1, sent, START.state_dict(), alpha=4)
+    if "c" not in done.record.scores:
+        assert done.record.factors["c"] == 0
+        raise LoraprobeError(done.record.reasons["c"])
+    return float(done.record.scores["c"][-1])
+
+
+@pytest.mark.parametrize(
+    "way",
+    [scored, scored_by_command, scored_by_service, scored_in_a_round],
+    ids=lambda f: f.__name__,
+)
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_probe_of_factors_scores_only_what_started_where_it_knows(
+    name: str, way: Callable[[Adapter, Path, Any], float], tmp_path: Path
+) -> None:
+    adapter, known = FACTORS[name]
+    probe = probes.tiny_probe("linear", "all_b")
+    if known:
+        assert way(adapter, tmp_path, probe) == pytest.approx(scored(adapter, tmp_path, probe))
+        return
+    with pytest.raises(LoraprobeError, match="points elsewhere"):
+        way(adapter, tmp_path, probe)
 
 
 @pytest.mark.parametrize(
