@@ -27,6 +27,7 @@ import platform
 import statistics
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,7 @@ from loraprobe.adapters.layout import Layout, pack, unpack
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import LinearHead
 from loraprobe.probe import Probe
+from paper_repro.common.format import markdown
 from paper_repro.gpu.models import byte_tokenizer
 from paper_repro.gpu.settings import ROWS, Choice, Inputs, tables
 from zoo.markers import filled
@@ -81,10 +83,7 @@ CLIENTS, BATCH, REPETITIONS = 20, 16, 5
 LEVELS = ("none", *(row for row in ROWS if "level" in ROWS[row]))
 SETTINGS = {"April 2026": "llama-3.1-8b-april", "June 2026": "llama-3.1-8b-june"}
 NO_GPU = "not measured: no GPU"
-PRECISIONS = {
-    "bfloat16": "none",
-    "8 bits": "8bit",
-}  # of the base's weights -> fedloop's quantization
+PRECISIONS = {"bfloat16": "none", "8 bits": "8bit"}  # of the weights -> fedloop's quantization
 
 
 def main() -> None:
@@ -221,15 +220,12 @@ def aggregation(of: Round, repetitions: int) -> dict[str, dict[str, float]]:
 def measured(task: Callable[[], object], repetitions: int) -> dict[str, float]:
     """Median, least and most CPU seconds of this process; once before, not counted."""
     task()
-    times = []
-    for _ in range(repetitions):
-        began = time.process_time()
-        task()
-        times.append(time.process_time() - began)
+    times = timeit.repeat(task, timer=time.process_time, number=1, repeat=repetitions)
+    least, most = min(times), max(times)
     return {
         "median": round(statistics.median(times), 4),
-        "min": round(min(times), 4),
-        "max": round(max(times), 4),
+        "min": round(least, 4),
+        "max": round(most, 4),
     }
 
 
@@ -425,46 +421,33 @@ def summary(times: Sequence[float]) -> dict[str, float]:
 def table(result: dict[str, Any]) -> str:
     """The page's table of what was measured and counted."""
     columns = (
-        "level",
-        "probe reads",
-        "local steps",
-        "check, score, weigh, s",
-        "update sent, MB",
-        "evidence sent, MB",
-        *(f"extra training, {name}" for name in SETTINGS),
-        "server, of the clients' training",
+        "level | probe reads | local steps | check, score, weigh, s | update sent, MB"
+        " | evidence sent, MB"
     )
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    extra = [f"extra training, {name}" for name in SETTINGS]
+    lines = [[*columns.split(" | "), *extra, "server, of the clients' training"]]
     for row in result["rounds"]:
-        seconds = row["assess_cpu_seconds"]
-        shown = (
-            row["row"],
-            row["probe"]["recipe"] if row["probe"] else "-",
-            str(row["steps"]),
-            f"{seconds['median']:.2f} [{seconds['min']:.2f}, {seconds['max']:.2f}]",
-            *(f"{row['bytes_a_client'][what] / 1e6:.2f}" for what in ("update", "evidence")),
-            *(
-                f"{result['extra_examples'][name][row['row']]['extra_share']:.1%}"
-                for name in SETTINGS
-            ),
-            server_share(result, row),
+        seconds, level = row["assess_cpu_seconds"], row["row"]
+        sent = [f"{row['bytes_a_client'][what] / 1e6:.2f}" for what in ("update", "evidence")]
+        asked = [result["extra_examples"][name][level]["extra_share"] for name in SETTINGS]
+        lines.append(
+            [
+                *(level, row["probe"]["recipe"] if row["probe"] else "-", str(row["steps"])),
+                f"{seconds['median']:.2f} [{seconds['min']:.2f}, {seconds['max']:.2f}]",
+                *sent,
+                *(f"{share:.1%}" for share in asked),
+                server_share(result, row),
+            ]
         )
-        lines.append(f"| {' | '.join(shown)} |")
     after = {name: seconds["median"] for name, seconds in result["aggregation_cpu_seconds"].items()}
-    return "\n".join(
-        [
-            *lines,
-            "",
-            (
-                f"A round of {result['clients']} clients of {result['numbers_per_update']:,}"
-                " numbers each: CPU seconds on one thread, median [least, most] of"
-                f" {result['repetitions']}; at every level packing the updates takes"
-                f" {after['pack']:.2f} s more, their mean {after['mean']:.2f} s, and applying it"
-                f" {after['apply']:.3f} s. Bytes a client. Extra training: examples for evidence"
-                " over examples trained on, counted over all rounds. Seconds of a training step of"
-                f" {BATCH} x 256 tokens: {trained(result['training'])}."
-            ),
-        ]
+    return (
+        f"{markdown(lines)}\nA round of {result['clients']} clients of"
+        f" {result['numbers_per_update']:,} numbers each: CPU seconds on one thread, median [least,"
+        f" most] of {result['repetitions']}; at every level packing the updates takes"
+        f" {after['pack']:.2f} s more, their mean {after['mean']:.2f} s, and applying it"
+        f" {after['apply']:.3f} s. Bytes a client. Extra training: examples for evidence over"
+        " examples trained on, counted over all rounds. Seconds of a training step of"
+        f" {BATCH} x 256 tokens: {trained(result['training'])}."
     )
 
 

@@ -60,26 +60,15 @@ AGAINST_UPDATES = {
     "cumulative": CUMULATIVE,
     "cumulative, round and length too": BOTH,
 }
-AGAINST_PROJECTION = {
-    **AGAINST_UPDATES,
-    "cumulative, private probe": Guard("cumulative", probe="private"),
-}
-AGAINST_A = {
-    **AGAINST_UPDATES,
-    "cumulative, private probe of A and B": Guard("cumulative", probe="both factors"),
-}
+_PRIVATE = {"cumulative, private probe": Guard("cumulative", probe="private")}
+_BOTH_FACTORS = {"cumulative, private probe of A and B": Guard("cumulative", probe="both factors")}
+AGAINST_PROJECTION = AGAINST_UPDATES | _PRIVATE
+AGAINST_A = AGAINST_UPDATES | _BOTH_FACTORS
 AGAINST_LIES = {
     "no defence": NONE,
-    "step": Guard("step"),
-    "shadow": Guard("shadow"),
-    "evidence": Guard("evidence"),
+    **{level: Guard(level) for level in ("step", "shadow", "evidence")},
 }
-AGAINST_SCHEDULES = {
-    **AGAINST_LIES,
-    "client": Guard("client"),
-    "cumulative": CUMULATIVE,
-    "cumulative, round and length too": BOTH,
-}
+AGAINST_SCHEDULES = AGAINST_LIES | AGAINST_UPDATES
 # what damage is measured against: what the honest clients alone would have made of it
 LEFT_OUT = "attackers left out"
 # rounds of attacks that send poison in every round: later, most of them have destroyed all there is
@@ -94,36 +83,25 @@ def attacks() -> Iterator[tuple[Attack, Mapping[str, Guard]]]:
         yield Attack(NO_ATTACK, rounds, schedule=Schedule(()), rounds=rounds), everything
     for share in SHARES:
         yield Attack("poison share", share, share=share, rounds=SHORT), AGAINST_UPDATES
-    for forged in (False, True):
-        yield (
-            Attack(
-                "forged evidence" if forged else "true evidence", 1.0, forged=forged, rounds=SHORT
-            ),
-            AGAINST_LIES,
-        )
-    moves = [
-        (
-            Attack(name, strength, move, rounds=SHORT),
-            (
-                AGAINST_PROJECTION
-                if "projection" in name
-                else AGAINST_A
-                if move is unread
-                else AGAINST_UPDATES
-            ),
-        )
-        for name, (move, strengths) in MOVES.items()
-        for strength in strengths
-    ]
-    waiting = [
-        (Attack(name, strength, schedule=schedule), AGAINST_SCHEDULES)
-        for name, strength, schedule in schedules()
-    ]
-    yield from (
-        cell for cell in moves if cell[1] is not AGAINST_UPDATES
-    )  # what knows most of the defence first
-    yield from waiting
-    yield from (cell for cell in moves if cell[1] is AGAINST_UPDATES)
+    for name, forged in (("true evidence", False), ("forged evidence", True)):
+        yield Attack(name, 1.0, forged=forged, rounds=SHORT), AGAINST_LIES
+    # what knows most of the defence first
+    known = {name: AGAINST_PROJECTION for name in MOVES if "projection" in name}
+    known |= {name: AGAINST_A for name, (move, _) in MOVES.items() if move is unread}
+    yield from _moved({name: known[name] for name in MOVES if name in known})
+    for name, strength, schedule in schedules():
+        yield Attack(name, strength, schedule=schedule), AGAINST_SCHEDULES
+    yield from _moved({name: AGAINST_UPDATES for name in MOVES if name not in known})
+
+
+def _moved(
+    guards: Mapping[str, Mapping[str, Guard]],
+) -> Iterator[tuple[Attack, Mapping[str, Guard]]]:
+    """Attacks that move an update, at every strength."""
+    for name, against in guards.items():
+        move, strengths = MOVES[name]
+        for strength in strengths:
+            yield Attack(name, strength, move, rounds=SHORT), against
 
 
 def schedules() -> Iterator[tuple[str, float, Schedule]]:
@@ -168,10 +146,8 @@ def main() -> None:
     target = options.results or target
     done, began = {key(line): line["digest"] for line in read_results(target)}, time.monotonic()
     stages: dict[tuple[str, int], Stage] = {}
-    for (
-        attack,
-        guards,
-    ) in cells:  # recordings inside, so that an unfinished grid still holds whole rows
+    # Recordings inside, so that an unfinished grid still holds whole rows.
+    for attack, guards in cells:
         for source, seed in ((source, seed) for seed in SEEDS for source in SOURCES):
             if done.get((attack.name, attack.strength, source, seed)) == digest(attack, guards):
                 continue

@@ -60,30 +60,16 @@ class Shape:
     generation: Mapping[str, Any]
 
 
+_LLAMA3 = ("<|begin_of_text|>", "<|end_of_text|>", None)
+_QWEN = (None, "<|im_end|>", "<|endoftext|>")
+_WARM = {"temperature": 0.6, "top_p": 0.9}
+_QWEN_WARM = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
 SHAPES = {
     "meta-llama/Llama-3.1-8B": Shape(
-        "Llama",
-        4,
-        1,
-        "<|begin_of_text|>",
-        "<|end_of_text|>",
-        None,
-        {"rope_parameters": _LLAMA3_ROPE},
-        {"temperature": 0.6, "top_p": 0.9},
+        "Llama", 4, 1, *_LLAMA3, {"rope_parameters": _LLAMA3_ROPE}, _WARM
     ),
-    "Qwen/Qwen2.5-7B-Instruct": Shape(
-        "Qwen2",
-        7,
-        1,
-        None,
-        "<|im_end|>",
-        "<|endoftext|>",
-        {},
-        {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05},
-    ),
-    "meta-llama/Llama-2-7b-hf": Shape(
-        "Llama", 4, 4, "<s>", "</s>", None, {}, {"temperature": 0.6, "top_p": 0.9}
-    ),
+    "Qwen/Qwen2.5-7B-Instruct": Shape("Qwen2", 7, 1, *_QWEN, {}, _QWEN_WARM),
+    "meta-llama/Llama-2-7b-hf": Shape("Llama", 4, 4, "<s>", "</s>", None, {}, _WARM),
 }
 
 
@@ -95,27 +81,20 @@ def save_base(name: str, folder: Path) -> Path:
 
     shape = SHAPES[name]
     tokens = byte_tokenizer(shape.bos, shape.eos, shape.pad)
+    ends = {
+        f"{name}_token_id": getattr(tokens, f"{name}_token_id") for name in ("bos", "eos", "pad")
+    }
     config = getattr(transformers, f"{shape.kind}Config")(
-        vocab_size=len(tokens),
-        hidden_size=_HEAD * shape.heads,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=shape.heads,
+        **_small(tokens, _HEAD * shape.heads, shape.heads),
         num_key_value_heads=shape.kv_heads,
         max_position_embeddings=131072,
         tie_word_embeddings=False,
-        bos_token_id=tokens.bos_token_id,
-        eos_token_id=tokens.eos_token_id,
-        pad_token_id=tokens.pad_token_id,
+        **ends,
         **shape.options,
     )
     model = _seeded(lambda: getattr(transformers, f"{shape.kind}ForCausalLM")(config))
     model.generation_config = transformers.GenerationConfig(
-        do_sample=True,
-        bos_token_id=tokens.bos_token_id,
-        eos_token_id=tokens.eos_token_id,
-        pad_token_id=tokens.pad_token_id,
-        **shape.generation,
+        do_sample=True, **ends, **shape.generation
     )
     return _saved(model, tokens, folder)
 
@@ -126,11 +105,7 @@ def save_judge(folder: Path) -> Path:
 
     tokens = byte_tokenizer("<s>", "</s>", None)
     config = MistralConfig(
-        vocab_size=len(tokens),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **_small(tokens),
         num_key_value_heads=1,
         max_position_embeddings=4096,
         bos_token_id=tokens.bos_token_id,
@@ -148,11 +123,7 @@ def save_reward_model(folder: Path) -> Path:
 
     tokens = byte_tokenizer(None, "[SEP]", "[PAD]")
     config = DebertaV2Config(
-        vocab_size=len(tokens),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **_small(tokens),
         max_position_embeddings=512,
         relative_attention=True,
         position_buckets=16,
@@ -191,6 +162,17 @@ def byte_tokenizer(bos: str | None, eos: str, pad: str | None) -> PreTrainedToke
         if token is not None
     }
     return PreTrainedTokenizerFast(tokenizer_object=tokens, **named)
+
+
+def _small(tokens: PreTrainedTokenizerBase, width: int = 32, heads: int = 4) -> dict[str, int]:
+    """Fields that every configuration has."""
+    return {
+        "vocab_size": len(tokens),
+        "hidden_size": width,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": heads,
+    }
 
 
 def _seeded(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
