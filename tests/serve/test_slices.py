@@ -145,148 +145,74 @@ FIRST, SECOND = (
 )
 
 
-def rename(tensors: dict[str, torch.Tensor], old: str, new: str) -> None:
-    tensors[new] = tensors.pop(old)
-
-
-def says(metadata: dict[str, str], **changes: Any) -> None:
-    metadata["loraprobe"] = json.dumps({**json.loads(metadata["loraprobe"]), **changes})
-
-
-def lacks(metadata: dict[str, str], name: str) -> None:
-    metadata["loraprobe"] = json.dumps(
-        {
-            field: value
-            for field, value in json.loads(metadata["loraprobe"]).items()
-            if field != name
-        }
-    )
-
-
-def scaled(metadata: dict[str, str], **changes: Any) -> None:
-    """With other scalings of some modules; None takes one away."""
-    scalings = {**json.loads(metadata["loraprobe"])["scalings"], **changes}
-    says(
-        metadata,
-        scalings={module: value for module, value in scalings.items() if value is not None},
-    )
-
-
+Edit = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
 Q_PROJ = make.module("q_proj")
-WRONG: dict[
-    str,
-    tuple[Callable[[dict[str, Any], dict[str, torch.Tensor]], object], type[LoraprobeError], str],
-] = {
-    "a tensor is missing": (lambda m, t: t.pop(FIRST), LayoutMismatch, "1 missing and 0 unknown"),
-    "a tensor too many": (
-        lambda m, t: t.update(more=torch.ones(1, 1)),
-        LayoutMismatch,
-        "0 missing and 1 unknown",
-    ),
-    "another layer": (
-        lambda m, t: rename(t, FIRST, FIRST.replace("layers.0", "layers.1")),
-        LayoutMismatch,
-        "1 missing and 1 unknown",
-    ),
-    "another shape": (
-        lambda m, t: t.update({FIRST: torch.ones(11, 2)}),
-        LayoutMismatch,
-        "expected (10, 2)",
-    ),
-    "a vector": (
-        lambda m, t: t.update({FIRST: torch.ones(20)}),
-        AdapterFormatError,
-        "expected a matrix",
-    ),
-    "no numbers": (
-        lambda m, t: t.update({FIRST: torch.ones(0, 2)}),
-        AdapterFormatError,
-        "one rank r >= 1",
-    ),
-    "integers": (
-        lambda m, t: t.update({FIRST: torch.ones(10, 2, dtype=torch.int32)}),
-        AdapterFormatError,
-        "got dtype I32",
-    ),
-    "NaN": (
-        lambda m, t: t[SECOND].__setitem__((0, 0), float("nan")),
-        NonFiniteError,
-        "1 of 12 values",
-    ),
-    "PEFT's own file": (
-        lambda m, t: m.pop("loraprobe"),
-        AdapterFormatError,
-        "does not say it is a slice",
-    ),
-    "metadata that are no JSON": (
-        lambda m, t: m.update(loraprobe="{"),
-        AdapterFormatError,
-        "not readable JSON",
-    ),
+
+
+def renamed(old: str, new: str) -> Edit:
+    return lambda m, t: t.update({FIRST.replace(old, new): t.pop(FIRST)})
+
+
+def first(tensor: torch.Tensor) -> Edit:
+    return lambda m, t: t.update({FIRST: tensor})
+
+
+def says(**changes: Any) -> Edit:
+    """Metadata with other fields; one of ... is left out."""
+
+    def edit(metadata: dict[str, Any], _: Any) -> None:
+        fields = {**json.loads(metadata["loraprobe"]), **changes}
+        kept = {name: value for name, value in fields.items() if value is not ...}
+        metadata["loraprobe"] = json.dumps(kept)
+
+    return edit
+
+
+def scaled(value: Any, module: str = Q_PROJ) -> Edit:
+    """With another scaling of a module; None takes it away."""
+
+    def edit(metadata: dict[str, Any], tensors: Any) -> None:
+        scalings = {**json.loads(metadata["loraprobe"])["scalings"], module: value}
+        kept = {name: one for name, one in scalings.items() if one is not None}
+        says(scalings=kept)(metadata, tensors)
+
+    return edit
+
+
+# What is changed of a slice, what refuses it, and with which words.
+Fmt, Lay = AdapterFormatError, LayoutMismatch
+ONE_OFF = "1 missing and 1 unknown"
+WRONG: dict[str, tuple[Edit, type[LoraprobeError], str]] = {
+    "a tensor is missing": (lambda m, t: t.pop(FIRST), Lay, "1 missing and 0 unknown"),
+    "a tensor too many": (lambda m, t: t.update(x=torch.ones(1, 1)), Lay, "0 missing and 1 unk"),
+    "another layer": (renamed("layers.0", "layers.1"), Lay, ONE_OFF),
+    "another shape": (first(torch.ones(11, 2)), Lay, "expected (10, 2)"),
+    "a vector": (first(torch.ones(20)), Fmt, "expected a matrix"),
+    "no numbers": (first(torch.ones(0, 2)), Fmt, "one rank r >= 1"),
+    "integers": (first(torch.ones(10, 2, dtype=torch.int32)), Fmt, "got dtype I32"),
+    "NaN": (lambda m, t: t[SECOND].fill_(float("nan")), NonFiniteError, "12 of 12 values"),
+    "PEFT's own file": (lambda m, t: m.pop("loraprobe"), Fmt, "does not say it is a slice"),
+    "metadata that are no JSON": (lambda m, t: m.update(loraprobe="{"), Fmt, "not readable JSON"),
     "a field twice": (
         lambda m, t: m.update(loraprobe='{"kind": 1, "kind": 1}'),
-        AdapterFormatError,
+        Fmt,
         "occurs twice",
     ),
-    "a whole adapter": (
-        lambda m, t: says(m, format=WHOLE),
-        AdapterFormatError,
-        "does not say it is a slice",
-    ),
-    "another version": (lambda m, t: says(m, version=2), AdapterFormatError, "'version': 2"),
-    "another kind": (
-        lambda m, t: says(m, kind="weights"),
-        KindMismatch,
-        "got an adapter of kind 'weights'",
-    ),
-    "an unknown kind": (lambda m, t: says(m, kind="delta"), AdapterFormatError, "'kind': 'delta'"),
-    "a base model that is a number": (
-        lambda m, t: says(m, base_model=1),
-        AdapterFormatError,
-        "'base_model': 1",
-    ),
-    "an unknown field": (lambda m, t: says(m, extra=1), AdapterFormatError, "'extra': 1"),
-    "no base model": (lambda m, t: lacks(m, "base_model"), AdapterFormatError, "got metadata"),
-    "scalings in a list": (
-        lambda m, t: says(m, scalings=[1]),
-        AdapterFormatError,
-        "'scalings': [1]",
-    ),
-    "a scaling is text": (
-        lambda m, t: scaled(m, **{Q_PROJ: "2"}),
-        AdapterFormatError,
-        "a finite scaling",
-    ),
-    "a scaling is 0": (
-        lambda m, t: scaled(m, **{Q_PROJ: 0}),
-        AdapterFormatError,
-        "a finite scaling",
-    ),
-    "a scaling is NaN": (
-        lambda m, t: scaled(m, **{Q_PROJ: float("nan")}),
-        AdapterFormatError,
-        "not readable JSON",
-    ),
-    "a scaling beyond any float": (
-        lambda m, t: scaled(m, **{Q_PROJ: 10**400}),
-        AdapterFormatError,
-        "a finite scaling",
-    ),
-    "another scaling": (
-        lambda m, t: scaled(m, **{Q_PROJ: 2.001}),
-        LayoutMismatch,
-        "got scaling 2.001",
-    ),
-    "a scaling is missing": (
-        lambda m, t: scaled(m, **{Q_PROJ: None}),
-        LayoutMismatch,
-        "scalings: 1 missing",
-    ),
-    "a scaling too many": (
-        lambda m, t: scaled(m, more=1.0),
-        LayoutMismatch,
-        "scalings: 0 missing and 1 unknown",
-    ),
+    "a whole adapter": (says(format=WHOLE), Fmt, "does not say it is a slice"),
+    "another version": (says(version=2), Fmt, "'version': 2"),
+    "another kind": (says(kind="weights"), KindMismatch, "got an adapter of kind 'weights'"),
+    "an unknown kind": (says(kind="delta"), Fmt, "'kind': 'delta'"),
+    "a base model that is a number": (says(base_model=1), Fmt, "'base_model': 1"),
+    "an unknown field": (says(extra=1), Fmt, "'extra': 1"),
+    "no base model": (says(base_model=...), Fmt, "got metadata"),
+    "scalings in a list": (says(scalings=[1]), Fmt, "'scalings': [1]"),
+    "a scaling is text": (scaled("2"), Fmt, "a finite scaling"),
+    "a scaling is 0": (scaled(0), Fmt, "a finite scaling"),
+    "a scaling is NaN": (scaled(float("nan")), Fmt, "not readable JSON"),
+    "a scaling beyond any float": (scaled(10**400), Fmt, "a finite scaling"),
+    "another scaling": (scaled(2.001), Lay, "got scaling 2.001"),
+    "a scaling is missing": (scaled(None), Lay, "scalings: 1 missing"),
+    "a scaling too many": (scaled(1.0, "more"), Lay, "scalings: 0 missing and 1 unknown"),
 }
 
 
@@ -297,7 +223,7 @@ def test_what_is_not_exactly_the_slice_is_refused(name: str) -> None:
     good = save_slice(featurizer, delta())
     read_slice(edited(good, lambda m, t: None), featurizer)  # unchanged it is read
     with pytest.raises(error) as caught:
-        read_slice(edited(good, lambda m, t: edit(m, t)), featurizer)
+        read_slice(edited(good, edit), featurizer)
     assert message in str(caught.value)
 
 
@@ -377,7 +303,7 @@ def test_what_is_not_a_whole_adapter_is_refused() -> None:
     with pytest.raises(AdapterFormatError, match="expected a finite number other than 0"):
         read_whole(plain, "weights", alpha=0.0)
     with pytest.raises(LayoutMismatch, match="scalings: 1 missing"):
-        read_whole(edited(good, lambda m, t: scaled(m, **{Q_PROJ: None})), "weights")
+        read_whole(edited(good, scaled(None)), "weights")
     with pytest.raises(AdapterFormatError, match="only lora_A is there"):
         read_whole(edited(good, lambda m, t: t.pop(FIRST)), "weights")
     with pytest.raises(UnsupportedAdapterError, match="DoRA"):
