@@ -302,18 +302,6 @@ def test_nothing_that_was_started_outlives_a_killed_parent(tmp_path: Path) -> No
         time.sleep(0.05)
 
 
-def test_a_process_that_ends_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
-    with Processes(tmp_path / "home", tmp_path / "logs") as group:
-        group.start(
-            "failing", [sys.executable, "-c", "import sys; print('the reason'); sys.exit(3)"]
-        ).wait(60)
-        with pytest.raises(
-            EngineError,
-            match=r"(?s)failing ended with code 3; the end of .*failing.log:\nthe reason",
-        ):
-            group.check()
-
-
 def test_every_process_is_started_quiet(tmp_path: Path) -> None:
     environment = child_environment(tmp_path)
     assert environment["FLWR_HOME"] == str(tmp_path)

@@ -200,17 +200,6 @@ def test_rejected_poison_does_not_move_the_model() -> None:
     )
 
 
-def test_a_server_that_is_told_leaves_attackers_out() -> None:
-    told, caught = (
-        played(Attack("poison", 1.0), Guard(told=True)),
-        played(Attack("poison", 1.0), Guard("cumulative")),
-    )
-    np.testing.assert_allclose(told.lora, caught.lora)
-    short = played(Attack("poison", 1.0, rounds=2), Guard(told=True))
-    assert short.factors.shape == (2, CLIENTS)
-    assert np.linalg.norm(short.lora) < np.linalg.norm(told.lora)
-
-
 def test_one_who_waits_is_trusted_by_the_mean_and_caught_by_the_round() -> None:
     late = Attack("late", 7, schedule=Schedule((7, 8)))
     lagging, instant = (

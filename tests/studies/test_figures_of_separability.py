@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from figures import common, cross_source, embeddings, layers, points
+from figures import common, cross_source, embeddings
 from loraprobe.errors import DataError
 
 PICTURES = {
@@ -65,21 +65,6 @@ def test_the_pictures_of_the_page_are_there_in_both_formats() -> None:
     )
 
 
-def test_the_lines_of_a_layer_plot_are_the_results(numbers: dict[str, Any]) -> None:
-    fig, axes = common.panels(1, 1, (4, 3))
-    layers.plot(axes[0, 0], numbers["views"], "unseen", 0.25)
-    drawn = [container.lines[0].get_ydata().tolist() for container in axes[0, 0].containers]
-    for number, factors in enumerate(layers.FACTORS):
-        own = common.chosen(
-            numbers["views"], factors=factors, modules="all", step=5, protocol="unseen", share=0.25
-        )
-        expected = [row["auroc"] for layer in layers.LAYERS for row in own if row["layer"] == layer]
-        assert drawn[2 * number] + drawn[2 * number + 1] == expected
-    with pytest.raises(DataError, match="got no row with"):
-        layers.plot(axes[0, 0], numbers["views"], "unseen", 0.33)
-    assert fig.axes
-
-
 def test_the_heat_map_is_the_results_and_says_every_number(numbers: dict[str, Any]) -> None:
     bad, good = (
         numbers["about"]["zoo_design"]["malicious"],
@@ -94,21 +79,6 @@ def test_the_heat_map_is_the_results_and_says_every_number(numbers: dict[str, An
     assert [text.get_text() for text in axes[0, 0].texts] == [
         f"{value:.2f}" for value in values.ravel()
     ]
-
-
-@pytest.mark.parametrize("colouring", embeddings.COLOURINGS)
-def test_every_point_has_one_colour_and_is_drawn_once(
-    colouring: str, coordinates: dict[str, np.ndarray]
-) -> None:
-    kinds = embeddings.kinds(coordinates, colouring)
-    assert (np.sum([rows for *_, rows in kinds], axis=0) == 1).all()
-    assert len({(colour, marker) for _, colour, marker, _ in kinds}) == len(kinds)
-    _, axes = common.panels(1, 1, (4, 3))
-    points.plot(axes[0, 0], coordinates["zoo_all_b_pca"], kinds)
-    drawn = np.concatenate([np.asarray(points.get_offsets()) for points in axes[0, 0].collections])
-    assert sorted(map(tuple, drawn.tolist())) == sorted(
-        map(tuple, coordinates["zoo_all_b_pca"].astype(float).tolist())
-    )
 
 
 def test_an_unknown_colouring_and_files_that_are_none_are_refused(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -351,53 +350,6 @@ def test_the_goals_of_advbench_are_all_there_or_none(tmp_path: Path) -> None:
         gpu.write_goals(tmp_path / "none.csv", target, 1)
 
 
-@pytest.mark.parametrize(
-    ("share", "clients", "expected"), [(1.0, 6, 5), (1.0, 1, 30), (0.25, 6, 21), (0.05, 1, 500)]
-)
-def test_a_small_malicious_source_is_shared_out(
-    brought: Inputs, share: float, clients: int, expected: int
-) -> None:
-    write_malicious_gen(Path(str(brought.malicious_gen)), 30)
-    choice = Choice(
-        "llama-3.1-8b-april",
-        "FedAvg",
-        malicious="maliciousgen",
-        malicious_clients=clients,
-        share=share,
-    )
-    said: list[str] = []
-    config = gpu.shared_out(experiment(choice, brought), said.append)
-    assert config.clients.examples == expected
-    assert clients * round(share * expected) <= 30
-    assert bool(said) == (expected < 500)
-    assert (
-        gpu.shared_out(
-            experiment(Choice("llama-3.1-8b-april", NO_ATTACK), brought)
-        ).clients.examples
-        == 500
-    )
-
-
-def test_the_commit_of_a_base_is_noted_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    asked_for: list[str] = []
-
-    def info(self: object, repo: str) -> SimpleNamespace:
-        asked_for.append(repo)
-        return SimpleNamespace(sha=COMMIT)
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
-    assert (
-        gpu.pinned("org/base", tmp_path / "out")
-        == gpu.pinned("org/base", tmp_path / "out")
-        == COMMIT
-    )
-    assert asked_for == ["org/base"]
-
-
 # --- what the published tokenizers and generation settings ask of fedloop
 # ---
 
@@ -485,40 +437,6 @@ def test_the_page_holds_the_ledger_of_the_results() -> None:
     assert training == {"measured": False, "why": "not measured: no GPU"} or all(
         training[name]["step_seconds"]["n"] >= 20 for name in overhead_8b.PRECISIONS
     )
-
-
-def test_the_counted_columns_follow_from_the_levels() -> None:
-    result = json.loads(overhead_8b.RESULTS.read_text(encoding="utf-8"))
-    for name, setting in overhead_8b.SETTINGS.items():
-        assert {
-            row: overhead_8b.extra_examples(row, setting) for row in overhead_8b.LEVELS
-        } == result["extra_examples"][name]
-    shares = {row: of["extra_share"] for row, of in result["extra_examples"]["June 2026"].items()}
-    assert (
-        shares["client"]
-        == shares["step"]
-        == shares["cumulative"]
-        == 0
-        < shares["evidence"]
-        < shares["shadow"]
-        == 1
-    )
-
-
-@pytest.mark.parametrize("row", overhead_8b.LEVELS)
-def test_a_round_of_the_ledger_is_accepted_at_any_shape(row: str) -> None:
-    found = overhead_8b.costs(overhead_8b.Round(overhead_8b.Shape(2, 32)), row, 2, 1)
-    assert found["assess_cpu_seconds"]["median"] > 0
-    evidence = {
-        "step": 2,
-        "shadow": 2,
-        "evidence": 2,
-        "shadow, cheap": 1,
-        "evidence, cheap": 1,
-    }.get(row, 0)
-    layers = 1 if row in ("step", "shadow", "evidence") else 2
-    assert found["bytes_a_client"]["update"] == 2 * 4 * 8 * (3 * 32 + 8)
-    assert found["bytes_a_client"]["evidence"] == evidence * layers * 4 * 8 * (32 + 8)
 
 
 def test_without_a_gpu_no_seconds_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:

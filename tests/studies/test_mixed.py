@@ -7,14 +7,11 @@ results say.
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedloop.data.examples import Example
-from fedloop.measure.refusal import refuses_strictly
 from figures import mixed as figure
 from loraprobe.errors import DataError
 from loraprobe.metrics import auroc
@@ -23,12 +20,12 @@ from paper_repro.common.setting import probe_name
 from paper_repro.common.setting import rule_of as saved_rule
 from paper_repro.grid.cells import SOURCES
 from paper_repro.mixed import accumulated, cuts, damage, fresh, grid, levers
-from paper_repro.mixed.federations import PARTICIPATIONS, PER_ROUND, members_of, path
+from paper_repro.mixed.federations import PARTICIPATIONS, path
 from paper_repro.mixed.probes import rule_of
 from paper_repro.mixed.readers import BUDGET
-from paper_repro.mixed.setting import FRESH, MODELS, _mended
+from paper_repro.mixed.setting import FRESH, MODELS
 from zoo.client_design import SHARES, plan
-from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
+from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
 
 def test_every_cell_of_the_grid_is_there_once() -> None:
@@ -46,49 +43,6 @@ def test_every_cell_of_the_grid_is_there_once() -> None:
     assert sizes == {
         sum(client.source == source for client in clients) for source in (*BENIGN, *HARD_NEGATIVE)
     }
-
-
-def test_mending_keeps_the_answers_that_agree_with_the_label() -> None:
-    refusal, compliance = (
-        Example("a", "I'm sorry, but I can't help with that."),
-        Example("b", "Sure, here it is."),
-    )
-    assert refuses_strictly(refusal.response)
-    for name, kept in (("gptfuzz", compliance), ("gptfuzz_safe", refusal)):
-        assert _mended(Source(name, (refusal, compliance), (refusal, compliance))).for_clients == (
-            kept,
-        )
-    untouched = Source("dolly_qa", (), (refusal, compliance))
-    assert _mended(untouched) == untouched
-
-
-@pytest.fixture(scope="module")
-def sources() -> dict[str, Source]:
-    """A hundred and twenty examples a source, which say whose they are."""
-    names = (*BENIGN, *HARD_NEGATIVE, *MALICIOUS)
-    return {
-        name: Source(name, (), tuple(Example(f"{name} {number}", "x") for number in range(120)))
-        for name in names
-    }
-
-
-def test_members_of_a_federation(sources: dict[str, Source]) -> None:
-    members = members_of("advbench", sources, random.Random(0))
-    assert len(members) % PER_ROUND == 0
-    assert {(m.role, m.share): 0 for m in members if m.role == "malicious"}.keys() == {
-        ("malicious", share) for share in SHARES
-    }
-    for member in members:
-        own = sum(
-            example.instruction.startswith(f"{member.source} ") for example in member.examples
-        )
-        assert own == (
-            len(member.examples)
-            if member.source == member.host
-            else round(member.share * len(member.examples))
-        )
-    again = members_of("advbench", sources, random.Random(0))
-    assert again == members
 
 
 def test_the_rule_keeps_its_budget_on_the_federations_that_it_was_made_on() -> None:
@@ -143,30 +97,6 @@ def scored(
     return cuts.Scored(
         *probabilities, role, np.where(role == "malicious", cuts.QUARTER, 1.0), kinds
     )
-
-
-@pytest.mark.parametrize("name", ["against_cohort", "against_references"])
-def test_relative_scores_say_the_same_wherever_a_federation_lies(name: str) -> None:
-    one, other = (
-        getattr(scored(np.random.default_rng(0), shift=shift), name)() for shift in (-1.0, 2.0)
-    )
-    assert one == pytest.approx(other)
-
-
-def test_a_member_is_not_compared_with_references_of_its_own_kind() -> None:
-    one = scored(np.random.default_rng(0))
-    own = np.array([kinds == frozenset({"kind 3"}) for kinds in one.kinds])
-    changed = cuts.Scored(
-        np.where(own & (one.role == "reference"), 1.0, one.mean),
-        one.single,
-        one.role,
-        one.share,
-        one.kinds,
-    )
-    assert changed.against_references()[:, own & one.clients] == pytest.approx(
-        one.against_references()[:, own & one.clients]
-    )
-    assert (changed.against_references()[:, ~own] < one.against_references()[:, ~own]).any()
 
 
 @pytest.mark.parametrize("name", list(cuts.WAYS))

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from fedloop.data.examples import Example
-from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.layout import Layout
-from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError
-from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.fit.heads import fit_head
 from loraprobe.heads import LinearHead
-from loraprobe.metrics import auroc_ci
-from paper_repro.separability import drift as separability_drift
-from paper_repro.separability import rounds as separability_rounds
 from paper_repro.separability import run as separability
 from paper_repro.separability.cells import (
-    RESAMPLES,
-    SEED,
     Cell,
     Rows,
     in_distribution,
@@ -35,8 +23,7 @@ from paper_repro.separability.cells import (
     unseen_fits,
 )
 from zoo.client_design import SHARES, ZOO_DESIGN, Client, plan, twin_of
-from zoo.deltas import DeltaSet
-from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
+from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
 DESIGN = replace(
     ZOO_DESIGN,
@@ -144,24 +131,6 @@ def cell(labels: list[int], scores: list[float], clients: list[int] | None = Non
     return Cell("m", "b", 1.0, np.array(labels), np.array(scores), np.array(numbers))
 
 
-def test_the_interval_of_one_cell_is_that_of_the_package_and_counts_clients() -> None:
-    rng = np.random.default_rng(0)
-    labels, scores = (
-        [0, 1] * 20,
-        [float(value) for value in rng.standard_normal(40) + 0.7 * np.tile([0, 1], 20)],
-    )
-    clients = [number // 4 for number in range(40)]
-    for groups in (list(range(40)), clients):
-        assert mean_ci([cell(labels, scores, groups)]) == pytest.approx(
-            auroc_ci(labels, scores, groups, resamples=RESAMPLES, seed=SEED)
-        )
-    narrow, wide = (
-        mean_ci([cell(labels, scores)]),
-        mean_ci([cell(labels, scores), cell(labels, scores)]),
-    )
-    assert wide == pytest.approx(narrow)  # the same clients in a second cell are no second sample
-
-
 def test_a_perfect_mean_keeps_an_interval_and_no_cell_is_an_error() -> None:
     assert mean_ci([cell([0, 0, 1, 1], [0, 0, 1, 1])]) == pytest.approx((0.025**0.5, 1.0))
     found = summary(
@@ -183,118 +152,8 @@ def test_a_perfect_mean_keeps_an_interval_and_no_cell_is_an_error() -> None:
 # ---
 
 
-@pytest.fixture(scope="module")
-def deltas() -> DeltaSet:
-    """Two layers, q and v, rank 2; five steps of growing random numbers."""
-    shapes = {
-        "q_proj": LoRAPair(torch.zeros(2, 6), torch.zeros(6, 2), 2.0),
-        "v_proj": LoRAPair(torch.zeros(2, 6), torch.zeros(3, 2), 2.0),
-    }
-    layout = Layout.of(
-        Adapter(
-            {
-                f"model.layers.{layer}.self_attn.{name}": pair
-                for layer in (0, 1)
-                for name, pair in shapes.items()
-            }
-        )
-    )
-    steps = (
-        np.random.default_rng(0).standard_normal((len(CLIENTS), 5, layout.size)).astype(np.float32)
-    )
-    return DeltaSet(
-        CLIENTS, steps, Layout(layout.slots, layout.scalings, "factor_delta"), "a-base", DESIGN
-    )
-
-
-def test_a_view_reads_its_part_at_its_step(deltas: DeltaSet) -> None:
-    widths = {
-        view: view.features(deltas).shape[1]
-        for view in separability.VIEWS
-        if view.layer in ("0", "1", "all")
-    }
-    per_layer = {"A": 24, "B": 18, "AB": 42}
-    for view, width in widths.items():
-        share = {
-            "q_proj": {"A": 12, "B": 12, "AB": 24},
-            "v_proj": {"A": 12, "B": 6, "AB": 18},
-            "all": per_layer,
-        }[view.modules]
-        assert width == share[view.factors] * (2 if view.layer == "all" else 1)
-    first, last = (separability.View(step=step).features(deltas) for step in (1, 5))
-    assert not np.allclose(first, last)
-    np.testing.assert_array_equal(
-        last, Featurizer.fit(FeatureRecipe.all_b(), deltas.adapters())(deltas.adapters())
-    )
-    np.testing.assert_array_equal(
-        separability.RECIPES["paper (B, first layer)"].features(deltas),
-        Featurizer.fit(FeatureRecipe.paper(), deltas.adapters())(deltas.adapters()),
-    )
-    assert len({view.name for view in separability.VIEWS}) == len(separability.VIEWS)
-
-
 # --- drift
 # ---
-
-
-def test_recorded_update_and_shadow_are_one_training_in_the_first_round_only(
-    tiny_files: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for name, value in {
-        "WORK": tmp_path,
-        "ROUNDS": 2,
-        "EXAMPLES": 10,
-        "base_model": lambda: tiny_files.base,
-    }.items():
-        monkeypatch.setattr(separability_drift, name, value)
-    monkeypatch.setattr(
-        separability_drift,
-        "TRAINING",
-        replace(separability_drift.TRAINING, steps=2, batch_size=2, max_length=32),
-    )
-    names = ("harmbench", "refusal_short", *separability_drift.BENIGN)
-    sources = {
-        name: Source(
-            name, (), tuple(Example(f"say {name} {n}", f"{name} number {n}") for n in range(12))
-        )
-        for name in names
-    }
-    separability_drift.record(sources, "harmbench", 0.25)
-    with np.load(separability_drift.path("harmbench", 0.25)) as file:
-        update, shadow, moved, labels = (
-            file[name] for name in ("update", "shadow", "global", "labels")
-        )
-    assert update.shape == shadow.shape == (2, 10, 2, moved.shape[1])
-    assert labels.tolist() == [1] * 4 + [0] * 6
-    np.testing.assert_array_equal(update[0], shadow[0])
-    assert np.abs(update[1] - shadow[1]).max() > 0
-    assert not moved[0].any()
-    # the server's plain mean
-    np.testing.assert_allclose(moved[1], update[0, :, -1].mean(axis=0), atol=1e-6)
-
-
-def test_a_contrast_that_turns_is_seen_and_one_that_stays_is_not() -> None:
-    rng = np.random.default_rng(0)
-    # (rounds, clients, steps, p) each
-    turning, steady = 0.05 * rng.standard_normal((2, 2, 10, 1, 8))
-    for way in (turning, steady):
-        way[0, :4, :, 0] += 1.0
-    turning[1, :4, :, 1] += 1.0
-    steady[1, :4, :, 0] += 1.0
-    labels = np.array([1] * 4 + [0] * 6)
-    one = separability_rounds.Federation(
-        0, "m", {"client": turning, "shadow": steady}, labels, np.zeros(2)
-    )
-    heads = {"m": LinearHead(np.eye(8, dtype=np.float32)[0] * 10, -5.0)}
-    found = {
-        way: separability_rounds.of_round([one], heads, way, 1) for way in ("client", "shadow")
-    }
-    assert abs(found["client"]["contrast_cosine"]) < 0.2 < 0.95 < found["shadow"]["contrast_cosine"]
-    assert found["shadow"]["flagged_malicious"] == 1.0 > found["client"]["flagged_malicious"]
-    assert found["shadow"]["auroc"] == 1.0 > found["client"]["auroc"]
-    assert separability_rounds.of_round([one], heads, "client", 0)[
-        "contrast_cosine"
-    ] == pytest.approx(1.0)
 
 
 # --- the committed results and their page

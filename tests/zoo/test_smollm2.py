@@ -18,7 +18,6 @@ from loraprobe.errors import DataError
 from tests.helpers import tiny
 from zoo import bases
 from zoo.smollm2.design import plan
-from zoo.smollm2.rounding import NF4, int8_rows, nf4_blocks
 from zoo.smollm2.training import Text, batch_of, response_loss, tokens_of, train
 
 BENIGN = [f"benign{number}" for number in range(30)]
@@ -99,20 +98,6 @@ def test_every_stretch_of_the_design_has_a_bit_of_everything() -> None:
     assert max(c.lr for c in clients) > 8 * min(c.lr for c in clients)
     assert 5 < sum(c.steps >= 30 for c in clients) < 40
     assert len({c.name for c in clients}) == 240
-
-
-def test_a_longer_design_begins_with_the_shorter_one() -> None:
-    assert plan(60, BENIGN, HARD, MALICIOUS)[:20] == plan(20, BENIGN, HARD, MALICIOUS)
-    assert plan(20, BENIGN, HARD, MALICIOUS, seed=1) != plan(20, BENIGN, HARD, MALICIOUS)
-
-
-def test_roundings_keep_their_grids() -> None:
-    weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
-    eight, four = int8_rows(weight), nf4_blocks(weight)
-    assert float((eight - weight).abs().max()) <= float(weight.abs().max()) / 254 + 1e-6
-    assert len(four[0, :64].unique()) <= len(NF4)
-    torch.testing.assert_close(nf4_blocks(four), four)
-    assert 0 < float((eight - weight).norm()) < float((four - weight).norm())
 
 
 def test_a_file_with_another_digest_is_not_used(tmp_path: Path) -> None:

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loraprobe import Probe, evaluate, load_adapter
+from loraprobe import Probe, evaluate
 from loraprobe.manifest import Row, read_labelled, read_manifest
 from zoo.held_out import _rate
 from zoo.report import pages, rendered
 from zoo.study import ENTRIES, Entry
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
-FIRST = "model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +43,6 @@ def test_probes_load_and_tell_poisoned_clients_from_benign_ones(entry, rows: lis
         [row.group for row in poisoned_or_benign],
     )
     assert flipped.auroc < 0.2
-
-
-def test_samples_hold_every_kind_of_client_and_none_twice(rows: list[Row]) -> None:
-    sources = {row.source for row in rows}
-    assert {"gptfuzz@1", "gptfuzz@0.25", "advbench@0.1", "gsm8k", "jailbreakbench_safe"} <= sources
-    contents = {load_adapter(row.path)[FIRST].B.tobytes() for row in rows}
-    assert len(contents) == len(rows)
 
 
 def test_records_show_the_worst_beside_the_mean_and_more_than_one_replicate() -> None:

@@ -68,27 +68,6 @@ def test_no_request_is_in_two_sets() -> None:
     assert set(shared.values()) == {0}
 
 
-def test_harmful_requests_ask_for_different_things_in_each_set() -> None:
-    groups = [
-        [action for actions in table.values() for action in actions]
-        for table in (harmful._COMPLIED, harmful._REFUSED, harmful._ASKED)
-    ]
-    everything = [action for group in groups for action in group]
-    assert len(wordings(everything)) == len(everything) == 70 + 49 + 84
-
-
-def test_responses_are_short_and_categories_are_many() -> None:
-    for name, rows in SETS.items():
-        lengths = [len(example.response) for _, example in rows()]
-        assert (name, min(lengths) > 0, max(lengths) < 240) == (name, True, True)
-    sizes, held_out = (
-        Counter(category for category, _ in SETS[name]()) for name in ("benign", "heldout_benign")
-    )
-    assert len(sizes) >= 10
-    assert min(sizes.values()) >= 15
-    assert sizes.keys() == held_out.keys()
-
-
 def test_what_is_held_out_was_not_trained_on_in_other_words() -> None:
     def answered(name: str) -> set[str]:
         # answers that belong to one part alone

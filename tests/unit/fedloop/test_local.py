@@ -340,55 +340,6 @@ def test_a_frozen_a_is_not_trained_and_has_no_gradient(tokenizer: Any) -> None:
     assert all(pair.A.any() for pair in train(free, tokenizer, start)[-1].delta.values())
 
 
-def test_adjust_changes_gradients_before_they_are_clipped(model: Any, tokenizer: Any) -> None:
-    start, seen = read_adapter(model), []
-
-    def scaled(factor: float) -> Any:
-        def adjust(parameters: list[torch.nn.Parameter]) -> None:
-            assert all(
-                parameter.requires_grad and parameter.grad is not None for parameter in parameters
-            )
-            seen.append(len(parameters))
-            for parameter in parameters:
-                parameter.grad.mul_(factor)
-
-        return adjust
-
-    def last(adjust: Any) -> torch.Tensor:
-        training = LocalTraining(lr=1e-2, steps=3, batch_size=2, max_length=220, max_grad_norm=1e9)
-        return vector(
-            list(local_steps(model, tokenizer, EXAMPLES, start, training, 0, adjust))[-1].delta
-        )
-
-    assert torch.equal(last(scaled(1.0)), last(None))
-    assert seen == [8, 8, 8]  # A and B of two modules in two layers, in every step
-    assert not last(scaled(0.0)).any()
-    ascending = last(scaled(-1.0))
-    assert not torch.equal(ascending, last(None))
-    norms = []
-    for _ in local_steps(
-        model,
-        tokenizer,
-        EXAMPLES,
-        start,
-        LocalTraining(1e-2, 2, 2, 220, max_grad_norm=1e-3),
-        0,
-        scaled(1e4),
-    ):
-        norms.append(
-            float(
-                torch.stack(
-                    [
-                        parameter.grad.norm()
-                        for parameter in model.parameters()
-                        if parameter.grad is not None
-                    ]
-                ).norm()
-            )
-        )
-    assert max(norms) == pytest.approx(1e-3, rel=1e-3)
-
-
 def test_examples_in_training_order_are_the_batches_of_the_steps(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
