@@ -13,24 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from fedloop.cli import run as fed_commands
 from loraprobe.adapters.load import load_adapter
 from loraprobe.cli import commands
 from loraprobe.probe import Probe
 from tests.helpers import make
-from tests.helpers.boxed import filled_box, invoke, run, scores
-
-
-@pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return filled_box(tmp_path_factory.mktemp("box"))
-
-
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    for console in (commands.console, fed_commands.console):
-        monkeypatch.setattr(console, "width", 1000)
-
+from tests.helpers.boxed import invoke, run, scores
 
 B, M, BLANK, BAD = "benign0", "malicious0", "blank", "nan"
 

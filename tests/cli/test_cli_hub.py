@@ -19,16 +19,12 @@ from loraprobe import Probe, factor_delta
 from loraprobe.cli import commands
 from loraprobe.hub.card import card, card_files
 from tests.helpers import make
+from tests.helpers.boxed import invoke
 from tests.helpers.fake_hub import REPO, FakeHub, flipped
 from tests.helpers.probes import labelled_adapter, new_data, tiny_probe
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 NEWER = "f" * 40
-
-
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands.console, "width", 1000)
 
 
 @pytest.fixture
@@ -48,15 +44,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return hub
-
-
-def invoke(*arguments: object, code: int = 0) -> Any:
-    """Run the command in this process, without letting an exception pass for an exit code."""
-    result = CliRunner().invoke(commands.app, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
 
 
 def scores(source: str | Path, *options: Any) -> bytes:

@@ -9,16 +9,14 @@ import csv
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from loraprobe.cli import commands
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.manifest import read_labelled, read_manifest
 from loraprobe.study.leave_out import detectors_of, leave_one_out
 from tests.helpers import make, probes
+from tests.helpers.boxed import invoke
 
 PEFT = {"r": 2, "lora_alpha": 4, "base_model_name_or_path": probes.BASE}
 SOURCES = ("code", "[/]", "theft_safe"), ("theft", "fraud")
@@ -58,19 +56,6 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return folder / "m.csv"
-
-
-def invoke(*arguments: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(commands.app, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
-
-
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands.console, "width", 400)
 
 
 def test_what_is_printed_and_written_is_what_the_library_finds(

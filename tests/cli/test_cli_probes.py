@@ -13,28 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedloop.cli import run as fed_commands
 from loraprobe import evaluate, fit_probe
 from loraprobe.adapters.load import load_adapter
-from loraprobe.cli import commands
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.manifest import read_labelled, read_manifest
 from loraprobe.probe import Probe
 from loraprobe.study.embed import load_coordinates
 from tests.helpers import probes
-from tests.helpers.boxed import filled_box, invoke, scores
-
-
-@pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return filled_box(tmp_path_factory.mktemp("box"))
-
-
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    for console in (commands.console, fed_commands.console):
-        monkeypatch.setattr(console, "width", 1000)
-
+from tests.helpers.boxed import invoke, scores
 
 MEASURED = re.compile(r"[01]\.\d{3} \[[01]\.\d{3}, [01]\.\d{3}\]")
 

@@ -5,57 +5,20 @@ What they print and write, and that what is wrong is one message and exit code 2
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from fedloop.cli import run as commands
 from fedloop.example import example_config
 from fedloop.run.folder import read_run
 from fedloop.run.simulate import simulate
 from loraprobe.adapters.layout import pack
 from loraprobe.adapters.load import load_adapter
-from tests.helpers.federated import Files, defended, settings
-
-
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-def invoke(*arguments: object, code: int = 0) -> Any:
-    """Run a command in this process."""
-    commands.console.width = 200
-    result = CliRunner().invoke(commands.app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
-    return result
-
-
-def toml(path: Path, values: dict[str, Any]) -> Path:
-    """Write an experiment."""
-    lines = [
-        f"{key} = {json.dumps(value)}"
-        for key, value in values.items()
-        if not isinstance(value, dict)
-    ]
-    for name, table in values.items():
-        if isinstance(table, dict):
-            lines += [
-                f"[{name}]",
-                *(
-                    f"{key} = {json.dumps(value)}"
-                    for key, value in table.items()
-                    if not isinstance(value, dict)
-                ),
-            ]
-    path.write_text("\n".join(lines) + "\n")
-    return path
+from tests.helpers.boxed import fed as invoke
+from tests.helpers.federated import Files, defended, experiment, settings
 
 
 def test_run_writes_the_run_that_simulate_computes(tiny_files: Files, tmp_path: Path) -> None:
@@ -65,7 +28,7 @@ def test_run_writes_the_run_that_simulate_computes(tiny_files: Files, tmp_path: 
         defense=defended(tiny_files),
         evaluation={"utility": "builtin:heldout_benign", "limit": 2},
     )
-    config, out = toml(tmp_path / "one.toml", values), tmp_path / "[red]out[/red]"
+    config, out = experiment(tmp_path / "one.toml", values), tmp_path / "[red]out[/red]"
     shown = invoke("run", config, "--out", out).stdout
     expected = simulate(values)
     assert torch.equal(pack(load_adapter(out / "adapter"))[0], pack(expected.adapter)[0])
@@ -87,9 +50,9 @@ def test_a_run_need_not_be_written_and_may_name_its_folder_itself(
     tiny_files: Files, tmp_path: Path
 ) -> None:
     values = settings(tiny_files, rounds=1)
-    assert "written to" not in invoke("run", toml(tmp_path / "one.toml", values)).stdout
+    assert "written to" not in invoke("run", experiment(tmp_path / "one.toml", values)).stdout
     assert [path.name for path in tmp_path.iterdir()] == ["one.toml"]
-    toml(tmp_path / "one.toml", {**values, "output": {"folder": "beside"}})
+    experiment(tmp_path / "one.toml", {**values, "output": {"folder": "beside"}})
     invoke("run", tmp_path / "one.toml")
     assert len(read_run(tmp_path / "beside")[2]) == 1
     invoke("run", tmp_path / "one.toml", "-o", tmp_path / "elsewhere")
@@ -98,7 +61,7 @@ def test_a_run_need_not_be_written_and_may_name_its_folder_itself(
 
 def test_report_writes_a_page(tiny_files: Files, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    config = toml(tmp_path / "one.toml", settings(tiny_files, rounds=1))
+    config = experiment(tmp_path / "one.toml", settings(tiny_files, rounds=1))
     invoke("run", config, "--out", tmp_path / "run")
     assert f"wrote {tmp_path / 'run' / 'report.html'}" in invoke("report", tmp_path / "run").stdout
     assert "client-00" in (tmp_path / "run" / "report.html").read_text()
@@ -119,7 +82,9 @@ def test_a_wrong_configuration_is_told_in_full_and_exits_with_2(
 ) -> None:
     values = settings(tiny_files, rounds=0)
     values["training"] |= {"lr": -1.0, "speed": 3}
-    result = invoke("run", toml(tmp_path / "bad.toml", values), "--out", tmp_path / "out", code=2)
+    result = invoke(
+        "run", experiment(tmp_path / "bad.toml", values), "--out", tmp_path / "out", code=2
+    )
     assert result.stderr.splitlines()[0] == "ConfigError: the configuration is not valid:"
     assert [line.split(":")[0].strip() for line in result.stderr.splitlines()[1:]] == [
         "rounds",
@@ -139,14 +104,16 @@ def test_what_is_not_there_exits_with_2(tiny_files: Files, tmp_path: Path) -> No
         (
             (
                 "run",
-                toml(tmp_path / "a.toml", {**good, "model": {"base": str(tmp_path / "empty")}}),
+                experiment(
+                    tmp_path / "a.toml", {**good, "model": {"base": str(tmp_path / "empty")}}
+                ),
             ),
             "DataError: cannot load the base model",
         ),
         (
             (
                 "run",
-                toml(
+                experiment(
                     tmp_path / "b.toml",
                     {**good, "defense": {"level": "step", "probe": str(tmp_path / "empty")}},
                 ),
@@ -154,7 +121,7 @@ def test_what_is_not_there_exits_with_2(tiny_files: Files, tmp_path: Path) -> No
             "no config.json in",
         ),
         (
-            ("run", toml(tmp_path / "c.toml", good), "--out", tmp_path / "file"),
+            ("run", experiment(tmp_path / "c.toml", good), "--out", tmp_path / "file"),
             "StateError: cannot make the folder",
         ),
         (

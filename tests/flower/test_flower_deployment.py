@@ -31,11 +31,10 @@ from loraprobe.adapters.layout import pack
 from loraprobe.adapters.load import load_adapter
 from tests.flower.test_flower_replies import changed, spoiled, update
 from tests.helpers.deployed import FEDLOOP, Deployment, Started, finished, wait
-from tests.helpers.federated import Files, defended, settings
+from tests.helpers.federated import Files, defended, settings, toml
 from tests.helpers.flowered import Deployment as FakeDeployment
 from tests.helpers.flowered import Sent, honest, records, telling_probe
 from tests.helpers.hostile_nodes import Hostile, HostileNodes
-from tests.unit.fedloop.test_resume import toml
 
 pytestmark = [pytest.mark.slow, pytest.mark.enable_socket]
 

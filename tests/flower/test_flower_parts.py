@@ -35,8 +35,8 @@ from fedloop.flower.deploy.processes import Processes, child_environment, flower
 from fedloop.flower.deploy.superlink import LocalCommand, run_superlink
 from fedloop.flower.nodes import Node, read_nodes, write_nodes
 from fedloop.flower.settings import EngineSettings
-from tests.cli.test_fedloop_cli import invoke, toml
-from tests.helpers.federated import Files, settings
+from tests.helpers.boxed import fed as invoke
+from tests.helpers.federated import Files, experiment, settings
 from tests.helpers.flowered import handshake
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -337,7 +337,7 @@ def test_without_flower_the_pip_line_is_told(
     monkeypatch: pytest.MonkeyPatch, tiny_files: Files, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "flwr", None)
-    config = toml(tmp_path / "one.toml", settings(tiny_files, rounds=1))
+    config = experiment(tmp_path / "one.toml", settings(tiny_files, rounds=1))
     result = invoke("run", config, "--out", tmp_path / "out", "--engine", "flower", code=2)
     assert (
         "the Flower engine needs flwr, which is not installed: pip install 'loraprobe[flower]'"
@@ -350,7 +350,7 @@ def test_without_flower_the_pip_line_is_told(
 
 
 def test_what_is_wrong_on_the_command_line_exits_with_2(tiny_files: Files, tmp_path: Path) -> None:
-    config = toml(tmp_path / "one.toml", settings(tiny_files, rounds=1))
+    config = experiment(tmp_path / "one.toml", settings(tiny_files, rounds=1))
     make_node_key(tmp_path / "key")
     make_certificates(tmp_path / "certificates")
     (tmp_path / "ca.crt").write_bytes((tmp_path / "certificates" / "ca.crt").read_bytes())

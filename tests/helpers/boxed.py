@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from typer.testing import CliRunner
 
+from fedloop.cli import run as fed_commands
 from loraprobe import fit_probe
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import factor_delta
@@ -111,6 +112,12 @@ def invoke(*arguments: object, code: int = 0, app: Any = commands.app) -> Any:
         raise result.exception
     assert result.exit_code == code, result.output
     return result
+
+
+def fed(*arguments: object, code: int = 0) -> Any:
+    """Run a command of `fedloop` in this process."""
+    fed_commands.console.width = 200
+    return invoke(*arguments, code=code, app=fed_commands.app)
 
 
 def scores(

@@ -21,8 +21,8 @@ from fedloop.flower.deploy.keys import make_certificates, make_node_key
 from fedloop.flower.deploy.launch import wait_for_port
 from fedloop.flower.deploy.processes import Processes, free_port
 from fedloop.run.build import build_clients
+from tests.helpers.federated import toml
 from tests.helpers.flowered import records
-from tests.unit.fedloop.test_resume import toml
 
 PATIENCE = 150.0
 FEDLOOP = [sys.executable, "-m", "fedloop.cli.main"]

@@ -5,6 +5,7 @@ Clients' updates as the probes of `probes` read them, and a federation on the ti
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -200,6 +201,30 @@ def settings(files: Files, **changes: Any) -> dict[str, Any]:
 def defended(files: Files, level: str = "cumulative", **options: Any) -> dict[str, Any]:
     """The table `defense` with this level."""
     return {"level": level, "probe": str(files.probe), "options": options}
+
+
+def toml(values: dict[str, Any], table: str = "") -> str:
+    """A nested dict as TOML: JSON's scalars and lists are TOML's too."""
+    lines = [
+        f"{key} = {json.dumps(value)}"
+        for key, value in values.items()
+        if not isinstance(value, dict)
+    ]
+    tables = {
+        f"{table}.{key}" if table else key: value
+        for key, value in values.items()
+        if isinstance(value, dict)
+    }
+    return (
+        "\n".join([*lines, *(f"[{name}]\n{toml(value, name)}" for name, value in tables.items())])
+        + "\n"
+    )
+
+
+def experiment(path: Path, values: dict[str, Any]) -> Path:
+    """The experiment in a file."""
+    path.write_text(toml(values))
+    return path
 
 
 def unpacked(vector: torch.Tensor, like: Adapter) -> Adapter:

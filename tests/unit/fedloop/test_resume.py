@@ -26,7 +26,7 @@ from fedloop.run.folder import read_run
 from fedloop.run.simulate import RunResult, resume, simulate
 from loraprobe.adapters.layout import pack
 from loraprobe.adapters.load import load_adapter
-from tests.helpers.federated import Files, defended, settings, untimed
+from tests.helpers.federated import Files, defended, settings, toml, untimed
 
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {
@@ -80,24 +80,6 @@ def folded(files: Files) -> dict[str, Any]:
         clients=clients,
         defense=defended(files, "step"),
         aggregation={"lora": "exact"},
-    )
-
-
-def toml(values: dict[str, Any], table: str = "") -> str:
-    """A nested dict as TOML: JSON's scalars and lists are TOML's too."""
-    lines = [
-        f"{key} = {json.dumps(value)}"
-        for key, value in values.items()
-        if not isinstance(value, dict)
-    ]
-    tables = {
-        f"{table}.{key}" if table else key: value
-        for key, value in values.items()
-        if isinstance(value, dict)
-    }
-    return (
-        "\n".join([*lines, *(f"[{name}]\n{toml(value, name)}" for name, value in tables.items())])
-        + "\n"
     )
 
 
