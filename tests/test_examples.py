@@ -26,10 +26,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SLOW = {"nvflare_simulator.py"}
 # Differences from the honest average: rounding, and what one malicious client of three to five
 # moves.
-SMALL, LARGE = (
-    1e-6,
-    1e-3,
-)
+SMALL, LARGE = (1e-6, 1e-3)
 
 
 def run(path: Path, tmp_path: Path) -> str:
@@ -89,10 +86,7 @@ def test_an_example_is_short_and_says_how_it_is_run(path: Path) -> None:
 
 def test_there_is_an_example_for_every_engine() -> None:
     assert {path.name for path in EXAMPLES} >= {
-        "own_loop.py",
-        "nvflare_simulator.py",
-        "openfedllm_hook.py",
-        "flower_strategy.py",
+        *"own_loop.py nvflare_simulator.py openfedllm_hook.py flower_strategy.py".split()
     }
 
 
@@ -119,8 +113,8 @@ def test_the_code_on_the_page_names_what_is_there(block: str) -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     ):
-        if call.func.id in ours:  # type: ignore[union-attr]
-            names = set(inspect.signature(ours[call.func.id]).parameters)  # type: ignore[union-attr]
+        if call.func.id in ours:
+            names = set(inspect.signature(ours[call.func.id]).parameters)
             assert {keyword.arg for keyword in call.keywords} <= names
 
 

@@ -96,7 +96,7 @@ def test_damage_changes_nearly_every_file(damage: object) -> None:
     same = []
 
     @settings(max_examples=100, database=None, derandomize=True, deadline=None)
-    @given(damage(data))  # type: ignore[operator]
+    @given(damage(data))
     def case(found: bytes) -> None:
         same.append(found == data)
 

@@ -39,14 +39,7 @@ EXTRAS = {
     "flower-deploy": {"flwr", "cryptography"},
     "nvflare": {"nvflare"},
     "serve": {
-        "fastapi",
-        "starlette",
-        "pydantic",
-        "uvicorn",
-        "httptools",
-        "uvloop",
-        "limits",
-        "prometheus-client",
+        *"fastapi starlette pydantic uvicorn httptools uvloop limits prometheus-client".split()
     },
 }
 COLLECTIONS = {"all", "dev", "docs"}  # made of others
@@ -130,18 +123,10 @@ def test_the_extras_are_the_documented_ones(metadata: Message) -> None:
         assert requirements(metadata, extra) == packages
     [everything] = requirements(metadata, "all")
     assert set(everything.removeprefix("loraprobe[").removesuffix("]").split(",")) == {
-        "cli",
-        "xgboost",
-        "figures",
-        "fed",
-        "tensorboard",
-        "serve",
+        *"cli xgboost figures fed tensorboard serve".split()
     }
     assert {
-        "loraprobe[all,flower,flower-deploy,nvflare]",
-        "pytest",
-        "ruff",
-        "mypy",
+        *"loraprobe[all,flower,flower-deploy,nvflare] pytest ruff mypy".split()
     } <= requirements(metadata, "dev")
 
 

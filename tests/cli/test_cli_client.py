@@ -61,11 +61,7 @@ def test_client_trains_and_its_two_folders_make_a_delta(base: Path, tmp_path: Pa
         4,
         "--lr",
         0.01,
-        "--module",
-        "q_proj",
-        "--module",
-        "v_proj",
-        "--seed",
+        *"--module q_proj --module v_proj --seed".split(),
         7,
     ]
     shown = invoke("client", base, data, *options, "--out", out, app=fed_commands.app).stdout
@@ -132,7 +128,6 @@ def test_client_says_what_is_wrong(
         code=2,
         app=fed_commands.app,
     )
-    assert re.match(message, result.stderr.splitlines()[-1]), (
-        result.stderr
-    )  # behind transformers' progress bar
+    # behind transformers' progress bar
+    assert re.match(message, result.stderr.splitlines()[-1]), result.stderr
     assert not (tmp_path / "out" / "adapter").exists()

@@ -137,9 +137,8 @@ def test_pull_writes_a_copy_and_prints_its_commit(
 
 def test_the_zoo_is_a_repository_of_its_own(hub: FakeHub, tmp_path: Path) -> None:
     for command in (("zoo", "pull", "one", "--out", tmp_path / "out"), ("zoo", "list")):
-        assert invoke(*command, code=2).stderr.startswith(
-            "HubError: loraprobe/zoo@main: "
-        )  # the fake knows no such repository
+        # the fake knows no such repository
+        assert invoke(*command, code=2).stderr.startswith("HubError: loraprobe/zoo@main: ")
 
 
 @pytest.mark.parametrize(
@@ -272,10 +271,7 @@ def test_score_takes_adapters_base_and_probe_from_the_hub_and_says_the_commits(
         f"{REPO}@v1",
         "--probe",
         REPO,
-        "--revision",
-        "v1",
-        "--subfolder",
-        "one",
+        *"--revision v1 --subfolder one".split(),
     )
     assert (printed["probe"], printed["commit"], printed["base"], printed["base_commit"]) == (
         REPO,

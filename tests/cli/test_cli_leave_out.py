@@ -63,15 +63,7 @@ def test_what_is_printed_and_written_is_what_the_library_finds(
 ) -> None:
     out = tmp_path / "new" / "results.json"
     options = [
-        "--head",
-        "linear",
-        "--recipe",
-        "all_b",
-        "--cut",
-        "fpr:0.2",
-        "--cut",
-        "0.6",
-        "--folds",
+        *"--head linear --recipe all_b --cut fpr:0.2 --cut 0.6 --folds".split(),
         3,
         "--seed",
         2,
@@ -104,14 +96,7 @@ def test_the_table_names_detectors_sources_and_what_could_not_be_measured(manife
     shown = invoke(
         "leave-out",
         manifest,
-        "source",
-        "--head",
-        "linear",
-        "--recipe",
-        "all_b",
-        "--cut",
-        "fpr:0.01",
-        "--folds",
+        *"source --head linear --recipe all_b --cut fpr:0.01 --folds".split(),
         2,
     ).stdout
     assert (
@@ -144,17 +129,7 @@ def test_pairs_recipes_in_json_and_a_start_for_rows_without_one(
     lines = [line.rpartition(",")[0] for line in manifest.read_text().splitlines()]
     without.write_text("\n".join(lines) + "\n")
     recipe = '{"layers": [0], "factors": ["B"], "modules": ["q_proj"]}'
-    options = [
-        "source",
-        "--pairs",
-        "--head",
-        "linear",
-        "--recipe",
-        recipe,
-        "--cut",
-        "0.5",
-        "--json",
-    ]
+    options = [*"source --pairs --head linear --recipe".split(), recipe, "--cut", "0.5", "--json"]
     found = json.loads(
         invoke("leave-out", without, *options, "--base", manifest.parent / "initial").stdout
     )

@@ -54,13 +54,7 @@ def test_a_trained_probe_is_saved_and_scores(box: Path, tmp_path: Path) -> None:
     )
     assert (
         probe.facts["training"]
-        | {
-            "n": 20,
-            "n_malicious": 10,
-            "n_groups": 20,
-            "seed": 3,
-            "head": "linear",
-        }
+        | {"n": 20, "n_malicious": 10, "n_groups": 20, "seed": 3, "head": "linear"}
         == probe.facts["training"]
     )
     deltas = read_labelled(own, "factor_delta", "fresh")
@@ -86,10 +80,7 @@ def test_train_takes_a_recipe_in_json_and_a_budget(box: Path, tmp_path: Path) ->
         "weights",
         "--recipe",
         recipe,
-        "--threshold",
-        "fpr:0.2",
-        "--calibration",
-        "platt",
+        *"--threshold fpr:0.2 --calibration platt".split(),
     )
     rows = compared(invoke("train", box / "m.csv", "-o", tmp_path, *options).stdout)
     assert list(rows) == ["this probe (linear)", "norm_only", "a_only", "cosine"]
@@ -182,11 +173,7 @@ def test_embed_writes_coordinates_and_a_figure(box: Path, tmp_path: Path) -> Non
         box / "m.csv",
         "-o",
         out,
-        "--base",
-        "fresh",
-        "--method",
-        "pca",
-        "--figure",
+        *"--base fresh --method pca --figure".split(),
         figure,
         "--seed",
         4,

@@ -105,9 +105,10 @@ def test_the_seed_decides_who_is_malicious_and_what_they_hold() -> None:
         for seed in range(20)
     }
     assert len(set(who.values())) > 10
+    # any client can be
     assert {name for names in who.values() for name in names} == {
         client.client_id for client in clients()
-    }  # any client can be
+    }
 
 
 def test_nothing_but_the_training_tells_a_role() -> None:

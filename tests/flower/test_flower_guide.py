@@ -62,9 +62,8 @@ def test_the_guides_certificates_and_keys_are_taken(tmp_path: Path) -> None:
     for secret in ("certificates/ca.key", "certificates/server.key", "site-a"):
         assert (tmp_path / secret).stat().st_mode & 0o077 == 0, secret
     load_ssh_private_key((tmp_path / "site-a").read_bytes(), None)
-    assert uses_nist_ec_curve(
-        load_ssh_public_key((tmp_path / "site-a.pub").read_bytes())
-    )  # it is one of them
+    # it is one of them
+    assert uses_nist_ec_curve(load_ssh_public_key((tmp_path / "site-a.pub").read_bytes()))
 
 
 def test_every_command_of_the_guide_is_one() -> None:
@@ -88,10 +87,7 @@ def test_every_command_of_the_guide_is_one() -> None:
             command.make_context("guide", words)
         checked.add(" ".join(path))
     assert {
-        "run",
-        "resume",
-        "report",
-        "example",
+        *"run resume report example".split(),
         *(
             f"flower {name}"
             for name in ("init", "superlink", "register", "unregister", "node", "start")

@@ -176,7 +176,7 @@ def test_another_base_model_is_refused_before_it_trains(
         folder = tmp_path / f"{width}-{layers}"
         LlamaForCausalLM(
             LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2)
-        ).save_pretrained(folder)  # type: ignore[arg-type]
+        ).save_pretrained(folder)
         tiny.tokenizer().save_pretrained(folder)
         with pytest.raises(error):
             server.answer(NodeTrainer(), {"data": str(data), "base": str(folder)})
@@ -230,9 +230,8 @@ def test_what_the_server_optimiser_asks_reaches_the_gradients(
     task = server.task(change=change)
     one = server.answer(trainer, {"data": str(data)}, task)
     assert torch.equal(vector(one.delta), server.expected(read_file(data).examples, task))
-    assert not torch.equal(
-        vector(one.delta), server.expected(read_file(data).examples)
-    )  # negative control
+    # negative control
+    assert not torch.equal(vector(one.delta), server.expected(read_file(data).examples))
 
 
 def test_evidence_holds_what_the_probe_reads_and_nothing_else(

@@ -96,11 +96,7 @@ def filled_box(box: Path) -> Path:
             else [factor_delta(adapter, None) for adapter in weights().adapters]
         )
         fit_probe(
-            adapters,
-            weights().labels,
-            recipe="all_b",
-            groups=weights().groups,
-            threshold=0.5,
+            adapters, weights().labels, recipe="all_b", groups=weights().groups, threshold=0.5
         ).save_pretrained(box / f"of {kind}")
     return box
 

@@ -189,9 +189,8 @@ def browser(profile: Path) -> Iterator[Page]:
     path = executable()
     assert path is not None
     (read_commands, commands), (answers, write_answers) = os.pipe(), os.pipe()
-    theirs = [
-        fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (read_commands, write_answers)
-    ]  # clear of 3 and 4, which they become
+    # clear of 3 and 4, which they become
+    theirs = [fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (read_commands, write_answers)]
     options = (
         "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run"
         " --hide-scrollbars --remote-debugging-pipe"

@@ -131,11 +131,7 @@ class Deployment:
         self.server = Processes(self.place / "home", self.place / "logs")
         command = [
             *FEDLOOP,
-            "flower",
-            "superlink",
-            "--host",
-            "127.0.0.1",
-            "--port",
+            *"flower superlink --host 127.0.0.1 --port".split(),
             str(self.port),
             "--certificates",
             self.place / "certificates",

@@ -40,9 +40,8 @@ class Hostile:
     sent: Sent
     late: bool = False
     kept: list[Message] = field(default_factory=list)
-    turned_away: list[int] = field(
-        default_factory=list
-    )  # statuses with which the SuperLink refused what it pushed
+    # statuses with which the SuperLink refused what it pushed
+    turned_away: list[int] = field(default_factory=list)
 
 
 class HostileNodes(threading.Thread):

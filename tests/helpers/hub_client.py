@@ -210,9 +210,8 @@ def _plain(value: Any) -> Any:
 def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing that is printed gets between the answers
     sleep = time.sleep
-    time.sleep = lambda seconds: sleep(
-        min(seconds, 0.02)
-    )  # what the library waits between its tries: 1 to 8 seconds
+    # what the library waits between its tries: 1 to 8 seconds
+    time.sleep = lambda seconds: sleep(min(seconds, 0.02))
     for line in sys.stdin:
         name, arguments, options = json.loads(line)
         try:

@@ -15,10 +15,8 @@ from torch import Tensor
 from loraprobe.adapters.adapter import Adapter, Kind
 from loraprobe.adapters.pair import LoRAPair
 
-DIMS: Mapping[str, tuple[int, int]] = {
-    "q_proj": (10, 12),
-    "v_proj": (6, 12),
-}  # name -> (d_out, d_in)
+# name -> (d_out, d_in)
+DIMS: Mapping[str, tuple[int, int]] = {"q_proj": (10, 12), "v_proj": (6, 12)}
 
 
 def module(name: str = "q_proj", layer: int = 0) -> str:

@@ -89,11 +89,12 @@ def global_aggregate(
             opt_proxy_dict[key] = SECOND_MOMENT[fed_args.fed_alg](
                 opt_proxy_dict[key], proxy_dict[key] ** 2, fed_args.fedopt_beta2
             )
+            # in place
             old += (
                 fed_args.fedopt_eta
                 * proxy_dict[key]
                 / (opt_proxy_dict[key].sqrt() + fed_args.fedopt_tau)
-            )  # in place
+            )
         elif fed_args.fed_alg == "fedavgm":
             change = sum(
                 (local_dict_list[client][key] - old) * sample_num_list[client] / total

@@ -14,9 +14,8 @@ import threadpoolctl
 from loraprobe import Adapter, FeatureRecipe, LoRAPair, Probe, fit_probe
 from tests.helpers import make
 
-threadpoolctl.threadpool_limits(
-    1
-)  # on a busy machine two threads on a 32 x 32 problem wait for each other
+# on a busy machine two threads on a 32 x 32 problem wait for each other
+threadpoolctl.threadpool_limits(1)
 
 BASE = "org/base"
 RECIPES = {
@@ -55,10 +54,8 @@ def labelled_adapter(
         options: passed to `make.adapter`.
     """
     options = {"r": 2, "kind": "factor_delta", "base_model": BASE, **options}
-    noise, direction = (
-        make.adapter(seed=seed + 1, **options),
-        make.adapter(**options),
-    )  # seed 0 is the direction
+    # seed 0 is the direction
+    noise, direction = (make.adapter(seed=seed + 1, **options), make.adapter(**options))
     shift = signal * (2.0 if malicious else -1.0)
     pairs = {
         name: LoRAPair(

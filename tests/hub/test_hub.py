@@ -121,9 +121,7 @@ def test_of_an_adapter_the_safetensors_file_alone_is_fetched(adapters: FakeHub) 
     assert adapters.asked == adapters.fetched == []
 
 
-def test_a_pickle_in_a_repository_is_refused_before_anything_is_fetched(
-    adapters: FakeHub,
-) -> None:
+def test_a_pickle_in_a_repository_is_refused_before_anything_is_fetched(adapters: FakeHub) -> None:
     (adapters.root / SHA / "adapter_model.bin").write_bytes(b"a pickle")
     with pytest.raises(
         AdapterFormatError, match=r"adapter_model\.safetensors and adapter_model\.bin"
@@ -179,10 +177,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_downloaded(
         load(REPO, revision=SHA)
     assert name not in [fetched for _, fetched, _ in adapters.fetched]
     # one byte less is downloaded, and is then not what was listed
-    adapters.listed[name] = (
-        limit,
-        oid,
-    )
+    adapters.listed[name] = (limit, oid)
     with pytest.raises(HubError, match="not what the Hub lists"):
         load(REPO, revision=SHA)
 
@@ -208,11 +203,7 @@ def test_a_copy_is_the_files_of_the_commit_and_nothing_of_what_was_there(
     out = tmp_path / "out"
     assert pull_probe(REPO, out) == NEWER
     assert {path.name for path in out.iterdir()} == {
-        "config.json",
-        "head.safetensors",
-        "featurizer.safetensors",
-        "README.md",
-        "scores.png",
+        *"config.json head.safetensors featurizer.safetensors README.md scores.png".split()
     }
     assert pull_probe(REPO, out, subfolder="a/b", revision="v1") == SHA
     assert {path.name for path in out.iterdir()} == {"config.json", HEAD, LEARNT, "README.md"}

@@ -142,9 +142,8 @@ def test_content_that_another_commit_shares_is_checked_too(hub: FakeHub) -> None
     hub.clear()
     assert head_of(Probe.from_pretrained(REPO, revision=third)) == "linear"
     assert (third, HEAD, True) in hub.fetched
-    assert (
-        hub.pointer(SHA, HEAD).resolve() == hub.pointer(third, HEAD).resolve() == blob
-    )  # and the older commit has it back
+    # and the older commit has it back
+    assert hub.pointer(SHA, HEAD).resolve() == hub.pointer(third, HEAD).resolve() == blob
 
 
 def test_a_forced_download_replaces_a_link_that_leads_elsewhere(hub: FakeHub) -> None:

@@ -59,10 +59,7 @@ def test_a_pushed_probe_comes_back_bit_for_bit(
     loaded = client("load", repo, cache_dir=tmp_path / "cache")
     assert (loaded["commit"], loaded["scores"]) == (commit, scores(head))
     assert set(client("api", "list_repo_files", repo)) - {"scores.png"} == {
-        ".gitattributes",
-        "config.json",
-        "README.md",
-        "featurizer.safetensors",
+        *".gitattributes config.json README.md featurizer.safetensors".split(),
         file,
     }
     stored = {entry.method for entry in hub.log if entry.origin == "storage"}
@@ -328,11 +325,7 @@ def test_the_command_ends_with_2_where_it_is_refused(
         ), arguments
     command = [
         sys.executable,
-        "-m",
-        "loraprobe.cli.main",
-        "pull",
-        "org/not-there",
-        "--out",
+        *"-m loraprobe.cli.main pull org/not-there --out".split(),
         str(tmp_path / "out"),
     ]
     shell = subprocess.run(

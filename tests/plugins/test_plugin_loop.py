@@ -209,10 +209,7 @@ def test_no_reply_whatsoever_ends_the_round_or_gets_a_weight(
     assert all(torch.isfinite(value).all() for value in done.state.values())
 
 
-@pytest.mark.parametrize(
-    "count",
-    ids=str,
-)
+@pytest.mark.parametrize("count", ids=str)
 def test_a_count_that_is_no_whole_number_is_refused(count: Any) -> None:
     state = plugged.global_state()
     sent = replies(state)
@@ -390,10 +387,7 @@ def test_levels_that_read_evidence_get_it(level: Any) -> None:
         ([plugged.delta(3)], "the last step is not the submitted update"),
     ],
     ids=[
-        "number",
-        "none",
-        "nothing",
-        "text",
+        *"number none nothing text".split(),
         "other keys",
         "too many",
         "far too many",

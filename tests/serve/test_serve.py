@@ -49,10 +49,7 @@ def test_a_slice_gets_the_verdict_of_the_whole_delta(service: serving.Service, n
     assert service.score(body, f"probe={name}").error == "KindMismatch"
     assert service.score(body, "probe=spectral&kind=factor_delta").error == "RecipeError"
     # not the slice of all of them
-    assert service.score(body, "kind=factor_delta").error in (
-        "LayoutMismatch",
-        "RecipeError",
-    )
+    assert service.score(body, "kind=factor_delta").error in ("LayoutMismatch", "RecipeError")
 
 
 def test_one_probe_that_cannot_score_fails_the_request_and_is_named(

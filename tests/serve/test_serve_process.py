@@ -52,10 +52,7 @@ def test_metrics_count_requests_verdicts_bytes_and_errors(service: serving.Servi
     }
     assert {name: grown.get(name) for name in wanted} == wanted
     # this very request
-    assert (after["loraprobe_in_flight"], after["loraprobe_held_bytes"]) == (
-        1,
-        0,
-    )
+    assert (after["loraprobe_in_flight"], after["loraprobe_held_bytes"]) == (1, 0)
     assert after["process_resident_memory_bytes"] > 0
     assert "secret" not in str(after)
 
@@ -68,16 +65,7 @@ def test_every_request_is_one_line_of_json_that_tells_nothing_of_its_content(
     service.score(body, f"probe=paper&base_model={probes.BASE}")
     service.ask("GET", "/private-path?private=1", headers={"X-Private": "private"})
     [scored, missed] = service.answered()[count:]
-    assert set(scored) == {
-        "time",
-        "level",
-        "event",
-        "method",
-        "route",
-        "status",
-        "seconds",
-        "bytes",
-    }
+    assert set(scored) == {*"time level event method route status seconds bytes".split()}
     assert [scored[name] for name in ("event", "method", "route", "status", "bytes")] == [
         "request",
         "POST",

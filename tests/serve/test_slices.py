@@ -32,14 +32,7 @@ from loraprobe.errors import (
 )
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.probe import Probe
-from loraprobe.serve.slices import (
-    SLICE,
-    WHOLE,
-    read_slice,
-    read_whole,
-    save_slice,
-    save_whole,
-)
+from loraprobe.serve.slices import SLICE, WHOLE, read_slice, read_whole, save_slice, save_whole
 from tests.helpers import make, probes
 
 ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}

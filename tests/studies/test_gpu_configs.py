@@ -180,13 +180,7 @@ def test_a_cell_is_chosen_on_the_command_line(
     gpu.main(
         [
             *words,
-            "--malicious-clients",
-            "4",
-            "--share",
-            "0.25",
-            "--probe",
-            "linear",
-            "--out",
+            *"--malicious-clients 4 --share 0.25 --probe linear --out".split(),
             str(brought.out / "o"),
             "--show",
         ]
@@ -305,11 +299,7 @@ def test_the_command_runs_what_was_prepared_and_says_what_came_out(
     config, _ = dry_run.prepared(choice, folder)
     monkeypatch.setattr(gpu, "prepare", lambda *_: config)
     words = [
-        "fedllm-attack",
-        "Krum",
-        "--malicious-clients",
-        "2",
-        "--base",
+        *"fedllm-attack Krum --malicious-clients 2 --base".split(),
         str(folder / "Llama-2-7b-hf"),
         "--out",
         str(folder / "fedllm-attack"),

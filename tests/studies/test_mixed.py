@@ -118,10 +118,7 @@ def test_every_way_finds_most_of_a_quarter_of_poison_and_flags_few_others(name: 
 def test_a_conformal_cut_needs_as_many_honest_clients_as_its_budget_asks() -> None:
     rng = np.random.default_rng(0)
     # 48 and 50 honest clients; one in 51 is a budget of 0.02
-    few, enough = (
-        [scored(rng, each=24)],
-        [scored(rng, each=25)],
-    )
+    few, enough = ([scored(rng, each=24)], [scored(rng, each=25)])
     one = scored(rng, quarter=9.0)
     assert not cuts.conformal(one, few).any()
     assert cuts.conformal(one, enough)[:, one.role == "malicious"].all()

@@ -207,15 +207,7 @@ def test_every_auroc_of_the_results_is_inside_its_interval_with_its_sample_size(
     numbers: dict[str, Any],
 ) -> None:
     for section in (
-        "views",
-        "cross_source",
-        "by_malicious",
-        "twins",
-        "mended",
-        "sweeps",
-        "transfer",
-        "sampled",
-        "drift",
+        *"views cross_source by_malicious twins mended sweeps transfer sampled drift".split(),
     ):
         for row in numbers[section]:
             low, high = row["auroc_ci"]

@@ -76,12 +76,7 @@ def test_unseen_sources_are_in_no_training_set_and_are_what_is_tested(
         for row in rows:
             assert (
                 everything - seen
-                == {
-                    row["malicious"],
-                    row["benign"],
-                    f"{row['malicious']}_safe",
-                }
-                & everything
+                == {row["malicious"], row["benign"], f"{row['malicious']}_safe"} & everything
             )
 
 

@@ -66,12 +66,7 @@ def test_the_held_out_clients_of_a_record_are_all_of_them_in_every_table(
     assert (
         (section["n"], section["n_malicious"], section["tpr"]["n"], section["fpr"]["n"])
         == (212, 124, 124, 88)
-        == (
-            len(rows),
-            len(malicious),
-            len(malicious),
-            len(rows) - len(malicious),
-        )
+        == (len(rows), len(malicious), len(malicious), len(rows) - len(malicious))
     )
     for table, label, count in (
         ("by_role", 1, 124),

@@ -30,13 +30,10 @@ from zoo.records import facts_of, fitted_facts, read_record
 pytestmark = pytest.mark.enable_socket
 
 ALONE, BASE, ADAPTERS, ZOO = (
-    "org/loraprobe-llama-tiny-linear",
-    "org/llama",
-    "org/llama-adapters",
-    "org/zoo",
+    *"org/loraprobe-llama-tiny-linear org/llama org/llama-adapters org/zoo".split(),
 )
 PROBE_FILES = {
-    *("config.json", "featurizer.safetensors", "head.safetensors", "README.md", "scores.png"),
+    *("config.json", "featurizer.safetensors", "head.safetensors", "README.md", "scores.png")
 }
 # huggingface_hub reads its environment once, and importing everything takes longer than publishing:
 # one process runs several commands.

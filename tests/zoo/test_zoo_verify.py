@@ -238,11 +238,7 @@ def test_studies_come_out_again_and_leave_nothing_behind(
     assert studied_again(work) == []
     printed = capsys.readouterr().out
     # probe and three baselines, two replicates
-    assert [f"[{number} of 8]" in printed for number in (1, 8, 9)] == [
-        True,
-        True,
-        False,
-    ]
+    assert [f"[{number} of 8]" in printed for number in (1, 8, 9)] == [True, True, False]
     assert "about 0 s" in printed or "about 1 s" in printed
     assert "41 fits, 0 kept from before" in printed
     assert "the head is the published one bit for bit" in printed

@@ -15,13 +15,7 @@ from torch import Tensor
 
 from fedloop.errors import AggregationError
 from fedloop.rules.classic import OFFICIAL_OPTIONS, mixed_rows
-from fedloop.rules.rows import (
-    BLOCK,
-    StreamingMean,
-    inner_products,
-    squared_distances,
-    tolerable,
-)
+from fedloop.rules.rows import BLOCK, StreamingMean, inner_products, squared_distances, tolerable
 from fedloop.rules.rule import AGGREGATORS
 
 RULES = {

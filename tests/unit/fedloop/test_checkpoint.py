@@ -124,10 +124,7 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
             except StateError:
                 continue
             # JSON can be written in two ways: \u00FC for \u00fc
-            assert same_tree(found, whole), (
-                name,
-                position,
-            )
+            assert same_tree(found, whole), (name, position)
             assert name == "state.json"
         (folder / name).write_bytes(content)
     assert same_tree(load_checkpoint(tmp_path), whole)
@@ -190,12 +187,10 @@ def test_a_half_written_round_is_not_seen_and_an_old_one_neither(tmp_path: Path)
     assert load_checkpoint(tmp_path) == (3, {"n": 3})
     saved(tmp_path, {"n": 4}, 4)
     assert load_checkpoint(tmp_path) == (4, {"n": 4})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "kept",
-        "round-000004",
-        "round-mine",
-        "round-notes.txt",
-    ]
+    assert (
+        sorted(path.name for path in tmp_path.iterdir())
+        == "kept round-000004 round-mine round-notes.txt".split()
+    )
 
 
 def test_a_round_can_be_written_again(tmp_path: Path) -> None:

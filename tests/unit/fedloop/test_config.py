@@ -64,18 +64,10 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("model.template", ["llama", None], "'alpaca', 'chat' or 'auto'"),
     ("lora.r", [0, "8", True, 2.5], INTEGER),
     ("lora.alpha", [0, -1, INF, NAN, "16", True], NUMBER),
-    (
-        "lora.dropout",
-        [1, 1.5, -0.1, NAN, "0.1"],
-        NUMBER,
-    ),
+    ("lora.dropout", [1, 1.5, -0.1, NAN, "0.1"], NUMBER),
     ("lora.target_modules", [[], "q_proj", [3]], "at least 1|valid tuple|valid string"),
     ("lora.seed", [-1, True], INTEGER),
-    (
-        "training.lr",
-        [0, -1e-3, INF, NAN, "5e-5", True, None],
-        NUMBER,
-    ),
+    ("training.lr", [0, -1e-3, INF, NAN, "5e-5", True, None], NUMBER),
     ("training.min_lr", [-1e-9, INF], NUMBER),
     ("training.schedule", ["linear", None], "'cosine' or 'constant'"),
     ("training.steps", [0, True, 1.0], INTEGER),
@@ -103,11 +95,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("clients.alpha", [0, INF], NUMBER),
     ("clients.malicious", [-1, True], INTEGER),
     ("clients.malicious_source", ["builtin:unknown", "nowhere"], "expected one of builtin:"),
-    (
-        "clients.poison_share",
-        [0, 1.01, -1, NAN, True],
-        NUMBER,
-    ),
+    ("clients.poison_share", [0, 1.01, -1, NAN, True], NUMBER),
     ("clients.hard_negatives", [-1], NUMBER),
     ("clients.hard_negative_source", ["builtin:unknown"], "expected one of builtin:"),
     ("clients.update_attack", ["bend", 3], "sign_flip, scaling, gaussian|valid string"),
@@ -125,21 +113,9 @@ WRONG: list[tuple[str, list[Any], str]] = [
         r"a number in \(0, 1\), or 'probe'",
     ),
     ("defense.options", [None, "x"], "valid dictionary"),
-    (
-        "defense.min_mean_factor",
-        [-0.1, 1.1, NAN, "0.2"],
-        NUMBER,
-    ),
-    (
-        "defense.max_count_ratio",
-        [0.5, INF, True],
-        NUMBER,
-    ),
-    (
-        "defense.max_norm_ratio",
-        [0.5, INF, True],
-        NUMBER,
-    ),
+    ("defense.min_mean_factor", [-0.1, 1.1, NAN, "0.2"], NUMBER),
+    ("defense.max_count_ratio", [0.5, INF, True], NUMBER),
+    ("defense.max_norm_ratio", [0.5, INF, True], NUMBER),
     ("aggregation.rule", ["average", None], "mean, median, trimmed_mean|valid string"),
     ("aggregation.options", [None, 3], "valid dictionary"),
     (
@@ -196,12 +172,9 @@ def test_an_unknown_field_is_answered_with_the_valid_ones_of_its_table(table: st
 
 def test_all_wrong_fields_are_named_at_once() -> None:
     values = changed("rounds", 0) | {"training": {"lr": -1, "speed": 3}, "model": {}}
-    assert [line.split(":")[0].strip() for line in message(values).splitlines()[1:]] == [
-        "rounds",
-        "model.base",
-        "training.lr",
-        "training.speed",
-    ]
+    assert [
+        line.split(":")[0].strip() for line in message(values).splitlines()[1:]
+    ] == "rounds model.base training.lr training.speed".split()
     for got in ([], "x", None, 3):
         assert re.search("the file: .*valid dictionary", message(got))
 

@@ -135,12 +135,7 @@ def check_rejected(
 
 
 # Without a probe, nobody reads steps or knows which base model it should be.
-PROBED = (
-    "step nan",
-    "step misshaped",
-    "too many steps",
-    "base model",
-)
+PROBED = ("step nan", "step misshaped", "too many steps", "base model")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ SHAPES = {Q: (32, 32), V: (16, 32)}
 
 
 def weight(model: Any, module: str) -> torch.Tensor:
-    return model.get_submodule(f"base_model.model.{module}.base_layer").weight.data  # type: ignore[no-any-return]
+    return model.get_submodule(f"base_model.model.{module}.base_layer").weight.data
 
 
 def residual(seed: int, *modules: str) -> dict[str, torch.Tensor]:
@@ -102,9 +102,8 @@ def test_a_half_precision_base_keeps_the_sum_in_full(model: Any) -> None:
     base, small = FoldedBase(model), 1e-4 * torch.ones(SHAPES[Q])
     loaded = weight(model, Q).clone()
     for _ in range(300):
-        base.add(
-            {Q: small}
-        )  # each is lost in rounding where the weight is large; the sum of 0.03 is not
+        # each is lost in rounding where the weight is large; the sum of 0.03 is not
+        base.add({Q: small})
     assert weight(model, Q).dtype == torch.bfloat16
     assert torch.equal(weight(model, Q), (loaded.float() + base.residual[Q]).to(torch.bfloat16))
     one_by_one = loaded.clone()

@@ -296,7 +296,7 @@ def test_what_cannot_be_loaded_is_an_error(
 def test_a_reward_that_is_not_finite_is_an_error(reward_folder: Path) -> None:
     rewards = RewardModel.from_pretrained(reward_folder)
     with torch.no_grad():
-        rewards.model.classifier.bias.fill_(math.nan)  # type: ignore[union-attr, operator]
+        rewards.model.classifier.bias.fill_(math.nan)
     with pytest.raises(FedloopError, match="NaN or infinity"):
         rewards.score(["a"], ["b"])
 

@@ -123,12 +123,7 @@ def test_a_real_measurement_ends_in_the_record(run: Path) -> None:
     *_, last = (run / "records.jsonl").read_text().splitlines()
     metrics: dict[str, Any] = json.loads(last)["metrics"]
     assert {
-        "refusal_rule",
-        "refusal_strict",
-        "over_refusal_rule",
-        "over_refusal_strict",
-        "loss",
-        "rouge_l",
+        *"refusal_rule refusal_strict over_refusal_rule over_refusal_strict loss rouge_l".split()
     } <= metrics.keys()
     assert metrics["n_utility"] == 2
     assert metrics["loss"] > 0

@@ -101,11 +101,7 @@ def test_answers_are_written_as_fastchat_reads_them(tmp_path: Path) -> None:
     assert lines.pop() == ""
     rows = [json.loads(line) for line in lines]
     # sorted, as FastChat leaves its own files
-    assert [row["question_id"] for row in rows] == [
-        81,
-        82,
-        90,
-    ]
+    assert [row["question_id"] for row in rows] == [81, 82, 90]
     assert [row["choices"] for row in rows] == [
         [{"index": 0, "turns": ["2", "4"]}],
         [{"index": 0, "turns": ["dear all,\nhäagen\u2028"]}],

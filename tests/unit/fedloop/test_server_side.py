@@ -82,9 +82,8 @@ def test_fedprox_pulls_every_parameter_towards_the_rounds_start(model: Any) -> N
     adjust(parameters)
     moved = pack(read_adapter(model))[0] - pack(start)[0]
     assert torch.allclose(packed_gradients(model), 0.25 * moved, atol=1e-6)
-    assert len(set(moved.round(decimals=3).tolist())) == len(
-        parameters
-    )  # every parameter was pulled back to its own origin
+    # every parameter was pulled back to its own origin
+    assert len(set(moved.round(decimals=3).tolist())) == len(parameters)
 
 
 def test_gradients_are_added_to_and_a_parameter_without_one_is_left(model: Any) -> None:
@@ -207,10 +206,7 @@ def test_a_saved_state_goes_on_as_if_it_had_never_stopped(
     fresh = server(model, name)
     forgetful = play(fresh, range(3, 6))
     if name in (
-        "fedavgm",
-        "fedadagrad",
-        "fedyogi",
-        "fedadam",
+        *"fedavgm fedadagrad fedyogi fedadam".split(),
     ):  # negative control: the memory matters
         assert not torch.equal(forgetful[-1], expected[-1])
     assert not same_tree(fresh.state_dict(), whole.state_dict())

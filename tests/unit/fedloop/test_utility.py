@@ -174,4 +174,4 @@ def test_without_rouge_score_the_pip_line_is_named_before_anything_is_generated(
     ):
         rouge_l(["a"], ["a"])
     with pytest.raises(MissingExtra):
-        utility(None, None, EXAMPLES)  # type: ignore[arg-type]
+        utility(None, None, EXAMPLES)

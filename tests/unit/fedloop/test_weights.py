@@ -12,11 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloop.defense.weights import (
-    MAX_EXAMPLES,
-    aggregation_weights,
-    counted_examples,
-)
+from fedloop.defense.weights import MAX_EXAMPLES, aggregation_weights, counted_examples
 from fedloop.errors import ConfigError, EvidenceError
 
 CLIENTS = st.text("abcdefgh", min_size=1, max_size=3)

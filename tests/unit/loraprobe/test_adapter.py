@@ -54,10 +54,10 @@ def test_spectra_and_norms_are_those_of_the_dense_product(
     np.testing.assert_allclose(expected[len(values) :], 0, atol=1e-12 * expected[0])
     assert max(pair.core().shape) <= r
     for kind, order in (("frobenius", "fro"), ("spectral", 2), ("nuclear", "nuc")):
-        norm = np.linalg.norm(dense(pair), order)  # type: ignore[call-overload]
-        assert pair.norm(kind) == pytest.approx(norm, rel=1e-9)  # type: ignore[arg-type]
+        norm = np.linalg.norm(dense(pair), order)
+        assert pair.norm(kind) == pytest.approx(norm, rel=1e-9)
     with pytest.raises(ValueError, match="'max'; expected frobenius, spectral or nuclear"):
-        pair.norm("max")  # type: ignore[arg-type]
+        pair.norm("max")
     untrained = LoRAPair(pair.A, torch.zeros(d_out, r), 2.0)
     assert not untrained.svdvals().any()
     assert untrained.norm("frobenius") == 0.0
@@ -156,16 +156,16 @@ def test_an_adapter_is_sorted_immutable_and_equal_to_itself_only() -> None:
     pairs["d"] = make.pair()
     assert list(adapter) == ["a", "b", "c"]
     with pytest.raises(TypeError):
-        adapter["d"] = make.pair()  # type: ignore[index]
+        adapter["d"] = make.pair()
     with pytest.raises(AttributeError):
-        adapter["a"].A = torch.zeros(4, 12)  # type: ignore[misc]
+        adapter["a"].A = torch.zeros(4, 12)
     assert adapter == adapter
     assert adapter != Adapter(dict(adapter))
     with pytest.raises(AdapterFormatError, match="without a single LoRA module"):
         Adapter({})
     kinds = "kind 'delta'; expected one of weights, factor_delta, weight_delta"
     with pytest.raises(AdapterFormatError, match=kinds):
-        Adapter(pairs, kind="delta")  # type: ignore[arg-type]
+        Adapter(pairs, kind="delta")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def lazy(adapter: Adapter) -> tuple[Adapter, list[str]]:
     read: list[str] = []
 
     def tensor(name: str, factor: str, array: np.ndarray) -> LazyTensor:
-        return LazyTensor(array.shape, lambda: read.append(f"{name}.{factor}") or array)  # type: ignore[func-returns-value]
+        return LazyTensor(array.shape, lambda: read.append(f"{name}.{factor}") or array)
 
     def pair(name: str) -> LoRAPair:
         made = adapter[name]
@@ -257,16 +257,12 @@ def test_the_factor_delta_subtracts_by_factor_and_adding_it_gives_the_end_again(
     for name, pair in after.items():
         assert delta[name].scaling == pair.scaling
         for factor in ("A", "B"):
-            change = pair.factor(factor) - before[name].factor(factor)  # type: ignore[arg-type]
-            np.testing.assert_allclose(delta[name].factor(factor), change, rtol=0, atol=1e-7)  # type: ignore[arg-type]
-            end = pair.factor(factor)  # type: ignore[arg-type]
-            np.testing.assert_allclose(back[name].factor(factor), end, rtol=0, atol=1e-7)  # type: ignore[arg-type]
+            change = pair.factor(factor) - before[name].factor(factor)
+            np.testing.assert_allclose(delta[name].factor(factor), change, rtol=0, atol=1e-7)
+            end = pair.factor(factor)
+            np.testing.assert_allclose(back[name].factor(factor), end, rtol=0, atol=1e-7)
     assert difference(back[FIRST].A, before[FIRST].A) > 0.5  # the control
-    for start, wrong in (
-        (before, after),
-        (before, weight_delta(after, before)),
-        (delta, delta),
-    ):
+    for start, wrong in ((before, after), (before, weight_delta(after, before)), (delta, delta)):
         with pytest.raises(KindMismatch):
             add_delta(start, wrong)
 
@@ -286,7 +282,7 @@ def test_without_a_start_the_factor_delta_knows_b_and_refuses_a() -> None:
 def test_a_delta_is_taken_of_weights_only(
     take: Callable[[Adapter, Adapter], Adapter], kind: str
 ) -> None:
-    weights, delta = make.adapter(), make.adapter(kind=kind)  # type: ignore[arg-type]
+    weights, delta = make.adapter(), make.adapter(kind=kind)
     says = f"kind '{kind}'; a delta is taken of two adapters of kind 'weights'"
     for after, before in ((delta, weights), (weights, delta), (delta, delta)):
         with pytest.raises(KindMismatch, match=says):
@@ -387,7 +383,7 @@ def test_unpack_undoes_pack_and_pack_undoes_unpack(
         name: make.pair(*shape, seed=index, scaling=scaling)
         for index, (name, shape) in enumerate(shapes.items())
     }
-    adapter = Adapter(pairs, kind=kind)  # type: ignore[arg-type]
+    adapter = Adapter(pairs, kind=kind)
     vector, layout = pack(adapter)
     size = sum(r * (o + i) for o, i, r in shapes.values())
     assert (vector.dtype, vector.shape) == (torch.float32, (size,))

@@ -99,11 +99,7 @@ def test_saving_over_another_probe_leaves_nothing_of_it(
     (tmp_path / "head.json").write_text("of version 2")
     tiny_probe(second).save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "config.json",
-        "head.safetensors",
-        "featurizer.safetensors",
-        "README.md",
-        "notes.txt",
+        *"config.json head.safetensors featurizer.safetensors README.md notes.txt".split()
     }
     assert scores_of(tmp_path) == tiny_probe(second)(new_data().adapters).tobytes()
 
@@ -252,10 +248,7 @@ def test_a_folder_of_version_1_is_read_and_saved_again_as_version_3(tmp_path: Pa
     assert saved["format_version"] == FORMAT_VERSION == 3
     old = json.loads((tmp_path / "config.json").read_text())
     assert {name for name in saved if saved[name] != old.get(name)} <= {
-        "format_version",
-        "digest",
-        "library_version",
-        "head",
+        *"format_version digest library_version head".split()
     }
     again = Probe.from_pretrained(tmp_path / "again")
     assert isinstance(again.head, LinearHead)

@@ -146,7 +146,7 @@ def both(*damages: Damage) -> Damage:
 
 def other_head(name: str, recipe: str) -> Callable[[bytes], bytes]:
     """The head of another probe."""
-    return lambda _: safetensors.numpy.save(dict(tiny_probe(name, recipe).head.arrays()))  # type: ignore[union-attr]
+    return lambda _: safetensors.numpy.save(dict(tiny_probe(name, recipe).head.arrays()))
 
 
 def remove(name: str) -> Damage:
@@ -323,9 +323,8 @@ def test_damage_is_refused_before_a_head_is_built(
     scores_of(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     BEFORE[case](folder)
-    assert before != {
-        path.name: path.read_bytes() for path in folder.iterdir()
-    }  # something was damaged
+    # something was damaged
+    assert before != {path.name: path.read_bytes() for path in folder.iterdir()}
     forbid_heads(monkeypatch)
     with pytest.raises(ProbeFormatError) as caught:
         Probe.from_pretrained(folder)
@@ -450,7 +449,7 @@ def test_a_flipped_byte_of_a_signed_head_is_refused_or_gives_numbers(folder: Pat
     outcomes = set()
     for position in range(0, len(raw), 2):
         flipped = raw[:position] + bytes([raw[position] ^ 0x40]) + raw[position + 1 :]
-        head(lambda _, data=flipped: data, signed=True)(folder)  # type: ignore[misc]
+        head(lambda _, data=flipped: data, signed=True)(folder)
         try:
             probe = Probe.from_pretrained(folder)
         except ProbeFormatError:

@@ -156,11 +156,7 @@ def test_a_probe_with_kinds_takes_its_cut_from_kinds_that_were_left_out() -> Non
     kinds = [
         (f"{label}{group[-1]}",) for label, group in zip(made.labels, made.groups, strict=True)
     ]
-    options: dict[str, Any] = {
-        "threshold": "fpr:0.1",
-        "calibration": "platt",
-        "recipe": "all_b",
-    }
+    options: dict[str, Any] = {"threshold": "fpr:0.1", "calibration": "platt", "recipe": "all_b"}
     with_kinds = fit_probe(
         made.adapters, made.labels, head="mass_mean", groups=made.groups, kinds=kinds, **options
     )

@@ -158,10 +158,7 @@ def test_perfect_separation_still_leaves_room(n_groups: int) -> None:
 
 def test_pairs_of_mixed_groups_are_counted_once() -> None:
     # 6 groups, each with both labels: 3 disjoint pairs
-    y, groups = (
-        np.tile([0, 1], 6),
-        np.repeat(np.arange(6), 2),
-    )
+    y, groups = (np.tile([0, 1], 6), np.repeat(np.arange(6), 2))
     assert auroc_ci(y, y + 0.0, groups)[0] == pytest.approx(0.025 ** (1 / 3))
 
 

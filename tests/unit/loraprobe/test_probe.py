@@ -11,15 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loraprobe import (
-    Adapter,
-    FeatureRecipe,
-    LoRAPair,
-    errors,
-    evaluate,
-    fit_probe,
-    weight_delta,
-)
+from loraprobe import Adapter, FeatureRecipe, LoRAPair, errors, evaluate, fit_probe, weight_delta
 from loraprobe.adapters.load import save_adapter
 from loraprobe.errors import (
     AdapterFormatError,

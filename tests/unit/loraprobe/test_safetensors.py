@@ -66,9 +66,8 @@ def test_a_header_is_believed_if_and_only_if_nothing_occurs_twice(
     entries: Pairs, metadata: Pairs | None
 ) -> None:
     data = written(entries, metadata)
-    assert set(safetensors.torch.load(data)) == set(
-        dict(entries)
-    )  # the library takes it, twice too
+    # the library takes it, twice too
+    assert set(safetensors.torch.load(data)) == set(dict(entries))
     if repeats(entries) or repeats(metadata):
         with pytest.raises(AdapterFormatError, match="occurs twice"):
             header_of(data)

@@ -19,10 +19,7 @@ MODULES = [
         for name in ("q_proj", "v_proj")
     ),
     *(f"model.layers.{layer}.mlp.experts.{layer + 1}.up_proj" for layer in (0, 1)),
-    "transformer.h.3.attn.c_attn",
-    "layers.2.q_proj",
-    "q_proj",
-    "lm_head",
+    *"transformer.h.3.attn.c_attn layers.2.q_proj q_proj lm_head".split(),
 ]
 NAMES = st.sampled_from(
     ["q_proj", "v_proj", "proj", "self_attn.q_proj", "1.self_attn.v_proj", "c_attn", "lm_head"]
