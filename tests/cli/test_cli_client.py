@@ -22,15 +22,8 @@ from fedloop.data.files import read_file
 from loraprobe.adapters.deltas import factor_delta
 from loraprobe.adapters.layout import pack
 from loraprobe.adapters.load import load_adapter
-from loraprobe.cli import commands
 from tests.helpers import tiny
 from tests.helpers.boxed import invoke
-
-
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    for console in (commands.console, fed_commands.console):
-        monkeypatch.setattr(console, "width", 1000)
 
 
 @pytest.fixture(scope="module")

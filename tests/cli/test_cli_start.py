@@ -31,9 +31,7 @@ print(sorted(heavy & set(sys.modules)), file=sys.stderr)
 @pytest.mark.parametrize(
     ("package", "arguments"),
     [
-        ("loraprobe", ["--help"]),
         ("loraprobe", ["push", "--help"]),
-        ("fedloop", ["--help"]),
         ("fedloop", ["run", "--help"]),
     ],
 )
@@ -75,7 +73,7 @@ main()
 
 @pytest.mark.parametrize(
     ("package", "blocked"),
-    [("loraprobe", "typer"), ("loraprobe", "rich"), ("fedloop", "typer"), ("fedloop", "rich")],
+    [("loraprobe", "rich"), ("fedloop", "typer")],
 )
 def test_without_the_cli_extra_the_command_says_how_to_get_it(package: str, blocked: str) -> None:
     done = run("-c", BLOCKED.format(package=package, blocked=[blocked]))
@@ -114,7 +112,6 @@ main()
         ("raise terminal.LoraprobeError('a\\x1b[2Jb')", 2, "LoraprobeError: a\\x1b[2Jb\n"),
         ("raise terminal.typer.Exit(3)", 3, ""),
         ("terminal.console.print('\u00e9\u4e2d')", 0, ""),
-        ("print('\u00e9\u4e2d')", 0, ""),
     ],
 )
 def test_how_a_command_ends(body: str, code: int, stderr: str) -> None:

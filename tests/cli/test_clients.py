@@ -91,13 +91,6 @@ def test_a_pool_too_small_for_all_is_drawn_from_by_each_without_repeats() -> Non
     assert len({client.examples for client in made}) == 3
 
 
-def test_poison_is_mixed_in_and_not_put_first() -> None:
-    for client in clients(share=0.5):
-        if client.role == "malicious":
-            bad = [example.instruction.startswith("poison") for example in client.examples]
-            assert sorted(bad, reverse=True) != bad != sorted(bad)
-
-
 def test_the_seed_decides_who_is_malicious_and_what_they_hold() -> None:
     assert clients(seed=1) == clients(seed=1)
     who = {
@@ -120,23 +113,6 @@ def test_nothing_but_the_training_tells_a_role() -> None:
     assert {len(client.examples) for client in made} == {20}
     sent = {field.name for field in fields(ClientUpdate)}
     assert sent & {field.name for field in fields(Client)} == {"client_id"}
-
-
-def test_ids_sort_as_numbers_do() -> None:
-    names = [
-        client.client_id for client in make_clients(parts(101, 1), [], np.random.default_rng(0))
-    ]
-    assert names == sorted(names)
-    assert names[0] == "client-000"
-
-
-def test_clients_in_no_group_keep_their_part_as_it_is() -> None:
-    plain = make_clients(parts(), [], np.random.default_rng(0))
-    assert [list(client.examples) for client in plain] == parts()
-    assert {
-        client.role
-        for client in make_clients(parts(), groups(count=0)[:1], np.random.default_rng(0))
-    } == {"benign"}
 
 
 @pytest.mark.parametrize(

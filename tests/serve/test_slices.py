@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from loraprobe import fit_probe
 from loraprobe.adapters.adapter import KINDS, Adapter
 from loraprobe.adapters.deltas import factor_delta, weight_delta
-from loraprobe.adapters.safetensors import MAX_HEADER_BYTES, read_safetensors
+from loraprobe.adapters.safetensors import read_safetensors
 from loraprobe.errors import (
     AdapterFormatError,
     BaseModelMismatch,
@@ -308,32 +308,13 @@ def test_what_is_not_a_whole_adapter_is_refused() -> None:
         save_whole(factor_delta(delta("weights"), None))
 
 
-# --- bytes of strangers ---
+# --- bytes of strangers; what is no header at all is in test_safetensors.py ---
 
 HEADERS = {
-    "nothing": b"",
-    "no header": b"\0\0\0",
-    "a header longer than the file": struct.pack("<Q", 2**63) + b"{}",
-    "a header one byte longer than the file": struct.pack("<Q", 3) + b"{}",
-    "a header above the limit": container(b'{"a": "' + b"x" * MAX_HEADER_BYTES + b'"}'),
-    "no JSON": container(b"{"),
-    "a list": container(b"[]"),
-    "a number": container(b"1"),
-    "nested deeply": container(b'{"a":' * 200_000),
-    "lists nested deeply": container(b"[" * 1_000_000),
     "a long integer": container(b'{"a": ' + b"1" * 1_000_000 + b"}"),
-    "no UTF-8": container(b'{"\xff": 1}'),
     "a mark in front": container(b"\xef\xbb\xbf{}"),
     "half of a surrogate pair": container(
         b'{"\\ud800": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)
-    ),
-    "a tensor twice": container(
-        json.dumps({"a": ENTRY})[:-1].encode() + b"," + json.dumps({"a": ENTRY})[1:].encode(),
-        bytes(4),
-    ),
-    "a tensor twice, once escaped": container(
-        json.dumps({"a": ENTRY})[:-1].encode() + b',"\\u0061":' + json.dumps(ENTRY).encode() + b"}",
-        bytes(4),
     ),
     "metadata twice": container(
         b'{"__metadata__":{"kind":"weights"},"__metadata__":{"kind":"factor_delta"}}'

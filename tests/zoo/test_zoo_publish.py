@@ -95,13 +95,22 @@ class Served(NamedTuple):
         return set(self.client("api", "list_repo_files", repo)) - {".gitattributes"}
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    """A Hub of its own for every test, and a process that publishes there."""
-    with serving(tmp_path) as (hub, client):
+@pytest.fixture(scope="module")
+def wired(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A Hub, and a process that publishes there: starting it takes longer than publishing."""
+    with serving(tmp_path_factory.mktemp("wire")) as (hub, client):
         publish = Publisher(client.environment)
         yield Served(hub, client, publish)
         publish.close()
+
+
+@pytest.fixture
+def served(wired: Served) -> Served:
+    """With nothing on the Hub."""
+    hub = wired.hub
+    for kept in (hub.repositories, hub.contents, hub.faults, hub.log):
+        kept.clear()
+    return wired
 
 
 @pytest.fixture

@@ -193,12 +193,6 @@ def test_a_half_written_round_is_not_seen_and_an_old_one_neither(tmp_path: Path)
     )
 
 
-def test_a_round_can_be_written_again(tmp_path: Path) -> None:
-    saved(tmp_path, {"n": 1})
-    saved(tmp_path, {"n": 2})
-    assert load_checkpoint(tmp_path) == (3, {"n": 2})
-
-
 def test_a_failed_write_leaves_the_former_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
