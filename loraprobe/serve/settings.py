@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ..errors import ServiceError
@@ -104,6 +105,7 @@ class Settings:
                 )
 
 
+@lru_cache(64)
 def is_address(host: str) -> bool:
     """Whether this is an IP address and no name.
 
