@@ -89,6 +89,7 @@ def effective_base(files: Files, module: str) -> torch.Tensor:
     return weight
 
 
+@pytest.mark.slow
 def test_a_frozen_a_never_moves_even_if_somebody_sends_another(tiny_files: Files) -> None:
     changes: dict[str, Any] = {
         "clients": {"update_attack": "gaussian", "update_attack_options": {"std": 1.0}}

@@ -389,6 +389,7 @@ def json_type(value: Json) -> str:
     return "number" if type(value) in (int, float) else type(value).__name__
 
 
+@pytest.mark.slow
 def test_no_value_of_another_type_gets_through(folder: Path) -> None:
     """Every value of config.json is replaced by one of every JSON type.
 
@@ -423,6 +424,7 @@ def test_no_value_of_another_type_gets_through(folder: Path) -> None:
     assert loaded > 50
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_of_the_config_is_refused_or_harmless(folder: Path) -> None:
     """Harmless is a space that became another space, and nothing else."""
     raw, expected = (folder / "config.json").read_bytes(), read_config(folder)

@@ -51,6 +51,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.slow
 @given(configurations())
 @settings(max_examples=400, deadline=None)
 def test_the_selected_modules_are_those_that_peft_selects(config: dict[str, Any]) -> None:
@@ -77,6 +78,7 @@ KEYS = (
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(KEYS, st.integers(1, 64), max_size=4))
 @settings(max_examples=400, deadline=None)
 def test_the_value_of_a_pattern_is_that_which_peft_takes(values: dict[str, int]) -> None:
