@@ -21,7 +21,6 @@ from fedloop.client.training import LocalTraining
 from fedloop.config import Config
 from fedloop.data.files import read_file
 from fedloop.errors import ConfigError, EngineError, MessageError
-from fedloop.flower import client as module
 from fedloop.flower.agreement import Agreement
 from fedloop.flower.client import NodeTrainer, client_app
 from fedloop.flower.messages import Task, pack_task, unpack_reply, unpack_task
@@ -115,26 +114,6 @@ def test_in_a_rehearsal_it_plays_one_client_of_an_experiment(
     for index in (0, 3):
         one = server.answer(trainer, {"experiment": str(tmp_path / "run"), "partition-id": index})
         assert torch.equal(vector(one.delta), server.expected(clients[index].examples))
-
-
-def test_the_base_model_and_the_data_are_loaded_once(
-    server: Server, data: Path, monkeypatch: pytest.MonkeyPatch, tiny_files: Files
-) -> None:
-    loaded: list[str] = []
-    original, read = module.load_adapted, module.load_corpus
-    monkeypatch.setattr(
-        module,
-        "load_adapted",
-        lambda of, *rest, **more: loaded.append(of.base) or original(of, *rest, **more),
-    )
-    monkeypatch.setattr(module, "load_corpus", lambda path: loaded.append("data") or read(path))
-    one = NodeTrainer()
-    for _ in range(3):
-        server.answer(one, {"data": str(data)})
-    assert loaded == ["data", str(tiny_files.base)]
-    other = Server(settings(tiny_files, lora={"r": 2}))  # another federation: the former model goes
-    other.answer(one, {"data": str(data)})
-    assert loaded == ["data", str(tiny_files.base), str(tiny_files.base)]
 
 
 def test_a_node_may_have_the_base_model_elsewhere(

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import pytest
 
 from loraprobe.hub.format import PROBE_FILES
 from tests.helpers.hub import Hub
-from tests.helpers.hub_client import ROOT, Client
+from tests.helpers.hub_client import Client
 from tests.helpers.wire import norms, peft_folder, refused, repo_of, saved, scores
 
 pytestmark = pytest.mark.enable_socket  # the client knows no other endpoint than ours
@@ -251,29 +249,6 @@ def test_offline_everything_that_was_loaded_once_works_without_a_request(
 # --- adapters
 
 
-def test_of_an_adapter_only_what_is_needed_is_fetched(
-    hub: Hub, client: Client, repo: str, tmp_path: Path
-) -> None:
-    folder = peft_folder(tmp_path / "adapter")
-    (folder / "optimizer.pt").write_bytes(bytes(50 << 20))
-    (folder / "README.md").write_text("# An adapter\n")
-    client("api", "create_repo", repo)
-    commit = client("api", "upload_folder", repo_id=repo, folder_path=folder)["oid"]
-    hub.log.clear()
-    for revision in (None, commit, "main"):
-        assert client("adapter", repo, revision, cache_dir=tmp_path / "cache") == {
-            "commit": commit,
-            "norms": norms(),
-        }
-    named = {
-        Path(entry.path.partition("?")[0]).name
-        for entry in hub.log
-        if "/resolve/" in entry.path or entry.origin == "storage"
-    }
-    assert named == {"adapter_config.json", "adapter_model.safetensors"}
-    assert not any(entry.token for entry in hub.log if entry.origin == "storage")
-
-
 # --- the command
 
 
@@ -303,43 +278,3 @@ def test_the_command_pushes_pulls_and_scores(client: Client, repo: str, tmp_path
         assert result["code"] == scored[-1]["exit_code"] != 2
     assert scored[0]["results"][0]["score"] == scored[1]["results"][0]["score"]
     assert (scored[0]["commit"], scored[1]["commit"]) == (commit, None)
-
-
-def test_the_command_ends_with_2_where_it_is_refused(
-    wire: tuple[Hub, Client], tmp_path: Path
-) -> None:
-    client = wire[1]
-    probe = str(saved(tmp_path / "probe"))
-    for arguments in (
-        ("pull", "org/not-there", "--out", str(tmp_path / "out")),
-        ("push", probe, "somebody-else/name"),
-        ("push", probe, "no-namespace"),
-        ("zoo", "list", "org/not-there"),
-        ("score", probe, "--probe", "org/not-there"),
-    ):
-        result = client("cli", *arguments)
-        assert (result["code"], "Traceback" in result["err"], "HubError" in result["err"]) == (
-            2,
-            False,
-            True,
-        ), arguments
-    command = [
-        sys.executable,
-        *"-m loraprobe.cli.main pull org/not-there --out".split(),
-        str(tmp_path / "out"),
-    ]
-    shell = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=client.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert (shell.returncode, shell.stderr.startswith("HubError"), shell.stderr.count("\n")) == (
-        2,
-        True,
-        1,
-    )
-    assert not (tmp_path / "out").exists()

@@ -114,31 +114,6 @@ def test_every_step_yields_the_change_since_the_start(model: Any, tokenizer: Any
     assert all(moved[module].factor(factor).any() for module in moved for factor in ("A", "B"))
 
 
-def test_the_loss_of_one_repeated_example_falls(tokenizer: Any) -> None:
-    model = attach_lora(tiny.llama(std=0.2), STILL, seed=0)
-    training = LocalTraining(lr=3e-2, steps=30, batch_size=2, max_length=220)
-    losses = [
-        step.loss
-        for step in train(
-            model, tokenizer, read_adapter(model), training=training, examples=EXAMPLES[:1]
-        )
-    ]
-    assert losses[-1] < 0.3 * losses[0]
-    idle = LocalTraining(lr=0.0, steps=3, batch_size=2, max_length=220)
-    # control
-    assert (
-        len(
-            {
-                step.loss
-                for step in train(
-                    model, tokenizer, read_adapter(model), training=idle, examples=EXAMPLES[:1]
-                )
-            }
-        )
-        == 1
-    )
-
-
 def test_the_seed_decides_every_bit_whatever_happens_between_the_steps(
     model: Any, tokenizer: Any
 ) -> None:

@@ -12,18 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from fedloop.client import client as trainer_module
 from fedloop.config import Config
 from fedloop.errors import ConfigError, StateError
 from fedloop.rules.attacks import ATTACKS
-from fedloop.run.build import build_clients, build_federation
-from fedloop.run.federation import Federation
-from fedloop.run.plan import plan_round
+from fedloop.run.build import build_clients
 from fedloop.run.simulate import simulate
 from loraprobe.adapters.load import load_adapter
-from loraprobe.errors import DataError
 from tests.helpers import federated
-from tests.helpers.federated import Files, defended, run, same_tree, settings, untimed, vector
+from tests.helpers.federated import Files, defended, run, settings, untimed, vector
 
 # --- the seed decides everything
 
@@ -117,30 +113,6 @@ def test_a_run_leaves_records_adapters_and_roles(tiny_files: Files, tmp_path: Pa
         simulate({**config, "seed": 5})
 
 
-def test_what_cannot_be_loaded_is_said_and_can_be_corrected(
-    tiny_files: Files, tmp_path: Path
-) -> None:
-    (tmp_path / "empty").mkdir()
-    output = {"output": {"folder": str(tmp_path / "run")}}
-    with pytest.raises(DataError, match="cannot load the base model"):
-        simulate(settings(tiny_files, model={"base": str(tmp_path / "empty")}, **output))
-    with pytest.raises(ValueError, match=r"no config\.json in"):
-        simulate(
-            settings(
-                tiny_files, defense={"level": "step", "probe": str(tmp_path / "empty")}, **output
-            )
-        )
-    with pytest.raises(ConfigError, match=r"FedAdam\.lr: got -1\.0; expected a finite number"):
-        simulate(
-            settings(
-                tiny_files,
-                aggregation={"server": "fedadam", "server_options": {"lr": -1.0}},
-                **output,
-            )
-        )
-    assert simulate(settings(tiny_files, rounds=1, **output)).records
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -196,34 +168,6 @@ def test_a_round_without_honest_clients_has_no_update_attack_and_says_so(tiny_fi
         assert not record.skipped
 
 
-def test_probe_evasion_lowers_the_scores_of_the_malicious(tiny_files: Files) -> None:
-    scores = []
-    for attack in (None, "probe_evasion"):
-        result = run(
-            tiny_files,
-            rounds=1,
-            defense=defended(tiny_files, "step"),
-            clients={
-                "update_attack": attack,
-                "update_attack_options": {"target": -0.05} if attack else {},
-            },
-        )
-        [record] = result.records
-        assert not record.reasons
-        malicious = next(
-            client for client, role in result.roles.items() if role["role"] == "malicious"
-        )
-        scores.append(
-            (
-                record.scores[malicious],
-                {client: one for client, one in record.scores.items() if client != malicious},
-            )
-        )
-    assert scores[1][0][-1] < scores[0][0][-1] - 0.05
-    assert scores[1][0][:-1] == scores[0][0][:-1]  # the steps before are as they were
-    assert scores[1][1] == scores[0][1]
-
-
 # --- evidence
 
 
@@ -246,49 +190,6 @@ def test_every_level_runs_and_scores_what_it_reads(tiny_files: Files) -> None:
             assert not record.skipped
 
 
-def test_frozen_clients_train_no_shadow(tiny_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    branches = []
-    original = trainer_module.local_steps
-
-    def counting(
-        model: Any,
-        tokenizer: Any,
-        examples: Any,
-        start: Any,
-        training: Any,
-        seed: int,
-        adjust: Any = None,
-    ) -> Any:
-        branches.append(seed)
-        return original(model, tokenizer, examples, start, training, seed, adjust)
-
-    monkeypatch.setattr(trainer_module, "local_steps", counting)
-    options = {"min_evidence": 2, "audit_interval": 2}
-    result = run(
-        tiny_files,
-        rounds=5,
-        defense={**defended(tiny_files, "evidence", **options), "threshold": 0.999},
-    )
-    per_round = 4 * 4 * 2 * 384
-    assert [record.bytes["evidence"] for record in result.records] == [
-        per_round,
-        per_round,
-        0,
-        per_round,
-        0,
-    ]
-    assert [bool(record.scores) for record in result.records] == [True, True, False, True, False]
-    assert len(branches) == 5 * 4 + 3 * 4
-    for number in (2, 4):
-        assert (
-            result.records[number].seconds["evidence"]
-            < 1e-3
-            < result.records[0].seconds["evidence"]
-        )
-        assert set(result.records[number].status.values()) == {"benign"}
-        assert set(result.records[number].factors.values()) == {1.0}
-
-
 def test_shadow_scores_of_the_first_round_are_those_of_the_steps(tiny_files: Files) -> None:
     """The global LoRA still is the initial one.
 
@@ -302,37 +203,6 @@ def test_shadow_scores_of_the_first_round_are_those_of_the_steps(tiny_files: Fil
 
 
 # --- state
-
-
-def test_a_federations_state_is_a_snapshot_that_another_goes_on_from(tiny_files: Files) -> None:
-    changes: dict[str, Any] = {
-        "defense": defended(tiny_files, "cumulative", sketch=64),
-        "aggregation": {"rule": "foolsgold", "server": "fedadam"},
-        "clients": {"sampled": 2},
-    }
-    config = Config.of(settings(tiny_files, **changes))
-    clients, first, second = (
-        build_clients(config),
-        build_federation(config),
-        build_federation(config),
-    )
-
-    def play(federation: Federation, number: int) -> Any:
-        return untimed(federation.round(plan_round(config, number), clients).record())
-
-    for number in (1, 2):
-        play(first, number)
-    state = first.state_dict()
-    second.load_state_dict(state)
-    kept = {key: repr(value) for key, value in state.items()}
-    assert [play(first, number) for number in (3, 4)] == [play(second, number) for number in (3, 4)]
-    assert same_tree(first.state_dict(), second.state_dict())
-    # later rounds did not change it
-    assert {key: repr(value) for key, value in state.items()} == kept
-    with pytest.raises(StateError):
-        build_federation(
-            Config.of(settings(tiny_files, defense=defended(tiny_files, "step")))
-        ).load_state_dict(state)
 
 
 def test_clients_hold_what_the_configuration_says(tiny_files: Files, tmp_path: Path) -> None:

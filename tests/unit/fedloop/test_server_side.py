@@ -4,7 +4,6 @@ real PEFT model.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +13,8 @@ from torch import Tensor
 from fedloop.client.training import LocalTraining, read_adapter
 from fedloop.config import AggregationConfig
 from fedloop.rules.server_optimizers import SERVER_OPTIMIZERS
-from fedloop.run.checkpoint import load_checkpoint, save_checkpoint
 from fedloop.run.server_state import ServerSide
 from loraprobe.adapters.layout import Layout, pack
-from tests.helpers.federated import same_tree
 
 TRAINING = LocalTraining(lr=0.1, steps=4, batch_size=2)
 
@@ -135,38 +132,3 @@ def test_scaffold_corrects_a_client_by_the_difference_of_the_variates(model: Any
         own = state["client_variates"].get(client, torch.zeros_like(state["variate"]))
         assert torch.allclose(packed_gradients(model), state["variate"] - own, atol=1e-6)
         assert packed_gradients(model).any()
-
-
-@pytest.mark.parametrize("name", SERVER_OPTIMIZERS)
-def test_a_saved_state_goes_on_as_if_it_had_never_stopped(
-    model: Any, tmp_path: Path, name: str
-) -> None:
-    def play(side: ServerSide, rounds: range) -> list[Tensor]:
-        played = []
-        for number in rounds:
-            deltas = random(model, number, 2)
-            played.append(
-                side.step(deltas.mean(0), ["a", "b" if number % 2 else "c"], deltas, TRAINING)
-            )
-        return played
-
-    whole, stopped, resumed = (server(model, name) for _ in range(3))
-    play(whole, range(3))
-    play(stopped, range(3))
-    save_checkpoint(tmp_path, 3, stopped.state_dict())
-    found = load_checkpoint(tmp_path)
-    assert found is not None
-    resumed.load_state_dict(found[1])
-    expected = play(whole, range(3, 6))
-    assert all(
-        torch.equal(left, right)
-        for left, right in zip(play(resumed, range(3, 6)), expected, strict=True)
-    )
-    assert same_tree(resumed.state_dict(), whole.state_dict())
-    fresh = server(model, name)
-    forgetful = play(fresh, range(3, 6))
-    if name in (
-        *"fedavgm fedadagrad fedyogi fedadam".split(),
-    ):  # negative control: the memory matters
-        assert not torch.equal(forgetful[-1], expected[-1])
-    assert not same_tree(fresh.state_dict(), whole.state_dict())

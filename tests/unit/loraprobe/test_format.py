@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import struct
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +21,6 @@ from hypothesis import strategies as st
 
 from loraprobe import Adapter, LoRAPair, Probe
 from loraprobe.errors import HubError, ProbeFormatError
-from loraprobe.heads import LinearHead
-from loraprobe.hub.format import FORMAT_VERSION
 from tests.helpers.probes import BASE, HEAD_OPTIONS, RECIPES, labelled_adapter, new_data, tiny_probe
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -208,51 +205,6 @@ def test_trees_of_version_2_become_arrays_of_version_3(tmp_path: Path) -> None:
     assert not (tmp_path / "head.json").exists()
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["format_version"], config["head"]["file"]) == (3, "head.safetensors")
-
-
-V1_CONFIG = """{
-  "format_version": 1, "library": "loraprobe", "library_version": "0.1.0",
-  "classes": ["benign", "malicious"], "base_model": "org/base",
-  "head": {"kind": "linear", "num_features": 2, "file": "head.safetensors",
-           "bytes": %d, "sha256": "%s"},
-  "recipe": {"features": ["slices"], "layers": "all", "factors": ["B"], "modules": null,
-             "normalize": "none", "pool": false},
-  "layout": {"kind": "factor_delta", "slots": [["m", "B", [2, 1]]], "scalings": {"m": 2.0}},
-  "modules": ["m"], "threshold": 0.5, "benign_below": 0.25, "calibration": null,
-  "facts": {"note": "written by hand"}
-}"""
-V1_HEADER = (
-    b'{"coef":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
-    b'"intercept":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}'
-)
-V1_HEAD = struct.pack("<Q", len(V1_HEADER)) + V1_HEADER + struct.pack("<3f", 1.0, -2.0, 0.5)
-
-
-def test_a_folder_of_version_1_is_read_and_saved_again_as_version_3(tmp_path: Path) -> None:
-    (tmp_path / "head.safetensors").write_bytes(V1_HEAD)
-    (tmp_path / "config.json").write_text(
-        V1_CONFIG % (len(V1_HEAD), hashlib.sha256(V1_HEAD).hexdigest())
-    )
-    probe = Probe.from_pretrained(tmp_path)
-    assert (probe.threshold, probe.benign_below, probe.base_model, dict(probe.facts)) == (
-        0.5,
-        0.25,
-        "org/base",
-        {"note": "written by hand"},
-    )
-    pair = LoRAPair(torch.zeros(1, 3), torch.tensor([[1.0], [0.25]]), 2.0)
-    [score] = probe([Adapter({"m": pair}, kind="factor_delta", base_model="org/base")])
-    assert score == pytest.approx(1 / (1 + np.exp(-1.0)))  # 1 * 1 - 2 * 0.25 + 0.5 = 1
-    probe.save_pretrained(tmp_path / "again")
-    saved = json.loads((tmp_path / "again" / "config.json").read_text())
-    assert saved["format_version"] == FORMAT_VERSION == 3
-    old = json.loads((tmp_path / "config.json").read_text())
-    assert {name for name in saved if saved[name] != old.get(name)} <= {
-        *"format_version digest library_version head".split()
-    }
-    again = Probe.from_pretrained(tmp_path / "again")
-    assert isinstance(again.head, LinearHead)
-    assert (again.head.coef.tolist(), again.head.intercept) == ([1.0, -2.0], 0.5)
 
 
 # ---- the digest ----
