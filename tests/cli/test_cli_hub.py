@@ -297,3 +297,41 @@ def test_a_revision_of_a_local_probe_is_refused(adapters: FakeHub) -> None:
     result = invoke("score", REPO, "--base", "fresh", "--probe", probe, "--revision", "v1", code=2)
     assert "HubError: got revision 'v1' for the local path" in result.stderr
     assert adapters.asked == []
+
+
+@pytest.mark.parametrize(
+    ("options", "passed"),
+    [
+        ((), {}),
+        (("--private",), {"private": True}),
+        (("--public",), {"private": False}),
+        (("--branch", "dev", "-m", "why"), {"branch": "dev", "commit_message": "why"}),
+        (("--create-pr", "--subfolder", "a/b"), {"create_pr": True, "subfolder": "a/b"}),
+    ],
+)
+def test_push_passes_everything_on_and_prints_how_to_pin(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    passed: dict[str, Any],
+) -> None:
+    asked: list[Any] = []
+
+    def pushed(probe: Probe, repo: str, **options: Any) -> str:
+        asked.append((probe(new_data().adapters).tobytes(), repo, options))
+        return SHA
+
+    monkeypatch.setattr(Probe, "push_to_hub", pushed)
+    folder = tiny_probe().save_pretrained(tmp_path)
+    first, second = invoke("push", folder, REPO, *options).stdout.splitlines()
+    nothing = {
+        "subfolder": None,
+        "private": None,
+        "branch": None,
+        "create_pr": False,
+        "commit_message": None,
+    }
+    assert asked == [(scores(folder), REPO, {**nothing, **passed})]
+    assert first == SHA
+    subfolder = 'subfolder="a/b", ' if "subfolder" in passed else ""
+    assert second == f'Probe.from_pretrained("{REPO}", {subfolder}revision="{SHA}")'
