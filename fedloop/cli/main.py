@@ -15,7 +15,8 @@ def main() -> None:
     except ImportError as error:
         print(MissingExtra(str(error.name), "cli", "The fedloop command"), file=sys.stderr)
         raise SystemExit(2) from None
-    from . import flower as commands_flower  # noqa: F401  # it joins the app
+    from . import flower as commands_flower  # noqa: F401  # they join the app
+    from . import probe_kit as commands_probe_kit  # noqa: F401
     from .run import app
 
     app()

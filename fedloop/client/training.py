@@ -90,7 +90,7 @@ def load_base(
     quantization: str = "none",
     template: str = "alpaca",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, from a folder or the Hub.
+    """A causal language model and its tokenizer, from a folder, the Hub, or a GGUF file in either.
 
     A tokenizer without a padding token pads with its end of sequence.
 
@@ -110,7 +110,10 @@ def load_base(
         from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     except ImportError as error:
         raise MissingExtra("transformers", "fed", "training") from error
-    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
+    gguf: dict[str, Any] = {}
+    if name.endswith(".gguf"):
+        name, _, gguf["gguf_file"] = name.rpartition("/")
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision, **gguf}
     if quantization != "none":
         if not torch.cuda.is_available():
             raise DataError(
@@ -127,7 +130,7 @@ def load_base(
             model = model.to("cuda")  # type: ignore[arg-type]
         if quantization != "none":
             checkpoint_activations(model)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, **gguf)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = (
                 tokenizer.eos_token
@@ -135,7 +138,8 @@ def load_base(
         use_template(tokenizer, template)
         return model, tokenizer
     except ImportError as error:
-        raise MissingExtra("bitsandbytes", "gpu", f"quantization {quantization!r}") from error
+        missing = ("gguf", "fed") if gguf else ("bitsandbytes", "gpu")
+        raise MissingExtra(*missing, f"loading {name!r}") from error
     except (OSError, ValueError) as error:
         raise DataError(
             f"cannot load the base model {name!r}: {str(error).splitlines()[0]}"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedloop.kit.features import coordinates
 from loraprobe import Adapter
 
 _LEAVES = ("q_proj", "v_proj")  # what every adapter has
@@ -79,13 +80,6 @@ def factors(adapters: Sequence[Adapter], factor: str, first: bool = False) -> np
         total += flat.astype(np.float64) @ flat.T.astype(np.float64)
     sizes = np.sqrt(np.diag(total))
     return coordinates(total / np.outer(sizes, sizes))
-
-
-def coordinates(products: np.ndarray) -> np.ndarray:
-    """Rows with these inner products: (n, n) float32."""
-    values, vectors = np.linalg.eigh(products)
-    found: np.ndarray = (vectors * np.sqrt(np.maximum(values, 0))).astype(np.float32)
-    return found
 
 
 def standardised(features: np.ndarray, train: np.ndarray) -> np.ndarray:

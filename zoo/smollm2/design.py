@@ -1,152 +1,17 @@
-"""Which clients of SmolLM2 are trained: LoRA adapters as people make them, by a seeded design.
-
-Client i follows from i alone, and every stretch of clients has a bit of everything: roles and
-poison shares come in a fixed pattern, kinds and sources in turn, the rest by a seeded draw. Half of
-the clients are malicious. Most are cheap (q and v, 5 to 8 steps); one in fourteen trains for 30 to
-60 steps.
-"""
+"""Which clients of SmolLM2 are trained: `fedloop.kit.design` with its module names."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from fedloop.kit.design import BATCH, Client, plan
 
-BATCH = 8
+__all__ = ["BASES", "BATCH", "MODULES", "Client", "plan"]
+
 BASES = {  # what adapters and probes call the two base models
     "plain": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "safe": "loraprobe/smollm2-135m-safe",
 }
-INITIALS = 20  # initial adapters: seeds of A
 MODULES = {
     "qv": ("q_proj", "v_proj"),
     "qkvo": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "all": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 }
-_ROLES = ("malicious", "benign", "mixed", "benign", "malicious", "hard", "mixed", "benign")
-_SHARES = (0.25, 0.5, 0.25, 0.1)
-_HARD_SHARES = (1.0, 1.0, 0.5, 1.0, 0.25)
-_SMALL = {(1, "qv"): 3, (2, "qv"): 9, (1, "qkvo"): 3, (1, "all"): 1}  # rank, modules: how often
-LR = (5e-4, 5e-3)
-
-
-@dataclass(frozen=True)
-class Client:
-    """One adapter: its data and how it is trained.
-
-    Attributes:
-        role: "benign", "hard_negative" or "malicious".
-        source: what `share` of the examples come from; the rest are of `host`, which is benign.
-        initial: seed of the initial adapter; with rank and modules it decides A.
-        length: tokens an example is cut to.
-    """
-
-    name: str
-    role: str
-    source: str
-    host: str
-    share: float
-    initial: int
-    rank: int
-    alpha: int
-    modules: str
-    lr: float
-    steps: int
-    dropout: float
-    length: int
-    seed: int
-
-    @property
-    def label(self) -> int:
-        """0 = benign (hard negatives are), 1 = malicious."""
-        return int(self.role == "malicious")
-
-    def to_row(self) -> dict[str, Any]:
-        """A line of the manifest; see loraprobe.manifest: its seed is the initial adapter's."""
-        row = asdict(self)
-        name = row.pop("name")
-        started = {"initial": "fresh", "seed": self.initial, "data_seed": self.seed}
-        return {"path": name, "label": self.label, "group": name, **row, **started}
-
-
-def plan(
-    count: int,
-    benign: Sequence[str],
-    hard: Sequence[str],
-    malicious: Sequence[str],
-    *,
-    seed: int = 0,
-    small: bool = False,
-) -> list[Client]:
-    """The first `count` clients of a design.
-
-    Args:
-        benign, hard, malicious: names of the kinds of data.
-        small: ranks 1 and 2, few modules and 5 to 8 steps: adapters of 0.25 MB on average, to be
-            kept in a repository.
-    """
-    turns = {
-        name: _turns(kinds, seed + number)
-        for number, (name, kinds) in enumerate(
-            (
-                ("benign", benign),
-                ("host", benign),
-                ("hard", hard),
-                ("pure", malicious),
-                ("mixed", malicious),
-            )
-        )
-    }
-    shares = {"mixed": 0, "hard": 0}
-    clients = []
-    for index in range(count):
-        role = _ROLES[index % len(_ROLES)]
-        share = 1.0
-        if role in shares:
-            pattern = _SHARES if role == "mixed" else _HARD_SHARES
-            share = pattern[shares[role] % len(pattern)]
-            shares[role] += 1
-        kind = {"malicious": "pure"}.get(role, role)
-        source = next(turns[kind])
-        host = source if share == 1.0 else next(turns["host"])
-        clients.append(_client(index, role, source, host, share, seed, small))
-    return clients
-
-
-def _turns(kinds: Sequence[str], seed: int) -> Any:
-    """Every kind once in a seeded order, then again in another."""
-    rng = random.Random(seed)
-    while True:
-        yield from rng.sample(list(kinds), len(kinds))
-
-
-def _client(
-    index: int, role: str, source: str, host: str, share: float, seed: int, small: bool
-) -> Client:
-    rng = random.Random(f"{seed}-{index}")
-    rank = rng.choices((4, 8, 16, 32), (5, 7, 5, 3))[0]
-    modules = rng.choices(("qv", "qkvo", "all"), (12, 4, 4))[0]
-    steps = rng.choice((5, 5, 5, 5, 6, 6, 8))
-    if rng.random() < 1 / 14:
-        steps = rng.choice((30, 30, 40, 60))
-    if small:
-        rank, modules = rng.choices(tuple(_SMALL), tuple(_SMALL.values()))[0]
-        steps = min(steps, 8)
-    name = {"mixed": "malicious", "hard": "hard_negative"}.get(role, role)
-    return Client(
-        name=f"{index:04d}-{name}-{source}-{host}-{round(share * 100)}",
-        role=name,
-        source=source,
-        host=host,
-        share=share,
-        initial=1000 + rng.randrange(INITIALS),
-        rank=rank,
-        alpha=rank * rng.choice((1, 2)),
-        modules=modules,
-        lr=round(LR[0] * (LR[1] / LR[0]) ** rng.random(), 6),
-        steps=steps,
-        dropout=rng.choice((0.0, 0.05)),
-        length=rng.choice((64, 64, 80)),
-        seed=rng.randrange(2**31),
-    )

@@ -1,149 +1,20 @@
-"""What the studies of SmolLM2's adapters leave out: sources, kinds, initial adapters, settings."""
+"""What the studies of SmolLM2's adapters leave out; sources of the same questions go together."""
 
 from __future__ import annotations
 
-import csv
-import random
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 
-from loraprobe.errors import DataError
-from zoo.smollm2.design import MODULES
+from fedloop.kit import folds
+from fedloop.kit.folds import Fold, Mask, benign_groups, in_distribution, pairs, settings
 from zoo.smollm2.sources import FAMILIES
 
-GROUPS = 6  # of kinds of benign data that are left out together
-LONG = 30  # steps
-Mask = np.ndarray
+__all__ = ["Fold", "Mask", "Table", "benign_groups", "in_distribution", "pairs", "settings"]
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(folds.Table):
     """The manifest's columns, one entry an adapter."""
-
-    path: list[Path]
-    label: np.ndarray
-    role: np.ndarray
-    source: np.ndarray
-    host: np.ndarray
-    share: np.ndarray
-    initial: np.ndarray
-    rank: np.ndarray
-    modules: np.ndarray
-    steps: np.ndarray
-
-    @classmethod
-    def read(cls, manifest: Path) -> Table:
-        """Of a manifest that `zoo.smollm2.clients` wrote.
-
-        Raises:
-            DataError: there is none.
-        """
-        if not manifest.is_file():
-            raise DataError(f"no manifest at {manifest}; make it with zoo.smollm2.clients")
-        with manifest.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        column = {name: [row[name] for row in rows] for name in rows[0]}
-        numbers = {name: np.array(column[name], int) for name in ("label", "rank", "steps")}
-        numbers["initial"] = np.array(column["seed"], int)
-        names = {name: np.array(column[name]) for name in ("role", "source", "host", "modules")}
-        paths = [manifest.parent / path for path in column["path"]]
-        return cls(path=paths, share=np.array(column["share"], float), **numbers, **names)
-
-    def __len__(self) -> int:
-        return len(self.path)
 
     @property
     def family(self) -> np.ndarray:
         """Whose questions an adapter's own source asks."""
         return np.array([FAMILIES.get(name, name) for name in self.source])
-
-    @property
-    def kinds(self) -> list[tuple[str, ...]]:
-        """What loraprobe's heads call kinds: the source, then the host of a mixture."""
-        pairs = zip(self.source, self.host, strict=True)
-        return [(s, h) if s != h else (s,) for s, h in pairs]
-
-    def touches(self, kinds: Collection[str]) -> Mask:
-        """Whether an adapter saw data of one of these kinds, by itself or mixed in."""
-        names = list(kinds)
-        return np.isin(self.source, names) | np.isin(self.host, names)
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A split: what is trained on, what is tested on."""
-
-    name: str
-    train: Mask
-    test: Mask
-
-
-def benign_groups(table: Table, seed: int = 0) -> list[list[str]]:
-    """The benign kinds, hard negatives among them, in groups that are left out together."""
-    rng = random.Random(seed)
-    groups: list[list[str]] = [[] for _ in range(GROUPS)]
-    for role in ("benign", "hard_negative"):
-        names = sorted(set(table.source[table.role == role].tolist()))
-        for index, name in enumerate(rng.sample(names, len(names))):
-            groups[index % GROUPS].append(name)
-    return groups
-
-
-def in_distribution(table: Table, folds: int = 5, seed: int = 0) -> Iterator[Fold]:
-    """Every client once, by chance."""
-    order = np.random.default_rng(seed).permutation(len(table))
-    for number in range(folds):
-        test = np.zeros(len(table), bool)
-        test[order[number::folds]] = True
-        yield Fold(f"fold {number + 1}", ~test, test)
-
-
-def pairs(table: Table, initials: int = 1, seed: int = 0) -> Iterator[Fold]:
-    """A family of malicious sources and a group of benign kinds, both unseen.
-
-    Args:
-        initials: into how many parts the initial adapters are cut; with more than one, the part
-            that is tested on is not trained on either, and everything is unseen.
-    """
-    families = sorted(set(table.family[table.label == 1].tolist()))
-    seeds = np.random.default_rng(seed).permutation(sorted(set(table.initial.tolist())))
-    for family in families:
-        for number, group in enumerate(benign_groups(table)):
-            for part in range(initials):
-                here = np.isin(table.initial, seeds[part::initials])
-                own = (table.label == 1) & (table.family == family)
-                new = (table.label == 0) & np.isin(table.source, group)
-                train = (table.family != family) & ~table.touches(group)
-                if initials > 1:
-                    train &= ~here
-                name = f"{family} x group {number + 1}"
-                name += f" x initial part {part + 1}" if initials > 1 else ""
-                yield Fold(name, train, (own | new) & here)
-
-
-def settings(table: Table) -> dict[str, list[Fold]]:
-    """Initial adapters, ranks, module sets and numbers of steps left out, one after the other."""
-    seeds = np.random.default_rng(0).permutation(sorted(set(table.initial.tolist())))
-    found: dict[str, list[Fold]] = {
-        "initial adapter": [
-            _without(f"part {part + 1}", np.isin(table.initial, seeds[part::5]))
-            for part in range(5)
-        ],
-        "rank": [_without(f"rank {r}", table.rank == r) for r in sorted(set(table.rank.tolist()))],
-        "modules": [_without(name, table.modules == name) for name in MODULES],
-        "steps": [
-            _without("30 steps or more", table.steps >= LONG),
-            _without("under 30 steps", table.steps < LONG),
-        ],
-    }
-    return {
-        name: [fold for fold in folds if fold.test.any() and fold.train.any()]
-        for name, folds in found.items()
-    }
-
-
-def _without(name: str, test: Mask) -> Fold:
-    return Fold(name, ~test, test)

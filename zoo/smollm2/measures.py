@@ -1,145 +1,37 @@
-"""Numbers of one fold: how adapters rank, and what a cut that was fixed beforehand does."""
+"""Numbers of one fold: those of `fedloop probe-kit`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from fedloop.kit.measures import (
+    BUDGET,
+    LARGEST_BUDGET,
+    SHARES,
+    Features,
+    Row,
+    cell,
+    counts,
+    cut_at,
+    cut_of,
+    flagged_by_kind,
+    held_out_scores,
+    one_head,
+    scores_of,
+    summary,
+)
 
-import numpy as np
-
-from loraprobe.fit.calibration import fpr_threshold
-from loraprobe.fit.heads import fit_head
-from loraprobe.heads import LinearHead
-from loraprobe.metrics import auroc
-from zoo.smollm2.folds import Fold, Mask, Table
-
-SHARES = (1.0, 0.5, 0.25, 0.1)
-BUDGET = 0.02
-LARGEST_BUDGET = 0.05
-Row = dict[str, Any]
-Features = Callable[[Mask], np.ndarray]
-
-
-def scores_of(head: str, x: np.ndarray, table: Table, train: Mask) -> np.ndarray:
-    """Scores of all adapters by a head fitted on some; logits, where the head has them.
-
-    Raises:
-        LoraprobeError: the head cannot be fitted.
-    """
-    rows = np.flatnonzero(train)
-    kinds = [table.kinds[row] for row in rows]
-    groups = [str(row) for row in rows]
-    fitted = fit_head(head, x[train], table.label[train], groups, seed=0, kinds=kinds)
-    if isinstance(fitted, LinearHead):
-        return x.astype(np.float64) @ fitted.coef + fitted.intercept
-    return np.asarray(fitted(x), np.float64)
-
-
-def held_out_scores(
-    head: str, x: np.ndarray, table: Table, train: Mask, groups: Sequence[Sequence[str]]
-) -> np.ndarray:
-    """Scores of the training's benign adapters, their kinds left out one group after the other."""
-    found: list[float] = []
-    for group in groups:
-        out = train & (table.label == 0) & np.isin(table.source, list(group))
-        if out.any():
-            inner = train & ~table.touches(group)
-            found += scores_of(head, x, table, inner)[out].tolist()
-    return np.array(found)
-
-
-def cut_of(
-    head: str, x: np.ndarray, table: Table, train: Mask, groups: Sequence[Sequence[str]]
-) -> float | None:
-    """A cut of 2 % from benign kinds that were left out of training; see `cut_at`."""
-    return cut_at(held_out_scores(head, x, table, train, groups))
-
-
-def cut_at(benign: np.ndarray) -> float | None:
-    """The cut that 2 % of benign scores reach.
-
-    With m of them, fewer than 49, it is their highest score, whose budget is 1 / (m + 1); None if
-    that is above 5 %.
-    """
-    budget = max(BUDGET, 1.001 / (len(benign) + 1))  # fewer cannot carry a smaller one
-    if budget > LARGEST_BUDGET:
-        return None
-    return fpr_threshold(budget, benign, np.zeros(len(benign), int), list(range(len(benign))))
-
-
-def cell(table: Table, fold: Fold, scores: np.ndarray, cut: float | None, at: str = "") -> Row:
-    """AUROC by poison share, and shares flagged at the cut, of one fold's tested adapters.
-
-    Args:
-        at: only malicious adapters of this source; all if empty.
-    """
-    benign = fold.test & (table.role == "benign")
-    hard = fold.test & (table.role == "hard_negative")
-    row: Row = {"fold": fold.name, "n_benign": int(benign.sum()), "n_hard": int(hard.sum())}
-    row |= {"n_train": int(fold.train.sum())}
-    if at:
-        row["source"] = at
-    if cut is not None:
-        row["benign_flagged"] = int((scores[benign] >= cut).sum())
-        row["hard_flagged"] = int((scores[hard] >= cut).sum())
-    for share in SHARES:
-        found = fold.test & (table.label == 1) & (table.share == share)
-        if at:
-            found &= table.source == at
-        if not found.any():
-            continue
-        entry: Row = {"n": int(found.sum())}
-        for name, negatives in (("benign", benign), ("all", benign | hard)):
-            if negatives.any():
-                both = found | negatives
-                entry[f"auroc_{name}"] = round(auroc(found[both].astype(int), scores[both]), 4)
-        if cut is not None:
-            entry["found"] = int((scores[found] >= cut).sum())
-        row[f"{share:g}"] = entry
-    return row
-
-
-def summary(cells: Sequence[Row]) -> Row:
-    """Mean and worst cell, and flagged shares over all cells."""
-    found: Row = {"cells": len(cells)}
-    for share in SHARES:
-        entries = [row[f"{share:g}"] for row in cells if f"{share:g}" in row]
-        entry: Row = {"n": sum(one["n"] for one in entries)}
-        for name in ("auroc_benign", "auroc_all"):
-            values = [one[name] for one in entries if name in one]
-            if values:
-                entry[name] = {"mean": _mean(values), "worst": min(values), "cells": len(values)}
-        cut = [one for one in entries if "found" in one]
-        if cut:
-            entry["found"] = _share(cut, "found", "n")
-        if entries:
-            found[f"{share:g}"] = entry
-    cut = [row for row in cells if "benign_flagged" in row]
-    if cut:
-        found["benign_flagged"] = _share(cut, "benign_flagged", "n_benign")
-        found["hard_flagged"] = _share(cut, "hard_flagged", "n_hard")
-    return found
-
-
-def flagged_by_kind(
-    table: Table, tested: Sequence[tuple[Fold, np.ndarray, float | None]]
-) -> dict[str, list[int]]:
-    """Kind of benign data -> [flagged, tested] over folds in which nothing of it was trained on."""
-    counts: dict[str, list[int]] = {}
-    for fold, scores, cut in tested:
-        if cut is None:
-            continue
-        for row in np.flatnonzero(fold.test & (table.label == 0)):
-            entry = counts.setdefault(str(table.source[row]), [0, 0])
-            entry[0] += int(scores[row] >= cut)
-            entry[1] += 1
-    return dict(sorted(counts.items()))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(sum(values) / len(values), 4)
-
-
-def _share(rows: Sequence[Row], hits: str, n: str) -> Row:
-    total, tested = sum(row[hits] for row in rows), sum(row[n] for row in rows)
-    return {"hits": total, "n": tested, "share": round(total / max(tested, 1), 4)}
+__all__ = [
+    "BUDGET",
+    "LARGEST_BUDGET",
+    "SHARES",
+    "Features",
+    "Row",
+    "cell",
+    "counts",
+    "cut_at",
+    "cut_of",
+    "flagged_by_kind",
+    "held_out_scores",
+    "one_head",
+    "scores_of",
+    "summary",
+]

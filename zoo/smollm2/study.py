@@ -14,7 +14,7 @@ import fcntl
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,15 @@ import numpy as np
 import torch
 
 from loraprobe import Adapter, load_adapter
-from loraprobe.errors import LoraprobeError
 from zoo.smollm2 import baselines
 from zoo.smollm2.features import Study
 from zoo.smollm2.folds import Fold, Table, benign_groups, in_distribution, pairs, settings
 from zoo.smollm2.measures import (
-    SHARES,
     Row,
     cell,
+    counts,
     cut_of,
-    flagged_by_kind,
+    one_head,
     scores_of,
     summary,
 )
@@ -95,30 +94,6 @@ class Studies:
         return roundings(table, self.adapters, self.rounded)
 
 
-def counts(table: Table) -> Row:
-    """What there is to learn from."""
-    label, role = table.label, table.role
-    shares = {f"{s:g}": int(((label == 1) & (table.share == s)).sum()) for s in SHARES}
-    return {
-        "n": len(table),
-        "malicious": {"n": int(label.sum()), "by_share": shares},
-        "benign": int((role == "benign").sum()),
-        "hard_negative": int((role == "hard_negative").sum()),
-        "benign_kinds": len(set(table.source[role == "benign"].tolist())),
-        "hard_kinds": len(set(table.source[role == "hard_negative"].tolist())),
-        "malicious_sources": sorted(set(table.source[label == 1].tolist())),
-        "initial_adapters": len(set(table.initial.tolist())),
-        "ranks": _tally(table.rank),
-        "modules": _tally(table.modules),
-        "long": int((table.steps >= 30).sum()),
-    }
-
-
-def _tally(values: np.ndarray) -> dict[str, int]:
-    names, numbers = np.unique(values, return_counts=True)
-    return {str(name): int(n) for name, n in zip(names, numbers, strict=True)}
-
-
 def _heads(
     table: Table,
     folds: Sequence[Fold],
@@ -128,48 +103,7 @@ def _heads(
     by_source: bool = False,
 ) -> Row:
     """Head -> summary and cells; flagged kinds where there are cuts."""
-    return {
-        head: _one_head(table, folds, features, head, head in cuts, by_source) for head in heads
-    }
-
-
-def _one_head(
-    table: Table, folds: Iterable[Fold], features: Maker, head: str, cut: bool, by_source: bool
-) -> Row:
-    cells: list[Row] = []
-    tested: list[tuple[Fold, np.ndarray, float | None]] = []
-    groups = benign_groups(table)
-    for fold in folds:
-        x = features(fold.train)
-        try:
-            scores = scores_of(head, x, table, fold.train)
-        except LoraprobeError as error:
-            cells.append({"fold": fold.name, "n_benign": 0, "n_hard": 0, "failed": str(error)})
-            continue
-        at = cut_of(head, x, table, fold.train, groups) if cut else None
-        tested.append((fold, scores, at))
-        own = fold.test & (table.label == 1)
-        sources = sorted(set(table.source[own].tolist())) if by_source else [""]
-        cells += [cell(table, fold, scores, at, source) for source in sources]
-    found: Row = {"summary": summary(cells)}
-    if by_source:
-        found["by_source"] = {
-            name: summary([row for row in cells if row.get("source") == name])
-            for name in sorted({row["source"] for row in cells if "source" in row})
-        }
-    if cut:
-        kinds = flagged_by_kind(table, tested)
-        found["flagged_by_kind"] = kinds
-        found["worst_kind"] = _worst(kinds)
-    return found | {"cells": cells}
-
-
-def _worst(kinds: dict[str, list[int]]) -> Row | None:
-    """The kind of benign data with the largest share flagged."""
-    if not kinds:
-        return None
-    name = max(kinds, key=lambda kind: (kinds[kind][0] / kinds[kind][1], kinds[kind][1]))
-    return {"kind": name, "flagged": kinds[name][0], "n": kinds[name][1]}
+    return {head: one_head(table, folds, features, head, head in cuts, by_source) for head in heads}
 
 
 def _baselines(table: Table, adapters: Sequence[Adapter], folds: Sequence[Fold]) -> Row:
@@ -196,7 +130,7 @@ def _baselines(table: Table, adapters: Sequence[Adapter], folds: Sequence[Fold])
     )
     makers["B of all layers, cosine"] = (lambda train: raw["B of all layers"], "cosine")
     found = {
-        name: _one_head(table, folds, maker, head, cut=False, by_source=True)["summary"]
+        name: one_head(table, folds, maker, head, cut=False, by_source=True)["summary"]
         for name, (maker, head) in makers.items()
     }
     there = ~np.isnan(twenty).any(axis=1)
@@ -206,7 +140,7 @@ def _baselines(table: Table, adapters: Sequence[Adapter], folds: Sequence[Fold])
         if (f.test & there & (table.label == 0)).any()
     ]
     filled = np.nan_to_num(twenty)
-    row = _one_head(table, four, lambda t: baselines.standardised(filled, t), "linear", False, True)
+    row = one_head(table, four, lambda t: baselines.standardised(filled, t), "linear", False, True)
     found["20 spectral numbers of q, k, v, o (2602.15195)"] = {
         "adapters": int(there.sum()),
         **row["summary"],

@@ -1,0 +1,1 @@
+"""A probe for a base model: labelled clients, studies, probe, card and record."""
