@@ -22,7 +22,7 @@ from loraprobe.calibration import Method
 from loraprobe.distribution import distribution_of
 from loraprobe.evaluation import report
 from loraprobe.featurizer import FeatureRecipe, Featurizer
-from loraprobe.fit.fit import default_head_options, fit_features, out_of_fold_scores
+from loraprobe.fit.fit import default_head_options, fit_features, held_out_scores
 from loraprobe.metrics import auroc
 from loraprobe.probe import Probe
 
@@ -213,7 +213,7 @@ class Study:
 
     def _out_of_fold(self, folds: int) -> np.ndarray:
         options = default_head_options(self.entry.head, self.entry.recipe)
-        return out_of_fold_scores(
+        return held_out_scores(
             self.features,
             self.labels,
             self.names,

@@ -171,7 +171,7 @@ def fit_features(
         head, head_options, threshold, benign_below, calibration, unit, folds, seed: see `FitPlan`.
         kinds: (n,) what kinds of data each adapter was trained on, its own first, then what was
             mixed into it. With them, held-out scores are of heads that saw nothing of the row's own
-            kind (`out_of_kind_scores`) in place of `folds`: a cut and a probability for unseen
+            kind (`held_out_scores`) in place of `folds`: a cut and a probability for unseen
             data.
         base_model: the base model of the adapters, if it is known.
         facts: JSON-ready, for the probe and its card.
@@ -296,7 +296,14 @@ def held_out_scores(
     folds: int = 5,
     kinds: Kinds | None = None,
 ) -> np.ndarray:
-    """`out_of_kind_scores` where kinds are given, else `out_of_fold_scores`: (n,)."""
+    """(n,) scores, each from a head that saw no row of that row's group, or of its own kind.
+
+    Of its own kind (alone or mixed) where kinds are given; else out of `folds` by group.
+
+    Raises:
+        FitError: a class has fewer groups than there are folds; not one entry of kinds a row, or
+            without one of the kinds a class is gone.
+    """
 
     def fit(train: list[int]) -> Callable[[np.ndarray], np.ndarray]:
         return fit_head(
@@ -317,46 +324,6 @@ def held_out_scores(
     for train, test in splits:
         scores[test] = fit(train)(features[test])
     return scores
-
-
-def out_of_fold_scores(
-    features: np.ndarray,
-    labels: np.ndarray,
-    groups: Sequence[Hashable],
-    *,
-    head: str,
-    head_options: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    folds: int = 5,
-) -> np.ndarray:
-    """(n,) scores, each from a head that saw no row of that row's group.
-
-    Raises:
-        FitError: a class has fewer groups than there are folds.
-    """
-    return held_out_scores(
-        features, labels, groups, head=head, head_options=head_options, seed=seed, folds=folds
-    )
-
-
-def out_of_kind_scores(
-    features: np.ndarray,
-    labels: np.ndarray,
-    groups: Sequence[Hashable],
-    kinds: Kinds,
-    *,
-    head: str,
-    head_options: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> np.ndarray:
-    """(n,) scores, each from a head that saw no row with that row's own kind in it, alone or mixed.
-
-    Raises:
-        FitError: not one entry a row, or without one of the kinds a class is gone.
-    """
-    return held_out_scores(
-        features, labels, groups, head=head, head_options=head_options, seed=seed, kinds=kinds
-    )
 
 
 Split = tuple[list[int], list[int]]

@@ -29,7 +29,7 @@ def fit_mass_mean(data: TrainingData, options: MassMeanOptions, seed: int) -> Li
     for its class. c is half-way between the two means, and a is what makes P the posterior of two
     normal distributions of one variance (that of the rows along w within a class) and a prior of
     one half. Of kinds that were not trained on, P says too much: calibrate on scores by kind
-    (`loraprobe.fit.fit.out_of_kind_scores`), which fails where the direction does not carry over.
+    (`loraprobe.fit.fit.held_out_scores`), which fails where the direction does not carry over.
     Deterministic; the seed is not used.
 
     Raises:

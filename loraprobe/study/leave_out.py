@@ -23,7 +23,7 @@ from ..errors import FitError, LayoutMismatch, LoraprobeError
 from ..featurizer import FeatureRecipe, Featurizer
 from ..fit.baselines import baseline_recipes
 from ..fit.calibration import Budget, budget_of, fit_calibration, fpr_threshold, parse_cut
-from ..fit.fit import default_head_options, out_of_fold_scores
+from ..fit.fit import default_head_options, held_out_scores
 from ..fit.heads import HEAD_FITTERS, fit_head
 from ..manifest import Row
 from .folds import Fold, Mask, Part, kind_of, pair_folds, value_folds, values_of
@@ -270,7 +270,7 @@ class _Study:
         if not budgets and self.calibration is None:
             return scores, cuts
         try:
-            held_out = out_of_fold_scores(
+            held_out = held_out_scores(
                 x,
                 y,
                 groups,

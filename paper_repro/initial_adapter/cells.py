@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from loraprobe.fit.calibration import fpr_threshold
-from loraprobe.fit.fit import out_of_kind_scores
+from loraprobe.fit.fit import held_out_scores
 from loraprobe.fit.heads import fit_head
 from loraprobe.heads import Head
 from loraprobe.metrics import auroc
@@ -104,8 +104,8 @@ def cut_for(name: str, rows: np.ndarray, data: Clients, train: np.ndarray) -> fl
     """The cut of a budget of false positives, on training kinds left out one after the other."""
     labels, groups, kinds = data.labels[train], data.groups, data.kinds
     chosen = [groups[row] for row in train]
-    scores = out_of_kind_scores(
-        rows[train], labels, chosen, [kinds[row] for row in train], head=name
+    scores = held_out_scores(
+        rows[train], labels, chosen, kinds=[kinds[row] for row in train], head=name
     )
     return fpr_threshold(BUDGET, scores, labels, chosen)
 

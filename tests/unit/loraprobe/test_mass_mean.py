@@ -13,7 +13,7 @@ from scipy.stats import norm
 from loraprobe import fit_probe
 from loraprobe.errors import FitError
 from loraprobe.fit.calibration import fit_calibration, fpr_threshold
-from loraprobe.fit.fit import kind_splits, out_of_fold_scores, out_of_kind_scores
+from loraprobe.fit.fit import held_out_scores, kind_splits
 from loraprobe.fit.heads import fit_head
 from loraprobe.metrics import auroc
 from tests.helpers.probes import labelled
@@ -123,7 +123,9 @@ def test_a_direction_that_turns_round_on_unseen_kinds_cannot_be_calibrated() -> 
         [centre for centre in centres.values() for _ in range(8)], np.float32
     ) + np.random.default_rng(0).normal(0, 0.01, (32, 3))
     kinds, y = [(name,) for name in centres for _ in range(8)], np.repeat([0, 1], 16)
-    scores = out_of_kind_scores(x.astype(np.float32), y, list(range(32)), kinds, head="mass_mean")
+    scores = held_out_scores(
+        x.astype(np.float32), y, list(range(32)), kinds=kinds, head="mass_mean"
+    )
     with pytest.raises(FitError, match=r"must rise|slope above 0"):
         fit_calibration("platt", scores, y, list(range(32)), "adapter")
 
@@ -146,8 +148,8 @@ def test_out_of_kind_scores_are_lower_than_out_of_fold_scores_where_kinds_differ
     x, y, kinds = kinds_of_rows(shift=0.2)
     clients = list(range(len(y)))
     assert (
-        auroc(y, out_of_fold_scores(x, y, clients, head="linear"))
-        > auroc(y, out_of_kind_scores(x, y, clients, kinds, head="linear")) + 0.1
+        auroc(y, held_out_scores(x, y, clients, head="linear"))
+        > auroc(y, held_out_scores(x, y, clients, kinds=kinds, head="linear")) + 0.1
     )
 
 
@@ -165,7 +167,7 @@ def test_a_probe_with_kinds_takes_its_cut_from_kinds_that_were_left_out() -> Non
     assert "out-of-kind" in training["score_distribution"]["what"]
     assert "folds" not in training
     features = with_kinds.featurizer(made.adapters)
-    scores = out_of_kind_scores(features, made.labels, made.groups, kinds, head="mass_mean")
+    scores = held_out_scores(features, made.labels, made.groups, kinds=kinds, head="mass_mean")
     calibration = fit_calibration("platt", scores, made.labels, made.groups, "adapter")
     assert with_kinds.calibration == calibration
     assert with_kinds.threshold == fpr_threshold(0.1, calibration(scores), made.labels, made.groups)
@@ -175,7 +177,7 @@ def test_a_probe_with_kinds_takes_its_cut_from_kinds_that_were_left_out() -> Non
 def test_kinds_that_do_not_allow_a_fit_are_refused(kinds: Any) -> None:
     x, y = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32), np.arange(24) % 2
     with pytest.raises(FitError, match=r"expected"):
-        out_of_kind_scores(x, y, list(range(24)), kinds, head="linear")
+        held_out_scores(x, y, list(range(24)), kinds=kinds, head="linear")
 
 
 def test_means_that_are_the_same_are_refused() -> None:

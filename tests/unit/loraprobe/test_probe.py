@@ -26,7 +26,7 @@ from loraprobe.errors import (
 from loraprobe.evaluation import report
 from loraprobe.fit.baselines import baseline_recipes
 from loraprobe.fit.calibration import fpr_threshold
-from loraprobe.fit.fit import fold_splits, out_of_fold_scores
+from loraprobe.fit.fit import fold_splits, held_out_scores
 from loraprobe.heads import Head, LinearHead
 from loraprobe.metrics import auroc
 from tests.helpers import make
@@ -94,7 +94,7 @@ def test_the_distribution_of_out_of_fold_scores_is_recorded_as_the_threshold_see
         calibration=calibration,
         unit="update",
     )
-    scores = out_of_fold_scores(
+    scores = held_out_scores(
         probe.featurizer(data.adapters), data.labels, data.groups, head="linear"
     )
     if probe.calibration is not None:
@@ -126,8 +126,8 @@ def test_out_of_fold_scores_do_not_leak_the_group() -> None:
     y = rng.permutation(np.arange(60) % 2)[groups]
     # says which group a row is of, and nothing else
     x = (np.eye(60)[groups] + 0.03 * rng.normal(size=(360, 60))).astype(np.float32)
-    apart = auroc(y, out_of_fold_scores(x, y, groups.tolist(), head="linear"))
-    mixed = auroc(y, out_of_fold_scores(x, y, list(range(360)), head="linear"))
+    apart = auroc(y, held_out_scores(x, y, groups.tolist(), head="linear"))
+    mixed = auroc(y, held_out_scores(x, y, list(range(360)), head="linear"))
     assert abs(apart - 0.5) < 0.15
     assert mixed > 0.98  # negative control: rows of one group on both sides
 
@@ -172,7 +172,7 @@ def test_thresholds_from_budgets_are_those_of_the_calibrated_out_of_fold_scores(
         benign_below="fnr:0.2",
         calibration=calibration,
     )
-    scores = out_of_fold_scores(
+    scores = held_out_scores(
         probe.featurizer(data.adapters), data.labels, data.groups, head="linear"
     )
     if probe.calibration is not None:
