@@ -55,7 +55,8 @@ def load_adapter(
     Raises:
         AdapterFormatError: missing, truncated, oversized or malformed files; or two of them.
         UnsupportedAdapterError: not plain LoRA.
-        HubError: the repository or revision cannot be fetched, or a revision is asked of a path.
+        HubError: the repository or revision cannot be fetched, a revision is asked of a path, or
+            the source is a path in a folder that is here, which does not hold it.
     """
     options = {
         "cache_dir": cache_dir,
@@ -87,20 +88,17 @@ def _resolved(
     from ..hub.names import is_on_hub, no_local_either
 
     path = Path(source)
-    missing = f"no file or folder {str(source)!r}"
     if not is_on_hub(source, revision):
         if path.is_symlink() and not path.exists():
             raise AdapterFormatError(f"{path} is a link to something that is not there")
         if not path.exists():
-            raise AdapterFormatError(f"{missing}, and it is no Hub id (org/name). Check the path.")
+            raise AdapterFormatError(
+                f"no file or folder {str(source)!r}, and it is no Hub id (org/name). Check the"
+                " path."
+            )
         if subfolder and not (path / subfolder).exists():
             raise AdapterFormatError(f"no folder {subfolder!r} in {str(source)!r}. Check the path.")
         return path / (subfolder or ""), None
-    if revision is None and path.parent.is_dir():
-        raise AdapterFormatError(
-            f"{missing}; there is a folder {str(path.parent)!r} here. Check the path; for the Hub"
-            " repository of that name give its revision"
-        )
     from ..hub.hub import fetch_adapter
 
     with no_local_either(source):

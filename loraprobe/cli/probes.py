@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from ..probe import Probe
 
 
+MOST_MODULES = 32  # that inspect shows a line of each
+
+
 @app.command()
 @reports_errors
 def score(
@@ -119,21 +122,49 @@ def inspect(
         typer.Option("--base", "-b", help="Show the weight change since this adapter instead."),
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="lora_alpha of a bare file.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="A line a module, however many.")] = False,
 ) -> None:
-    """Spectra and norms of every adapted module, from the low-rank core."""
+    """Spectra and norms of every adapted module, in the order of the layers.
+
+    From the low-rank core. Of more than 32 modules a line a layer, without --all.
+    """
     from ..adapters.kinds import as_kind
-    from ..features import norms
 
     kind = "weight_delta" if base else "weights"
     loaded = as_kind(_adapter(adapter, alpha), kind, base, alpha)
+    short = len(loaded) > MOST_MODULES and not every
+    console.print(_by_layer(loaded) if short else _by_module(loaded))
+    if short:
+        console.print(f"{len(loaded)} modules; a line each with --all")
+    if loaded.ignored:
+        console.print(
+            plain(f"left out, without effect on the adapter: {', '.join(loaded.ignored)}"),
+            soft_wrap=True,
+        )
+
+
+def _in_order(adapter: Adapter) -> list[tuple[int | None, str]]:
+    """Layer and module, in the order of the layers; those in no layer come first."""
+    from ..adapters.layout import layer_of
+
+    layers = {module: layer_of(module) for module in adapter}
+    order = sorted(adapter, key=lambda module: -1 if layers[module] is None else layers[module])
+    return [(layers[module], module) for module in order]
+
+
+def _by_module(adapter: Adapter) -> Table:
+    """A line a module: norms and leading singular values."""
+    from ..features import norms
+
     columns = (
         Column(name, no_wrap=True)
         for name in ("shape", "rank", "Frobenius", "spectral", "stable\nrank", "effective\nrank")
     )
     table = Table(
-        Column("module", overflow="fold"), *columns, "singular values", title=plain(repr(loaded))
+        Column("module", overflow="fold"), *columns, "singular values", title=plain(repr(adapter))
     )
-    for module, pair in loaded.items():
+    for _, module in _in_order(adapter):
+        pair = adapter[module]
         values = pair.svdvals()
         measures = norms(values).tolist()
         spectrum = " ".join(f"{value:.2g}" for value in values[:8].tolist())
@@ -147,12 +178,32 @@ def inspect(
             f"{measures[4]:.2f}",
             spectrum,
         )
-    console.print(table)
-    if loaded.ignored:
-        console.print(
-            plain(f"left out, without effect on the adapter: {', '.join(loaded.ignored)}"),
-            soft_wrap=True,
+    return table
+
+
+def _by_layer(adapter: Adapter) -> Table:
+    """A line a layer: norm of its whole change, largest spectral norm, mean stable rank."""
+    from itertools import groupby
+
+    from ..features import norms
+
+    names = ("layer", "modules", "rank", "Frobenius", "spectral", "stable\nrank", "most changed")
+    table = Table(*(Column(name, no_wrap=True) for name in names), title=plain(repr(adapter)))
+    for layer, group in groupby(_in_order(adapter), key=lambda entry: entry[0]):
+        modules = [module for _, module in group]
+        spectra = [adapter[module].svdvals() for module in modules]
+        lengths = [math.hypot(*values) for values in spectra]
+        ranks = sorted({adapter[module].rank for module in modules})
+        table.add_row(
+            "" if layer is None else str(layer),
+            str(len(modules)),
+            ", ".join(map(str, ranks)),
+            f"{math.hypot(*lengths):.4g}",
+            f"{max(values[0] for values in spectra):.4g}",
+            f"{sum(norms(values)[3] for values in spectra) / len(spectra):.2f}",
+            plain(modules[lengths.index(max(lengths))].rpartition(".")[2]),
         )
+    return table
 
 
 def _adapter(source: str, alpha: float | None) -> Adapter:

@@ -11,7 +11,7 @@ from .terminal import app, complaints, console, plain, reports_errors
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
-    from ..probe import Verdict
+    from ..probe import Probe, Verdict
 
 
 @app.command()
@@ -35,8 +35,10 @@ def report(
     seed: Annotated[int, typer.Option(help="Of UMAP.")] = 0,
 ) -> None:
     """Draw adapters: norms, spectra, which layers moved, how alike they are. One HTML file."""
+    from ..probe import Probe
     from ..report.analysis import analyse
     from ..report.page import write_report
+    from ..scan.facts import Reference
     from ..scan.targets import expand
 
     names = expand(adapters)
@@ -44,12 +46,14 @@ def report(
     behind = [name for name in behind if name not in names]
     loaded = _loaded([*names, *behind])
     own = {name: adapter for name, adapter in loaded.items() if name in names}
-    verdicts = _verdicts(own, probe, base) if probe else {}
+    detector = Probe.from_pretrained(probe) if probe else None
+    verdicts = _verdicts(own, detector, base) if detector else {}
     analysis = analyse(
         loaded,
         verdicts={name: verdict.label for name, verdict in verdicts.items()},
         scores={name: verdict.score for name, verdict in verdicts.items()},
         behind=len(loaded) - len(own),
+        usual=Reference.of_probe(detector) if detector and not behind else None,
         seed=seed,
     )
     for path in write_report(analysis, out, figures):
@@ -70,13 +74,13 @@ def _loaded(names: list[str]) -> dict[str, Adapter]:
     return loaded
 
 
-def _verdicts(adapters: dict[str, Adapter], probe: str, base: str | None) -> dict[str, Verdict]:
+def _verdicts(
+    adapters: dict[str, Adapter], detector: Probe, base: str | None
+) -> dict[str, Verdict]:
     from ..adapters.kinds import as_kind
     from ..adapters.load import load_adapter
     from ..errors import LoraprobeError
-    from ..probe import Probe
 
-    detector = Probe.from_pretrained(probe)
     before = base if base in (None, "fresh") else load_adapter(str(base))
     verdicts: dict[str, Verdict] = {}
     for name, adapter in adapters.items():

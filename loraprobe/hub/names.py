@@ -25,9 +25,15 @@ def is_on_hub(source: str | Path, revision: str | None) -> bool:
     """Whether a source is a repository on the Hub; a local path of that name is not.
 
     Raises:
-        HubError: a revision is asked of a local path.
+        HubError: a revision is asked of a local path, or the source looks like a mistyped one.
     """
-    if not Path(source).exists() and looks_like_repo_id(str(source)):
+    path = Path(source)
+    if not path.exists() and looks_like_repo_id(str(source)):
+        if revision is None and path.parent.is_dir():
+            raise HubError(
+                f"no file or folder {str(source)!r}; there is a folder {str(path.parent)!r} here."
+                " Check the path; for the Hub repository of that name give its revision"
+            )
         return True
     if revision is not None:
         raise HubError(

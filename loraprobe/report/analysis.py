@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from ..adapters.adapter import Adapter
 from ..adapters.layout import layer_of
 from ..errors import DataError
 
+if TYPE_CHECKING:
+    from ..scan.facts import Reference
+
+LIMIT = 6.0  # deviations from a median, beyond which an adapter is named
 SHOWN_VALUES = 16  # singular values a module: what tells a spectrum's shape
 
 
@@ -55,6 +60,7 @@ class Analysis:
         verdicts: name -> "malicious", "benign" or "inconclusive", where a probe was given.
         scores: name -> P(malicious), likewise.
         behind: how many of the names, at the end, are the reference cohort's.
+        usual: what is usual among adapters of the base, of a cohort that is not here itself.
     """
 
     names: tuple[str, ...]
@@ -66,6 +72,7 @@ class Analysis:
     verdicts: Mapping[str, str] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
     behind: int = 0
+    usual: Reference | None = None
 
 
 def analyse(
@@ -74,6 +81,7 @@ def analyse(
     verdicts: Mapping[str, str] | None = None,
     scores: Mapping[str, float] | None = None,
     behind: int = 0,
+    usual: Reference | None = None,
     seed: int = 0,
 ) -> Analysis:
     """Measure adapters.
@@ -81,6 +89,7 @@ def analyse(
     Args:
         adapters: name -> adapter, the reference cohort last.
         behind: how many of them are the reference cohort's.
+        usual: of a cohort of the same base model, that outliers are told from too.
         seed: of UMAP.
 
     Raises:
@@ -96,16 +105,34 @@ def analyse(
     scale = np.outer(lengths, lengths)
     cosine = np.divide(inner, scale, out=np.zeros_like(inner), where=scale > 0)
     cosine = np.clip(cosine, -1.0, 1.0)
+    outliers = _outliers(names, modules, cosine, behind)
+    for name in names[: len(names) - behind] if usual is not None else ():
+        if apart := _unusual(adapters[name], usual):
+            outliers[name] = "; ".join(filter(None, [outliers.get(name), apart]))
     return Analysis(
         names,
         modules,
         cosine,
         overlap,
         _coordinates(cosine, seed),
-        _outliers(names, modules, cosine, behind),
+        outliers,
         dict(verdicts or {}),
         dict(scores or {}),
         behind,
+        usual,
+    )
+
+
+def _unusual(adapter: Adapter, usual: Reference) -> str:
+    """What of an adapter is out of line with a cohort of the same base; "" where nothing is."""
+    from ..scan.facts import Facts
+
+    if adapter.base_model != usual.base_model:
+        return ""
+    apart = usual.outliers(Facts.of(adapter), LIMIT)
+    return "; ".join(
+        f"{what} {value:+.1f} deviations from {usual.size} adapters of the base"
+        for what, value in apart.items()
     )
 
 
@@ -185,7 +212,7 @@ def _outliers(
     modules: Mapping[str, Sequence[ModuleFacts]],
     cosine: np.ndarray,
     behind: int,
-    limit: float = 6.0,
+    limit: float = LIMIT,
 ) -> dict[str, str]:
     """Adapters far from the median of all: more than `limit` deviations (1.4826 MAD)."""
     if len(names) < 8:

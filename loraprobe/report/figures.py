@@ -91,6 +91,12 @@ def spectra(modules: Sequence[ModuleFacts], title: str) -> Figure:
 def norms_by_layer(analysis: Analysis) -> Figure:
     """Which layers moved: a line an adapter, or a band a kind where there are many."""
     figure, [axis] = _figure(1, 1, (7.0, 3.4))
+    if analysis.usual is not None and analysis.usual.layers:
+        numbers = [int(layer) for layer in analysis.usual.layers]
+        low, middle, high = np.array(list(analysis.usual.layers.values())).T
+        label = f"adapters of the base ({analysis.usual.size}): median, 10 to 90 %"
+        axis.fill_between(numbers, low, high, color="#DDDDDD", linewidth=0)
+        axis.plot(numbers, middle, "-", color="#999999", linewidth=3, label=label)
     for kind, (colour, _) in MARKS.items():
         names = [name for name in analysis.names if kind_of(analysis, name) == kind]
         lines = [_by_layer(analysis.modules[name]) for name in names]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import PolicyError
 from .findings import Finding, gravest
 from .policy import Policy
 from .scan import Scanner, ScanResult, _digest, renamed
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 _scanner: Scanner | None = None  # of a worker process
 
@@ -62,13 +64,20 @@ def _parallel(
     targets: Sequence[str], policy: Policy, base: str | None, workers: int
 ) -> Iterator[ScanResult]:
     """Results as they come; an adapter that takes its process down is tried once more alone."""
+    from concurrent.futures import as_completed
+    from concurrent.futures.process import BrokenProcessPool
+
     finished: set[str] = set()
     try:
         with _pool(policy, base, min(workers, len(targets))) as pool:
-            for future in as_completed([pool.submit(_scan, target) for target in targets]):
-                result = future.result()
-                finished.add(result.target)
-                yield result
+            try:
+                for future in as_completed([pool.submit(_scan, target) for target in targets]):
+                    result = future.result()
+                    finished.add(result.target)
+                    yield result
+            except (KeyboardInterrupt, GeneratorExit):  # do not scan the rest first
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     except BrokenProcessPool:
         for target in targets:
             if target not in finished:
@@ -76,6 +85,8 @@ def _parallel(
 
 
 def _alone(target: str, policy: Policy, base: str | None) -> ScanResult:
+    from concurrent.futures.process import BrokenProcessPool
+
     try:
         with _pool(policy, base, 1) as pool:
             return pool.submit(_scan, target).result()
@@ -86,12 +97,16 @@ def _alone(target: str, policy: Policy, base: str | None) -> ScanResult:
 
 
 def _pool(policy: Policy, base: str | None, workers: int) -> ProcessPoolExecutor:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     context = get_context("spawn")
     return ProcessPoolExecutor(workers, context, initializer=_start, initargs=(policy, base))
 
 
 def _start(policy: Policy, base: str | None) -> None:
     global _scanner
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     _scanner = Scanner(policy, base)
 
 

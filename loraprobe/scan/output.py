@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .._version import __version__
 from .findings import DECISIONS, RULES, Decision
 from .scan import ScanResult
 
@@ -34,6 +33,8 @@ def total(results: Sequence[ScanResult]) -> str:
 
 def as_json(results: Sequence[ScanResult], exit_code: int) -> dict[str, Any]:
     """All of it; docs/schemas/scan.schema.json has its schema."""
+    from .._version import __version__  # looks the distribution up, which takes a while
+
     counts = Counter(result.decision for result in results)
     return {
         "schema": SCHEMA,
@@ -46,6 +47,8 @@ def as_json(results: Sequence[ScanResult], exit_code: int) -> dict[str, Any]:
 
 def as_sarif(results: Sequence[ScanResult]) -> dict[str, Any]:
     """SARIF 2.1.0: one result a finding. Source: the OASIS standard, section 3."""
+    from .._version import __version__
+
     rules = [
         {
             "id": name,

@@ -86,7 +86,7 @@ class Scanner:
         policy.check_base()
         self.policy = policy
         self.probes = {name: _probe(name) for name in policy.probes}
-        self.reference = Reference.load(policy.reference) if policy.reference else None
+        self.reference = self._reference()
         self._before = base if base in (None, FRESH) else load_adapter(str(base))
 
     def __call__(self, target: str) -> ScanResult:
@@ -117,6 +117,13 @@ class Scanner:
             adapter.commit,
             digest,
         )
+
+    def _reference(self) -> Reference | None:
+        """The policy's, or else the first that a probe brings along."""
+        if self.policy.reference:
+            return Reference.load(self.policy.reference)
+        brought = map(Reference.of_probe, self.probes.values())
+        return next((reference for reference in brought if reference is not None), None)
 
     def _finding(self, rule: str, message: str) -> Finding:
         return Finding(rule, self.policy.level(rule), message)
@@ -168,6 +175,8 @@ class Scanner:
 
     def _outliers(self, adapter: Adapter, facts: Facts, reference: Reference) -> list[Finding]:
         if reference.base_model != adapter.base_model:
+            if not self.policy.reference:
+                return []  # the probe brought it along; that the base is another it says itself
             message = (
                 f"the reference is of base model {reference.base_model!r}, the adapter of"
                 f" {adapter.base_model!r}: not compared"

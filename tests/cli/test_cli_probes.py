@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from loraprobe import evaluate, fit_probe
-from loraprobe.adapters.load import load_adapter
+from loraprobe.adapters.load import load_adapter, save_adapter
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.manifest import read_labelled, read_manifest
 from loraprobe.probe import Probe
 from loraprobe.study.embed import load_coordinates
-from tests.helpers import probes
+from tests.helpers import make, probes
 from tests.helpers.boxed import invoke, scores
 
 MEASURED = re.compile(r"[01]\.\d{3} \[[01]\.\d{3}, [01]\.\d{3}\]")
@@ -229,6 +229,20 @@ def test_inspect_prints_the_norms_of_the_dense_matrix(box: Path, base: str | Non
         assert [float(value) for value in spectrum.split()] == pytest.approx(
             values[: int(rank)].tolist(), rel=0.06
         )
+
+
+def test_inspect_shows_a_line_a_layer_of_many_modules_in_their_order(tmp_path: Path) -> None:
+    one = make.adapter(layers=17)
+    save_adapter(one, tmp_path / "a")
+    short = invoke("inspect", tmp_path / "a").stdout
+    rows = [re.findall(r"[^\u2502\s]+", line) for line in short.splitlines() if "\u2502" in line]
+    assert [row[0] for row in rows if row[0].isdecimal()] == [str(layer) for layer in range(17)]
+    [first] = [row for row in rows if row[0] == "0"]
+    length = math.hypot(*(one[make.module(name)].norm() for name in make.DIMS))
+    assert first[1:4] == ["2", "4", f"{length:.4g}"]
+    assert "34 modules; a line each with --all" in short
+    whole = invoke("inspect", tmp_path / "a", "--all").stdout
+    assert re.findall(r"layers\.(\d+)\.", whole) == [str(n // 2) for n in range(34)]
 
 
 def test_inspect_has_no_change_since_a_fresh_start(box: Path) -> None:

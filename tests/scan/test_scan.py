@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loraprobe import FeatureRecipe, Featurizer, Probe
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.load import save_adapter
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import PolicyError
+from loraprobe.heads import LinearHead
+from loraprobe.report.analysis import analyse
+from loraprobe.report.figures import norms_by_layer
 from loraprobe.scan.batch import scan_many
 from loraprobe.scan.facts import Facts, Reference
 from loraprobe.scan.findings import RULES
@@ -103,6 +107,24 @@ def test_an_outlier_of_the_cohort(tmp_path: Path) -> None:
     assert found(other, reference=str(reference)) == {"outlier": "review"}  # not comparable
     with pytest.raises(PolicyError, match="at least 10"):
         Reference.fit(cohort[:9], BASE)
+    damaged = {**Reference.load(reference).to_dict(), "layers": {"0": [1.0]}}
+    with pytest.raises(PolicyError, match="damaged"):
+        Reference.from_dict(damaged)
+
+
+def test_a_probe_brings_its_cohort_along(tmp_path: Path) -> None:
+    cohort = Reference.fit([Facts.of(adapter(seed)) for seed in range(1, 13)], BASE)
+    featurizer = Featurizer.fit(FeatureRecipe.spectral(), [adapter(30)])
+    head = LinearHead(np.zeros(featurizer.num_features, np.float32), 0.0)
+    probe = Probe(featurizer, head, facts={"cohort": cohort.to_dict()})
+    probe.save_pretrained(tmp_path / "probe")
+    for size, expected in ((1.0, set()), (30.0, {"outlier"})):
+        target = save_adapter(adapter(20, size=size), tmp_path / f"size-{size}")
+        result = Scanner(Policy(probes=(str(tmp_path / "probe"),)))(str(target))
+        assert {one.rule for one in result.findings if one.rule == "outlier"} == expected
+    analysis = analyse({"long": adapter(20, size=30.0)}, usual=cohort)
+    assert "deviations from 12 adapters of the base" in analysis.outliers["long"]
+    assert len(norms_by_layer(analysis).axes[0].lines) == 2
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from loraprobe import Adapter, FeatureRecipe, Featurizer, Probe, load_adapter
 from loraprobe.errors import FitError
 from loraprobe.fit.fit import fit_features, fit_probe
 from loraprobe.metrics import auroc
+from loraprobe.scan.facts import Facts, Reference
 from zoo.smollm2.design import BASES
 from zoo.smollm2.folds import Table, benign_groups
 from zoo.smollm2.measures import BUDGET, SHARES, Row
@@ -137,6 +138,12 @@ def facts(which: str, table: Table, head: str, measured: Row) -> dict[str, Any]:
     }
 
 
+def cohort(which: str, table: Table, adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """What is usual among adapters of the base that no harmful data was in, for scans."""
+    usual = [adapters[row] for row in np.flatnonzero(table.label == 0)]
+    return Reference.fit([Facts.of(one) for one in usual], BASES[which]).to_dict()
+
+
 def licence_of(kind: str) -> str:
     """The licence of a kind's dataset, as its folder in the data says."""
     own = {
@@ -241,12 +248,13 @@ def fit_all(which: str, clients: Path, heads: Sequence[str], record: Path) -> No
     samples = ZOO / "adapters" / record.stem
     featurizer = Featurizer.fit(FeatureRecipe.invariant(k=8), adapters)
     features = featurizer(adapters)
+    usual = cohort(which, table, adapters)
     for head in heads:
         if head == "paper":
             probe = fit_paper(which, table, adapters, measured)
         else:
             probe = fit(which, table, featurizer, features, head, measured)
-        probe.save_pretrained(ZOO / "probes" / record.stem / head)
+        probe.with_facts(cohort=usual).save_pretrained(ZOO / "probes" / record.stem / head)
         entry: Row = {"threshold": probe.threshold, "n": probe.facts["training"]["n"]}
         if samples.is_dir() and head != "paper":
             entry["held_out"] = held_out(probe, samples)
@@ -258,12 +266,15 @@ def write_cards(which: str, clients: Path, heads: Sequence[str], record: Path) -
     """Bring the cards of saved probes up to what the record says, and score the samples again."""
     measured: Row = json.loads(record.read_text(encoding="utf-8"))
     table = Table.read(clients / "manifest.csv")
+    usual = cohort(which, table, [load_adapter(path) for path in table.path])
     samples = ZOO / "adapters" / record.stem
     for head in heads:
         folder = ZOO / "probes" / record.stem / head
         if not folder.is_dir():
             continue
-        probe = Probe.from_pretrained(folder).with_facts(**facts(which, table, head, measured))
+        probe = Probe.from_pretrained(folder).with_facts(
+            **facts(which, table, head, measured), cohort=usual
+        )
         probe.save_pretrained(folder)
         entry: Row = {"threshold": probe.threshold, "n": probe.facts["training"]["n"]}
         if samples.is_dir() and head != "paper":

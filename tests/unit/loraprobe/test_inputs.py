@@ -22,6 +22,7 @@ from loraprobe.adapters.deltas import add_delta, factor_delta
 from loraprobe.adapters.load import load_adapter, save_adapter
 from loraprobe.cli import probes as commands
 from loraprobe.errors import LoraprobeError
+from loraprobe.probe import Probe
 from loraprobe.serve.scoring import Question, Scorer
 from loraprobe.serve.settings import Settings
 from loraprobe.serve.slices import read_whole, save_whole
@@ -262,4 +263,6 @@ def test_a_mistyped_path_is_said_before_the_network_is_asked(
     make.folder(tmp_path / "runs" / "good", make.tensors())
     with pytest.raises(LoraprobeError, match="no file or folder 'runs/goof'; there is a folder"):
         load_adapter("runs/goof")
+    with pytest.raises(LoraprobeError, match="no file or folder 'runs/goof'; there is a folder"):
+        Probe.from_pretrained("runs/goof")
     assert json.loads((tmp_path / "runs" / "good" / "adapter_config.json").read_text())["r"] == 4
