@@ -106,9 +106,10 @@ def analyse(
     cosine = np.divide(inner, scale, out=np.zeros_like(inner), where=scale > 0)
     cosine = np.clip(cosine, -1.0, 1.0)
     outliers = _outliers(names, modules, cosine, behind)
-    for name in names[: len(names) - behind] if usual is not None else ():
-        if apart := _unusual(adapters[name], usual):
-            outliers[name] = "; ".join(filter(None, [outliers.get(name), apart]))
+    if usual is not None:
+        for name in names[: len(names) - behind]:
+            if apart := _unusual(adapters[name], usual):
+                outliers[name] = "; ".join(filter(None, [outliers.get(name), apart]))
     return Analysis(
         names,
         modules,
