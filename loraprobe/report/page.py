@@ -85,7 +85,7 @@ def render(
     own = analysis.names[: len(analysis.names) - analysis.behind]
     first = ("malicious", "inconclusive")  # of hundreds, what has to be looked at comes first
     rows = [_row(analysis, name) for name in own]
-    rows.sort(key=lambda row: first.index(row["kind"]) if row["kind"] in first else len(first))
+    rows.sort(key=lambda row: [*first, row["kind"]].index(row["kind"]))
     links = {name: base64.b64encode(text.encode()).decode() for name, text in tables.items()}
     return environment.from_string(template).render(
         version=__version__,
