@@ -54,12 +54,20 @@ class HubError(LoraprobeError):
     """A repository, revision or file on the Hub could not be fetched as asked."""
 
 
+class TrustError(LoraprobeError):
+    """A probe is on no list of trusted ones, is not signed as asked, or a list cannot be read."""
+
+
 class PolicyError(LoraprobeError):
     """What a scan is asked to do cannot be done: its policy, its list or its cache is wrong."""
 
 
 class DataError(LoraprobeError):
     """A dataset file is missing or a row in it cannot be used."""
+
+
+class OutputError(LoraprobeError):
+    """Something is already where a command was to write."""
 
 
 class ServiceError(LoraprobeError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from .metrics import (
     tpr_at_fpr,
     two_classes,
 )
+from .overlap import fitted_on
 
 if TYPE_CHECKING:
     from .probe import AdapterLike, Probe
@@ -53,8 +54,10 @@ def evaluate(
     Raises:
         FitError: only one class, or lengths differ. Scoring errors as `Probe.__call__`.
     """
-    scores = probe(adapters, check_base=check_base)
-    return report(labels, scores, groups, threshold=probe.threshold, by=by, seed=seed)
+    features = probe.features(adapters, check_base=check_base)
+    scores = probe.score_features(features)
+    measured = report(labels, scores, groups, threshold=probe.threshold, by=by, seed=seed)
+    return replace(measured, n_fitted=fitted_on(probe.facts.get("training"), features))
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ class EvalReport:
     """The probe's threshold; a score that reaches it is flagged."""
     by: tuple[GroupRow, ...] = ()
     """One row per name, benign names first; empty if no names were given."""
+    n_fitted: int | None = None
+    """Number of rows that the probe was fitted on; None if it does not say on which."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, numbers and None only.
@@ -152,7 +157,7 @@ class EvalReport:
             ["calibration error (ECE)", f"{self.ece:.3f}", ""],
             ["Brier score", f"{self.brier:.3f}", ""],
         ]
-        text = head + "\n" + _aligned(lines, left=1)
+        text = "\n".join([head, *self._seen(), _aligned(lines, left=1)])
         if not self.by:
             return text
         kinds = {0: "benign", 1: "malicious", None: "both"}
@@ -162,6 +167,17 @@ class EvalReport:
             counts = [str(row.n), str(row.n_groups), f"{row.flagged:.3f}", f"{row.mean_score:.3f}"]
             rows.append([row.name, kinds[row.label], *counts, area])
         return text + "\n\n" + _aligned(rows, left=2)
+
+    def _seen(self) -> list[str]:
+        """Whether the figures are of adapters that the probe had not seen."""
+        if self.n_fitted is None:
+            return ["the probe does not say what it was fitted on: see to it that these are others"]
+        if self.n_fitted == 0:
+            return []
+        return [
+            f"WARNING: the probe was fitted on {self.n_fitted} of these {self.n} adapters; the"
+            " figures flatter it. Measure it on others"
+        ]
 
     def __str__(self) -> str:
         return self.table()

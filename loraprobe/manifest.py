@@ -31,6 +31,7 @@ from .adapters.kinds import FRESH, as_kind
 from .adapters.load import load_adapter
 from .errors import DataError, LoraprobeError
 
+_MANIFEST = "manifest.csv"
 _LABELS = {"0": 0, "1": 1, "benign": 0, "malicious": 1}
 HARD_NEGATIVE = "hard_negative"
 _ROLES = (("benign", HARD_NEGATIVE), ("malicious",))  # label -> the roles it may have
@@ -65,11 +66,17 @@ class Row:
 
 
 def read_manifest(path: Path) -> list[Row]:
-    """Read a manifest.
+    """Read a manifest, or the adapters below benign/ and malicious/ of a folder.
+
+    A folder that holds a manifest.csv is read by that.
 
     Raises:
         DataError: the file or a column is missing, or a row has a label or path that is not valid.
     """
+    if path.is_dir():
+        if not (path / _MANIFEST).is_file():
+            return _sorted_in_folders(path)
+        path = path / _MANIFEST
     try:
         with path.open(
             newline="", encoding="utf-8-sig"
@@ -110,6 +117,21 @@ def read_manifest(path: Path) -> list[Row]:
             rows.append(Row(adapter, label, group, source, **_optional(record, label, path.parent)))
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}") from None
+    return rows
+
+
+def _sorted_in_folders(folder: Path) -> list[Row]:
+    """A row for every adapter at any depth below the folders named after labels."""
+    rows = [
+        Row(config.parent, label, str(config.parent.relative_to(folder)), name)
+        for label, name in enumerate(("benign", "malicious"))
+        for config in sorted((folder / name).rglob("adapter_config.json"))
+    ]
+    if not rows:
+        raise DataError(
+            f"{folder} holds neither a {_MANIFEST} nor adapters below benign/ and malicious/;"
+            " expected one of the two"
+        )
     return rows
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from .adapters.adapter import Adapter
 from .calibration import Calibration
+from .constant import check_varies
 from .errors import (
     AdapterFormatError,
     BaseModelMismatch,
@@ -24,6 +25,7 @@ from .features import NORMS, SPECTRAL_FEATURES
 from .featurizer import Featurizer
 from .heads import Head
 from .invariant import Coverage
+from .trust import check_trusted, users_list
 
 AdapterLike = Adapter | str | Path
 """An adapter, or where one is: a PEFT folder, a .safetensors file or a Hub id."""
@@ -65,6 +67,8 @@ class Probe:
         base_model: the base model of the adapters it was fitted on, if they all say so.
         facts: JSON-ready: training, data, metrics, licence, known failures.
         commit: the Hub commit it was loaded from, if it came from there.
+        digest: of the config.json it was loaded from, which holds those of its weights: what names
+            this probe and no other, 64 hexadecimal digits. A probe that was changed has none.
     """
 
     featurizer: Featurizer
@@ -75,6 +79,7 @@ class Probe:
     base_model: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     commit: str | None = None
+    digest: str | None = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_cuts(self.threshold, self.lower_cut)
@@ -83,6 +88,7 @@ class Probe:
                 f"the head reads {self.head.num_features} features, the recipe makes"
                 f" {self.featurizer.num_features}"
             )
+        check_varies(self.head)
 
     @property
     def lower_cut(self) -> float:
@@ -112,7 +118,7 @@ class Probe:
             StartMismatch: the probe reads factors, and the adapter's are of another initial
                 adapter.
         """
-        return self.score_features(self._features(as_adapters(adapters), check_base))
+        return self.score_features(self.features(adapters, check_base=check_base))
 
     def predict_proba(
         self, adapters: AdapterLike | Iterable[AdapterLike], *, check_base: bool = True
@@ -224,9 +230,17 @@ class Probe:
         norms = replace(self.featurizer, recipe=measured)([adapter]).reshape(-1, len(NORMS))
         return not norms[:, NORMS.index("stable_rank")].any()  # >= 1 unless the matrix is zero
 
-    def _features(self, adapters: list[Adapter], check_base: bool) -> np.ndarray:
-        features, _ = self._read(adapters, check_base)
-        for adapter in adapters:
+    def features(
+        self, adapters: AdapterLike | Iterable[AdapterLike], *, check_base: bool = True
+    ) -> np.ndarray:
+        """The feature vectors (n, p) float32 that the scores of adapters are of.
+
+        Raises:
+            LoraprobeError: as `__call__`.
+        """
+        read = as_adapters(adapters)
+        features, _ = self._read(read, check_base)
+        for adapter in read:
             self.check_start(adapter)
         return features
 
@@ -265,6 +279,7 @@ class Probe:
         branch: str | None = None,
         create_pr: bool = False,
         commit_message: str | None = None,
+        key: str | Path | None = None,
     ) -> str:
         """Publish to the Hub in one commit and return it: see `loraprobe.hub.hub.push_probe`."""
         from .hub.hub import push_probe
@@ -278,6 +293,7 @@ class Probe:
             branch=branch,
             create_pr=create_pr,
             commit_message=commit_message,
+            key=key,
         )
 
     @classmethod
@@ -309,13 +325,18 @@ class Probe:
             ProbeFormatError: a file is missing, damaged, changed or of an unknown format version.
             HubError: the repository or revision cannot be fetched, or gives other content than the
                 Hub lists; or a revision is asked of a local folder.
+            TrustError: the user's configuration has a list, and the probe is not on it.
         """
         from .hub.format import load_probe
         from .hub.hub import fetch_probe
         from .hub.names import is_on_hub, no_local_either
+        from .hub.own import check_own
 
         if not is_on_hub(source, revision):
-            return load_probe(Path(source) / (subfolder or ""))
+            folder = Path(source) / (subfolder or "")
+            probe = load_probe(folder)
+            check_trusted(users_list(), folder, None, probe.digest)
+            return probe
         with no_local_either(source):
             path, commit = fetch_probe(
                 str(source),
@@ -326,7 +347,10 @@ class Probe:
                 local_files_only=local_files_only,
                 token=token,
             )
-        return replace(load_probe(path), commit=commit)
+        probe = load_probe(path, commit)
+        check_own(str(source), subfolder, probe.digest)
+        check_trusted(users_list(), source, commit, probe.digest)
+        return probe
 
 
 def as_adapters(adapters: AdapterLike | Iterable[AdapterLike]) -> list[Adapter]:

@@ -38,6 +38,7 @@ EXTRAS = {
     "flower": {"flwr"},
     "flower-deploy": {"flwr", "cryptography"},
     "nvflare": {"nvflare"},
+    "sign": {"model-signing", "pyopenssl"},
     "serve": {
         *"fastapi starlette pydantic uvicorn httptools uvloop limits prometheus-client".split()
     },

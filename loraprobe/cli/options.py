@@ -10,12 +10,13 @@ import typer
 from rich.progress import track
 
 from ..errors import RecipeError
-from .terminal import complaints
+from .terminal import complaints, plain
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
     from ..featurizer import FeatureRecipe
     from ..manifest import Row
+    from ..probe import Probe
 
 BaseOption = Annotated[
     str | None,
@@ -24,7 +25,11 @@ BaseOption = Annotated[
     ),
 ]
 ManifestArgument = Annotated[
-    Path, typer.Argument(help="CSV with columns path, label[, group, source, ...].")
+    Path,
+    typer.Argument(
+        help="CSV with columns path, label[, group, source, ...], or a folder with benign/ and"
+        " malicious/."
+    ),
 ]
 RecipeOption = Annotated[
     str,
@@ -40,9 +45,37 @@ AnyBaseOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(help="Everything random follows from it.")]
 CalibrationOption = Annotated[str | None, typer.Option(help="platt or isotonic.")]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option("--key", help="A public key (PEM): its owner must have signed it."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
 ManyHeadsOption = Annotated[
     list[str] | None, typer.Option("--head", help="Heads to fit; repeat it.")
 ]
+
+
+def read_probe(source: str, subfolder: str | None = None, revision: str | None = None) -> Probe:
+    """A probe by its folder or Hub id; what it came from is said on stderr.
+
+    Raises:
+        LoraprobeError: as `Probe.from_pretrained`.
+    """
+    from ..probe import Probe
+
+    probe = Probe.from_pretrained(source, subfolder, revision)
+    tell_commit(source, probe.commit, revision)
+    return probe
+
+
+def tell_commit(source: str, commit: str | None, revision: str | None) -> None:
+    """Say which commit something on the Hub is of, and warn where none was asked for."""
+    if commit is None:
+        return
+    complaints.print(plain(f"{source} is of commit {commit}"), soft_wrap=True)
+    if revision != commit:
+        warning = f"warning: {revision or 'main'} can change; --revision {commit} does not"
+        complaints.print(plain(warning), style="yellow", soft_wrap=True)
 
 
 def recipe_of(text: str) -> FeatureRecipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ..errors import KindMismatch, LoraprobeError
-from .options import AnyBaseOption, BaseOption
+from .options import AnyBaseOption, BaseOption, read_probe
 from .terminal import (
     Exit,
     JsonOption,
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 
 
 MOST_MODULES = 32  # that inspect shows a line of each
+_VERDICTS = {
+    "benign": "benign",
+    "malicious": "malicious",
+    "inconclusive": "inconclusive",
+    "error": "not scored",
+}
 
 
 @app.command()
@@ -57,9 +64,8 @@ def score(
     4 if some are inconclusive, 2 if some are unreadable; the gravest applies, 3 before 2 before 4.
     """
     from ..adapters.kinds import FRESH, as_kind
-    from ..probe import Probe
 
-    detector = Probe.from_pretrained(probe, subfolder, revision)
+    detector = read_probe(probe, subfolder, revision)
     kind = detector.featurizer.kind_since(base)
     if base is not None and kind == "weights" and not detector.featurizer.recipe.reads_product:
         raise KindMismatch(
@@ -110,6 +116,7 @@ def score(
         print(json.dumps({**facts, **start, "results": results}, indent=2))
     else:
         console.print(_score_table(results, detector))
+        console.print(_total(results))
     raise typer.Exit(code)
 
 
@@ -229,6 +236,13 @@ def _exit_code(verdicts: set[str]) -> Exit:
         if verdict in verdicts:
             return code
     return Exit.BENIGN
+
+
+def _total(results: list[dict[str, Any]]) -> str:
+    """How many of what: "43 adapters: 21 benign, 20 malicious, 2 inconclusive"."""
+    counts = Counter(result["verdict"] for result in results)
+    shown = [f"{counts[verdict]} {word}" for verdict, word in _VERDICTS.items() if counts[verdict]]
+    return f"{len(results)} adapter{'s'[: len(results) != 1]}: {', '.join(shown)}"
 
 
 def _score_table(results: list[dict[str, Any]], probe: Probe) -> Table:

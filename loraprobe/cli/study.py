@@ -14,6 +14,7 @@ from .leave_out import reasons_of, tables_of
 from .options import (
     BaseOption,
     CalibrationOption,
+    ForceOption,
     KindOption,
     ManifestArgument,
     ManyHeadsOption,
@@ -61,6 +62,7 @@ def leave_out(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A .json to write everything to.")
     ] = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure probes on kinds of data that they were not trained on.
@@ -70,8 +72,11 @@ def leave_out(
     host, and a malicious source with its safe twin NAME_safe.
     """
     from ..manifest import read_manifest
+    from ..outputs import free_path
     from ..study.leave_out import HEADS, RECIPES, detectors_of, leave_one_out
 
+    if out is not None:
+        free_path(out, force)
     recipes = {name: recipe_of(name) for name in recipe or ()} or RECIPES
     detectors = detectors_of(head or HEADS, recipes)
     options: dict[str, Any] = {"cuts": cut} if cut else {}
@@ -150,16 +155,21 @@ def embed(
     recipe: RecipeOption = "all_b",
     method: Annotated[str, typer.Option(help="umap or pca.")] = "umap",
     seed: SeedOption = 0,
+    force: ForceOption = False,
 ) -> None:
     """Two-dimensional coordinates of adapters, and a figure of them."""
     import numpy as np
 
     from ..featurizer import Featurizer
     from ..manifest import read_manifest
+    from ..outputs import free_path
     from ..study.embed import Coordinates, save_coordinates
     from ..study.embed import embed as coordinates_of
     from ..study.picture import draw_embedding
 
+    for path in (out, figure):
+        if path is not None:
+            free_path(path, force)
     rows = read_manifest(manifest)
     adapters = read_adapters(rows, kind, base, quiet=False)
     features = Featurizer.fit(recipe_of(recipe), adapters)(adapters)

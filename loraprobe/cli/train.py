@@ -14,13 +14,24 @@ from .options import (
     AnyBaseOption,
     BaseOption,
     CalibrationOption,
+    ForceOption,
     ManifestArgument,
     RecipeOption,
     SeedOption,
     read_adapters,
+    read_probe,
     recipe_of,
 )
-from .terminal import JsonOption, ProbeOption, app, console, plain, reports_errors
+from .terminal import (
+    JsonOption,
+    ProbeOption,
+    RevisionOption,
+    SubfolderOption,
+    app,
+    console,
+    plain,
+    reports_errors,
+)
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
@@ -57,6 +68,11 @@ def train(
         ),
     ] = False,
     seed: SeedOption = 0,
+    licence: Annotated[
+        str,
+        typer.Option(help="The probe's licence, for its card: an identifier of the Hub's."),
+    ] = "other",
+    force: ForceOption = False,
 ) -> None:
     """Fit a probe on labelled adapters and save it.
 
@@ -66,7 +82,9 @@ def train(
     from ..fit.baselines import baseline_recipes
     from ..fit.fit import fit_probe
     from ..manifest import kinds_of, read_manifest
+    from ..outputs import free_path
 
+    free_path(out, force)
     chosen = recipe_of(recipe)
     rows = read_manifest(manifest)
     if kind is None:
@@ -132,6 +150,8 @@ def train(
 def evaluate(
     manifest: ManifestArgument,
     probe: ProbeOption,
+    revision: RevisionOption = None,
+    subfolder: SubfolderOption = None,
     base: BaseOption = None,
     any_base: AnyBaseOption = False,
     seed: SeedOption = 0,
@@ -140,9 +160,8 @@ def evaluate(
     """Measure a probe on labelled adapters that it was not trained on."""
     from ..evaluation import evaluate as measure
     from ..manifest import read_manifest
-    from ..probe import Probe
 
-    detector = Probe.from_pretrained(probe)
+    detector = read_probe(probe, subfolder, revision)
     rows = read_manifest(manifest)
     result = measure(
         detector,

@@ -19,6 +19,7 @@ from ..distribution import distribution_of
 from ..errors import BaseModelMismatch, FitError
 from ..featurizer import FeatureRecipe, Featurizer, named_recipe
 from ..metrics import checked_labels
+from ..overlap import marks_of
 from ..probe import CLASSES, AdapterLike, Probe, as_adapters, check_cuts
 from .calibration import Budget, fit_calibration, fnr_threshold, fpr_threshold, parse_cut
 from .data import Kinds, own_kinds
@@ -207,6 +208,7 @@ def _learn(
         "n_malicious": int(y.sum()),
         "n_groups": len(set(keys)),
         "unit": plan.unit,
+        "marks": marks_of(features),
     }
     cuts = _Cuts(plan.cut, plan.lower_cut, None, {})
     if plan.needs_held_out_scores:

@@ -18,6 +18,11 @@ PAGES = (CARD_NAME, FIGURE_NAME)
 TASK = "tabular-classification"
 # Those of huggingface.co/metrics; the others are in the model-index alone.
 _KNOWN_METRICS = ("roc_auc", "brier_score")
+_METRIC_COLUMNS = ("protocol", "metric", "value", "n", "groups")
+_CLAIMED = (
+    "The publisher's word, until you measure it: `loraprobe verify PROBE --on ADAPTERS.csv`"
+    " compares this table with labelled adapters of yours."
+)
 _HUB_MODEL = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
@@ -71,12 +76,12 @@ def _card(probe: Probe, repo_id: str | None, subfolder: str | None) -> str:
         _text(facts, "detects", "Scores LoRA adapters with P(malicious)."),
         _at_a_glance(probe),
         _usage(probe, repo_id, subfolder),
+        _bullets("Known failures", facts.get("known_failures", ())),
+        _bullets("What it does not detect", facts.get("does_not_detect", ())),
         _figure(probe),
         _metrics(facts.get("metrics", ())),
         _training(probe),
         _table("Data", ("name", "role", "licence"), facts.get("data", ())),
-        _bullets("What it does not detect", facts.get("does_not_detect", ())),
-        _bullets("Known failures", facts.get("known_failures", ())),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -267,7 +272,9 @@ def _metrics(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if row.get("low") is not None else ""
         shown.append({**row, "value": f"{row['value']:.3f}{interval}"})
-    return _table("Measured", ("protocol", "metric", "value", "n", "groups"), shown)
+    table = _table("Measured by the publisher", _METRIC_COLUMNS, shown)
+    title, _, rows_of_it = table.partition("\n\n")
+    return f"{title}\n\n{_CLAIMED}\n\n{rows_of_it}" if table else ""
 
 
 def _training(probe: Probe) -> str:
@@ -278,7 +285,7 @@ def _training(probe: Probe) -> str:
     rows = [
         {"what": name.replace("_", " "), "value": _value(value)}
         for name, value in training.items()
-        if name != "score_distribution"
+        if name not in ("score_distribution", "marks")
     ]
     computed = {**recipe.to_dict(), "modules": recipe.modules or "all"}
     rows += [

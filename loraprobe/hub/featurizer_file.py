@@ -71,6 +71,11 @@ def _bases(featurizer: Featurizer, arrays: Arrays, where: str) -> Bases:
         total += width_of(left, right, featurizer.recipe.features)
     expected["center"] = (np.float32, (total,))
     _check(arrays, expected, where)
+    if not any(arrays[name].any() for name in expected if name != "center"):
+        raise ProbeFormatError(
+            f"{where}: every basis is zero, so that all adapters look alike; expected directions"
+            " learnt in training. Use another probe"
+        )
     modules = featurizer.layout.scalings
     return Bases(
         {module: arrays[f"left.{module}"] for module in modules},

@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors.numpy
 from safetensors import SafetensorError
@@ -33,25 +32,29 @@ from ..adapters.layout import Layout
 from ..adapters.safetensors import header_of
 from ..adapters.strict_json import read_json
 from ..calibration import Calibration
-from ..errors import LoraprobeError, ProbeFormatError, quoted
+from ..errors import LoraprobeError, OutputError, ProbeFormatError, quoted
 from ..featurizer import FeatureRecipe, Featurizer
 from ..heads import HEADS, Head
 from ..probe import CLASSES, Probe, check_cuts
 from ..trees import trees_from_xgboost
 from .card import CARD_NAME, PAGES, card_files
 from .featurizer_file import featurizer_bytes, with_arrays
+from .fields import count_of, fields_of, number_of, object_of, optional, text_of
 
 FORMAT_VERSION = 3
 CONFIG_NAME = "config.json"
 HEAD_NAME = "head.safetensors"
 TREES_NAME = "head.json"  # of an XGBoost head, in versions 1 and 2
 FEATURIZER_NAME = "featurizer.safetensors"
-PROBE_FILES = (CONFIG_NAME, HEAD_NAME, TREES_NAME, FEATURIZER_NAME, CARD_NAME)
+SIGNATURE_NAME = "model.sig"  # see signing.py; anything that is saved anew has lost it
+PROBE_FILES = (
+    *(CONFIG_NAME, HEAD_NAME, TREES_NAME, FEATURIZER_NAME, CARD_NAME),
+    SIGNATURE_NAME,
+)
 MAX_CONFIG_BYTES = 16 << 20
 MAX_HEAD_BYTES = 1 << 30
 MAX_FEATURES = MAX_HEAD_BYTES // 4  # more columns than that no head can have a number for
 
-Read = TypeVar("Read")
 _FIELDS = {
     "library",
     "library_version",
@@ -71,15 +74,17 @@ _FEATURIZER_FIELDS = {"file", "bytes", "sha256"}
 
 
 def save_probe(probe: Probe, folder: Path) -> Path:
-    """Write a probe; files of an earlier probe in the folder are replaced.
+    """Write a probe; files of an earlier probe in the folder are replaced, nobody else's.
 
     Raises:
         ProbeFormatError: a fact is not JSON-ready, or the path is a file.
+        OutputError: the folder holds files of these names and no probe.
     """
     if folder.exists() and not folder.is_dir():
         raise ProbeFormatError(
             f"got {folder}, which is a file; expected a folder to save the probe in"
         )
+    check_ours(folder)
     weights = safetensors.numpy.save(probe.head.arrays())
     learnt = featurizer_bytes(probe.featurizer)
     try:
@@ -106,7 +111,7 @@ def save_probe(probe: Probe, folder: Path) -> Path:
     files = {HEAD_NAME: weights, **pages}
     if learnt is not None:
         files[FEATURIZER_NAME] = learnt
-    for name in {TREES_NAME, FEATURIZER_NAME, *PAGES} - set(files):
+    for name in {TREES_NAME, FEATURIZER_NAME, SIGNATURE_NAME, *PAGES} - set(files):
         (folder / name).unlink(missing_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -114,8 +119,31 @@ def save_probe(probe: Probe, folder: Path) -> Path:
     return folder
 
 
-def load_probe(folder: Path) -> Probe:
+def check_ours(folder: Path) -> None:
+    """Refuse a folder that holds files of a probe's names without being a probe's.
+
+    Raises:
+        OutputError: writing a probe there would replace what somebody else wrote.
+    """
+    theirs = [name for name in (*PROBE_FILES, *PAGES) if (folder / name).exists()]
+    if not theirs:
+        return
+    try:
+        ours = _read_config(folder).get("library") == "loraprobe"
+    except ProbeFormatError:
+        ours = False
+    if not ours:
+        raise OutputError(
+            f"{folder} holds {quoted(theirs[0])} and no probe; expected a new folder, or a probe's."
+            " Name another"
+        )
+
+
+def load_probe(folder: Path, commit: str | None = None) -> Probe:
     """Read a probe after checking every byte that it is made of.
+
+    Args:
+        commit: of the Hub, for the probe to name.
 
     Raises:
         ProbeFormatError: see Probe.from_pretrained.
@@ -128,7 +156,9 @@ def load_probe(folder: Path) -> Probe:
             f" reads {sorted(_READERS)}. Upgrade loraprobe, or load an older revision of the probe."
         )
     try:
-        return _READERS[found](config, folder)
+        probe = replace(_READERS[found](config, folder), commit=commit)
+        object.__setattr__(probe, "digest", config_digest(config))
+        return probe
     except ProbeFormatError:
         raise
     except LoraprobeError as error:
@@ -195,24 +225,24 @@ def weight_files(config: Any) -> list[str]:
 
 def _read(config: dict[str, Any], folder: Path) -> Probe:
     where = folder / CONFIG_NAME
-    optional = {"format_version", *({"featurizer"} if config["format_version"] > 2 else set())}
-    _fields({name: config[name] for name in config if name not in optional}, _FIELDS, where)
+    besides = {"format_version", *({"featurizer"} if config["format_version"] > 2 else set())}
+    fields_of({name: config[name] for name in config if name not in besides}, _FIELDS, where)
     if config["library"] != "loraprobe":
         raise ProbeFormatError(
             f"{where}: got library {quoted(config['library'])}; expected 'loraprobe'"
         )
-    _text(config["library_version"], f"{where}: library_version")
+    text_of(config["library_version"], f"{where}: library_version")
     if config["classes"] != list(CLASSES):
         raise ProbeFormatError(
             f"{where}: got classes {quoted(config['classes'])}; expected {list(CLASSES)}"
         )
-    base_model = _optional(_text, config["base_model"], f"{where}: base_model")
-    facts = _object(config["facts"], f"{where}: facts")
+    base_model = optional(text_of, config["base_model"], f"{where}: base_model")
+    facts = object_of(config["facts"], f"{where}: facts")
     featurizer = _learnt(_featurizer(config, where), config, folder)
-    threshold = _number(config["threshold"], f"{where}: threshold")
-    benign_below = _optional(_number, config["benign_below"], f"{where}: benign_below")
+    threshold = number_of(config["threshold"], f"{where}: threshold")
+    benign_below = optional(number_of, config["benign_below"], f"{where}: benign_below")
     check_cuts(threshold, threshold if benign_below is None else benign_below)
-    calibration = _optional(_calibration, config["calibration"], f"{where}: calibration")
+    calibration = optional(_calibration, config["calibration"], f"{where}: calibration")
     head = _read_head(config, folder, featurizer.num_features)
     return Probe(featurizer, head, threshold, benign_below, calibration, base_model, facts)
 
@@ -250,12 +280,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = read_json(path.read_bytes())
     except ValueError as error:
         raise ProbeFormatError(f"{path} is not readable JSON: {error}") from None
-    return _object(config, str(path))
+    return object_of(config, str(path))
 
 
 def _featurizer(config: dict[str, Any], where: Path) -> Featurizer:
-    recipe = FeatureRecipe.from_dict(_object(config["recipe"], f"{where}: recipe"))
-    _fields(config["recipe"], recipe.to_dict(), f"{where}: recipe")
+    recipe = FeatureRecipe.from_dict(object_of(config["recipe"], f"{where}: recipe"))
+    fields_of(config["recipe"], recipe.to_dict(), f"{where}: recipe")
     layout = Layout.from_dict(config["layout"])
     if [(slot.module, slot.factor) for slot in layout.slots] != [
         (module, factor) for module in layout.scalings for factor in recipe.factors
@@ -295,7 +325,7 @@ def _learnt(featurizer: Featurizer, config: dict[str, Any], folder: Path) -> Fea
                 " Save the probe anew"
             )
         return featurizer
-    facts = _fields(config["featurizer"], _FEATURIZER_FIELDS, where)
+    facts = fields_of(config["featurizer"], _FEATURIZER_FIELDS, where)
     path = folder / FEATURIZER_NAME
     if facts["file"] != FEATURIZER_NAME or not path.is_file():
         raise ProbeFormatError(
@@ -307,8 +337,8 @@ def _learnt(featurizer: Featurizer, config: dict[str, Any], folder: Path) -> Fea
 
 def _read_head(config: dict[str, Any], folder: Path, num_features: int) -> Head:
     where = f"{folder / CONFIG_NAME}: head"
-    facts = _fields(config["head"], _HEAD_FIELDS, where)
-    kind = _text(facts["kind"], f"{where}.kind")
+    facts = fields_of(config["head"], _HEAD_FIELDS, where)
+    kind = text_of(facts["kind"], f"{where}.kind")
     name = head_file(config)
     if name is None:
         raise ProbeFormatError(
@@ -321,7 +351,7 @@ def _read_head(config: dict[str, Any], folder: Path, num_features: int) -> Head:
             f"{where}: expected the {kind} head in {name}; got file {quoted(facts['file'])},"
             f" exists: {path.is_file()}"
         )
-    if _count(facts["num_features"], f"{where}.num_features") != num_features:
+    if count_of(facts["num_features"], f"{where}.num_features") != num_features:
         raise ProbeFormatError(
             f"{where}: the head reads {quoted(facts['num_features'])} features, recipe and layout"
             f" make {num_features}"
@@ -342,7 +372,7 @@ def _read_head(config: dict[str, Any], folder: Path, num_features: int) -> Head:
 def _checked_bytes(path: Path, facts: Mapping[str, Any], where: str) -> bytes:
     """The bytes of a file, after its size and sha256 were compared with what is stated."""
     size = path.stat().st_size
-    if size > MAX_HEAD_BYTES or size != _count(facts["bytes"], f"{where}.bytes"):
+    if size > MAX_HEAD_BYTES or size != count_of(facts["bytes"], f"{where}.bytes"):
         raise ProbeFormatError(
             f"{path} has {size} bytes; {CONFIG_NAME} says {quoted(facts['bytes'])}. The file is"
             " incomplete or was exchanged."
@@ -358,63 +388,19 @@ def _checked_bytes(path: Path, facts: Mapping[str, Any], where: str) -> bytes:
 
 
 def _calibration(value: Any, where: str) -> Calibration:
-    values = _fields(value, Calibration.__dataclass_fields__, where)
+    values = fields_of(value, Calibration.__dataclass_fields__, where)
     knots = {}
     for name in ("inputs", "outputs"):
         if not isinstance(values[name], list):
             raise ProbeFormatError(
                 f"{where}.{name}: got {quoted(values[name])}; expected a list of numbers"
             )
-        knots[name] = tuple(_number(number, f"{where}.{name}") for number in values[name])
+        knots[name] = tuple(number_of(number, f"{where}.{name}") for number in values[name])
     return Calibration(
         values["method"],
         knots["inputs"],
         knots["outputs"],
-        _text(values["unit"], f"{where}.unit"),
-        _count(values["rows"], f"{where}.rows"),
-        _count(values["groups"], f"{where}.groups"),
+        text_of(values["unit"], f"{where}.unit"),
+        count_of(values["rows"], f"{where}.rows"),
+        count_of(values["groups"], f"{where}.groups"),
     )
-
-
-def _optional(read: Callable[[Any, str], Read], value: Any, where: str) -> Read | None:
-    return None if value is None else read(value, where)
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ProbeFormatError(f"{where}: got {quoted(value)}; expected a JSON object")
-    return value
-
-
-def _fields(value: Any, fields: Collection[str], where: str | Path) -> dict[str, Any]:
-    """A JSON object with exactly these fields."""
-    found = _object(value, str(where))
-    if set(found) != set(fields):
-        missing = sorted(set(fields) - set(found))
-        unknown = sorted(set(found) - set(fields))
-        raise ProbeFormatError(
-            f"{where}: missing fields {quoted(missing)}, unknown fields {quoted(unknown)}; expected"
-            " those of this format version"
-        )
-    return found
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise ProbeFormatError(f"{where}: got {quoted(value)}; expected text")
-    return value
-
-
-def _count(value: Any, where: str) -> int:
-    if type(value) is not int or value < 0:  # True is an int to isinstance
-        raise ProbeFormatError(
-            f"{where}: got {quoted(value)}; expected a whole number, not negative"
-        )
-    return value
-
-
-def _number(value: Any, where: str) -> float:
-    # The comparison is exact also for integers that no float can hold.
-    if type(value) not in (int, float) or not -sys.float_info.max <= value <= sys.float_info.max:
-        raise ProbeFormatError(f"{where}: got {quoted(value)}; expected a finite number")
-    return float(value)

@@ -26,6 +26,7 @@ from ..adapters.files import MAX_WEIGHT_BYTES, PICKLE_NAME, two_files
 from ..adapters.formats import WEIGHTS_NAME, pickle_advice
 from ..adapters.strict_json import read_json
 from ..errors import AdapterFormatError, HubError
+from ..trust import check_trusted, users_list
 from .card import CARD_NAME, card
 from .card_figure import FIGURE_NAME
 from .errors import hub_errors
@@ -34,11 +35,15 @@ from .format import (
     MAX_CONFIG_BYTES,
     MAX_HEAD_BYTES,
     PROBE_FILES,
+    SIGNATURE_NAME,
+    check_ours,
     load_probe,
     save_probe,
     weight_files,
 )
 from .names import looks_like_repo_id
+from .own import check_own
+from .signing import check_signature, sign_folder
 from .snapshot import Place, Snapshot, hub_api, listing, repo_info
 
 if TYPE_CHECKING:
@@ -46,7 +51,6 @@ if TYPE_CHECKING:
 
     from ..probe import Probe
 
-ZOO_REPO = "loraprobe/zoo"
 PUBLISHED_FILES = (
     *PROBE_FILES,
     FIGURE_NAME,
@@ -131,29 +135,41 @@ def pull_probe(
     *,
     subfolder: str | None = None,
     revision: str | None = None,
+    key: str | Path | None = None,
     **options: Any,
 ) -> str:
-    """Write a checked copy of a published probe into a folder, card and figure included.
+    """Write a checked copy of a published probe into a folder: card, figure and signature too.
 
     The commit.
 
     The files are those of the commit, byte by byte; files of an earlier probe in the folder are
     replaced.
 
+    Args:
+        key: a public key, by whose owner it has to be signed.
+
     Raises:
         HubError: as `fetch_probe`; or the target is a file.
         ProbeFormatError: what is published is no probe that this version reads.
+        OutputError: the folder holds files of a probe's names and no probe.
+        TrustError: it is not on the user's list, or not signed by that key.
     """
     if out.exists() and not out.is_dir():
         raise HubError(f"got {out}, which is a file; expected a folder to write the probe into")
+    check_ours(out)
     folder, commit = fetch_probe(repo_id, subfolder=subfolder, revision=revision, **options)
-    load_probe(folder)
+    digest = load_probe(folder).digest
+    check_own(repo_id, subfolder, digest)
+    check_trusted(users_list(), repo_id, commit, digest)
     prefix = _prefix(subfolder)
     snapshot = Snapshot(Place(repo_id, commit, **options))
-    pages = [name for name in (CARD_NAME, FIGURE_NAME) if prefix + name in snapshot.names()]
+    beside = (CARD_NAME, FIGURE_NAME, SIGNATURE_NAME)
+    pages = [name for name in beside if prefix + name in snapshot.names()]
     found = {name: snapshot.fetch(prefix + name, MAX_CARD_BYTES) for name in pages}
     found |= {name: folder / name for name in _weight_files(folder / CONFIG_NAME)}
     found[CONFIG_NAME] = folder / CONFIG_NAME
+    if key is not None:
+        check_signature(folder, Path(key))
     out.mkdir(parents=True, exist_ok=True)
     for name in set(PUBLISHED_FILES) - set(found):
         (out / name).unlink(missing_ok=True)
@@ -172,6 +188,7 @@ def push_probe(
     branch: str | None = None,
     create_pr: bool = False,
     commit_message: str | None = None,
+    key: str | Path | None = None,
 ) -> str:
     """Publish a probe in one commit, and return that commit: 40 hexadecimal digits to pin it by.
 
@@ -193,12 +210,15 @@ def push_probe(
         branch: where to commit, "main" if None; it is created if it does not exist. "refs/pr/3"
             adds to that pull request.
         create_pr: open a pull request against main instead.
+        key: the private key to sign the probe with (`loraprobe.hub.signing`); None for no
+            signature. An earlier one is removed, as it was of another probe.
 
     Raises:
         HubError: the id is not valid, the Hub refuses or cannot be reached, the repository is
             public where private is asked for (or the reverse), or somebody else committed in the
             meantime.
         ProbeFormatError: the probe cannot be saved, or does not come back as it was.
+        TrustError: it cannot be signed with that key.
     """
     if not looks_like_repo_id(repo_id):
         raise HubError(f"got the repository {repo_id!r}; expected org/name")
@@ -210,6 +230,8 @@ def push_probe(
     prefix, api = _prefix(subfolder), hub_api(token)
     with TemporaryDirectory(prefix="loraprobe-") as scratch:
         folder = _written(probe, Path(scratch) / "probe", repo_id, subfolder)
+        if key is not None:
+            sign_folder(folder, Path(key))
         with hub_errors(repo_id):
             api.create_repo(repo_id, private=private, exist_ok=True)
             _check_visibility(api, repo_id, private)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PolicyError
+from ..trust import checked_list
 from .findings import DECISIONS, RULES, Decision
 
 
@@ -28,6 +29,7 @@ class Policy:
         max_rank: the largest rank.
         max_norm: the largest Frobenius norm of BA over all modules.
         probes: folders or Hub ids ("org/name@commit"); a relative folder starts at the file's.
+        trusted: what the probes have to be among (`loraprobe.trust`); None for no such list.
         reference: a file that `loraprobe scan --save-reference` wrote: the cohort to compare with.
         max_deviation: median absolute deviations from the cohort's median.
         levels: rule -> "allow", "review" or "block", instead of the default in `RULES`.
@@ -44,6 +46,7 @@ class Policy:
     max_rank: int | None = None
     max_norm: float | None = None
     probes: tuple[str, ...] = ()
+    trusted: tuple[str, ...] | None = None
     reference: str | None = None
     max_deviation: float = 8.0
     levels: Mapping[str, Decision] = field(default_factory=dict)
@@ -53,6 +56,8 @@ class Policy:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, _names(name, value))
+        if self.trusted is not None:
+            object.__setattr__(self, "trusted", checked_list(self.trusted, "policy"))
         for name in ("base_revision", "base_weights", "base_sha256", "reference"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value):

