@@ -24,6 +24,8 @@ from pydantic import (
     model_validator,
 )
 
+from loraprobe.limits import SETTINGS, read_limited
+
 from .checks import is_number
 from .data.corpora import check_source
 from .defense.levels import LEVELS, Level, make_level
@@ -385,8 +387,8 @@ class Config(_Section):
         """
         path = Path(path)
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            values = tomllib.loads(read_limited(path, SETTINGS).decode())
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"cannot read {path}: {error}. Expected a TOML file; `fedloop example` prints one."
             ) from None

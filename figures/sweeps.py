@@ -1,6 +1,6 @@
 """What separability depends on.
 
-Rank, adapted modules, learning rate, local steps and initial adapter.
+Rank, adapted modules, learning rate and local steps; the initial adapter has a figure of its own.
 
 python -m figures.sweeps
 """
@@ -21,7 +21,6 @@ ORDER = {
     "modules": ("q, v", "attention", "attention, MLP"),
     "learning rate": ("0.001", "0.005", "0.015"),
     "local steps": ("1", "5", "20"),
-    "initial adapter": ("seed 0", "seed 1"),
 }
 
 

@@ -102,6 +102,32 @@ def require(package: str, extra: str, purpose: str) -> None:
         raise MissingExtra(package, extra, purpose)
 
 
+EXTRAS = {
+    **dict.fromkeys(("typer", "rich", "click"), "cli"),
+    "xgboost": "xgboost",
+    **dict.fromkeys(("matplotlib", "umap", "jinja2"), "figures"),
+    **dict.fromkeys(("torch", "transformers", "peft", "accelerate", "datasets", "gguf"), "fed"),
+    **dict.fromkeys(("pydantic", "rouge_score", "tokenizers"), "fed"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "httptools", "limits"), "serve"),
+    "bitsandbytes": "gpu",
+    "flwr": "flower",
+    "cryptography": "flower-deploy",
+    "nvflare": "nvflare",
+    "tensorboard": "tensorboard",
+    **dict.fromkeys(("model_signing", "OpenSSL"), "sign"),
+}
+"""Module -> the extra that brings it."""
+
+
+def missing_extra(error: ImportError) -> ImportError:
+    """An import that failed for want of an extra, with what to install; others as they are."""
+    package = str(error.name or "").partition(".")[0]
+    extra = EXTRAS.get(package)
+    if extra is None or isinstance(error, LoraprobeError):
+        return error
+    return MissingExtra(package, extra, "this command")
+
+
 def quoted(value: object, limit: int = 60, *, keep: str = "") -> str:
     """A stranger's text or value for a message, a table or a log.
 

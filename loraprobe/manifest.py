@@ -20,9 +20,11 @@ attack, recipe, rank, lr, base, seed: what made the data malicious; how training
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from .adapters.adapter import Adapter
 from .adapters.kinds import FRESH, as_kind
 from .adapters.load import load_adapter
 from .errors import DataError, LoraprobeError
+from .limits import MANIFEST, MANIFEST_ROWS, read_limited
 
 _MANIFEST = "manifest.csv"
 _LABELS = {"0": 0, "1": 1, "benign": 0, "malicious": 1}
@@ -78,14 +81,12 @@ def read_manifest(path: Path) -> list[Row]:
             return _sorted_in_folders(path)
         path = path / _MANIFEST
     try:
-        with path.open(
-            newline="", encoding="utf-8-sig"
-        ) as file:  # spreadsheets write a mark in front
-            reader = csv.DictReader(file)
-            columns, records = (
-                set(reader.fieldnames or ()),
-                [(reader.line_num, record) for record in reader],
-            )
+        text = read_limited(path, MANIFEST).decode(
+            "utf-8-sig"
+        )  # spreadsheets write a mark in front
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        columns = set(reader.fieldnames or ())
+        records = [(reader.line_num, record) for record in islice(reader, MANIFEST_ROWS + 1)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the manifest {path}: {error}") from None
     if not {"path", "label"} <= columns:
@@ -93,6 +94,8 @@ def read_manifest(path: Path) -> list[Row]:
             f"{path} has the columns {sorted(columns)}; expected path and label, and optionally"
             " others, such as group and source"
         )
+    if len(records) > MANIFEST_ROWS:
+        raise DataError(f"{path} has more than {MANIFEST_ROWS} rows; expected at most that")
     if not records:
         raise DataError(f"{path} names no adapter; expected at least one row")
     rows = []

@@ -17,8 +17,8 @@ import numpy as np
 from .adapters.strict_json import read_json
 from .errors import ProbeFormatError, quoted
 from .heads import MAX_NODES, XGBoostHead
+from .limits import PROBE_TREES
 
-MAX_BYTES = 32 << 20
 _MARGIN = 1e-6  # nearer to 0 or 1 than float32 can tell, the logit of base_score is infinite
 
 
@@ -33,8 +33,8 @@ def trees_from_xgboost(data: bytes, num_features: int) -> XGBoostHead:
         ProbeFormatError: not such a model, of another width, or anything but numeric splits of one
             logistic output.
     """
-    if len(data) > MAX_BYTES:
-        raise _refused(f"{len(data)} bytes", f"at most {MAX_BYTES}")
+    if len(data) > PROBE_TREES:
+        raise _refused(f"{len(data)} bytes", f"at most {PROBE_TREES}")
     try:
         learner = read_json(data)["learner"]
         model = learner["gradient_booster"]["model"]

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import TrustError, quoted
+from .limits import SETTINGS, read_limited
 
 CONFIG_VARIABLE = "LORAPROBE_CONFIG"
-MAX_CONFIG_BYTES = 1 << 20
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*(@[0-9a-f]{40})?)?", re.ASCII)
 
@@ -45,9 +45,9 @@ def users_list() -> tuple[str, ...] | None:
     if CONFIG_VARIABLE not in os.environ and not path.exists():
         return None
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise TrustError(f"{path} has more than {MAX_CONFIG_BYTES} bytes; nothing is loaded")
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_limited(path, SETTINGS, TrustError).decode())
+    except TrustError:
+        raise
     except (OSError, ValueError) as error:
         raise TrustError(f"cannot read {path}: {error}. Mend or remove it") from None
     if unknown := values.keys() - {"trusted"}:

@@ -80,7 +80,11 @@ def test_the_wheel_holds_both_packages_whole_and_nothing_else(wheel: zipfile.Zip
         for package in SHIPPED
         for path in (ROOT / package).rglob("*")
         if path.suffix in SUFFIXES
-    } | {f"fedloop/example/{path.relative_to(EXAMPLE)}" for path in EXAMPLE.glob("[bp]*/*")}
+    } | {
+        f"fedloop/example/{path.relative_to(EXAMPLE)}"
+        for pattern in ("[bp]*/*", "adapters/*-100-[012]/*", "adapters/manifest.csv")
+        for path in EXAMPLE.glob(pattern)
+    }
     assert {
         "loraprobe/py.typed",
         "fedloop/py.typed",

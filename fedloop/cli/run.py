@@ -23,10 +23,10 @@ from rich.progress import (
 from rich.table import Table
 
 from loraprobe._version import __version__
-from loraprobe.errors import LoraprobeError
+from loraprobe.errors import LoraprobeError, missing_extra
 from loraprobe.outputs import free_path
 
-from ..errors import FedloopError, MissingExtra
+from ..errors import FedloopError
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -40,28 +40,15 @@ app = typer.Typer(
 console = Console()
 
 
-_TRAINING = ("torch", "pydantic", "transformers", "peft", "accelerate", "datasets", "rouge_score")
-
-
 @contextmanager
 def told() -> Iterator[None]:
     """Errors that are about the input are printed, not traced; exit code 2."""
     try:
         yield
     except (LoraprobeError, FedloopError, ImportError, OSError) as error:
-        shown = _with_pip_line(error)
+        shown = missing_extra(error) if isinstance(error, ImportError) else error
         say(f"{type(shown).__name__}: {shown}", Console(stderr=True))
         raise typer.Exit(2) from None
-
-
-def _with_pip_line(error: Exception) -> Exception:
-    """An import that failed for want of an extra, with what to install."""
-    package = str(error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
-    if package in _TRAINING:
-        return MissingExtra(package, "fed", "this command")
-    if package == "flwr":
-        return MissingExtra(package, "flower", "this command")
-    return error
 
 
 def say(line: str, where: Console | None = None) -> None:

@@ -40,6 +40,7 @@ def write_adapters(out: Path, force: bool = False) -> list[Path]:
         rows = [row for row in csv.DictReader(file) if (FOLDER / "adapters" / row["path"]).is_dir()]
     rows = [row for row in rows if row["path"].endswith(_CLIENTS)]
     for row in rows:
+        row["source"] = row["source"].partition("@")[0]  # the share of malicious data: all of it
         shutil.copytree(FOLDER / "adapters" / row["path"], out / row["path"], dirs_exist_ok=True)
     written = []
     for name, held_out in (("train.csv", False), ("held-out.csv", True)):

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..errors import LoraprobeError, quoted
+from ..errors import LoraprobeError, missing_extra, quoted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -81,8 +81,9 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             complaints.print("interrupted")
             raise typer.Exit(Exit.INTERRUPTED) from None
-        except (LoraprobeError, OSError) as error:
-            line = Text.assemble((type(error).__name__, "red"), ": ", plain(error))
+        except (LoraprobeError, OSError, ImportError) as error:
+            shown = missing_extra(error) if isinstance(error, ImportError) else error
+            line = Text.assemble((type(shown).__name__, "red"), ": ", plain(shown))
             complaints.print(line, soft_wrap=True)
             raise typer.Exit(Exit.BAD_INPUT) from None
 

@@ -35,6 +35,9 @@ from .terminal import (
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
+    from ..evaluation import EvalReport
+    from ..featurizer import FeatureRecipe
+    from ..manifest import Row
     from ..probe import Probe
 
 
@@ -71,15 +74,15 @@ def train(
     licence: Annotated[
         str,
         typer.Option(help="The probe's licence, for its card: an identifier of the Hub's."),
-    ] = "other",
+    ] = "unknown",
     force: ForceOption = False,
 ) -> None:
-    """Fit a probe on labelled adapters and save it.
+    """Fit a probe on labelled adapters and save it, with a card of its own figures and limits.
 
     Prints its out-of-fold report beside those of trivial baselines.
     """
     from ..adapters.kinds import FRESH
-    from ..fit.baselines import baseline_recipes
+    from ..fit.card_facts import card_facts
     from ..fit.fit import fit_probe
     from ..manifest import kinds_of, read_manifest
     from ..outputs import free_path
@@ -107,42 +110,66 @@ def train(
         folds=folds,
         kinds=kinds,
     )
+    protocol = f"out of {'kind' if by_kind else 'fold'} by group, the head alone"
+    measured, refused = _beside_baselines(probe, (chosen, head), adapters, rows, kinds, folds, seed)
+    base_model = probe.base_model
+    own = measured.pop(f"this probe ({head})")
+    areas = {name: report.auroc for name, report in measured.items()}
+    probe = probe.with_facts(**card_facts(own, protocol, areas, base_model, licence))
+    probe.save_pretrained(out)
     title = f"{len(rows)} adapters, {len(set(groups))} groups, seed {seed}"
-    table = Table(
-        "detector",
-        f"AUROC, out of {'kind' if by_kind else 'fold'}",
-        "TPR at 1 % FPR",
-        "TPR at 5 % FPR",
-        title=title,
-    )
-    for name, (own, own_head) in {
-        f"this probe ({head})": (chosen, head),
-        **baseline_recipes(chosen),
-    }.items():
+    table = Table("detector", f"AUROC, {protocol}", "TPR at 1 % FPR", "TPR at 5 % FPR", title=title)
+    for name, report in {f"this probe ({head})": own, **measured}.items():
+        low, high = report.auroc_ci
+        rates = (f"{tpr:.3f}" for tpr in report.tpr_at_fpr.values())
+        table.add_row(name, f"{report.auroc:.3f} [{low:.3f}, {high:.3f}]", *rates)
+    for name, reason in refused.items():
+        table.add_row(name, reason, "", "")
+    console.print(table)
+    for failure in probe.facts["known_failures"]:
+        console.print(plain(f"known failure: {failure}"), soft_wrap=True)
+    console.print(plain(f"saved to {out}"), soft_wrap=True)
+
+
+def _beside_baselines(
+    probe: Probe,
+    chosen: tuple[FeatureRecipe, str],
+    adapters: list[Adapter],
+    rows: list[Row],
+    kinds: list[tuple[str, ...]] | None,
+    folds: int,
+    seed: int,
+) -> tuple[dict[str, EvalReport], dict[str, str]]:
+    """Held-out reports of the probe and of trivial detectors, and why there is none of some."""
+    from ..adapters.kinds import FRESH
+    from ..fit.baselines import baseline_recipes
+    from ..fit.fit import fit_probe
+
+    labels = [row.label for row in rows]
+    groups = [row.group for row in rows]
+    reports: dict[str, EvalReport] = {}
+    refused: dict[str, str] = {}
+    for name, own in {f"this probe ({chosen[1]})": chosen, **baseline_recipes(chosen[0])}.items():
         try:
             compared = (
                 probe
-                if own is chosen and own_head == head
+                if own == chosen
                 else fit_probe(
-                    adapters,
-                    labels,
-                    head=own_head,
-                    recipe=own,
+                    *(adapters, labels),
+                    head=own[1],
+                    recipe=own[0],
                     groups=groups,
                     seed=seed,
                     kinds=kinds,
                 )
             )
         except KindMismatch:  # with --base fresh there is no change of A
-            table.add_row(name, f"needs --base with an adapter, not {FRESH}", "", "")
-            continue
+            refused[name] = f"needs --base with an adapter, not {FRESH}"
         except LayoutMismatch:
-            table.add_row(name, "needs adapters of one rank and choice of modules", "", "")
-            continue
-        table.add_row(name, *_held_out(compared, adapters, labels, groups, kinds, folds, seed))
-    probe.save_pretrained(out)
-    console.print(table)
-    console.print(plain(f"saved to {out}"), soft_wrap=True)
+            refused[name] = "needs adapters of one rank and choice of modules"
+        else:
+            reports[name] = _held_out(compared, adapters, rows, kinds, folds, seed)
+    return reports, refused
 
 
 @app.command()
@@ -178,22 +205,23 @@ def evaluate(
 def _held_out(
     probe: Probe,
     adapters: list[Adapter],
-    labels: list[int],
-    groups: list[str],
+    rows: list[Row],
     kinds: list[tuple[str, ...]] | None,
     folds: int,
     seed: int,
-) -> list[str]:
-    """AUROC with its interval and TPRs of a probe's recipe and head on what was held out."""
+) -> EvalReport:
+    """What a probe's recipe and head do on what was held out, at the probe's own threshold."""
     import numpy as np
 
     from ..evaluation import report
     from ..fit.fit import held_out_scores
 
     training = probe.facts["training"]
+    labels = np.array([row.label for row in rows])
+    groups = [row.group for row in rows]
     scores = held_out_scores(
         probe.featurizer(adapters),
-        np.asarray(labels),
+        labels,
         groups,
         head=training["head"],
         head_options=training["head_options"],
@@ -201,9 +229,7 @@ def _held_out(
         folds=folds,
         kinds=kinds,
     )
-    measured = report(labels, scores, groups, threshold=0.5, seed=seed)
-    low, high = measured.auroc_ci
-    return [
-        f"{measured.auroc:.3f} [{low:.3f}, {high:.3f}]",
-        *(f"{tpr:.3f}" for tpr in measured.tpr_at_fpr.values()),
-    ]
+    if probe.calibration is not None:
+        scores = probe.calibration(scores)
+    by = [row.source for row in rows]
+    return report(labels, scores, groups, threshold=probe.threshold, by=by, seed=seed)

@@ -273,8 +273,7 @@ def _metrics(rows: Sequence[Mapping[str, Any]]) -> str:
         interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if row.get("low") is not None else ""
         shown.append({**row, "value": f"{row['value']:.3f}{interval}"})
     table = _table("Measured by the publisher", _METRIC_COLUMNS, shown)
-    title, _, rows_of_it = table.partition("\n\n")
-    return f"{title}\n\n{_CLAIMED}\n\n{rows_of_it}" if table else ""
+    return f"{table}\n\n{_CLAIMED}" if table else ""
 
 
 def _training(probe: Probe) -> str:

@@ -35,6 +35,7 @@ from ..calibration import Calibration
 from ..errors import LoraprobeError, OutputError, ProbeFormatError, quoted
 from ..featurizer import FeatureRecipe, Featurizer
 from ..heads import HEADS, Head
+from ..limits import PROBE_CONFIG, PROBE_FEATURIZER, PROBE_HEAD, PROBE_TREES
 from ..probe import CLASSES, Probe, check_cuts
 from ..trees import trees_from_xgboost
 from .card import CARD_NAME, PAGES, card_files
@@ -51,9 +52,7 @@ PROBE_FILES = (
     *(CONFIG_NAME, HEAD_NAME, TREES_NAME, FEATURIZER_NAME, CARD_NAME),
     SIGNATURE_NAME,
 )
-MAX_CONFIG_BYTES = 16 << 20
-MAX_HEAD_BYTES = 1 << 30
-MAX_FEATURES = MAX_HEAD_BYTES // 4  # more columns than that no head can have a number for
+MAX_FEATURES = PROBE_HEAD // 4  # more columns than that no head can have a number for
 
 _FIELDS = {
     "library",
@@ -102,10 +101,10 @@ def save_probe(probe: Probe, folder: Path) -> Path:
             f"the probe's facts are not JSON-ready ({error}); expected plain finite numbers, text,"
             " lists and objects"
         ) from None
-    if len(text) > MAX_CONFIG_BYTES:
+    if len(text) > PROBE_CONFIG:
         raise ProbeFormatError(
             f"got facts that make {CONFIG_NAME} {len(text)} bytes long; expected at most"
-            f" {MAX_CONFIG_BYTES}"
+            f" {PROBE_CONFIG}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     files = {HEAD_NAME: weights, **pages}
@@ -274,8 +273,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
             " head.safetensors or head.json)"
         )
     size = path.stat().st_size
-    if size > MAX_CONFIG_BYTES:
-        raise ProbeFormatError(f"{path} has {size} bytes; expected at most {MAX_CONFIG_BYTES}")
+    if size > PROBE_CONFIG:
+        raise ProbeFormatError(f"{path} has {size} bytes; expected at most {PROBE_CONFIG}")
     try:
         config = read_json(path.read_bytes())
     except ValueError as error:
@@ -332,7 +331,8 @@ def _learnt(featurizer: Featurizer, config: dict[str, Any], folder: Path) -> Fea
             f"{where}: expected {FEATURIZER_NAME}; got file {quoted(facts['file'])}, exists:"
             f" {path.is_file()}"
         )
-    return with_arrays(featurizer, _checked_bytes(path, facts, where), str(path))
+    data = _checked_bytes(path, facts, where, PROBE_FEATURIZER)
+    return with_arrays(featurizer, data, str(path))
 
 
 def _read_head(config: dict[str, Any], folder: Path, num_features: int) -> Head:
@@ -356,7 +356,7 @@ def _read_head(config: dict[str, Any], folder: Path, num_features: int) -> Head:
             f"{where}: the head reads {quoted(facts['num_features'])} features, recipe and layout"
             f" make {num_features}"
         )
-    data = _checked_bytes(path, facts, where)
+    data = _checked_bytes(path, facts, where, PROBE_TREES if name == TREES_NAME else PROBE_HEAD)
     if name == TREES_NAME:
         return trees_from_xgboost(data, num_features)
     header_of(data)
@@ -369,10 +369,12 @@ def _read_head(config: dict[str, Any], folder: Path, num_features: int) -> Head:
     return HEADS[kind].from_arrays(arrays, num_features)
 
 
-def _checked_bytes(path: Path, facts: Mapping[str, Any], where: str) -> bytes:
+def _checked_bytes(path: Path, facts: Mapping[str, Any], where: str, limit: int) -> bytes:
     """The bytes of a file, after its size and sha256 were compared with what is stated."""
     size = path.stat().st_size
-    if size > MAX_HEAD_BYTES or size != count_of(facts["bytes"], f"{where}.bytes"):
+    if size > limit:
+        raise ProbeFormatError(f"{path} has {size} bytes; expected at most {limit}")
+    if size != count_of(facts["bytes"], f"{where}.bytes"):
         raise ProbeFormatError(
             f"{path} has {size} bytes; {CONFIG_NAME} says {quoted(facts['bytes'])}. The file is"
             " incomplete or was exchanged."

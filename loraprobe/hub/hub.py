@@ -26,14 +26,13 @@ from ..adapters.files import MAX_WEIGHT_BYTES, PICKLE_NAME, two_files
 from ..adapters.formats import WEIGHTS_NAME, pickle_advice
 from ..adapters.strict_json import read_json
 from ..errors import AdapterFormatError, HubError
+from ..limits import CARD, PROBE_CONFIG, PROBE_FEATURIZER
 from ..trust import check_trusted, users_list
 from .card import CARD_NAME, card
 from .card_figure import FIGURE_NAME
 from .errors import hub_errors
 from .format import (
     CONFIG_NAME,
-    MAX_CONFIG_BYTES,
-    MAX_HEAD_BYTES,
     PROBE_FILES,
     SIGNATURE_NAME,
     check_ours,
@@ -55,7 +54,6 @@ PUBLISHED_FILES = (
     *PROBE_FILES,
     FIGURE_NAME,
 )  # what push_probe writes, and the only files that it ever deletes
-MAX_CARD_BYTES = 16 << 20
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -79,9 +77,9 @@ def fetch_probe(
     """
     prefix = _prefix(subfolder)
     snapshot = Snapshot(Place(repo_id, revision, **options))
-    config = snapshot.fetch(prefix + CONFIG_NAME, MAX_CONFIG_BYTES)
+    config = snapshot.fetch(prefix + CONFIG_NAME, PROBE_CONFIG)
     for name in _weight_files(config):  # if none, it is no probe, and load_probe says why
-        snapshot.fetch(prefix + name, MAX_HEAD_BYTES)
+        snapshot.fetch(prefix + name, PROBE_FEATURIZER)
     snapshot.remember()
     return config.parent, snapshot.commit
 
@@ -165,7 +163,7 @@ def pull_probe(
     snapshot = Snapshot(Place(repo_id, commit, **options))
     beside = (CARD_NAME, FIGURE_NAME, SIGNATURE_NAME)
     pages = [name for name in beside if prefix + name in snapshot.names()]
-    found = {name: snapshot.fetch(prefix + name, MAX_CARD_BYTES) for name in pages}
+    found = {name: snapshot.fetch(prefix + name, CARD) for name in pages}
     found |= {name: folder / name for name in _weight_files(folder / CONFIG_NAME)}
     found[CONFIG_NAME] = folder / CONFIG_NAME
     if key is not None:

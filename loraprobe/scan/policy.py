@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PolicyError
+from ..limits import SETTINGS, read_limited
 from ..trust import checked_list
 from .findings import DECISIONS, RULES, Decision
 
@@ -85,7 +86,9 @@ class Policy:
         """
         path = Path(path)
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = tomllib.loads(read_limited(path, SETTINGS, PolicyError).decode())
+        except PolicyError:
+            raise
         except (OSError, ValueError) as error:
             raise PolicyError(f"cannot read the policy {str(path)!r}: {error}") from None
         unknown = values.keys() - {one.name for one in fields(cls)}

@@ -19,8 +19,8 @@ from loraprobe.adapters.config import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYT
 from loraprobe.adapters.files import MAX_WEIGHT_BYTES
 from loraprobe.errors import AdapterFormatError, HubError, ProbeFormatError
 from loraprobe.hub import hub as hub_module
-from loraprobe.hub.format import MAX_CONFIG_BYTES, MAX_HEAD_BYTES
 from loraprobe.hub.hub import fetch_adapter, fetch_probe, probe_names, pull_probe, push_probe
+from loraprobe.limits import PROBE_CONFIG, PROBE_FEATURIZER
 from tests.helpers.fake_hub import REPO, FakeHub, digest, flipped
 from tests.helpers.hub_probes import (
     HEAD,
@@ -162,8 +162,8 @@ def test_an_adapter_takes_the_options_of_a_probe(adapters: FakeHub, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "limit", "load"),
     [
-        ("config.json", MAX_CONFIG_BYTES, Probe.from_pretrained),
-        (HEAD, MAX_HEAD_BYTES, Probe.from_pretrained),
+        ("config.json", PROBE_CONFIG, Probe.from_pretrained),
+        (HEAD, PROBE_FEATURIZER, Probe.from_pretrained),
         ("adapter_config.json", MAX_ADAPTER_CONFIG_BYTES, load_adapter),
         (WEIGHTS, MAX_WEIGHT_BYTES, load_adapter),
     ],

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from loraprobe import Probe
 from loraprobe.errors import HubError
-from loraprobe.hub.format import MAX_HEAD_BYTES
+from loraprobe.limits import PROBE_FEATURIZER
 from tests.helpers.fake_hub import REPO, FakeHub, flipped
 from tests.helpers.hub_probes import HEAD, NEWER, SHA, filled_hub, head_of
 
@@ -87,7 +87,7 @@ def test_offline_a_name_is_the_commit_that_it_last_was_here(
 def test_a_name_leads_to_a_commit_only_when_all_of_it_is_there(hub: FakeHub) -> None:
     Probe.from_pretrained(REPO, revision="v1")
     hub.refs["v1"] = NEWER
-    hub.listed["head.safetensors"] = (MAX_HEAD_BYTES + 1, "a" * 40)
+    hub.listed["head.safetensors"] = (PROBE_FEATURIZER + 1, "a" * 40)
     with pytest.raises(HubError, match="expected at most"):
         Probe.from_pretrained(REPO, revision="v1")
     assert Probe.from_pretrained(REPO, revision="v1", local_files_only=True).commit == SHA

@@ -23,6 +23,7 @@ PICTURES = {
     "cross_source": ("cross_source",),
     "parts": ("parts",),
     "sweeps": ("sweeps",),
+    "initial_adapter": ("initial_adapter",),
     "drift": ("drift",),
     "rounds": ("rounds",),
     "embeddings": ("embeddings_label", "embeddings_source", "embeddings_share"),

@@ -160,7 +160,7 @@ def test_a_probe_without_facts_has_a_card(head: str) -> None:
 
 
 def test_metrics_are_shown_with_their_intervals() -> None:
-    assert table(card(tiny_probe().with_facts(**FACTS)), "Measured") == [
+    assert table(card(tiny_probe().with_facts(**FACTS)), "Measured by the publisher") == [
         ["protocol", "metric", "value", "n", "groups"],
         ["leave one source out", "AUROC", "0.988 [0.900, 1.000]", "400", "40"],
         ["held-out clients", "TPR at 1 % FPR", "1.000", "20", "10"],

@@ -23,7 +23,8 @@ from loraprobe import Probe
 from loraprobe.adapters.strict_json import MAX_NESTING
 from loraprobe.errors import ProbeFormatError
 from loraprobe.heads import HEADS
-from loraprobe.hub.format import MAX_CONFIG_BYTES, MAX_FEATURES
+from loraprobe.hub.format import MAX_FEATURES
+from loraprobe.limits import PROBE_CONFIG
 from tests.helpers.probes import new_data, tiny_probe
 
 Json = Any
@@ -185,7 +186,7 @@ BEFORE: dict[str, Damage] = {
     "config not UTF-8": (
         lambda folder: (folder / "config.json").write_bytes(b'{"\xff": 1}') and None
     ),
-    "config too large": set_to("facts.x", "x" * (MAX_CONFIG_BYTES + 1)),
+    "config too large": set_to("facts.x", "x" * (PROBE_CONFIG + 1)),
     "half a surrogate pair": set_to("facts.x", "\ud800"),
     "half a surrogate pair as a key": set_to("facts.\udfff", 1),
     "a byte order mark": text(lambda t: "\ufeff" + t),

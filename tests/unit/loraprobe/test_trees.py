@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from loraprobe.errors import ProbeFormatError
 from loraprobe.heads import MAX_DEPTH, XGBoostHead
-from loraprobe.trees import MAX_BYTES, trees_from_xgboost
+from loraprobe.limits import PROBE_TREES
+from loraprobe.trees import trees_from_xgboost
 
 WIDTH = 20
 
@@ -122,7 +123,7 @@ def test_a_hostile_model_is_refused(case: str) -> None:
         b'{"learner": NaN}',
         b'{"learner": {}, "learner": {}}',
         b"[" * 100_000,
-        b" " * (MAX_BYTES + 1),
+        b" " * (PROBE_TREES + 1),
     ],
     ids=["empty", "list", "null", "no text", "NaN", "key twice", "nested", "too large"],
 )

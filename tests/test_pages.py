@@ -1,0 +1,184 @@
+"""Every command and every piece of Python on README.md and in docs/ runs as it is printed.
+
+Blocks below the mark `<!-- from a wheel -->` run in an empty folder with nothing but the wheel, the
+others in one that has the clone's folders. Blocks of a page run in order, and leave their files to
+the next. What is not run stands in NOT_RUN, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WHEEL = "<!-- from a wheel -->"
+BLOCK = re.compile(r"^(<!-- [^\n]* -->\n)?```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NOT_RUN = {
+    r"^make ": "minutes: sets up an environment, and is what calls this test",
+    r"pip install|venv": "network",
+    r"leave-out": "a minute and more of fits: tests/cli/test_cli_leave_out.py",
+    r"\borg/": "network, and a repository of one's own: tests/cli/test_cli_hub.py",
+    r"openssl": "keys for what is not run here: tests/flower/test_flower_guide.py, tests/hub",
+    r"fedloop (run|resume|report run|audit|probe-kit)|--engine flower": (
+        "a minute of training or more: tests/cli/test_fedloop_cli.py, tests/flower"
+    ),
+    r"fedloop flower (superlink|node|start|register|unregister)|ssh-keygen": (
+        "several hosts: tests/flower/test_flower_guide.py follows the page"
+    ),
+}
+"""What in a line keeps it from being run -> why."""
+FRAGMENTS = (
+    '"org/',
+    "global_state",
+    "hospital-3",
+    "FedAvg(",
+    "EngineStrategy",
+    "fed_args",
+    "replies",
+)
+"""Python with names of the reader's own code: tests/test_examples.py checks calls and arguments."""
+TOOLS = ("loraprobe", "fedloop", "make", "pip", "python", "find", "curl", "openssl", "ssh-keygen")
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    wheel: bool
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    for mark, language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        yield Block(language, text, WHEEL in mark)
+
+
+def lines(text: str) -> list[str]:
+    """The commands of a block, continued lines joined."""
+    joined = text.replace("\\\n", " ")
+    return [line.strip() for line in joined.splitlines() if line.startswith(TOOLS)]
+
+
+def why_not(line: str) -> str | None:
+    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, line)), None)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the wheel of this tree unpacks to."""
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in ("loraprobe", "fedloop"):
+        hidden = shutil.ignore_patterns("__pycache__", *(() if name == "fedloop" else ("*.npy",)))
+        shutil.copytree(ROOT / name, tree / name, ignore=hidden)
+    command = (*(sys.executable, "-m", "build", "--wheel", "--no-isolation"), "--outdir", str(out))
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [path] = out.iterdir()
+    shutil.unpack_archive(path, out / "unpacked", "zip")
+    return out / "unpacked"
+
+
+class Place:
+    """A folder that blocks run in, and the environment that they run with."""
+
+    def __init__(self, folder: Path, packages: Path) -> None:
+        self.folder = folder
+        tools = folder.with_name(f"{folder.name}-tools")
+        for path in (folder, tools):
+            path.mkdir()
+        for name in ("loraprobe", "fedloop"):
+            tool = tools / name
+            tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {name}.cli.main "$@"\n')
+            tool.chmod(0o755)
+        path = f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        alone = {"PYTHONPATH": str(packages), "PATH": path, "HOME": str(tools)}
+        self.environment = {**alone, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def run(self, command: list[str]) -> None:
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        said = f"{command[-1]}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        assert done.returncode in (0, 3, 4), said  # also what is found malicious or inconclusive
+        assert "Traceback" not in done.stderr, said
+
+    def start(self, line: str) -> None:
+        """A service: it answers before the next command runs."""
+        asked = ["curl", "-sf", "http://127.0.0.1:8080/healthz"]
+        if subprocess.run(asked, capture_output=True, check=False).returncode == 0:
+            pytest.skip("another service answers on the port that the page names")
+        self.running.append(
+            subprocess.Popen(["bash", "-c", f"exec {line}"], cwd=self.folder, env=self.environment)
+        )
+        for _ in range(600):
+            if subprocess.run(asked, capture_output=True, check=False).returncode == 0:
+                return
+            assert self.running[-1].poll() is None, line
+            time.sleep(0.1)  # nothing tells when another process listens
+        raise AssertionError(f"{line}: no answer in a minute")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_and_the_python_of_a_page_run_as_printed(
+    page: Path, wheel: Path, tmp_path: Path
+) -> None:
+    clone = Place(tmp_path / "clone", ROOT)
+    for name in ("zoo", "examples", "paper_repro", "benchmarks"):
+        (clone.folder / name).symlink_to(ROOT / name)
+    alone = Place(tmp_path / "alone", wheel)
+    try:
+        for block in blocks(page):
+            place = alone if block.wheel else clone
+            if block.language == "python":
+                if not any(name in block.text for name in FRAGMENTS):
+                    place.run([sys.executable, "-c", block.text])
+            elif block.language in ("", "bash", "sh"):
+                for line in lines(block.text):
+                    if why_not(line) is None:
+                        if "loraprobe serve" in line:
+                            place.start(line)
+                        else:
+                            place.run(["bash", "-c", line])
+    finally:
+        for place in (clone, alone):
+            for process in place.running:
+                process.terminate()
+                process.wait(60)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_toml_json_and_yaml_on_a_page_can_be_read(page: Path) -> None:
+    import yaml
+
+    readers = {"toml": tomllib.loads, "json": json.loads, "yaml": yaml.safe_load}
+    for block in blocks(page):
+        if block.language in readers:
+            readers[block.language](block.text)
+
+
+def test_every_reason_not_to_run_a_line_is_given_and_needed() -> None:
+    printed = [line for page in PAGES for block in blocks(page) for line in lines(block.text)]
+    for pattern, why in NOT_RUN.items():
+        assert why, pattern
+        assert any(re.search(pattern, line) for line in printed), pattern
+    assert sum(why_not(line) is None for line in printed) > 12  # the control: the others do run
