@@ -199,10 +199,24 @@ def test_a_wrong_manifest_is_refused_with_its_path_and_line(
 
 def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes("path,label\nd\u00e9j\u00e0,0\n".encode("latin-1"))
-    for path in (tmp_path / "latin.csv", tmp_path / "absent.csv", tmp_path):
+    for path in (tmp_path / "latin.csv", tmp_path / "absent.csv"):
         with pytest.raises(DataError, match="cannot read the manifest") as caught:
             read_manifest(path)
         assert str(path) in str(caught.value)
+
+
+def test_a_folder_is_read_by_its_manifest_or_by_the_names_of_its_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"manifest\.csv nor adapters below benign/"):
+        read_manifest(tmp_path)
+    for place in ("benign/a", "malicious/deep/b", "other/c"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "adapter_config.json").write_text("{}")
+    assert [(row.path.name, row.label, row.group) for row in read_manifest(tmp_path)] == [
+        ("a", 0, "benign/a"),
+        ("b", 1, "malicious/deep/b"),
+    ]
+    (tmp_path / "manifest.csv").write_text("path,label\nother/c,1\n")
+    assert [row.path.name for row in read_manifest(tmp_path)] == ["c"]
 
 
 def test_each_kind_is_the_difference_it_says(tmp_path: Path) -> None:
