@@ -35,7 +35,7 @@ from ..calibration import Calibration
 from ..errors import LoraprobeError, OutputError, ProbeFormatError, quoted
 from ..featurizer import FeatureRecipe, Featurizer
 from ..heads import HEADS, Head
-from ..limits import PROBE_CONFIG, PROBE_FEATURIZER, PROBE_HEAD, PROBE_TREES
+from ..limits import PROBE_CONFIG, PROBE_FEATURIZER, PROBE_HEAD, PROBE_TREES, read_limited
 from ..probe import CLASSES, Probe, check_cuts
 from ..trees import trees_from_xgboost
 from .card import CARD_NAME, PAGES, card_files
@@ -379,7 +379,7 @@ def _checked_bytes(path: Path, facts: Mapping[str, Any], where: str, limit: int)
             f"{path} has {size} bytes; {CONFIG_NAME} says {quoted(facts['bytes'])}. The file is"
             " incomplete or was exchanged."
         )
-    data = path.read_bytes()
+    data = read_limited(path, limit, ProbeFormatError)
     digest = hashlib.sha256(data).hexdigest()
     if digest != facts["sha256"]:
         raise ProbeFormatError(

@@ -128,7 +128,7 @@ def test_the_core_alone_says_that_commands_need_the_extra_cli(tmp_path: Path) ->
 NEEDS = {
     "--head xgboost": "xgboost",
     "--head mlp": "fed",
-    "--key": "sign",
+    "verify linear --key": "sign",
     "points.npz": "figures",
     "pca.png": "figures",
     "loraprobe report": "figures",
