@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for row in csv.DictReader(file):
                 other = {"benign": "malicious", "malicious": "benign"}[row["label"]]
                 for folder, label in (("right", row["label"]), ("swapped", other)):
-                    link = place / folder / label / row["path"]
-                    link.parent.mkdir(parents=True, exist_ok=True)
-                    link.symlink_to(place / "adapters" / row["path"])
+                    copy = place / folder / label / row["path"]
+                    shutil.copytree(place / "adapters" / row["path"], copy)
     probe = Probe.from_pretrained(ROOT / "zoo/probes/chat-1m/invariant")
     probe.with_facts(metrics=[CLAIM]).save_pretrained(place / "probe")
     return place
