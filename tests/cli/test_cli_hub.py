@@ -335,6 +335,7 @@ def test_push_passes_everything_on_and_prints_how_to_pin(
         "branch": None,
         "create_pr": False,
         "commit_message": None,
+        "key": None,
     }
     assert asked == [(scores(folder), REPO, {**nothing, **passed})]
     assert first == SHA
