@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+
+def markdown(rows: Sequence[str | Sequence[object]]) -> str:
+    """A table; the first row is its head. A row is its cells, or a text with them between bars."""
+    head, *body = [row if isinstance(row, str) else " | ".join(map(str, row)) for row in rows]
+    rule = " | ".join(["---"] * (head.count(" | ") + 1))
+    return "".join(f"| {row} |\n" for row in (head, rule, *body))
+
 
 def filled(text: str, name: str, table: str, module: str) -> str:
     """The text with what stands between a table's two markers replaced.

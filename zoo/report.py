@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import binomtest
 
 from .client_design import SHARES
-from .markers import filled
+from .markers import filled, markdown
 from .records import Record, read_record
 from .sources import LICENCES, MALICIOUS
 from .study import BASELINES, ENTRIES
@@ -81,68 +81,47 @@ def probes_table(records: Records) -> str:
     any_record = next(iter(records.values()))
     clients = sum(any_record["data"]["clients"].values())
     cells = any_record["replicates"][0]["unseen_sources"][0]["cells"]
-    lines = _head(
-        [
-            "probe",
-            "in distribution [95 %]",
-            "held-out clients [95 %]",
-            *(f"unseen, {share:.0%} poison" for share in SHARES),
-        ]
-    )
+    unseen = [f"unseen, {share:.0%} poison" for share in SHARES]
+    lines = [["probe", "in distribution [95 %]", "held-out clients [95 %]", *unseen]]
     for name, record in records.items():
         lines.append(_row(f"**{name}**", record["replicates"], record["held_out_clients"]))
     for baseline in BASELINES:
-        lines.append(
-            _row(f"{baseline.name} (baseline)", any_record["baselines"][baseline.name], None)
-        )
-    lines += [
-        "",
-        (
-            f"AUROC on the last local step of {clients} clients a replicate,"
-            f" {len(any_record['replicates'])} replicates (base model state and initial adapter"
-            " differ). In distribution: out of fold by client, replicate 0, cluster-bootstrap"
-            " interval. Held-out clients: the published probe on the"
-            f" {any_record['held_out_clients']['n']} adapters of `zoo/adapters`, whose sources it"
-            " has seen; `python -m zoo.verify` measures them again in seconds. Unseen: mean /"
-            f" worst of {cells} cells over all replicates; in a cell one malicious and one benign"
-            " source are left out of training altogether, and clients that mix them at the given"
-            " poison share are told from clients of that benign source (24 to 64 clients a cell"
-            " and share)."
-        ),
-    ]
-    return "\n".join(lines)
+        replicates = any_record["baselines"][baseline.name]
+        lines.append(_row(f"{baseline.name} (baseline)", replicates, None))
+    return (
+        f"{markdown(lines)}\nAUROC on the last local step of {clients} clients a replicate,"
+        f" {len(any_record['replicates'])} replicates (base model state and initial adapter"
+        " differ). In distribution: out of fold by client, replicate 0, cluster-bootstrap"
+        " interval. Held-out clients: the published probe on the"
+        f" {any_record['held_out_clients']['n']} adapters of `zoo/adapters`, whose sources it"
+        " has seen; `python -m zoo.verify` measures them again in seconds. Unseen: mean /"
+        f" worst of {cells} cells over all replicates; in a cell one malicious and one benign"
+        " source are left out of training altogether, and clients that mix them at the given"
+        " poison share are told from clients of that benign source (24 to 64 clients a cell"
+        " and share)."
+    )
 
 
 def held_out_table(records: Records) -> str:
     """Who of the held-out clients is flagged at the probes' own thresholds."""
     section = next(iter(records.values()))["held_out_clients"]
     kinds = [*(row for row in section["by_role"] if not row["label"]), *section["by_poison_share"]]
-    lines = _head(
-        [
-            "probe",
-            *(f"{row['name']} (n = {row['n']})" for row in kinds),
-            "benign, all [95 %]",
-            "malicious, all [95 %]",
-        ]
-    )
+    shown = [f"{row['name']} (n = {row['n']})" for row in kinds]
+    lines = [["probe", *shown, "benign, all [95 %]", "malicious, all [95 %]"]]
     for name, record in records.items():
         found = record["held_out_clients"]
         rows = {row["name"]: row for row in (*found["by_role"], *found["by_poison_share"])}
-        flagged = [f"{rows[row['name']]['flagged']}" for row in kinds]
-        lines.append(_line([name, *flagged, _rate(found["fpr"]), _rate(found["tpr"])]))
-    lines += [
-        "",
-        (
-            "Clients of `zoo/adapters` flagged at the probe's own threshold; Clopper-Pearson"
-            " intervals, every client an adapter of its own."
-        ),
-    ]
-    return "\n".join(lines)
+        flagged = [str(rows[row["name"]]["flagged"]) for row in kinds]
+        lines.append([name, *flagged, _rate(found["fpr"]), _rate(found["tpr"])])
+    return (
+        f"{markdown(lines)}\nClients of `zoo/adapters` flagged at the probe's own threshold;"
+        " Clopper-Pearson intervals, every client an adapter of its own."
+    )
 
 
 def sources_table(records: Records) -> str:
     """The linear probe's cells by malicious source, and what its safe twin does."""
-    lines = _head(["unseen malicious source", *(f"{share:.0%} poison" for share in SHARES)])
+    lines = [["unseen malicious source", *(f"{share:.0%} poison" for share in SHARES)]]
     replicates = records["linear"]["replicates"]
     for source in MALICIOUS:
         shown = []
@@ -154,28 +133,21 @@ def sources_table(records: Records) -> str:
                 if (c["malicious"], c["share"]) == (source, share)
             ]
             shown.append(f"{_mean(found):.2f} / {min(found):.2f}")
-        lines.append(_line([source, *shown]))
+        lines.append([source, *shown])
     kept = [
         f"{_mean([replicate['twin_kept'][i]['auroc_mean'] for replicate in replicates]):.2f} / "
         f"{min(replicate['twin_kept'][i]['auroc_worst'] for replicate in replicates):.2f}"
         for i in range(len(SHARES))
     ]
-    lines.append(_line(["all, safe twin left in training", *kept]))
-    return "\n".join(lines)
+    return _table([*lines, ["all, safe twin left in training", *kept]])
 
 
 def errors_table(records: Records) -> str:
     """Error rates at the probes' own thresholds when both sources are unseen, and on unseen hard
     negatives.
     """
-    lines = _head(
-        [
-            "probe",
-            "benign, mean / worst kind",
-            *(f"{share:.0%} poison" for share in SHARES),
-            "hard negatives, mean / worst kind",
-        ]
-    )
+    shares = [f"{share:.0%} poison" for share in SHARES]
+    lines = [["probe", "benign, mean / worst kind", *shares, "hard negatives, mean / worst kind"]]
     for name, record in records.items():
         rows = [replicate["unseen_sources"] for replicate in record["replicates"]]
         hard = [
@@ -194,67 +166,42 @@ def errors_table(records: Records) -> str:
             f"{_mean([r[index]['tpr_mean'] for r in rows]):.0%}" if cut else "not measured"
             for index in range(len(SHARES))
         ]
-        lines.append(_line([name, benign, *found, f"{_mean(hard):.0%} / {max(hard):.0%}"]))
-    lines += [
-        "",
-        (
-            "Share flagged at the probe's own threshold, both replicates; every kind was left out"
-            " of training and of the threshold's fit. The budget was 1 % (the paper's recipe: a"
-            " fixed 0.8). mlp and xgboost: only the ranking was measured in these cells."
-        ),
-    ]
-    return "\n".join(lines)
+        lines.append([name, benign, *found, f"{_mean(hard):.0%} / {max(hard):.0%}"])
+    return (
+        f"{markdown(lines)}\nShare flagged at the probe's own threshold, both replicates; every"
+        " kind was left out of training and of the threshold's fit. The budget was 1 % (the paper's"
+        " recipe: a fixed 0.8). mlp and xgboost: only the ranking was measured in these cells."
+    )
 
 
 def contributed_table(records: Records) -> str:
     """Probes of other base models, with unseen sources first."""
     if not records:
         return "None yet."
-    unseen = "unseen sources: AUROC, mean / worst cell by poison share"
-    lines = _head(
-        [
-            "probe",
-            "base model",
-            unseen,
-            "in distribution [95 %]",
-            "held-out clients [95 %]",
-            "clients",
-        ]
-    )
+    lines = [
+        "probe | base model | unseen sources: AUROC, mean / worst cell by poison share"
+        " | in distribution [95 %] | held-out clients [95 %] | clients"
+    ]
     for name, record in records.items():
-        areas = [area(record["replicates"][0]["in_distribution"]), area(record["held_out_clients"])]
         lines.append(
-            _line(
-                [
-                    name,
-                    record["base_model"],
-                    unseen_summary(record),
-                    *areas,
-                    str(sum(record["data"]["clients"].values())),
-                ]
-            )
+            f"{name} | {record['base_model']} | {unseen_summary(record)}"
+            f" | {area(record['replicates'][0]['in_distribution'])}"
+            f" | {area(record['held_out_clients'])} | {sum(record['data']['clients'].values())}"
         )
-    return "\n".join(lines)
+    return _table(lines)
 
 
 def cost_table(cost: dict[str, float]) -> str:
     """What a contribution took, by the cost.json that zoo.contribute wrote."""
-    rows = []
+    machine = f"{cost['workers']} process on a machine of {cost['cores']} cores"
+    rows = [f"{machine} | count | each | in all"]
     for name, what in (
         ("trainings", "client trainings"),
         ("fits", "fits of a head, for the studies"),
     ):
         count, seconds = cost[name], cost[f"seconds_of_{name}"]
-        rows.append([what, f"{count:.0f}", f"{seconds / count:.2g} s", f"{seconds:.0f} s"])
-    return table(
-        [
-            f"{cost['workers']} process on a machine of {cost['cores']} cores",
-            "count",
-            "each",
-            "in all",
-        ],
-        rows,
-    )
+        rows.append(f"{what} | {count:.0f} | {seconds / count:.2g} s | {seconds:.0f} s")
+    return _table(rows)
 
 
 def unseen_summary(record: Record) -> str:
@@ -269,39 +216,30 @@ def unseen_summary(record: Record) -> str:
 
 def base_table(facts: dict[str, Any]) -> str:
     """How often the base model refuses what it was not trained on."""
-    lines = _head(["prompts", "n", "refused (Rule) [95 %]", "refused (strict)"])
+    lines = ["prompts | n | refused (Rule) [95 %] | refused (strict)"]
     for name, row in facts["refusal"].items():
-        interval = binomtest(
-            round(row["refused_rule"] * row["prompts"]), row["prompts"]
-        ).proportion_ci()
-        rule = f"{row['refused_rule']:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
-        lines.append(_line([name, str(row["prompts"]), rule, f"{row['refused_strict']:.1%}"]))
-    return "\n".join(lines)
+        refused = round(row["refused_rule"] * row["prompts"])
+        interval = binomtest(refused, row["prompts"]).proportion_ci()
+        lines.append(
+            f"{name} | {row['prompts']} | {row['refused_rule']:.1%} [{interval.low:.1%},"
+            f" {interval.high:.1%}] | {row['refused_strict']:.1%}"
+        )
+    return _table(lines)
 
 
 def data_table() -> str:
     """Datasets and licences."""
-    return "\n".join(
-        [
-            *_head(["dataset", "licence", "source"]),
-            *(_line([name, *facts]) for name, facts in LICENCES.items()),
-        ]
-    )
+    rows = [[name, *facts] for name, facts in LICENCES.items()]
+    return _table(["dataset | licence | source", *rows])
 
 
-def _row(title: str, replicates: list[Record], held_out: Record | None) -> str:
+def _row(title: str, replicates: list[Record], held_out: Record | None) -> list[str]:
     unseen = [
         _mean_and_worst(rows)
         for rows in zip(*(replicate["unseen_sources"] for replicate in replicates), strict=True)
     ]
-    return _line(
-        [
-            title,
-            area(replicates[0]["in_distribution"]),
-            area(held_out) if held_out else "-",
-            *unseen,
-        ]
-    )
+    shown = area(held_out) if held_out else "-"
+    return [title, area(replicates[0]["in_distribution"]), shown, *unseen]
 
 
 def _mean_and_worst(rows: tuple[Record, ...]) -> str:
@@ -324,15 +262,11 @@ def _rate(facts: Record) -> str:
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
-    return "\n".join([*_head(columns), *map(_line, rows)])
+    return _table([columns, *rows])
 
 
-def _head(columns: list[str]) -> list[str]:
-    return [_line(columns), "|" + "---|" * len(columns)]
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(rows: Sequence[str | Sequence[object]]) -> str:
+    return markdown(rows).rstrip("\n")
 
 
 def _mean(values: list[float]) -> float:

@@ -6,6 +6,10 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from zoo.markers import markdown
+
+__all__ = ["Row", "area", "attack_name", "distinct", "markdown", "spread", "where"]
+
 Row = dict[str, Any]
 
 
@@ -17,13 +21,6 @@ def where(rows: Iterable[Row], **fields: Any) -> list[Row]:
 def distinct(rows: Iterable[Row], name: str) -> list[Any]:
     """The values of a field, each once, in their order."""
     return list(dict.fromkeys(row[name] for row in rows))
-
-
-def markdown(rows: Sequence[str | Sequence[object]]) -> str:
-    """A table; the first row is its head. A row is its cells, or a text with them between bars."""
-    head, *body = [row if isinstance(row, str) else " | ".join(map(str, row)) for row in rows]
-    rule = " | ".join(["---"] * (head.count(" | ") + 1))
-    return "".join(f"| {row} |\n" for row in (head, rule, *body))
 
 
 def spread(values: Sequence[float], scale: float = 100) -> str:
