@@ -263,8 +263,17 @@ def write_table(result: dict[str, Any]) -> None:
 
 
 def _shown(result: dict[str, Any], program: str, label: str) -> str:
+    """Counts of the decisions, and the 95 % interval of the share that is not allowed."""
+    import numpy as np
+
+    from loraprobe.metrics import rate_ci
+
     counts = result["found"][program][label]
-    return ", ".join(f"{number} {decision}" for decision, number in counts.items())
+    total = sum(counts.values())
+    stopped = np.arange(total) < total - counts.get("allow", 0)
+    low, high = rate_ci(stopped, np.arange(total))
+    shown = ", ".join(f"{number} {decision}" for decision, number in counts.items())
+    return f"{shown} ({stopped.mean():.0%} stopped [{low:.0%}, {high:.0%}])"
 
 
 if __name__ == "__main__":

@@ -193,6 +193,14 @@ class Featurizer:
         if absent:
             raise LayoutMismatch(incomplete(absent))
 
+    def check_unread(self, adapter: Adapter) -> None:
+        """Look at every number of an adapter, kind "weights", that `read` does not look at.
+
+        Raises:
+            NonFiniteError: a factor holds NaN or infinity; it names the module.
+        """
+        adapter.check_finite(() if self.bases is None else self.bases.left)
+
     def __call__(self, adapters: Sequence[Adapter]) -> np.ndarray:
         """Feature vectors, one row an adapter: (n, p) float32. One adapter is in memory at a time.
 

@@ -83,7 +83,10 @@ def score(
             result["commit"] = adapter.commit
             if not any_base:
                 detector.check_base_model(adapter)  # before anything that follows from another base
-            adapter.check_finite()  # also of what the probe does not read
+            if kind == "weights":
+                detector.featurizer.check_unread(adapter)
+            else:
+                adapter.check_finite()  # also of what the probe does not read
             scored = as_kind(adapter, kind, before)
             [verdict] = detector.verdicts([scored], check_base=not any_base)
             results.append(
