@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AppExitException
@@ -242,9 +242,12 @@ def content(**records: Any) -> Message:
     return Message(RecordDict(records), reply_to=plugged.instruction("4"))
 
 
-def _damaged(change: Callable[[Array], None]) -> Any:
+def _damaged(**changes: Callable[[Any], Any]) -> Any:
+    """A reply of whose first array these attributes are changed."""
     arrays = plugged.arrays_record(plugged.global_state())
-    change(next(iter(arrays.values())))
+    first = next(iter(arrays.values()))
+    for name, change in changes.items():
+        setattr(first, name, change(getattr(first, name)))
     return content(arrays=arrays, metrics=MetricRecord({"num-examples": 40}))
 
 
@@ -257,50 +260,25 @@ def _header_of_a_petabyte() -> bytes:
 
 
 ONE = MetricRecord({"num-examples": 40})
+ARRAYS = plugged.arrays_record(plugged.delta(1))
 ODD: dict[str, tuple[Callable[[], Message], str]] = {
     "empty": (lambda: content(), "metrics"),
     "no arrays": (lambda: content(metrics=ONE), r"ArrayRecords \[\]"),
-    "two of arrays": (
-        lambda: content(
-            a=plugged.arrays_record(plugged.delta(1)),
-            b=plugged.arrays_record(plugged.delta(2)),
-            metrics=ONE,
-        ),
-        "ArrayRecords",
-    ),
-    "no metrics": (lambda: content(arrays=plugged.arrays_record(plugged.delta(1))), "metrics"),
-    "two of metrics": (
-        lambda: content(arrays=plugged.arrays_record(plugged.delta(1)), metrics=ONE, more=ONE),
-        "metrics",
-    ),
+    "two of arrays": (lambda: content(a=ARRAYS, b=ARRAYS, metrics=ONE), "ArrayRecords"),
+    "no metrics": (lambda: content(arrays=ARRAYS), "metrics"),
+    "two of metrics": (lambda: content(arrays=ARRAYS, metrics=ONE, more=ONE), "metrics"),
     "other metrics": (lambda: plugged.reply("4", 40, plugged.delta(1), loss=1.0), "metrics"),
     "a list for a count": (
-        lambda: content(
-            arrays=plugged.arrays_record(plugged.delta(1)),
-            metrics=MetricRecord({"num-examples": [40]}),
-        ),
+        lambda: content(arrays=ARRAYS, metrics=MetricRecord({"num-examples": [40]})),
         "metrics",
     ),
-    "truncated": (
-        lambda: _damaged(lambda array: setattr(array, "data", array.data[:-10])),
-        "Error",
-    ),
-    "no bytes": (lambda: _damaged(lambda array: setattr(array, "data", b"")), "Error"),
-    "pickled": (lambda: _damaged(lambda array: setattr(array, "data", b"\x80\x04N.")), "Error"),
-    "a petabyte": (
-        lambda: _damaged(lambda array: setattr(array, "data", _header_of_a_petabyte())),
-        "Error",
-    ),
-    "another serialisation": (
-        lambda: _damaged(lambda array: setattr(array, "stype", "x")),
-        "TypeError",
-    ),
+    "truncated": (lambda: _damaged(data=lambda data: data[:-10]), "Error"),
+    "no bytes": (lambda: _damaged(data=lambda _: b""), "Error"),
+    "pickled": (lambda: _damaged(data=lambda _: b"\x80\x04N."), "Error"),
+    "a petabyte": (lambda: _damaged(data=lambda _: _header_of_a_petabyte()), "Error"),
+    "another serialisation": (lambda: _damaged(stype=lambda _: "x"), "TypeError"),
     "evidence by another name": (
-        lambda: content(
-            arrays=plugged.arrays_record(plugged.delta(1)),
-            metrics=ONE,
-            **{f"{STEP}first": plugged.arrays_record(plugged.delta(1))},
-        ),
+        lambda: content(arrays=ARRAYS, metrics=ONE, **{f"{STEP}first": ARRAYS}),
         "ValueError",
     ),
 }

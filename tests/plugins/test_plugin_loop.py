@@ -209,7 +209,11 @@ def test_no_reply_whatsoever_ends_the_round_or_gets_a_weight(
     assert all(torch.isfinite(value).all() for value in done.state.values())
 
 
-@pytest.mark.parametrize("count", ids=str)
+@pytest.mark.parametrize(
+    "count",
+    [None, "many", 0, -3, True, float("nan"), float("inf"), 2.5, [4], 2**60, np.float32(2.5)],
+    ids=str,
+)
 def test_a_count_that_is_no_whole_number_is_refused(count: Any) -> None:
     state = plugged.global_state()
     sent = replies(state)

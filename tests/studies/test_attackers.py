@@ -107,7 +107,6 @@ def products(view: View, sent: np.ndarray) -> list[np.ndarray]:
 
 
 # --- moves
-# ---
 
 
 @pytest.mark.parametrize(
@@ -173,7 +172,6 @@ def test_poison_in_a_leaves_b_benign() -> None:
 
 
 # --- replays
-# ---
 
 
 def test_without_a_defence_everything_is_averaged() -> None:
@@ -241,7 +239,6 @@ def test_forged_steps_end_in_what_was_sent() -> None:
 
 
 # --- results
-# ---
 
 
 def facts(refusal: float, rejected: Sequence[float]) -> dict[str, Any]:
@@ -306,7 +303,6 @@ def test_every_cell_is_tried_once_and_no_result_is_of_another_grid() -> None:
 
 
 # --- the figure
-# ---
 
 
 @pytest.mark.parametrize("picture", figure.PICTURES)

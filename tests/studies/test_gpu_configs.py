@@ -78,7 +78,6 @@ def brought(tmp_path: Path) -> Inputs:
 
 
 # --- the files
-# ---
 
 
 def test_there_is_a_file_for_every_published_setting() -> None:
@@ -206,7 +205,6 @@ def test_a_choice_that_is_none_is_answered_with_those_there_are(wrong: dict[str,
 
 
 # --- the probe of an 8B base
-# ---
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -249,7 +247,6 @@ def test_a_probe_needs_a_second_malicious_source(brought: Inputs) -> None:
 
 
 # --- the whole path
-# ---
 
 PATHS = (
     ("llama-3.1-8b-june", "evidence"),
@@ -322,7 +319,6 @@ def test_the_command_runs_what_was_prepared_and_says_what_came_out(
 
 
 # --- data
-# ---
 
 
 def test_the_goals_of_advbench_are_all_there_or_none(tmp_path: Path) -> None:
@@ -341,7 +337,6 @@ def test_the_goals_of_advbench_are_all_there_or_none(tmp_path: Path) -> None:
 
 
 # --- what the published tokenizers and generation settings ask of fedloop
-# ---
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -412,7 +407,6 @@ def test_gradient_checkpointing_changes_no_number(tmp_path: Path) -> None:
 
 
 # --- the ledger at 8B
-# ---
 
 
 def test_the_page_holds_the_ledger_of_the_results() -> None:

@@ -46,7 +46,6 @@ def rows(signal: float, width: int = 20) -> Rows:
 
 
 # --- the protocols
-# ---
 
 
 def test_a_fit_in_coordinates_is_the_package_s_linear_head() -> None:
@@ -149,15 +148,12 @@ def test_a_perfect_mean_keeps_an_interval_and_no_cell_is_an_error() -> None:
 
 
 # --- views and settings
-# ---
 
 
 # --- drift
-# ---
 
 
 # --- the committed results and their page
-# ---
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,6 @@ def test_a_figure_of_another_matplotlib_is_not_compared_and_that_is_said(
 
 
 # --- the pages
-# ---
 
 
 @pytest.mark.parametrize("page", ["docs/results.md", "zoo/README.md"])
@@ -218,7 +217,6 @@ def test_a_changed_digit_of_a_table_is_found(tmp_path: Path, page: str) -> None:
 
 
 # --- the studies
-# ---
 
 
 @pytest.fixture
@@ -277,7 +275,6 @@ def test_deltas_of_a_client_that_are_not_the_ones_studied_are_found(work: Path) 
 
 
 # --- comparing
-# ---
 
 
 @pytest.mark.parametrize(
@@ -307,7 +304,6 @@ def test_two_values_agree_only_if_they_are_alike(said: Any, measured: Any, lines
 
 
 # --- the command
-# ---
 
 
 def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
