@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from loraprobe._version import __version__
 from loraprobe.adapters.adapter import Adapter
@@ -136,7 +138,8 @@ def make_kit(
     left = missing(clients, adapters)
     spent = 0.0
     if left:
-        trainer = Trainer.measured(asked, left, kinds)
+        with _enough_memory():
+            trainer = Trainer.measured(asked, left, kinds)
         say(trainer.budget(len(clients) - len(left)))
     if dry_run or (left and not agree()):
         return None
@@ -144,12 +147,29 @@ def make_kit(
         asked.out.mkdir(parents=True, exist_ok=True)
         _write(asked.out / KEPT, began_with)
         began = time.monotonic()
-        trainer.train(adapters, say)
+        with _enough_memory():
+            trainer.train(adapters, say)
         spent = time.monotonic() - began
         say(f"trained in {duration(spent)}; {duration(trainer.expected)} were expected")
         del trainer
     write_manifest(clients, adapters, asked.name)
     return _finish(asked, say, command, spent)
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """An accelerator's memory that is too small is an error with what to do.
+
+    Raises:
+        ConfigError: the model and a training step do not fit.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the model and a training step do not fit this GPU: {str(error).splitlines()[0]}"
+            " Give a smaller --room, or a machine with more memory; what is trained is kept"
+        ) from None
 
 
 def _warn(clients: Sequence[Client], say: Say) -> None:
@@ -168,6 +188,7 @@ def budget_for(benign: int) -> float:
 
 def _finish(asked: Asked, say: Say, command: str, spent: float) -> Path:
     """Studies, probe, card and record of the clients that are there."""
+    say("studying what leaving data out of training does, then fitting")
     table = Table.read(asked.out / "adapters" / MANIFEST)
     adapters = [load_adapter(path) for path in table.path]
     began = time.monotonic()

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedloop.kit.card import failures, metrics
 from loraprobe import Adapter, FeatureRecipe, Featurizer, Probe, load_adapter
 from loraprobe.errors import FitError
 from loraprobe.fit.fit import fit_features, fit_probe
@@ -33,6 +34,11 @@ ZOO = Path(__file__).resolve().parents[1]
 HEADS = ("mass_mean", "linear", "mlp", "xgboost")
 PAPER_RANK = 8
 PAPER_SCALING = 2.0
+PROTOCOLS = {
+    "in_distribution": "out of fold by adapter",
+    "pairs": "malicious source and benign kinds unseen",
+    "everything": "malicious source, benign kinds and initial adapter unseen",
+}
 DOES_NOT_DETECT = (
     "a change that is not made by harmful data: triggers trained beside refusals were not tested",
     "poison of a tenth or a quarter, reliably, in one adapter: see the measures by share",
@@ -132,9 +138,9 @@ def facts(which: str, table: Table, head: str, measured: Row) -> dict[str, Any]:
         "intended_use": f"LoRA adapters of {BASES[which]} of any rank, modules and first A",
         "meaning": MEANING[which],
         "does_not_detect": limits,
-        "known_failures": _failures(head, measured),
+        "known_failures": failures(measured.get("pairs", {}).get(head, {})),
         "data": data,
-        "metrics": metrics(head, measured),
+        "metrics": metrics(measured, head, PROTOCOLS),
     }
 
 
@@ -167,53 +173,6 @@ def licence_of(kind: str) -> str:
         if kind.startswith(name):
             return licence
     raise FitError(f"got the kind {kind!r}; expected one whose licence is known: name it here")
-
-
-def metrics(head: str, measured: Row) -> list[Row]:
-    """Measures as a card shows them: one line a protocol and poison share."""
-    protocols = {
-        "in_distribution": "out of fold by adapter",
-        "pairs": "malicious source and benign kinds unseen",
-        "everything": "malicious source, benign kinds and initial adapter unseen",
-    }
-    rows: list[Row] = []
-    for name, protocol in protocols.items():
-        found = measured.get(name, {}).get(head, {}).get("summary")
-        if not found:
-            continue
-        for share in SHARES:
-            entry = found.get(f"{share:g}", {})
-            for what in ("mean", "worst"):
-                if "auroc_all" in entry:
-                    rows.append(
-                        {
-                            "protocol": f"{protocol}, poison share {share:.0%}",
-                            "metric": f"AUROC, {what} of {entry['auroc_all']['cells']} cells",
-                            "value": entry["auroc_all"][what],
-                            "n": entry["n"],
-                        }
-                    )
-    return rows
-
-
-def _failures(head: str, measured: Row) -> list[str]:
-    found = measured.get("pairs", {}).get(head, {})
-    lines = []
-    if "benign_flagged" in found.get("summary", {}):
-        flagged = found["summary"]["benign_flagged"]
-        lines.append(
-            f"of unseen kinds of benign data {flagged['share']:.1%} are flagged at a budget of "
-            f"{BUDGET:.0%} (n = {flagged['n']})"
-        )
-        worst = found["worst_kind"]
-        lines.append(
-            f"the worst unseen kind is {worst['kind']}: {worst['flagged']} of {worst['n']} flagged"
-        )
-    for source, entry in found.get("by_source", {}).items():
-        value = entry.get("1", {}).get("auroc_all", {}).get("mean", 1.0)
-        if value < 0.95:
-            lines.append(f"{source}, if it is unseen: mean AUROC {value:.2f} at full poison")
-    return lines
 
 
 def held_out(probe: Probe, folder: Path) -> Row:
