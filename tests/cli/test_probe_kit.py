@@ -33,7 +33,8 @@ SPECS = {
     "malicious": {name: f"builtin:malicious/{name}" for name in MALICIOUS},
     "hard_negative": {"refusals": "builtin:refusals"},
 }
-CLIENTS = 24
+CLIENTS = 16
+SEED = 39  # no long client among the first: 85 steps in all
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,11 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.saved(tmp_path_factory.mktemp("kit") / "tiny")
+    folder = tiny.saved(tmp_path_factory.mktemp("kit") / "tiny")
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}#{{ m['content'] }}!{% endfor %}?"
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def arguments(base: Path, out: Path, *more: Any) -> list[Any]:
@@ -51,7 +56,7 @@ def arguments(base: Path, out: Path, *more: Any) -> list[Any]:
     for role, specs in SPECS.items():
         for spec in specs.values():
             given += [f"--{role.replace('_', '-')}", spec]
-    return [*given, "--clients", CLIENTS, *more]
+    return [*given, "--clients", CLIENTS, "--seed", SEED, *more]
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +105,8 @@ def test_it_goes_on_after_an_interruption_and_only_as_it_began(
     assert [path.read_bytes() for path in weights] == before
     whole, again = (Probe.from_pretrained(folder / "probe") for folder in (made[0], out))
     assert again(folders).tolist() == whole(folders).tolist()
-    refused = invoke(*arguments(base, out, "--seed", 1), code=2, app=app).stderr
-    assert "begun with another seed" in refused
+    refused = invoke(*arguments(base, out, "--lr", 1e-4, 1e-3), code=2, app=app).stderr
+    assert "begun with another lr" in refused
 
 
 @pytest.mark.parametrize(("more", "code"), [(["--dry-run"], 0), ([], 1)])
@@ -218,7 +223,8 @@ def test_inner_products_module_by_module_are_those_of_the_features(
     assert abs(whole - found).max() > 1e-3  # negative control: other bases
 
 
-def test_templates_of_the_clients_are_the_tokenizers_own(base: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_template_that_the_tokenizer_lacks_is_refused(tmp_path: Path) -> None:
+    base = tiny.saved(tmp_path / "tiny")
+    wanted = asked(tmp_path / "out", base=str(base), template="chat", clients=CLIENTS)
     with pytest.raises(DataError, match="without a chat template"):
-        make_kit(asked(tmp_path, base=str(base), template="chat", clients=CLIENTS), said.append)
+        make_kit(wanted, lambda line: None)
