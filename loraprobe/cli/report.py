@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .options import ForceOption
 from .terminal import app, complaints, console, plain, reports_errors
 
 if TYPE_CHECKING:
@@ -33,14 +34,19 @@ def report(
     ] = None,
     figures: Annotated[Path | None, typer.Option(help="A new folder for PNG, PDF and CSV.")] = None,
     seed: Annotated[int, typer.Option(help="Of UMAP.")] = 0,
+    force: ForceOption = False,
 ) -> None:
     """Draw adapters: norms, spectra, which layers moved, how alike they are. One HTML file."""
+    from ..outputs import free_path
     from ..probe import Probe
     from ..report.analysis import analyse
     from ..report.page import write_report
     from ..scan.facts import Reference
     from ..scan.targets import expand
 
+    for place in (out, figures):
+        if place is not None:
+            free_path(place, force)  # before minutes of work
     names = expand(adapters)
     behind = expand([str(reference)]) if reference else []
     behind = [name for name in behind if name not in names]
@@ -56,7 +62,7 @@ def report(
         usual=Reference.of_probe(detector) if detector and not behind else None,
         seed=seed,
     )
-    for path in write_report(analysis, out, figures):
+    for path in write_report(analysis, out, figures, force=force):
         console.print(plain(f"wrote {path}"), soft_wrap=True)
 
 

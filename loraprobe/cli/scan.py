@@ -11,6 +11,7 @@ import typer
 from rich.progress import Progress
 
 from ..errors import PolicyError
+from .options import ForceOption
 from .terminal import app, complaints, console, plain, reports_errors
 
 if TYPE_CHECKING:
@@ -53,13 +54,18 @@ def scan(
     save_reference: Annotated[
         Path | None, typer.Option(help="Write what is usual among these adapters, for a policy.")
     ] = None,
+    force: ForceOption = False,
 ) -> None:
     """Allow, review or block adapters: exit code 0 nothing to block, 3 some blocked, 2 some
     unreadable, 4 some to review with --fail-on review. The gravest applies: 3, 2, 4.
     """
+    from ..outputs import free_path
     from ..scan.batch import scan_many
     from ..scan.targets import expand
 
+    for place in (out, save_reference):
+        if place is not None:
+            free_path(place, force)
     _check("--format", format, FORMATS)
     _check("--fail-on", fail_on, ("block", "review"))
     rules = _policy(policy, probe or [])
@@ -111,8 +117,6 @@ def _save_reference(results: list[ScanResult], path: Path) -> None:
     if len(bases) != 1:
         names = ", ".join(sorted(map(repr, bases)))
         raise PolicyError(f"got adapters of the base models {names}; expected those of one")
-    if path.exists():
-        raise PolicyError(f"{path} exists; expected a new file: delete it or name another")
     Reference.fit([result.facts for result in results if result.facts], bases.pop()).save(path)
 
 

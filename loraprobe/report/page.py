@@ -12,7 +12,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from .._version import __version__
-from ..errors import DataError, MissingExtra
+from ..errors import MissingExtra
+from ..outputs import free_path
 from .analysis import Analysis
 from .figures import figures, kind_of
 
@@ -34,23 +35,25 @@ NOTES = {
 }
 
 
-def write_report(analysis: Analysis, out: Path, figures_to: Path | None = None) -> list[Path]:
+def write_report(
+    analysis: Analysis, out: Path, figures_to: Path | None = None, *, force: bool = False
+) -> list[Path]:
     """Write the page, and with `figures_to` its figures as PNG and PDF and its numbers as CSV.
 
     Raises:
-        DataError: a file is there already.
+        OutputError: something is there already, and `force` is False.
         MissingExtra: jinja2 is not installed.
     """
     for place in (out, figures_to):
-        if place is not None and place.exists():
-            raise DataError(f"{place} exists; expected a new file or folder: name another")
+        if place is not None:
+            free_path(place, force)
     drawn = figures(analysis)
     tables = csv_tables(analysis)
     page = render(analysis, drawn, tables)
     out.write_text(page, encoding="utf-8")
     written = [out]
     if figures_to is not None:
-        figures_to.mkdir(parents=True)
+        figures_to.mkdir(parents=True, exist_ok=True)
         for name, (figure, _) in drawn.items():
             for suffix in ("png", "pdf"):
                 path = figures_to / f"{name}.{suffix}"

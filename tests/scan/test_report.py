@@ -13,7 +13,7 @@ import pytest
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.load import save_adapter
 from loraprobe.adapters.pair import LoRAPair
-from loraprobe.errors import DataError
+from loraprobe.errors import OutputError
 from loraprobe.report.analysis import analyse
 from loraprobe.report.page import csv_tables, write_report
 from tests.helpers.boxed import invoke
@@ -70,7 +70,7 @@ def test_the_page_needs_no_other_file_and_escapes_names(tmp_path: Path) -> None:
     assert len(pictures) == 5
     assert all(re.search(r'alt="[^"]{20,}"', picture) for picture in pictures)
     assert {path.suffix for path in others} == {".png", ".pdf", ".csv"}
-    with pytest.raises(DataError, match="exists"):
+    with pytest.raises(OutputError, match="exists"):
         write_report(analysis, page)
 
 
