@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -290,7 +291,6 @@ def client(
         free_path(out, force)
         examples = load_corpus(data).examples
         model, tokenizer = load_base(base)
-        model.name_or_path = base_name or base  # what PEFT writes into the adapters
         peft_model = attach_lora(
             model, LoRASettings(r, alpha, target_modules=tuple(modules) if modules else None), seed
         )
@@ -305,7 +305,16 @@ def client(
         ):
             console.print(f"step {step.index}: loss {step.loss:.4f}")
         peft_model.save_pretrained(str(out / "adapter"))
+        for saved in ("initial", "adapter"):
+            _name_base(out / saved / "adapter_config.json", base_name or base)
     say(f"wrote {out / 'initial'} and {out / 'adapter'}")
+
+
+def _name_base(config: Path, name: str) -> None:
+    """Write what an adapter calls its base model; PEFT would ask the Hub for a name like that."""
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    fields["base_model_name_or_path"] = name
+    config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

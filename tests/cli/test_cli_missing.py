@@ -138,7 +138,7 @@ NEEDS = {
     "fedloop report": "fed",
     "fedloop client": "fed",
     "mt-bench": "fed",
-    "superlink": "flower",
+    "flower superlink": "flower",
     "register": "fed",
     "flower start": "fed",
     "flower node": "fed",
