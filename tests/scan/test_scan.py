@@ -115,7 +115,7 @@ def test_an_outlier_of_the_cohort(tmp_path: Path) -> None:
 def test_a_probe_brings_its_cohort_along(tmp_path: Path) -> None:
     cohort = Reference.fit([Facts.of(adapter(seed)) for seed in range(1, 13)], BASE)
     featurizer = Featurizer.fit(FeatureRecipe.spectral(), [adapter(30)])
-    head = LinearHead(np.zeros(featurizer.num_features, np.float32), 0.0)
+    head = LinearHead(np.full(featurizer.num_features, 1e-4, np.float32), 0.0)
     probe = Probe(featurizer, head, facts={"cohort": cohort.to_dict()})
     probe.save_pretrained(tmp_path / "probe")
     for size, expected in ((1.0, set()), (30.0, {"outlier"})):
