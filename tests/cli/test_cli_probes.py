@@ -250,7 +250,7 @@ def test_inspect_shows_a_line_a_layer_of_many_modules_in_their_order(tmp_path: P
 def test_a_number_that_is_none_is_refused_by_an_invariant_probe(tmp_path: Path) -> None:
     one, *others = [make.adapter(layers=2, seed=seed, base_model="org/base") for seed in range(3)]
     featurizer = Featurizer.fit(FeatureRecipe.invariant(k=2), others)
-    head = LinearHead(np.zeros(featurizer.num_features, np.float32), 0.0)
+    head = LinearHead(np.full(featurizer.num_features, 1e-4, np.float32), 0.0)
     Probe(featurizer, head, base_model="org/base").save_pretrained(tmp_path / "probe")
     pair = one[make.module()]
     spoilt = LoRAPair(np.where(pair.A > 0, np.nan, pair.A), pair.B, pair.scaling)
