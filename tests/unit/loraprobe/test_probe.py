@@ -205,7 +205,7 @@ def test_benign_below_never_exceeds_the_threshold() -> None:
 def test_verdicts_follow_the_cuts() -> None:
     new = new_data()
     scores = tiny_probe()(new.adapters)
-    low, high = np.quantile(scores, [0.3, 0.7])
+    low, high = np.quantile(scores, [0.3, 0.7], method="nearest")  # a score at each cut
     probe = replace(tiny_probe(), threshold=high, benign_below=low)
     verdicts = probe.verdicts(new.adapters)
     assert {verdict.label for verdict in verdicts} == {"benign", "malicious", "inconclusive"}
@@ -217,10 +217,6 @@ def test_verdicts_follow_the_cuts() -> None:
         assert verdict.reason == (
             f"between {low:.3g} and {high:.3g}" if verdict.label == "inconclusive" else ""
         )
-    at_cut = replace(probe, threshold=float(scores[0]), benign_below=float(scores[0])).verdicts(
-        new.adapters[:1]
-    )
-    assert at_cut[0].label == "malicious"  # a score of at least the threshold
     assert {
         verdict.label
         for verdict in replace(probe, benign_below=None, threshold=0.5).verdicts(new.adapters)
