@@ -127,7 +127,7 @@ def _factors(adapter: Adapter, module: str) -> tuple[Float64, Float64]:
 
 
 def _scaled(factor: Any, scaling: float) -> Float64:
-    return np.multiply(factor, scaling, dtype=np.float64)
+    return np.asarray(np.multiply(factor, scaling, dtype=np.float64))
 
 
 def learn_bases(

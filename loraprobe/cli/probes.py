@@ -158,7 +158,7 @@ def _in_order(adapter: Adapter) -> list[tuple[int | None, str]]:
     from ..adapters.layout import layer_of
 
     layers = {module: layer_of(module) for module in adapter}
-    order = sorted(adapter, key=lambda module: -1 if layers[module] is None else layers[module])
+    order = sorted(adapter, key=lambda module: -1 if (n := layers[module]) is None else n)
     return [(layers[module], module) for module in order]
 
 
