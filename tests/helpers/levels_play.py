@@ -69,8 +69,13 @@ def play(
 
 def federation(level: Level, seed: int, rounds: int = 30, missing: float = 0.15) -> list[Round]:
     """Random rounds: benign, mixed and malicious clients that take part now and then and at times
-    send no evidence.
+    send no evidence. A score near the threshold is the threshold.
     """
+
+    def snapped(scores: np.ndarray) -> list[float]:
+        near = (abs(scores - level.threshold) < 0.05) & (level.name != "cumulative")
+        return np.where(near, level.threshold, scores).tolist()
+
     rng = np.random.default_rng(seed)
     centre = {f"c{i}": rng.choice([0.1, 0.1, 0.5, 0.97]) for i in range(8)}
     played: list[Round] = []
@@ -78,7 +83,7 @@ def federation(level: Level, seed: int, rounds: int = 30, missing: float = 0.15)
         clients = [client for client in centre if rng.random() < 0.7] or ["c0"]
         steps = 1 if one_score(level) else int(rng.integers(1, 6))
         scores = {
-            c: np.clip(rng.normal(centre[c], 0.25, steps), 0, 1).tolist()
+            c: snapped(np.clip(rng.normal(centre[c], 0.25, steps), 0, 1))
             for c in clients
             if rng.random() >= missing
         }
