@@ -15,7 +15,7 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import factor_delta, weight_delta
 from loraprobe.adapters.layout import Layout, split
 from loraprobe.adapters.pair import LoRAPair
-from loraprobe.errors import NonFiniteError
+from loraprobe.errors import KindMismatch, NonFiniteError
 from loraprobe.features import canonical, l2_normalised, norms, pooled, slices, spectra
 from tests.helpers import make
 
@@ -166,3 +166,10 @@ def test_every_feature_names_what_is_not_finite(bad: float, factor: str, feature
         NonFiniteError, match=rf"model\.layers\.0\.self_attn\.q_proj, lora_{factor}: 1 of"
     ):
         compute()
+
+
+def test_a_factor_delta_has_no_canonical_form() -> None:
+    with pytest.raises(KindMismatch, match="use weight_delta"):
+        canonical(factor_delta(AFTER, BEFORE), Layout.of(AFTER).slots)
+    delta = weight_delta(AFTER, BEFORE)
+    assert canonical(delta, Layout.of(delta).slots).shape == (Layout.of(delta).size,)  # the control
