@@ -9,8 +9,19 @@ from ..errors import MissingExtra
 
 
 def main() -> None:
-    """Run the command line; without its extra, say how to install it."""
+    """Run the command line; without its extra, say how to install it.
+
+    Ctrl-C is exit code 130 at any time, while libraries are imported too.
+    """
     _prepare_streams()
+    try:
+        _run()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _run() -> None:
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401

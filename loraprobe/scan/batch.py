@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +72,9 @@ def _parallel(
     try:
         with _pool(policy, base, min(workers, len(targets))) as pool:
             try:
-                for future in as_completed([pool.submit(_scan, target) for target in targets]):
+                with _uninterrupted():  # the workers start here, and inherit it
+                    futures = [pool.submit(_scan, target) for target in targets]
+                for future in as_completed(futures):
                     result = future.result()
                     finished.add(result.target)
                     yield result
@@ -82,6 +85,19 @@ def _parallel(
         for target in targets:
             if target not in finished:
                 yield _alone(target, policy, base)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block, where the system can do that."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _alone(target: str, policy: Policy, base: str | None) -> ScanResult:
