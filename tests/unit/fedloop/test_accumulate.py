@@ -230,3 +230,8 @@ def test_noise_no_longer_hides_a_direction_once_means_are_unit_vectors() -> None
     plain, _ = play(FeatureMean(normalize=False), rounds)
     unit, _ = play(FeatureMean(), rounds)
     assert plain[-1]["a"] @ signal < 0.5 < 0.8 < unit[-1]["a"] @ signal
+
+
+def test_a_round_without_evidence_changes_nothing() -> None:
+    _, state = play(FeatureMean(), rounds_of(np.random.default_rng(9)))
+    assert FeatureMean().add(state, {}) == ({}, state)

@@ -326,3 +326,9 @@ def test_alie_needs_a_deviation_and_an_overflow_is_not_sent(honest: Any) -> None
     for narrow in (honest.astype(np.float32), torch.tensor(honest, dtype=torch.float16)):
         with pytest.raises(AggregationError, match="overflows"):
             ATTACKS["scaling"](narrow, 1, factor=1e39)
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.0, True, None, "2"])
+def test_a_number_of_attackers_that_is_none_is_an_error(honest: Any, n: Any) -> None:
+    with pytest.raises(AggregationError, match="got n_byzantine"):
+        make_attack("sign_flip")(honest, n)
