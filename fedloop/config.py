@@ -226,6 +226,7 @@ class DefenseConfig(_Section):
     min_mean_factor: Annotated[NotBelow, Field(le=1)] = 0.2
     max_count_ratio: Ratio | None = 3.0
     max_norm_ratio: Ratio | None = None
+    forget_after: Positive | None = None
 
     @field_validator("threshold", mode="before")
     @classmethod

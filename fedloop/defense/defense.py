@@ -25,16 +25,15 @@ from loraprobe.adapters.layout import Layout
 from loraprobe.probe import Probe
 
 from ..checks import is_integer
-from ..errors import ConfigError, EvidenceError
-from .explain import Explanation, why
-from .levels import LAST_STEP, LEVELS, LOCAL_STEPS, CumulativeLevel, Level, make_level
+from ..errors import EvidenceError
+from .explain import Explanation, explanation
+from .levels import LAST_STEP, LOCAL_STEPS, CumulativeLevel, Level
 from .memory import Memory, Overruling, RuleState, from_plain, to_plain
-from .scoring import Scored, Scorer, makes_unit_vectors
+from .parts import DEFAULT, loaded_probe, named_level
+from .scoring import Scored, Scorer
 from .screening import Checked, Screening, check_updates
-from .types import Assessment, ClientUpdate, client_name, client_names
+from .types import Assessment, ClientUpdate, RoundRecord, client_name, client_names
 from .weighing import Limits, Weighed, weigh
-
-DEFAULT = "default"  # the level's name: "cumulative" with a probe, none without
 
 
 class Defense:
@@ -60,6 +59,9 @@ class Defense:
         registered: client -> example count that the server knows by itself; then claims do not
             count at all, and nobody else takes part.
         max_steps: more steps of evidence are refused unread.
+        forget_after: a client without a well-formed update for more than so many rounds is
+            forgotten, and a newcomer when it comes back; None: never. Whom the level rejected, or
+            an operator spoke on, is not forgotten.
 
     Raises:
         EvidenceError: a level without a probe, or a probe with level None given outright.
@@ -80,26 +82,30 @@ class Defense:
         max_norm_ratio: float | None = None,
         registered: Mapping[str, int] | None = None,
         max_steps: int = 1024,
+        forget_after: int | None = None,
     ) -> None:
-        self.probe = _probe(probe)
-        self.level = _level(level, self.probe)
+        self.probe = loaded_probe(probe)
+        self.level = named_level(level, self.probe)
         self._scorer = None
         if self.probe is not None and self.level is not None:
             self._scorer = Scorer(self.probe, self.level)
         self.layout = layout
-        limits = Limits(min_mean_factor, max_count_ratio, max_norm_ratio, registered, max_steps)
+        limits = Limits(
+            min_mean_factor, max_count_ratio, max_norm_ratio, registered, max_steps, forget_after
+        )
         self.min_mean_factor = limits.min_mean_factor
         self.max_count_ratio = limits.max_count_ratio
         self.max_norm_ratio = limits.max_norm_ratio
         self.registered = limits.registered
         self.max_steps = limits.max_steps
+        self.forget_after = limits.forget_after
         accumulator = self.level.accumulator if self.level else None
         self._memory = Memory(
             0,
             self.level.init() if self.level else {},
             accumulator.init() if accumulator else {},
         )
-        self._last: Assessment | None = None
+        self._last: RoundRecord | None = None
         self._lock = threading.Lock()
 
     @property
@@ -163,11 +169,19 @@ class Defense:
             limits = self._limits()
             judged, state = self._judged(memory, scored, sound, limits)
             weighed = weigh(judged, sound, memory.words(allowed=True), limits)
-            assessment = self._assessment(int(round), scored, weighed, reasons, sound, state)
-            seconds = {"assess": time.perf_counter() - began}
-            self._last = replace(assessment, seconds=seconds)
-            self._memory = replace(memory, level=state, features=scored.features)
-            return self._last
+            after = replace(memory, level=state, features=scored.features)
+            after, gone = after.forgetting(sound, self.forget_after)
+            judgement = self._assessment(int(round), scored, weighed, reasons, sound, state)
+            note = f"forgot {len(gone)} clients that are gone" if gone else ""
+            assessment = replace(
+                judgement,
+                forgotten=tuple(gone),
+                note="; ".join(filter(None, (judgement.note, note))),
+                seconds={"assess": time.perf_counter() - began},
+            )
+            self._last = assessment.record()  # without the updates
+            self._memory = after
+            return assessment
 
     def _check_round(self, round: int) -> None:
         former = self._memory.round
@@ -268,6 +282,8 @@ class Defense:
             cuts={client: self._cut(client, state) for client in scored.scores},
             skipped=weighed.weights is None,
             note=weighed.note,
+            level=self.level.name if self.level else "",
+            evidence=self.level.evidence if self.level else "",
             accepted={client: sound[client].delta for client in weights if weights[client] > 0},
         )
 
@@ -283,27 +299,14 @@ class Defense:
         Raises:
             EvidenceError: no round was assessed yet, or the client had no part in the last one.
         """
-        name = client_name(client)
-        record = self._last
-        if record is None or name not in record.factors:
-            played = "no round was assessed yet" if record is None else f"round {record.round}"
+        if self._last is None:
             raise EvidenceError(
-                f"got client {name!r}; expected one of the last assessed round ({played})"
+                f"got client {client!r}; expected one of the last assessed round: no round was"
+                " assessed yet"
             )
+        name = client_name(client)
         word = self._memory.overruled.get(name)
-        return Explanation(
-            name,
-            record.round,
-            self.level.name if self.level else None,
-            self.level.evidence if self.level else None,
-            record.factors[name],
-            record.weights.get(name, 0.0),
-            record.scores.get(name, ()),
-            record.cuts.get(name),
-            why(record, name),
-            record.status.get(name, ""),
-            "" if word is None else str(word),
-        )
+        return explanation(self._last, name, "" if word is None else str(word))
 
     def allow(self, client: str, until: int | None = None, why: str = "") -> None:
         """Trust a client's well-formed updates whatever the level says; the record says so.
@@ -355,36 +358,6 @@ class Defense:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
-
-
-def _probe(probe: Probe | str | Path | None) -> Probe | None:
-    if probe is None or isinstance(probe, Probe):
-        return probe
-    if isinstance(probe, str | Path):
-        return Probe.from_pretrained(probe)
-    raise ConfigError(
-        f"got a probe of type {type(probe).__name__}; expected a Probe, or the folder or Hub id of"
-        " one"
-    )
-
-
-def _level(level: Level | str | None, probe: Probe | None) -> Level | None:
-    name = level
-    if name == DEFAULT:
-        name = "cumulative" if probe is not None else None
-    if name == "cumulative" and probe is not None:
-        return make_level("cumulative", normalize=makes_unit_vectors(probe.featurizer))
-    found = make_level(name) if isinstance(name, str) else name
-    if found is not None and not isinstance(found, Level):
-        raise ConfigError(
-            f"got a level of type {type(found).__name__}; expected one of {', '.join(LEVELS)}"
-        )
-    if (probe is None) != (found is None):
-        raise EvidenceError(
-            "got a probe without a level or a level without a probe; expected both, or neither"
-            " for no defence"
-        )
-    return found
 
 
 def _named(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:

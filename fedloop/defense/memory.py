@@ -11,7 +11,7 @@ import base64
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
@@ -24,9 +24,10 @@ from ..checks import is_integer
 from ..errors import StateError
 from .levels import Level
 
-VERSION = 2
+VERSION = 3
 RuleState = dict[str, dict[str, Any]]
-_FIELDS = ("version", "level", "probe", "round", "state", "features", "overruled", "rules")
+_SECOND_FIELDS = ("version", "level", "probe", "round", "state", "features", "overruled", "rules")
+_FIELDS = (*_SECOND_FIELDS, "seen")
 _FIRST_FIELDS = {"version", "level", "round", "state", "features"}  # of version 1
 
 
@@ -57,6 +58,8 @@ class Memory:
         overruled: client -> the operator's word on it.
         rules: name -> what an aggregation rule remembers, of a loop that applies one behind the
             defence: {} or {"history": {client: (d,)}}.
+        seen: client -> the last round with a well-formed update of it; kept where clients are
+            forgotten.
     """
 
     round: int = 0
@@ -64,11 +67,44 @@ class Memory:
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
     overruled: Mapping[str, Overruling] = field(default_factory=dict)
     rules: Mapping[str, RuleState] = field(default_factory=dict)
+    seen: Mapping[str, int] = field(default_factory=dict)
 
     def at(self, round: int) -> Memory:
         """As it is when this round begins: without words that are over."""
         standing = {client: word for client, word in self.overruled.items() if word.holds(round)}
         return replace(self, round=round, overruled=standing)
+
+    def forgetting(self, present: Iterable[str], after: int | None) -> tuple[Memory, list[str]]:
+        """Without the clients that are gone for more than `after` rounds, and who they are.
+
+        Whom the level rejected, or an operator spoke on, stays: a verdict cannot be waited out.
+        """
+        if after is None:
+            return self, []
+        known: Mapping[str, Mapping[str, Any]] = self.level.get("clients", {})
+        seen = {**dict.fromkeys(known, self.round), **self.seen}
+        seen |= dict.fromkeys(present, self.round)
+        gone = {
+            client
+            for client, last in seen.items()
+            if self.round - last > after
+            and client not in self.overruled
+            and known.get(client, {}).get("factor", 1.0) > 0
+        }
+        if not gone:
+            return replace(self, seen=seen), []
+
+        def kept(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {client: value for client, value in values.items() if client not in gone}
+
+        rules = {
+            name: {key: kept(rows) for key, rows in state.items()}
+            for name, state in self.rules.items()
+        }
+        level = {**self.level, "clients": kept(known)} if known else self.level
+        features = kept(self.features)
+        new = replace(self, level=level, features=features, rules=rules, seen=kept(seen))
+        return new, sorted(gone)
 
     def words(self, *, allowed: bool) -> dict[str, str]:
         """Client -> the operator's word, of those who are allowed or of those who are denied."""
@@ -97,12 +133,13 @@ def to_plain(memory: Memory, probe: Probe | None, level: Level | None) -> dict[s
             }
             for name, state in memory.rules.items()
         },
+        "seen": dict(memory.seen),
     }
     return {**plain, "sha256": _hash(plain)}
 
 
 def from_plain(state: Any, probe: Probe | None, level: Level | None) -> Memory:
-    """The inverse of `to_plain`; also reads what version 1 wrote.
+    """The inverse of `to_plain`; also reads what versions 1 and 2 wrote.
 
     Raises:
         StateError: another version, damaged, or of another level or probe.
@@ -115,15 +152,16 @@ def from_plain(state: Any, probe: Probe | None, level: Level | None) -> Memory:
     version = state.get("version")
     if is_integer(version, 1) and version == 1:
         return _first_version(state, level)
-    if not is_integer(version, 1) or version != VERSION:
+    if not is_integer(version, 1) or version not in (2, VERSION):
         raise StateError(f"got a defence state of version {version!r}; expected {VERSION}")
-    wrong = sorted({*_FIELDS, "sha256"} ^ set(state), key=str)
+    names = _FIELDS if version == VERSION else _SECOND_FIELDS
+    wrong = sorted({*names, "sha256"} ^ set(state), key=str)
     if wrong:
         raise StateError(
             f"the defence's state lacks, or has too many of, the fields {wrong}; expected what"
             " state_dict() returns"
         )
-    if _hash({name: state[name] for name in _FIELDS}) != state["sha256"]:
+    if _hash({name: state[name] for name in names}) != state["sha256"]:
         raise StateError(
             "the defence's state is not what state_dict() returned: its hash differs. Use an"
             " undamaged copy; to overrule a verdict there are allow() and deny()."
@@ -153,6 +191,7 @@ def from_plain(state: Any, probe: Probe | None, level: Level | None) -> Memory:
             }
             for name, remembered in state["rules"].items()
         },
+        dict(state.get("seen", {})),
     )
 
 

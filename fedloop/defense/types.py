@@ -55,6 +55,9 @@ class RoundRecord:
         bytes: what was sent: update, evidence.
         metrics: what was measured of the global model after this round, if it was measured.
         note: what else is to be known of the round, such as why it was skipped.
+        level: who judged: the level's name; "" for nobody.
+        evidence: what the level read of every client; "" for nothing.
+        rule: what aggregated the accepted updates; "" where nobody said.
     """
 
     round: int
@@ -71,6 +74,9 @@ class RoundRecord:
     bytes: Mapping[str, int] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    level: str = ""
+    evidence: str = ""
+    rule: str = ""
 
     def to_json(self) -> str:
         """One line of JSON, without the newline."""
@@ -105,9 +111,11 @@ class Assessment(RoundRecord):
         accepted: client -> its change since the round's global LoRA, kind "factor_delta", of the
             clients with a weight above 0, sorted by id: the very objects that were screened. Empty
             if the round is skipped.
+        forgotten: clients that were gone for longer than the defence remembers.
     """
 
     accepted: Mapping[str, Adapter] = field(default_factory=dict, repr=False, compare=False)
+    forgotten: tuple[str, ...] = ()
 
     def record(
         self,
@@ -119,6 +127,7 @@ class Assessment(RoundRecord):
         bytes: Mapping[str, int] | None = None,
         metrics: Mapping[str, float] | None = None,
         notes: Iterable[str] = (),
+        rule: str = "",
     ) -> RoundRecord:
         """The round's record, with what only the loop knows.
 
@@ -127,6 +136,7 @@ class Assessment(RoundRecord):
                 skipped.
             reasons: client -> why nothing of it could be read; instead of the defence's reason.
             notes: what else is to be known of the round.
+            rule: what aggregated.
         """
         said = (self.note, *notes, f"skipped: {unusable}" if unusable else "")
         plain = RoundRecord(**{name.name: getattr(self, name.name) for name in fields(RoundRecord)})
@@ -140,6 +150,7 @@ class Assessment(RoundRecord):
             bytes=bytes or {},
             metrics=metrics or {},
             note="; ".join(note for note in said if note),
+            rule=rule,
         )
 
 
@@ -150,13 +161,24 @@ def client_name(client: Any) -> str:
         EvidenceError: it is neither text nor a whole number.
     """
     if isinstance(client, str):
-        return str(client)
+        return _storable(str(client))
     if isinstance(client, Integral) and not isinstance(client, bool):
         return str(int(client))
     raise EvidenceError(
         f"got the client id {client!r:.80} of type {type(client).__name__}; expected a string, or a"
         " whole number"
     )
+
+
+def _storable(client: str) -> str:
+    try:
+        client.encode()
+    except UnicodeEncodeError:
+        raise EvidenceError(
+            f"got the client id {client!r:.80}, which no file can hold; expected text without lone"
+            " surrogates"
+        ) from None
+    return client
 
 
 def client_names(clients: Iterable[Any], what: str) -> tuple[str, ...]:

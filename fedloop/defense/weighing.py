@@ -31,6 +31,7 @@ class Limits:
     max_norm_ratio: float | None = None
     registered: Mapping[str, int] | None = None
     max_steps: int = 1024
+    forget_after: int | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Limits:
@@ -59,6 +60,10 @@ class Limits:
             object.__setattr__(self, "registered", _registered(self.registered))
         if not is_integer(self.max_steps, 1):
             raise ConfigError(f"max_steps: got {self.max_steps!r}; expected a whole number >= 1")
+        if self.forget_after is not None and not is_integer(self.forget_after, 1):
+            raise ConfigError(
+                f"forget_after: got {self.forget_after!r}; expected a number of rounds, or None"
+            )
 
     def counts(self, sound: Mapping[str, Checked]) -> dict[str, int]:
         """How many examples count for each of these clients."""

@@ -135,7 +135,7 @@ class DefendedStrategy(Strategy):
                 arrays = None if result is None else _like(result, start, former)
             except LoraprobeError as error:
                 unusable = f"the strategy's result is unusable: {error}"
-        record = assessment.record(unusable=unusable)
+        record = assessment.record(unusable=unusable, rule=type(self.strategy).__name__)
         for client, why in rejected(record).items():
             _LOG.warning("round %d: client %s: %s", record.round, client, why)
         self._on_record(record)

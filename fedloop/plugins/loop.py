@@ -106,14 +106,14 @@ def defend_round(
         replies = _replies(replies, evidence or {}, kind)
     assessment = assess(defense, number, replies, start, expected)
     if assessment.skipped:
-        return Defended(start.state, assessment.record())
+        return Defended(start.state, assessment.record(rule=rule))
     generator = np.random.default_rng([seed, number])
     try:
         state = _aggregated(assessment, start, defense, chosen, generator)
     except (AggregationError, NonFiniteError) as error:
         # No majority, too few clients left, or a sum too large for the state's type.
-        return Defended(start.state, assessment.record(unusable=str(error)))
-    return Defended(state, assessment.record())
+        return Defended(start.state, assessment.record(unusable=str(error), rule=rule))
+    return Defended(state, assessment.record(rule=rule))
 
 
 def _replies(

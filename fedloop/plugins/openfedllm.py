@@ -129,7 +129,7 @@ def before_aggregate(
     arguments = _arguments(
         assessment, start, global_dict, fed_args.fed_alg, local_dict_list, sample_num_list
     )
-    return Kept(assessment.record(), arguments)
+    return Kept(assessment.record(rule=fed_args.fed_alg), arguments)
 
 
 def defended(

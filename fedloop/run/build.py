@@ -160,6 +160,7 @@ def build_defense(
         "max_count_ratio": chosen.max_count_ratio,
         "max_norm_ratio": chosen.max_norm_ratio,
         "registered": registered,
+        "forget_after": chosen.forget_after,
     }
     if chosen.level == "none":
         return Defense(None, None, **limits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,15 @@ class GlobalLoRA:
             for module, pair in former.items()
         }
         self._base.add(residual)
+
+    def forget(self, clients: Collection[str]) -> None:
+        """Drop what rule and server optimiser remember of clients that are gone."""
+        if clients:
+            self._server.forget(clients)
+            self._rule_state = {
+                key: {client: row for client, row in rows.items() if client not in clients}
+                for key, rows in self._rule_state.items()
+            }
 
     def state_dict(self) -> dict[str, Any]:
         """What the next round needs beyond the configuration: plain data, arrays and tensors."""

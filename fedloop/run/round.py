@@ -30,6 +30,7 @@ class Played:
     Attributes:
         reasons: client -> why nothing of it could be read, or nothing came.
         unusable: why the accepted updates could not be aggregated; "" if they were.
+        rule: what aggregated them.
     """
 
     assessment: Assessment
@@ -39,6 +40,7 @@ class Played:
     reasons: Mapping[str, str]
     notes: list[str] = field(default_factory=list)
     unusable: str = ""
+    rule: str = ""
 
     def record(self, metrics: Mapping[str, float] | None = None) -> RoundRecord:
         """The round's record; the one place where it is composed."""
@@ -50,6 +52,7 @@ class Played:
             bytes=self.bytes,
             metrics=metrics,
             notes=self.notes,
+            rule=self.rule,
         )
 
 
@@ -138,6 +141,7 @@ class OpenRound:
             start=federation.lora,
             expected=self._asked,
         )
+        federation.forget(assessment.forgotten)
         began = time.perf_counter()
         unusable = ""
         if not assessment.skipped:
@@ -156,6 +160,7 @@ class OpenRound:
             dict(self.refused),
             notes,
             unusable,
+            federation.config.aggregation.rule,
         )
 
     def _attack(self, malicious: Sequence[str]) -> None:

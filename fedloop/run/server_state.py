@@ -133,6 +133,11 @@ class ServerSide:
             self._client_variates.update(zip(clients, renewed, strict=True))
         return applied
 
+    def forget(self, clients: Iterable[str]) -> None:
+        """Drop SCAFFOLD's variates of clients that are gone."""
+        for client in clients:
+            self._client_variates.pop(client, None)
+
     def state_dict(self) -> dict[str, Any]:
         """Plain data and tensors."""
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +25,7 @@ from fedloop.defense.types import ClientUpdate
 from fedloop.errors import ConfigError, EvidenceError
 from loraprobe.adapters.adapter import Adapter
 from tests.helpers import federated, make, probes
-from tests.helpers.federated import CLIENTS, same_tree, update, updates
+from tests.helpers.federated import CLIENTS, LEVELS, same_tree, update, updates
 
 
 def defense(level: Any = "cumulative", **options: Any) -> Defense:
@@ -246,7 +247,7 @@ def test_every_decision_is_explained() -> None:
     assert record.cuts["c4"] == 0.8
     said = rejected(record)
     assert said["x"] == "missing: asked and sent nothing"
-    assert said["c4"].startswith("judged malicious: score ")
+    assert said["c4"].startswith("judged malicious by level 'cumulative' on update_features: score ")
     assert said["c4"].endswith("; the cut is 0.800")
     why = tested.explain("c4")
     assert (why.level, why.evidence, why.cut, why.factor) == (
@@ -258,7 +259,7 @@ def test_every_decision_is_explained() -> None:
     assert why.scores == record.scores["c4"]
     assert why.reason == said["c4"]
     assert tested.explain("c0").reason == ""
-    with pytest.raises(EvidenceError, match="expected one of the last assessed round"):
+    with pytest.raises(EvidenceError, match="expected one of round 1: c0"):
         tested.explain("nobody")
     assert rejected(RoundRecord.from_json(record.to_json())) == said
 
@@ -304,3 +305,38 @@ def test_rounds_from_several_threads_are_played_one_after_the_other() -> None:
     state = tested.state_dict()
     assert state["round"] == 8
     assert {entry["count"] for entry in state["features"].values()} == {8 - len(errors)}
+
+
+def test_a_defence_can_be_pickled_after_a_round_and_holds_none_of_its_updates() -> None:
+    tested = defense()
+    tested.assess(1, list(updates(None, malicious=("c4",)).values()))
+    copied = pickle.loads(pickle.dumps(tested))
+    assert copied.explain("c4") == tested.explain("c4")
+    assert same_tree(copied.state_dict(), tested.state_dict())
+
+
+def test_an_id_that_no_file_can_hold_is_refused() -> None:
+    with pytest.raises(EvidenceError, match="lone surrogates"):
+        defense().assess(1, [update("\ud800", 1)])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_clients_long_gone_are_forgotten_but_no_verdict_can_be_waited_out(level: str) -> None:
+    """And what is not forgotten is what a defence without the option has."""
+    gone = ("c0", "c3", "c4")
+    tested, ever = (defense(LEVELS[level], forget_after=after) for after in (2, None))
+    for one in (tested, ever):
+        sent = updates(LEVELS[level], malicious=("c4",))
+        one.assess(1, list(sent.values()))
+        one.allow("c3", why="a field trial")
+        for number in range(2, 5):
+            left = updates(LEVELS[level], number)
+            record = one.assess(number, [left[c] for c in CLIENTS if c not in gone])
+            assert ("forgot" in record.note) is (number == 4 and one is tested)
+    copied = defense(LEVELS[level], forget_after=2)
+    copied.load_state_dict(tested.state_dict())
+    kept, whole = copied.state_dict()["state"]["clients"], ever.state_dict()["state"]["clients"]
+    verdict = whole["c4"]["factor"] == 0
+    assert set(whole) - set(kept) == ({"c0"} if verdict else {"c0", "c4"})
+    assert kept == {client: whole[client] for client in kept}
+    assert verdict or level in ("step", "client")
