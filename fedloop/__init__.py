@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .rules.attacks import ATTACKS
     from .rules.rule import AGGREGATORS, make_rule
     from .rules.server_optimizers import SERVER_OPTIMIZERS
-    from .run.simulate import RunResult, global_model, resume, simulate
+    from .run.run import RunResult
+    from .run.simulate import global_model, resume, simulate
 
 # As in loraprobe: a name is looked up when it is first used, so that the command line answers
 # quickly.
@@ -36,7 +37,8 @@ _HOMES = {
         "ShadowLevel",
         "StepLevel",
     ),
-    "run.simulate": ("RunResult", "global_model", "resume", "simulate"),
+    "run.run": ("RunResult",),
+    "run.simulate": ("global_model", "resume", "simulate"),
     "rules.server_optimizers": ("SERVER_OPTIMIZERS",),
     "defense.types": ("Assessment", "ClientUpdate", "RoundRecord"),
     "plugins.loop": ("defend_round",),

@@ -312,6 +312,10 @@ class EvaluationConfig(_Section):
             the answers to the harmful prompts (`fedloop.measure.judges` has the published ids);
             they are loaded for every measurement.
         temperature: of the answers to harmful and safe prompts; 0 is greedy.
+        best: the metric by which the best adapter is kept in `best/`, highest first; "-loss" with a
+            minus: lowest first. None keeps the last one only.
+        patience: the run stops after so many measurements in a row without a better one; needs
+            `best`.
         limit: at most this many of each, chosen by the seed; None for all.
     """
 
@@ -325,6 +329,8 @@ class EvaluationConfig(_Section):
     max_new_tokens: Positive = 32
     temperature: NotBelow = 0.0
     batch_size: Positive = 64
+    best: str | None = None
+    patience: Positive | None = None
 
     @model_validator(mode="after")
     def _something_to_judge(self) -> EvaluationConfig:
@@ -332,14 +338,30 @@ class EvaluationConfig(_Section):
             raise ValueError(
                 "harmful is missing; judge and reward_model need answers to harmful prompts"
             )
+        if self.best is None and self.patience is not None:
+            raise ValueError("best is missing; patience needs the name of a metric to get better")
+        if self.best is not None and not (self.harmful or self.safe or self.utility):
+            raise ValueError(
+                f"got best {self.best!r} and nothing to measure; expected harmful, safe or utility"
+            )
         return self
 
 
 class OutputConfig(_Section):
-    """Where a run is written: records, checkpoints, the final adapter."""
+    """Where a run is written: records, checkpoints, the final adapter.
+
+    Attributes:
+        keep: how many rounds have a checkpoint; the state of the others is removed.
+        tensorboard: whether scalars of every round go to `tensorboard/` in the folder.
+        mlflow: where MLflow keeps its runs, such as "sqlite:///mlflow.db"; None for no MLflow.
+        wandb: the project of Weights & Biases; None for none.
+    """
 
     folder: str | None = None
+    keep: Positive = 1
     tensorboard: bool = False
+    mlflow: str | None = None
+    wandb: str | None = None
 
 
 class Config(_Section):
@@ -386,19 +408,28 @@ class Config(_Section):
         Raises:
             ConfigError: the file is missing, not TOML, or `of` refuses it.
         """
-        path = Path(path)
-        try:
-            values = tomllib.loads(read_limited(path, SETTINGS).decode())
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"cannot read {path}: {error}. Expected a TOML file; `fedloop example` prints one."
-            ) from None
-        return cls.of(_from_folder(values, path.parent.resolve()))
+        return cls.of(read_values(path))
 
     def digest(self) -> str:
         """A hash of everything that decides the result; where it is written does not."""
         values = self.model_dump(mode="json", exclude={"output", "name"})
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file; relative paths in them are taken from its folder.
+
+    Raises:
+        ConfigError: the file is missing, or not TOML.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(read_limited(path, SETTINGS).decode())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot read {path}: {error}. Expected a TOML file; `fedloop example` prints one."
+        ) from None
+    return _from_folder(values, path.parent.resolve())
 
 
 _PATHS = {

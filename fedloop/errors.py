@@ -36,6 +36,14 @@ class StateError(FedloopError):
     """A saved state or checkpoint is damaged, of another version or of another experiment."""
 
 
+class AuditError(FedloopError):
+    """An audit log is not the one that was written: a line is changed, missing or too many."""
+
+
+class RunError(FedloopError):
+    """A run cannot go on: no room on the disk, no memory. The message names what is saved."""
+
+
 class MessageError(FedloopError):
     """A message between a server and its clients is not what they agreed on."""
 

@@ -41,7 +41,7 @@ from fedloop.flower.strategy import EngineStrategy
 from fedloop.run.folder import RunFolder
 from fedloop.run.global_lora import GlobalLoRA
 from fedloop.run.plan import plan_round
-from fedloop.run.simulate import Run
+from fedloop.run.run import Run
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import unpack
 from loraprobe.adapters.pair import LoRAPair
@@ -207,9 +207,8 @@ def play_ours(
     )
     initial = adapter(rank)
     federation = GlobalLoRA(initial, Defense(trusting_probe(initial), CumulativeLevel()), config)
-    kept = RunFolder.create(folder, config, {})
     settings = EngineSettings(round_timeout=timeout, wire=way.wire, max_empty_rounds=1)
-    with Run(config, federation, kept) as run:
+    with RunFolder.create(folder, config, {}) as kept, Run(config, federation, kept) as run:
         agreement = Agreement.of(config, federation, settings.wire)
         ids = {name: node.node_id for name, node in read_nodes(nodes).items()}
         TimedDefended(

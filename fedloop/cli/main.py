@@ -17,6 +17,7 @@ def main() -> None:
         raise SystemExit(2) from None
     from . import flower as commands_flower  # noqa: F401  # they join the app
     from . import probe_kit as commands_probe_kit  # noqa: F401
+    from . import operator as commands_operator  # noqa: F401
     from .run import app
 
     app()

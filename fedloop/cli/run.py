@@ -31,7 +31,7 @@ from ..errors import FedloopError
 
 if TYPE_CHECKING:
     from ..config import Config
-    from ..run.simulate import RunResult, Watch
+    from ..run.run import RunResult, Watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -134,20 +134,31 @@ def run(
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")],
+    rounds: Annotated[
+        int | None, typer.Option(help="So many rounds from now on, finished ones counted.")
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="A TOML file: measure what its [evaluation] says.")
+    ] = None,
     engine: EngineOption = Engine.IN_PROCESS,
     round_timeout: TimeoutOption = 600.0,
     wire: WireOption = "float32",
 ) -> None:
-    """Go on with an interrupted run; it ends bit for bit where an uninterrupted one would have."""
-    with told():
-        from ..run.folder import read_config, written_to
+    """Go on with an interrupted run; it ends bit for bit where an uninterrupted one would have.
 
-        experiment = written_to(read_config(folder), folder)
-        result = _play(experiment, engine, round_timeout, wire)
+    What a flag changes is written down: in the next record, and in the audit log.
+    """
+    with told():
+        from ..run.simulate import continued
+
+        experiment = continued(folder, rounds, evaluation)
+        result = _play(experiment, engine, round_timeout, wire, changing=True)
     _print(result)
 
 
-def _play(experiment: Config, engine: Engine, round_timeout: float, wire: str) -> RunResult:
+def _play(
+    experiment: Config, engine: Engine, round_timeout: float, wire: str, *, changing: bool = False
+) -> RunResult:
     """Run or go on with an experiment, with progress bars."""
     from ..client.training import quiet
 
@@ -158,7 +169,7 @@ def _play(experiment: Config, engine: Engine, round_timeout: float, wire: str) -
         if engine is Engine.IN_PROCESS:
             from ..run.simulate import simulate
 
-            return simulate(experiment, watch=watch)
+            return simulate(experiment, watch=watch, changing=changing)
         from ..flower.deploy.launch import run_on_loopback
         from ..flower.settings import EngineSettings
 
@@ -168,6 +179,7 @@ def _play(experiment: Config, engine: Engine, round_timeout: float, wire: str) -
             settings,
             watch=watch,
             say=say,
+            changing=changing,
         )
 
 
@@ -368,3 +380,6 @@ def _print(result: RunResult) -> None:
         console.print(f"{name}: {value:.4g}", highlight=False)
     if result.folder is not None:
         say(f"written to {result.folder}; `fedloop report {result.folder}` draws it")
+    if result.problem:
+        say(result.problem, Console(stderr=True))
+        raise typer.Exit(1)

@@ -40,7 +40,8 @@ class Explanation:
         """One line."""
         read = f" on {self.evidence}" if self.evidence else ""
         parts = [
-            f"round {self.round}, {self.client}: factor {self.factor:.3g}, weight {self.weight:.3g}",
+            f"round {self.round}, {self.client}",
+            f"factor {self.factor:.3g}, weight {self.weight:.3g}",
             f"level {self.level or 'none'}{read}, aggregated by {self.rule or 'the caller'}",
         ]
         if self.scores:

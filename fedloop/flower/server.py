@@ -17,8 +17,9 @@ from ..errors import ConfigError, MissingExtra
 from ..run.build import build_defense, build_federation, load_adapted
 from ..run.folder import RunFolder, read_config, written_to
 from ..run.global_lora import GlobalLoRA
+from ..run.identity import base_digest
 from ..run.plan import plan_round
-from ..run.simulate import Model, Run, RunResult
+from ..run.run import Model, Run, RunResult
 from .agreement import Agreement
 from .nodes import Node, read_nodes
 from .settings import EngineSettings
@@ -70,22 +71,22 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> RunResult:
             f" registered nodes: {', '.join(nodes)}"
         )
     roles = _roles(folder, nodes)
-    kept = RunFolder.create(folder, config, roles)
-    federation, model = _federation(config, _registered(nodes), folder)
     malicious = [client for client, role in roles.items() if role["role"] == "malicious"]
-    with Run(config, federation, kept, model=model) as run:
-        agreement = Agreement.of(config, federation, settings.wire)
-        EngineStrategy(
-            federation,
-            {name: node.node_id for name, node in nodes.items()},
-            partial(plan_round, config),
-            agreement,
-            settings,
-            run.finish,
-            run.ahead(),
-            malicious=malicious,
-        ).start(grid)
-    return run.result(roles)
+    with RunFolder.create(folder, config, roles) as kept:
+        federation, model = _federation(config, _registered(nodes), folder)
+        with Run(config, federation, kept, model=model) as run:
+            agreement = Agreement.of(config, federation, settings.wire)
+            EngineStrategy(
+                federation,
+                {name: node.node_id for name, node in nodes.items()},
+                partial(plan_round, config),
+                agreement,
+                settings,
+                run.finish,
+                run.ahead(),
+                malicious=malicious,
+            ).start(grid)
+        return run.result(roles)
 
 
 def _config(path: Path, folder: Path) -> Config:
@@ -126,4 +127,5 @@ def _federation(
     adapted, _ = load_adapted(config.model, config.lora, frozen_a=frozen_a)
     initial = read_adapter(adapted, config.model.name or config.model.base)
     defense = build_defense(config, initial, registered)
-    return GlobalLoRA(initial, defense, config, folder=folder), None
+    digest = base_digest(adapted)
+    return GlobalLoRA(initial, defense, config, folder=folder, base_digest=digest), None

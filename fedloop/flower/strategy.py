@@ -101,7 +101,7 @@ class EngineStrategy(FedAvg):
         agreement: Agreement,
         settings: EngineSettings,
         finish: Callable[[Played], None],
-        rounds: Sequence[int],
+        rounds: Iterable[int],
         *,
         malicious: Sequence[str] = (),
     ) -> None:
@@ -113,7 +113,7 @@ class EngineStrategy(FedAvg):
         self._clients = list(nodes)
         self._plan = plan
         self._finish = finish
-        self._rounds = list(rounds)
+        self._rounds = rounds
         self._malicious = list(malicious)
         self._open: _AskedRound | None = None
         self._empty = 0

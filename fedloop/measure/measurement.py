@@ -76,6 +76,14 @@ class Measurement:
             seed,
         )
 
+    @property
+    def names(self) -> list[str]:
+        """What is measured, sample sizes left out."""
+        of_prompts = [f"{name}_{how}" for name in self.prompts for how in ("rule", "strict")]
+        judged = {"judged_safe": self.judge, "reward": self.reward_model}
+        of_judges = [name for name, judge in judged.items() if judge is not None]
+        return of_prompts + of_judges + (["loss", "rouge_l"] if self.pairs else [])
+
     def __bool__(self) -> bool:
         return bool(self.prompts or self.pairs)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 from pathlib import Path
@@ -24,17 +23,22 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import StateError
+from ..files import sync_folder, write_synced
 
 FORMAT_VERSION = 1
 _ARRAY = "__array__"
-_NAME = re.compile(r"round-(\d{6})")
+_NAME = re.compile(r"round-(\d{6,})(?:\.(\d+))?")  # a round, and how often it was written again
 
 
-def save_checkpoint(folder: Path, round: int, tree: dict[str, Any]) -> None:
+def save_checkpoint(folder: Path, round: int, tree: dict[str, Any], keep: int = 1) -> None:
     """Write the state after a round and remove older ones.
+
+    Args:
+        keep: how many rounds have a checkpoint afterwards, at most.
 
     Raises:
         StateError: the tree holds something that is neither plain, finite data nor an array.
+        OSError: it cannot be written; the former ones are as they were.
     """
     arrays: dict[str, Tensor] = {}
     plain = _split(tree, "", arrays)
@@ -48,21 +52,31 @@ def save_checkpoint(folder: Path, round: int, tree: dict[str, Any]) -> None:
         }
     )
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"round-{round:06d}"
-    part = final.with_suffix(".part")
+    former = _found(folder)
+    again = [written for (number, written), _ in former if number == round]
+    name = f"round-{round:06d}" + (f".{max(again) + 1}" if again else "")
+    part = folder / f"{name}.part"
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    for name, content in (("arrays.safetensors", blob), ("state.json", text.encode())):
-        with (part / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    shutil.rmtree(final, ignore_errors=True)
-    part.rename(final)
-    _sync(folder)
-    for other in folder.iterdir():
-        if other != final and _NAME.fullmatch(other.name.removesuffix(".part")):
-            shutil.rmtree(other)
+    try:
+        part.mkdir()
+        for file, content in (("arrays.safetensors", blob), ("state.json", text.encode())):
+            write_synced(part / file, content)
+        part.rename(folder / name)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    sync_folder(folder)
+    older = sorted({number for (number, _), _ in former if number < round})
+    kept = older[max(0, len(older) - keep + 1) :]
+    left = [path for path in folder.glob("*.part") if _NAME.fullmatch(path.stem)]
+    for path in (*left, *(path for (number, _), path in former if number not in kept)):
+        shutil.rmtree(path)
+
+
+def _found(folder: Path) -> list[tuple[tuple[int, int], Path]]:
+    """The whole checkpoints, oldest first, by round and by how often it was written."""
+    names = [(path, _NAME.fullmatch(path.name)) for path in folder.glob("round-*")]
+    return sorted(((int(name[1]), int(name[2] or 0)), path) for path, name in names if name)
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
@@ -71,14 +85,10 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     Raises:
         StateError: the newest one is damaged or of another version.
     """
-    rounds = (
-        sorted(path for path in folder.glob("round-*") if _NAME.fullmatch(path.name))
-        if folder.is_dir()
-        else []
-    )
-    if not rounds:
+    found = _found(folder) if folder.is_dir() else []
+    if not found:
         return None
-    path = rounds[-1]
+    path = found[-1][1]
     try:
         saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
         blob = (path / "arrays.safetensors").read_bytes()
@@ -150,12 +160,3 @@ def _joined(node: Any, arrays: dict[str, Tensor]) -> Any:
             return tensor.numpy() if node["numpy"] else tensor
         return {key: _joined(value, arrays) for key, value in node.items()}
     return [_joined(value, arrays) for value in node] if isinstance(node, list) else node
-
-
-def _sync(folder: Path) -> None:
-    """Force a folder's entries to the disk, so that the rename outlives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,7 @@ from ..config import Config
 from ..data.clients import Client
 from ..defense.defense import Defense
 from .global_lora import GlobalLoRA
+from .identity import base_digest
 from .plan import RoundPlan
 from .round import OpenRound, Played
 
@@ -38,7 +39,7 @@ class Federation(GlobalLoRA):
         folder: Path | None = None,
     ) -> None:
         base = FoldedBase(model)
-        super().__init__(initial, defense, config, base, folder)
+        super().__init__(initial, defense, config, base, folder, base_digest(model))
         self._model = model
         self._tokenizer = tokenizer
         self._trainer = ClientTrainer(

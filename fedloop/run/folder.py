@@ -2,42 +2,73 @@
 
 config.json     the experiment, checked
 clients.json    which client plays which role: for reports only, the defence never sees it
-records.jsonl   one RoundRecord a line, only ever appended to
-checkpoint/     the state after the last finished round (see fedloop.run.checkpoint)
-initial/ adapter/   the LoRA before the first and after the last round, in PEFT's format
+checkpoint/     the state after the last finished round (see fedloop.run.checkpoint), with what the
+                run is by content and the head of the audit log
+records.jsonl   one RoundRecord a line
+audit.jsonl     every decision (see fedloop.defense.audit), only ever appended to
+overrulings.jsonl   what an operator said of clients (see fedloop.run.words)
+initial/ adapter/ best/   the LoRA before the first, after the last and after the best round
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from filelock import FileLock
 
 from ..config import Config
+from ..defense.audit import AuditLog, Head, read_audit, record_digest
 from ..defense.types import RoundRecord
-from ..errors import StateError
+from ..errors import AuditError, StateError
+from ..files import write_synced, write_whole
 from .checkpoint import load_checkpoint, save_checkpoint
+from .identity import Content, changes, check_content, may_change, plain_config
+from .lock import lock
 from .spool import PREFIX
 
+AUDIT = "audit.jsonl"
 
-@dataclass(frozen=True)
+
+@dataclass
 class RunFolder:
-    """A run's folder. A round's record is in its checkpoint first and in the log second.
+    """A run's folder. A round is in its checkpoint first and in the log of records second.
 
-    Opening mends the log.
+    Attributes:
+        about: what every checkpoint holds beside the state: the run's "id", its "config" and
+            "content", the "audit" log's head, "changes", and how many "words" were heard.
+        keep: how many rounds have a checkpoint.
     """
 
     path: Path
+    about: dict[str, Any] = field(default_factory=dict)
+    keep: int = 1
+    _lock: FileLock | None = None
+    _logged: int | None = None  # records that are known to be in the log
+    _written: AuditLog | None = None
 
     @classmethod
-    def create(cls, path: Path, config: Config, roles: dict[str, dict[str, Any]]) -> RunFolder:
-        """A new folder, or one of the same experiment to go on with.
+    def create(
+        cls,
+        path: Path,
+        config: Config,
+        roles: dict[str, dict[str, Any]],
+        *,
+        changing: bool = False,
+    ) -> RunFolder:
+        """A new folder, or one of the same experiment to go on with; this process's until `close`.
+
+        Args:
+            changing: whether `config` may have other rounds or another evaluation than the run so
+                far; what changes is recorded.
 
         Raises:
-            StateError: the folder holds another experiment, or files that are not a run's.
+            StateError: another process is at work in it; or it holds another experiment, or files
+                that are not a run's; or it cannot be written to.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -45,60 +76,141 @@ class RunFolder:
             raise StateError(
                 f"cannot make the folder {path}: {error}. Expected a path that can be written to."
             ) from error
-        if (path / "config.json").exists():
-            # Before its first round is finished, nothing is lost with a run: a probe that was not
-            # found may be corrected.
-            started = (path / "checkpoint").exists() or (
-                (path / "records.jsonl").exists() and (path / "records.jsonl").stat().st_size > 0
-            )
-            if started and read_config(path).digest() != config.digest():
-                raise StateError(
-                    f"{path} holds a run of another configuration; expected an empty folder, or the"
-                    " same configuration to resume it"
-                )
-        elif any(found.name not in ("config.json.part",) for found in path.iterdir()):
+        if not (path / "config.json").exists() and any(
+            found.name not in ("config.json.part", ".lock") for found in path.iterdir()
+        ):
             raise StateError(
                 f"{path} is not empty and holds no run; expected a new or empty folder, or the"
                 " folder of a run"
             )
-        for left in path.glob(f"{PREFIX}*"):  # updates of a round that was killed
+        about = {"id": uuid4().hex, "config": plain_config(config)}
+        folder = cls(path, about, config.output.keep, lock(path))
+        try:
+            folder._open(config, roles, changing)
+        except OSError as error:
+            folder.close()
+            raise StateError(
+                f"cannot write to {path}: {error}. Expected a folder that can be written to; what"
+                " it holds is as it was."
+            ) from error
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    def _open(self, config: Config, roles: dict[str, dict[str, Any]], changing: bool) -> None:
+        for left in self.path.glob(f"{PREFIX}*"):  # updates of a round that was killed
             shutil.rmtree(left, ignore_errors=True)
-        _write(path / "config.json", json.dumps(config.model_dump(mode="json"), indent=1))
-        _write(path / "clients.json", json.dumps(roles, indent=1))
-        return cls(path)
+        found = load_checkpoint(self.path / "checkpoint")
+        if found is not None:
+            last, saved = found
+            former = saved.get("about") or {}
+            # What 0.1 wrote says nothing of itself: its configuration is the one beside it.
+            config_then = former.get("config") or plain_config(read_config(self.path))
+            content: Content = former.get("content") or dict.fromkeys(("base", "probe", "data"))
+            changed = changes(config_then, config, content)
+            _check_changes(self.path, changed, changing)
+            self.about = {**self.about, **former, "config": plain_config(config)}
+            if any(map(may_change, changed)):
+                entry = {"after": last, "fields": changed}
+                self.about["changes"] = [*former.get("changes", []), entry]
+                self.write_audit("change", after=last, fields=changed)
+                save_checkpoint(
+                    self.path / "checkpoint", last, {**saved, "about": self.about}, self.keep
+                )
+        write_whole(self.path / "config.json", json.dumps(config.model_dump(mode="json"), indent=1))
+        write_whole(self.path / "clients.json", json.dumps(roles, indent=1))
+
+    def check(self, content: Content) -> None:
+        """Whether data, probe and base are those that the run began with; they are then kept.
+
+        Raises:
+            StateError: they are not.
+        """
+        self.about["content"] = check_content(self.path, self.about.get("content", {}), content)
 
     def load(self) -> tuple[dict[str, Any] | None, list[RoundRecord]]:
         """The state after the last finished round (None before the first), and the records up to
-        it.
+        it. The last one may not be in the log yet. Nothing is written.
 
         Raises:
             StateError: the checkpoint or the log is damaged.
         """
         found = load_checkpoint(self.path / "checkpoint")
         if found is None:
-            self._write_log([])
+            self._logged = None
             return None, []
         last, saved = found
-        records = [record for record in self._read_log() if record.round < last] + [
-            RoundRecord.from_json(saved["record"])
+        self.about = {**saved.get("about", {}), **self.about}
+        logged = self._read_log()
+        decided = RoundRecord.from_json(saved["record"])
+        same = [
+            one
+            for one in logged
+            if one.round == last and record_digest(one) == record_digest(decided)
         ]
+        records = [record for record in logged if record.round < last] + [*same, decided][:1]
         if [record.round for record in records] != list(range(1, last + 1)):
             raise StateError(
                 f"{self._log}: got records of rounds {[record.round for record in records]};"
                 f" expected 1 to {last}, one each"
             )
-        self._write_log(records)
+        text = "".join(record.to_json() + "\n" for record in records)
+        whole = self._log.exists() and self._log.read_text(encoding="utf-8") == text
+        self._logged = last if whole else None
         return saved["state"], records
 
+    @property
+    def is_logged(self) -> bool:
+        """Whether the log holds all that `load` found: the last round was measured, too."""
+        return self._logged is not None
+
     def save(self, record: RoundRecord, state: dict[str, Any]) -> None:
-        """Finish a round: checkpoint, then log."""
-        save_checkpoint(
-            self.path / "checkpoint", record.round, {"record": record.to_json(), "state": state}
-        )
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(record.to_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Finish a round, before it is measured: its decisions, then its checkpoint."""
+        audit = self._audit()
+        audit(record)
+        self.about["audit"] = list(audit.head)
+        tree = {"record": record.to_json(), "state": state, "about": self.about}
+        save_checkpoint(self.path / "checkpoint", record.round, tree, self.keep)
+
+    def log(self, records: list[RoundRecord]) -> None:
+        """Make the log hold these records: all that it holds, and perhaps one more."""
+        if self._logged is not None and len(records) == self._logged + 1:
+            write_synced(self._log, (records[-1].to_json() + "\n").encode(), "ab")
+        else:
+            write_whole(self._log, "".join(record.to_json() + "\n" for record in records))
+        self._logged = len(records)
+
+    def write_audit(self, what: str, **facts: Any) -> None:
+        """Write a decision that is not a round's into the audit log."""
+        audit = self._audit()
+        audit.write(what, **facts)
+        self.about["audit"] = list(audit.head)
+
+    def _audit(self) -> AuditLog:
+        """The audit log, seen to contain all that the last checkpoint knows of it.
+
+        What follows in it is of a round that was never finished, and a line says so.
+        """
+        if self._written is None:
+            self._written = AuditLog(self.path / AUDIT)
+            known = Head(*self.about.get("audit", Head()))
+            if self._written.head != known:
+                read_audit(self._written.path, known)
+                self._written.write("resumed", after_line=known.count)
+        return self._written
+
+    def close(self) -> None:
+        """Let other processes have it."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def _log(self) -> Path:
@@ -117,11 +229,6 @@ class RunFolder:
                 f"cannot read {self._log}: {error}. Expected the records that `fedloop run` wrote."
             ) from error
         return [RoundRecord.from_json(line) for line in lines[:-1]]
-
-    def _write_log(self, records: list[RoundRecord]) -> None:
-        text = "".join(record.to_json() + "\n" for record in records)
-        if not self._log.exists() or self._log.read_text(encoding="utf-8") != text:
-            _write(self._log, text)
 
 
 def written_to(config: Config, folder: str | Path) -> Config:
@@ -162,7 +269,43 @@ def read_run(path: Path) -> tuple[Config, dict[str, dict[str, Any]], list[RoundR
     return config, roles, folder._read_log()
 
 
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+def audit_run(path: Path) -> list[dict[str, Any]]:
+    """The decisions of a run, seen to be those that its checkpoint and its records know of.
+
+    Raises:
+        AuditError: a line is changed, missing or too many, or a record is not the one that was
+            decided.
+        StateError: it is not a run's folder, or a file of it is damaged.
+    """
+    records = read_run(path)[2]
+    found = load_checkpoint(path / "checkpoint")
+    about = (found[1].get("about") or {}) if found else {}
+    decisions = read_audit(path / AUDIT, Head(*about.get("audit", Head())))
+    digests = {one["round"]: one["record"] for one in decisions if one["what"] == "round"}
+    for record in records:
+        if digests.get(record.round) != record_digest(record):
+            raise AuditError(
+                f"{path / 'records.jsonl'}: the record of round {record.round} is not the one that"
+                f" {AUDIT} has; one of them was changed"
+            )
+    return decisions
+
+
+def _check_changes(path: Path, changed: dict[str, list[Any]], changing: bool) -> None:
+    fixed = [name for name in changed if not (changing and may_change(name))]
+    if fixed:
+        shown = "; ".join(
+            f"{name}: {changed[name][1]!r}, was {changed[name][0]!r}" for name in fixed
+        )
+        flags = (
+            ""
+            if not any(map(may_change, fixed))
+            else (
+                " `fedloop resume FOLDER --rounds N` and `--evaluation FILE` change these two, and"
+                " record it."
+            )
+        )
+        raise StateError(
+            f"{path} holds a run of another configuration ({shown[:1000]}); expected an empty"
+            f" folder, or the same configuration to resume it.{flags}"
+        )

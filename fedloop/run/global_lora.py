@@ -31,6 +31,7 @@ class GlobalLoRA:
         initial: the LoRA before the first round, kind "weights".
         base: takes the residuals of exact aggregation; if None they are summed and go nowhere.
         folder: where a round's updates lie while it is played; None for the system's temporary one.
+        base_digest: of the base model (`fedloop.run.identity`), where it is known.
 
     Attributes:
         lora: the global LoRA, kind "weights".
@@ -46,7 +47,9 @@ class GlobalLoRA:
         config: Config,
         base: ResidualSum | None = None,
         folder: Path | None = None,
+        base_digest: str | None = None,
     ) -> None:
+        self.base_digest = base_digest
         self.lora = initial
         self.initial = initial
         self.defense = defense

@@ -30,6 +30,7 @@ from loraprobe.errors import KindMismatch
 
 from ..defense.types import ClientUpdate
 from ..errors import AggregationError, EvidenceError
+from ..files import IS_WINDOWS, remove
 from ..rules.rows import StreamingMean
 
 PREFIX = "arriving-"  # of the folders that a killed process leaves
@@ -84,10 +85,13 @@ class Spool:
         self.layout = layout
         self.base_model = base_model
         self._factors = factors
-        self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder)
+        self._folder = tempfile.TemporaryDirectory(
+            prefix=PREFIX, dir=folder, ignore_cleanup_errors=IS_WINDOWS
+        )
         self._path = Path(self._folder.name) / "updates.f32"
         self._evidence = Path(self._folder.name) / "evidence.f32"
         self._count = 0  # rows that were ever written
+        self._chosen = 0  # files of rows that were ever written
         self._kept = 0  # numbers of evidence that were ever written
         self._rows: dict[str, int] = {}
         self._steps: dict[str, tuple[_Step, ...]] = {}
@@ -225,14 +229,15 @@ class Spool:
                 "got no client; expected those of weight above 0. Skip the round: nobody is left to"
                 " aggregate."
             )
-        chosen = self._path.with_name("chosen.f32")
+        self._chosen += 1
+        chosen = self._path.with_name(f"chosen-{self._chosen}.f32")
         with chosen.open("wb") as file:
             for client in client_ids:
                 file.write(self.vector(client).numpy().astype(_NUMBER, copy=False).data)
         mapped = torch.from_file(
             str(chosen), size=len(client_ids) * self.layout.size, dtype=torch.float32
         )
-        chosen.unlink()  # the mapping keeps the rows; the next call writes a file of its own
+        remove(chosen)  # the mapping keeps the rows; Windows keeps the file until it is closed
         return mapped.view(len(client_ids), self.layout.size)
 
     def close(self) -> None:

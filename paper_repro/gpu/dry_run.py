@@ -39,7 +39,8 @@ from fedloop.defense.types import RoundRecord
 from fedloop.errors import FedloopError
 from fedloop.report.page import write_report
 from fedloop.run.build import build_federation
-from fedloop.run.simulate import RunResult, resume, simulate
+from fedloop.run.run import RunResult
+from fedloop.run.simulate import resume, simulate
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.errors import LoraprobeError
 from zoo.client_design import ZOO_DESIGN

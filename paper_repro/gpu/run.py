@@ -38,7 +38,8 @@ from fedloop.client.training import quiet
 from fedloop.config import Config
 from fedloop.data.corpora import load_corpus
 from fedloop.errors import ConfigError, FedloopError
-from fedloop.run.simulate import Watch, simulate
+from fedloop.run.run import Watch
+from fedloop.run.simulate import simulate
 from loraprobe.errors import DataError, LoraprobeError, MissingExtra
 from zoo import contribute
 from zoo.deltas import duration

@@ -34,7 +34,8 @@ import torch
 
 from fedloop.client.training import quiet
 from fedloop.errors import ConfigError
-from fedloop.run.simulate import RunResult, simulate
+from fedloop.run.run import RunResult
+from fedloop.run.simulate import simulate
 from loraprobe.errors import DataError
 from zoo.program import documented
 

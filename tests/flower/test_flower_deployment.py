@@ -26,7 +26,8 @@ from fedloop.flower.deploy.keys import make_certificates, make_node_key
 from fedloop.flower.nodes import read_nodes, write_nodes
 from fedloop.report.page import write_report
 from fedloop.run.folder import read_run
-from fedloop.run.simulate import RunResult, resume, simulate
+from fedloop.run.run import RunResult
+from fedloop.run.simulate import resume, simulate
 from loraprobe.adapters.layout import pack
 from loraprobe.adapters.load import load_adapter
 from tests.flower.test_flower_replies import changed, spoiled, update

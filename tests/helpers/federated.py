@@ -26,7 +26,8 @@ from fedloop.defense.levels import (
     StepLevel,
 )
 from fedloop.defense.types import ClientUpdate, RoundRecord
-from fedloop.run.simulate import RunResult, simulate
+from fedloop.run.run import RunResult
+from fedloop.run.simulate import simulate
 from loraprobe import fit_probe
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout, pack, unpack

@@ -27,7 +27,7 @@ from fedloop.flower.server import serve
 from fedloop.run.build import build_clients, build_federation, roles_of
 from fedloop.run.folder import RunFolder
 from fedloop.run.plan import plan_round
-from fedloop.run.simulate import RunResult
+from fedloop.run.run import RunResult
 from loraprobe import Probe, fit_probe
 from loraprobe.adapters.layout import pack
 from tests.helpers.federated import Files, settings
@@ -144,7 +144,7 @@ class Deployment:
         self.config = Config.of(values)
         self.clients = build_clients(self.config)
         self.folder = folder / "run"
-        RunFolder.create(self.folder, self.config, roles_of(self.clients))
+        RunFolder.create(self.folder, self.config, roles_of(self.clients)).close()
         self.nodes = {client.client_id: 1000 + index for index, client in enumerate(self.clients)}
         write_nodes(
             folder / "nodes.json",

@@ -22,9 +22,11 @@ from loraprobe.adapters.load import load_adapter
 
 from ...config import Config
 from ...errors import ConfigError, EngineError
+from ...run.best import Best
 from ...run.build import build_clients, roles_of
 from ...run.folder import RunFolder, read_run
-from ...run.simulate import RunResult, Watch
+from ...run.lock import lock
+from ...run.run import RunResult, Watch
 from .. import require_flower
 from ..nodes import Node, write_nodes
 from ..settings import EngineSettings
@@ -46,6 +48,7 @@ def run_on_loopback(
     *,
     watch: Watch | None = None,
     say: Say = lambda line: None,
+    changing: bool = False,
 ) -> RunResult:
     """Run an experiment on Flower, or go on with it if its output folder holds a part of it.
 
@@ -55,6 +58,7 @@ def run_on_loopback(
         config: its output folder has to be set; keys, logs and Flower's own files go to `flower/`
             in it.
         say: told what is started, a line at a time.
+        changing: as in `simulate`.
 
     Raises:
         ConfigError: a field is wrong, or there is no output folder.
@@ -69,10 +73,37 @@ def run_on_loopback(
             " use --out"
         )
     clients = build_clients(config)
-    kept = RunFolder.create(Path(config.output.folder).resolve(), config, roles_of(clients))
-    if len(kept.load()[1]) == config.rounds and (kept.path / "adapter").exists():
-        return _result(config, kept.path)
-    place = kept.path / "flower"
+    path = Path(config.output.folder).resolve()
+    with RunFolder.create(path, config, roles_of(clients), changing=changing) as kept:
+        if _is_over(config, kept):
+            return _result(config, path)
+        taken = lock(path, ".flower.lock")  # the folder itself is the server's from here on
+    try:
+        return _launched(
+            config, settings, [client.client_id for client in clients], path, watch, say
+        )
+    finally:
+        taken.release()
+
+
+def _is_over(config: Config, kept: RunFolder) -> bool:
+    """Whether nothing is left to be played, measured or written of a run."""
+    records = kept.load()[1]
+    of = config.evaluation
+    played = len(records) >= config.rounds or Best(of).is_stalled(records)
+    measured = not (of.harmful or of.safe or of.utility) or bool(records and records[-1].metrics)
+    return played and measured and kept.is_logged and (kept.path / "adapter").exists()
+
+
+def _launched(
+    config: Config,
+    settings: EngineSettings,
+    names: list[str],
+    path: Path,
+    watch: Watch | None,
+    say: Say,
+) -> RunResult:
+    place = path / "flower"
     shutil.rmtree(
         place, ignore_errors=True
     )  # of an interrupted run: keys are made anew, trust goes by the client's name
@@ -81,22 +112,21 @@ def run_on_loopback(
     with _ended_by_sigterm(), Processes(place / "home", place / "logs") as group:
         address = _superlink(group, place, say)
         with Control(address, place / "certificates" / "ca.crt") as control:
-            names = [client.client_id for client in clients]
             nodes = {
                 name: Node(*control.register(make_node_key(place / "keys" / name)))
                 for name in names
             }
             write_nodes(place / "nodes.json", nodes)
-            _clients(group, place, kept.path, names, address, say)
+            _clients(group, place, path, names, address, say)
             paths = {
-                "config": str(kept.path / "config.json"),
+                "config": str(path / "config.json"),
                 "nodes": str(place / "nodes.json"),
-                "folder": str(kept.path),
+                "folder": str(path),
             }
             run = control.start(place / "app", {**settings.run_config(), **paths})
-            say(f"run {run} started; its records: {kept.path / 'records.jsonl'}")
-            follow(control, run, kept.path, group.check, watch)
-    return _result(config, kept.path)
+            say(f"run {run} started; its records: {path / 'records.jsonl'}")
+            follow(control, run, path, group.check, watch)
+    return _result(config, path)
 
 
 def _result(config: Config, folder: Path) -> RunResult:

@@ -247,7 +247,9 @@ def test_every_decision_is_explained() -> None:
     assert record.cuts["c4"] == 0.8
     said = rejected(record)
     assert said["x"] == "missing: asked and sent nothing"
-    assert said["c4"].startswith("judged malicious by level 'cumulative' on update_features: score ")
+    assert said["c4"].startswith(
+        "judged malicious by level 'cumulative' on update_features: score "
+    )
     assert said["c4"].endswith("; the cut is 0.800")
     why = tested.explain("c4")
     assert (why.level, why.evidence, why.cut, why.factor) == (

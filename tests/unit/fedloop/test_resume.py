@@ -23,7 +23,8 @@ import torch
 from fedloop.config import Config
 from fedloop.run.checkpoint import load_checkpoint
 from fedloop.run.folder import read_run
-from fedloop.run.simulate import RunResult, resume, simulate
+from fedloop.run.run import RunResult
+from fedloop.run.simulate import resume, simulate
 from loraprobe.adapters.layout import pack
 from loraprobe.adapters.load import load_adapter
 from tests.helpers.federated import Files, defended, settings, toml, untimed
@@ -257,7 +258,7 @@ class Killed(BaseException):
 
 MOMENTS = [
     (
-        "fedloop.run.checkpoint._sync",
+        "fedloop.run.checkpoint.sync_folder",
         "after the checkpoint was renamed, before it was forced to the disk",
     ),
     ("pathlib.Path.rename", "before the checkpoint was renamed"),

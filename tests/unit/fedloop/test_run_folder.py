@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,10 @@ import pytest
 import torch
 
 from fedloop.config import Config
+from fedloop.defense.audit import AuditLog
 from fedloop.defense.types import RoundRecord
-from fedloop.errors import StateError
-from fedloop.run.checkpoint import load_checkpoint
-from fedloop.run.folder import RunFolder, read_config, read_run
+from fedloop.errors import AuditError, StateError
+from fedloop.run.folder import RunFolder, audit_run, read_config, read_run
 from tests.helpers.federated import same_tree
 
 ROLES: dict[str, dict[str, Any]] = {
@@ -47,17 +49,25 @@ def state(round: int) -> dict[str, Any]:
     return {"lora": torch.full((3,), float(round)), "round": round}
 
 
-def run(path: Path, rounds: int) -> RunFolder:
+def opened(path: Path, *, changing: bool = False, **changes: Any) -> RunFolder:
+    return RunFolder.create(path, config(**changes), ROLES, changing=changing)
+
+
+def run(path: Path, rounds: int) -> None:
     """A folder in which so many rounds were played."""
-    folder = RunFolder.create(path, config(), ROLES)
-    folder.load()
-    for number in range(1, rounds + 1):
-        folder.save(record(number), state(number))
-    return folder
+    with opened(path) as folder:
+        folder.load()
+        for number in range(1, rounds + 1):
+            folder.save(record(number), state(number))
+            folder.log([record(one) for one in range(1, number + 1)])
 
 
 def reopened(path: Path) -> tuple[dict[str, Any] | None, list[RoundRecord]]:
-    return RunFolder.create(path, config(), ROLES).load()
+    """What a run that goes on finds; the log is as it should be afterwards."""
+    with opened(path) as folder:
+        found, records = folder.load()
+        folder.log(records)
+    return found, records
 
 
 def log(path: Path) -> Path:
@@ -70,13 +80,15 @@ def lines(path: Path) -> list[str]:
 
 def test_a_new_folder_has_no_state_and_an_old_one_has_its_last(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder"
-    folder = RunFolder.create(path, config(name="first"), ROLES)
-    assert folder.load() == (None, [])
-    folder.save(record(1), state(1))
-    folder.save(record(2, reasons={"client-00": "ü\n"}), state(2))
+    hurt = record(2, reasons={"client-00": "ü\n"})
+    with opened(path, name="first") as folder:
+        assert folder.load() == (None, [])
+        folder.save(record(1), state(1))
+        folder.save(hurt, state(2))
+        folder.log([record(1), hurt])
     found, records = reopened(path)
     assert same_tree(found, state(2))
-    assert records == [record(1), record(2, reasons={"client-00": "ü\n"})]
+    assert records == [record(1), hurt]
     assert [RoundRecord.from_json(line) for line in lines(path)] == records
     assert read_run(path) == (config(), ROLES, records)
     assert json.loads((path / "clients.json").read_text()) == ROLES
@@ -102,6 +114,14 @@ def test_a_record_that_is_only_in_the_checkpoint_is_appended(tmp_path: Path) -> 
     log(tmp_path).unlink()  # killed between the first checkpoint and the first line
     assert reopened(tmp_path)[1] == [record(1)]
     assert lines(tmp_path) == [record(1).to_json()]
+
+
+def test_records_without_a_checkpoint_are_started_again(tmp_path: Path) -> None:
+    run(tmp_path, 2)
+    for path in sorted((tmp_path / "checkpoint").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    assert reopened(tmp_path) == (None, [])
+    assert lines(tmp_path) == []
 
 
 def test_a_round_that_is_in_the_log_twice_counts_once_if_it_is_the_last(tmp_path: Path) -> None:
@@ -139,6 +159,13 @@ def test_a_log_that_a_kill_cannot_leave_is_refused(
     assert len(reopened(tmp_path)[1]) == 3  # negative control
 
 
+def test_a_log_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, 2)
+    log(tmp_path).write_bytes(b"\xff\xfe\n")
+    with pytest.raises(StateError, match="cannot read"):
+        reopened(tmp_path)
+
+
 def test_another_configuration_is_refused_and_another_name_is_not(tmp_path: Path) -> None:
     run(tmp_path, 1)
     for changes in (
@@ -148,22 +175,19 @@ def test_another_configuration_is_refused_and_another_name_is_not(tmp_path: Path
         {"model": {"base": "org/other"}},
     ):
         with pytest.raises(StateError, match="another configuration"):
-            RunFolder.create(tmp_path, config(**changes), ROLES)
-    RunFolder.create(
-        tmp_path,
-        config(name="renamed", output={"folder": str(tmp_path), "tensorboard": True}),
-        ROLES,
-    )
+            opened(tmp_path, **changes)
+    opened(tmp_path, name="renamed", output={"folder": "elsewhere", "tensorboard": True}).close()
     assert read_config(tmp_path).name == "renamed"
     assert reopened(tmp_path)[1] == [record(1)]
 
 
 def test_before_the_first_round_the_configuration_may_be_corrected(tmp_path: Path) -> None:
     """A run that ended because its model was not found left a folder without a round."""
-    RunFolder.create(tmp_path, config(), ROLES).load()
-    RunFolder.create(tmp_path, config(seed=1), ROLES).save(record(1), state(1))
+    opened(tmp_path).close()
+    with opened(tmp_path, seed=1) as folder:
+        folder.save(record(1), state(1))
     with pytest.raises(StateError, match="another configuration"):
-        RunFolder.create(tmp_path, config(), ROLES)
+        opened(tmp_path)
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -174,8 +198,9 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
     with pytest.raises(StateError, match="cannot make the folder"):
         RunFolder.create(tmp_path / "thesis.tex", config(), ROLES)
     (tmp_path / "killed").mkdir()
-    # killed while the first file was written
-    (tmp_path / "killed" / "config.json.part").write_text("{")
+    (tmp_path / "killed" / "config.json.part").write_text(
+        "{"
+    )  # killed while the first file was written
     assert RunFolder.create(tmp_path / "killed", config(), ROLES).load() == (None, [])
 
 
@@ -187,38 +212,121 @@ def test_a_folder_that_is_no_runs_is_said_to_be_none(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(StateError, match="not the folder of a run"):
             read_config(tmp_path)
-    RunFolder.create(tmp_path / "run", config(), ROLES)
+    opened(tmp_path / "run").close()
     (tmp_path / "run" / "clients.json").write_text("[")
     with pytest.raises(StateError, match=r"cannot read .*clients\.json"):
         read_run(tmp_path / "run")
 
 
-def test_the_checkpoint_comes_before_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that no line stands in the log whose state is lost."""
-    folder = run(tmp_path, 1)
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "open", killed)  # of everything that is written
-    with pytest.raises(KeyboardInterrupt):
-        folder.save(record(2), state(2))
-    monkeypatch.undo()
+def test_no_line_stands_in_the_log_whose_state_is_lost(tmp_path: Path) -> None:
+    run(tmp_path, 1)
+    with opened(tmp_path) as folder:
+        folder.load()
+        folder.save(record(2), state(2))  # killed before the log
     assert [RoundRecord.from_json(line).round for line in lines(tmp_path)] == [1]
-    found = load_checkpoint(tmp_path / "checkpoint")
-    assert found is not None
-    assert found[0] == 1
-    monkeypatch.setattr(RunFolder, "_log", property(killed))  # of the log alone
-    with pytest.raises(KeyboardInterrupt):
-        folder.save(record(2), state(2))
-    monkeypatch.undo()
-    assert reopened(tmp_path)[1] == [record(1), record(2)]
+    measured = record(2, metrics={"loss": 1.0})
+    with opened(tmp_path) as folder:
+        assert folder.load()[1] == [record(1), record(2)]
+        assert not folder.is_logged
+        folder.log([record(1), measured])  # what is measured belongs to the log
+    assert reopened(tmp_path)[1] == [record(1), measured]
 
 
-def test_a_log_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_record_that_is_not_its_checkpoints_is_noticed(tmp_path: Path) -> None:
     run(tmp_path, 2)
-    log(tmp_path).write_bytes(b"\xff\xfe\n")
-    with pytest.raises(StateError, match="cannot read"):
+    with opened(tmp_path) as folder:
+        folder.save(record(4), state(4))
+    with pytest.raises(StateError, match=r"rounds \[1, 2, 4\]"):
         reopened(tmp_path)
+
+
+def test_one_process_at_a_time_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from fedloop.run.lock import lock;"
+        "taken = lock(Path(sys.argv[1])); print('taken', flush=True); time.sleep(600)"
+    )
+    run(tmp_path, 1)
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(StateError, match="in use by another process"):
+            opened(tmp_path)
+    finally:
+        other.kill()
+        other.communicate()
+    assert reopened(tmp_path)[1] == [record(1)]
+
+
+def test_rounds_and_evaluation_are_changed_by_a_flag_and_that_is_recorded(tmp_path: Path) -> None:
+    run(tmp_path, 2)
+    with pytest.raises(StateError, match=r"rounds: 20, was 9\).*--rounds N"):
+        opened(tmp_path, rounds=20)
+    with pytest.raises(StateError, match="seed: 3, was 0"):
+        opened(tmp_path, rounds=20, seed=3, changing=True)
+    assert read_config(tmp_path).rounds == 9
+    opened(tmp_path, rounds=20, changing=True).close()
+    with opened(tmp_path, rounds=20) as folder:
+        assert same_tree(folder.load()[0], state(2))
+        fields = {"rounds": [9, 20]}
+        assert folder.about["changes"] == [{"after": 2, "fields": fields}]
+    [change] = [one for one in audit_run(tmp_path) if one["what"] == "change"]
+    assert change["fields"] == fields
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "seed": 7}))
+    with pytest.raises(StateError, match="seed: 7, was 0"):  # an edited file is not believed
+        RunFolder.create(tmp_path, read_config(tmp_path), ROLES)
+
+
+def test_a_run_is_known_by_content_wherever_that_lies(tmp_path: Path) -> None:
+    digests = {"base": "b", "probe": None, "data": "d"}
+    with opened(tmp_path) as folder:
+        folder.check(digests)
+        folder.save(record(1), state(1))
+    moved = {"base": "/elsewhere/base"}
+    with opened(tmp_path, model=moved) as folder:
+        folder.load()
+        with pytest.raises(StateError, match="the clients' data changed"):
+            folder.check({**digests, "data": "other"})
+        folder.check({"base": "b", "probe": "p", "data": None})
+        assert folder.about["content"] == {"base": "b", "probe": "p", "data": "d"}
+    assert read_config(tmp_path).model.base == "/elsewhere/base"
+
+
+def test_as_many_checkpoints_are_kept_as_asked(tmp_path: Path) -> None:
+    with opened(tmp_path, output={"keep": 2}) as folder:
+        for number in range(1, 5):
+            folder.save(record(number), state(number))
+    assert {path.name for path in (tmp_path / "checkpoint").iterdir()} == {
+        "round-000003",
+        "round-000004",
+    }
+
+
+def test_a_run_is_audited_against_its_checkpoint_and_its_records(tmp_path: Path) -> None:
+    run(tmp_path, 3)
+    assert [one["round"] for one in audit_run(tmp_path) if one["what"] == "round"] == [1, 2, 3]
+    audit = tmp_path / "audit.jsonl"
+    whole = audit.read_bytes()
+    audit.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    with pytest.raises(AuditError, match="missing at the end"):
+        audit_run(tmp_path)
+    with opened(tmp_path) as folder, pytest.raises(AuditError, match="missing at the end"):
+        folder.write_audit("allow", client="c")
+    audit.write_bytes(whole)
+    text = log(tmp_path).read_text()
+    log(tmp_path).write_text(text.replace('"factors": {"client-00": 0.9}', '"factors": {}', 1))
+    with pytest.raises(AuditError, match="the record of round 1 is not the one"):
+        audit_run(tmp_path)
+
+
+def test_what_a_killed_round_left_in_the_audit_log_is_said_to_be_void(tmp_path: Path) -> None:
+    run(tmp_path, 1)
+    with (tmp_path / "audit.jsonl").open("ab") as file:
+        file.write(b'{"half": ')
+    AuditLog(tmp_path / "audit.jsonl")(record(2))  # killed before the checkpoint
+    with opened(tmp_path) as folder:
+        folder.load()
+        folder.save(record(2), state(2))
+    whats = [one["what"] for one in audit_run(tmp_path)]
+    assert whats == ["client", "round", "client", "round", "resumed", "client", "round"]
