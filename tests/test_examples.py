@@ -91,7 +91,11 @@ def test_there_is_an_example_for_every_engine() -> None:
 
 
 PAGE = ROOT / "docs/plug-in.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = [
+    block
+    for page in (PAGE, ROOT / "docs/recipes.md")
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))

@@ -16,8 +16,8 @@ def main() -> None:
         print(MissingExtra(str(error.name), "cli", "The fedloop command"), file=sys.stderr)
         raise SystemExit(2) from None
     from . import flower as commands_flower  # noqa: F401  # they join the app
-    from . import probe_kit as commands_probe_kit  # noqa: F401
     from . import operator as commands_operator  # noqa: F401
+    from . import probe_kit as commands_probe_kit  # noqa: F401
     from .run import app
 
     app()

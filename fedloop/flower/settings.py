@@ -13,6 +13,7 @@ from ..checks import is_integer, is_number
 from ..errors import ConfigError
 
 DTYPES = ("float32", "float16")
+PATHS = ("config", "nodes", "folder")  # what a run config names beside the settings
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,18 @@ class EngineSettings:
 
     @classmethod
     def of(cls, run_config: Mapping[str, Any]) -> EngineSettings:
-        """From a Flower app's run config; what it does not name keeps its default."""
+        """From a Flower app's run config; what it does not name keeps its default.
+
+        Raises:
+            ConfigError: a name is unknown, or a value out of range.
+        """
+        known = [*PATHS, *(key(field.name) for field in fields(cls))]
+        unknown = sorted(set(run_config) - set(known))
+        if unknown:
+            raise ConfigError(
+                f"the run config has no {', '.join(map(repr, unknown))}; expected any of"
+                f" {', '.join(known)}"
+            )
         return cls(
             **{
                 field.name: run_config[key(field.name)]

@@ -11,7 +11,7 @@ All of them read what clients sent through `.replies` and ask the same `Defense`
 """
 
 from ..defense.explain import rejected
-from .loop import Defended, defend_round
+from .loop import Defended, Late, defend_round
 from .replies import Reply, StateDict
 
-__all__ = ["Defended", "Reply", "StateDict", "defend_round", "rejected"]
+__all__ = ["Defended", "Late", "Reply", "StateDict", "defend_round", "rejected"]

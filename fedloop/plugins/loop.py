@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,10 +25,27 @@ from loraprobe.adapters.layout import pack
 from loraprobe.errors import NonFiniteError
 
 from ..defense.defense import Defense
-from ..defense.types import Assessment, RoundRecord, client_name
+from ..defense.types import Assessment, RoundRecord, client_name, client_names
 from ..errors import AggregationError, ConfigError, EvidenceError
 from ..rules.rule import Rule, make_rule
-from .replies import GlobalState, LoRAOptions, Reply, StateDict, assess
+from .replies import BROKEN, GlobalState, LoRAOptions, Reply, StateDict, assess, without_prefix
+
+LateUpdates = Literal["refuse", "count"]
+
+
+@dataclass(frozen=True)
+class Late:
+    """An update that came after its round was over.
+
+    Attributes:
+        num_examples: how many examples the client says it used.
+        state: PEFT key names -> arrays, weights.
+        start: the global state dict that the client started from, as the server kept it.
+    """
+
+    num_examples: Any
+    state: StateDict
+    start: StateDict
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,8 @@ def defend_round(
     rule: str = "mean",
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
+    late: Mapping[str, Late] | None = None,
+    late_updates: LateUpdates = "refuse",
     **lora: Any,
 ) -> Defended:
     """Check, score, weigh and average one round.
@@ -89,6 +108,10 @@ def defend_round(
             lowered to what the rule bears of the clients that are left; a rule that fails on them
             skips the round. What a rule remembers (FoolsGold) is kept in the defence's state.
         seed: of what a rule draws (DnC, FLAME's noise), together with the round's number.
+        late: client id -> an update of an earlier round that came after it was over.
+        late_updates: "refuse" them, with the reason in the record; or "count" in this round what
+            each changed since the state that it started from. A client that also sent an update of
+            this round has that one counted.
         lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern,
             rank_pattern, base_model.
 
@@ -104,7 +127,17 @@ def defend_round(
     start = GlobalState(global_state, LoRAOptions.of(alpha, lora))
     if isinstance(replies, Mapping):
         replies = _replies(replies, evidence or {}, kind)
-    assessment = assess(defense, number, replies, start, expected)
+    if late_updates not in ("refuse", "count"):
+        raise ConfigError(f"got late_updates {late_updates!r}; expected 'refuse' or 'count'")
+    replies = list(replies)
+    heard = {client_name(reply.client_id) for reply in replies}
+    overdue = {client_name(client): one for client, one in (late or {}).items()}
+    came = [
+        _late(client, one, late_updates) for client, one in overdue.items() if client not in heard
+    ]
+    if expected is not None:
+        expected = [*client_names(expected, "expected"), *(reply.client_id for reply in came)]
+    assessment = assess(defense, number, [*replies, *came], start, expected)
     if assessment.skipped:
         return Defended(start.state, assessment.record(rule=rule))
     generator = np.random.default_rng([seed, number])
@@ -114,6 +147,24 @@ def defend_round(
         # No majority, too few clients left, or a sum too large for the state's type.
         return Defended(start.state, assessment.record(unusable=str(error), rule=rule))
     return Defended(state, assessment.record(rule=rule))
+
+
+def _late(client: str, update: Late, late_updates: LateUpdates) -> Reply:
+    """A late update as one of this round: its change since where it started, or why it is none."""
+    try:
+        if late_updates == "refuse":
+            raise EvidenceError("late: an update of an earlier round; its round is over")
+        steps, began = {}, _by_place(update.start)
+        for place, value in _by_place(update.state).items():
+            steps[place] = value - began[place]
+    except BROKEN as error:
+        return Reply(client, update.num_examples, error)
+    return Reply(client, update.num_examples, steps, (), "factor_delta")
+
+
+def _by_place(state: StateDict) -> dict[str, Any]:
+    """Under the names that PEFT gives, whatever a framework puts before them."""
+    return {without_prefix(key): value for key, value in state.items()}
 
 
 def _replies(

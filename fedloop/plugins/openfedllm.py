@@ -150,10 +150,16 @@ def defended(
         lora: as in `before_aggregate`.
 
     Raises:
-        ConfigError: an option of the LoRA is unknown or not valid.
+        ConfigError: an option of the LoRA is unknown or not valid, or something else is no
+            aggregation or no defence.
     """
 
     LoRAOptions.of(alpha, lora)
+    if not callable(global_aggregate) or not isinstance(defense, Defense):
+        raise ConfigError(
+            f"got a global_aggregate of type {type(global_aggregate).__name__} and a defence of"
+            f" type {type(defense).__name__}; expected OpenFedLLM's function and a Defense"
+        )
 
     def aggregate(
         fed_args: Any,

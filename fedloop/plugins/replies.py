@@ -211,7 +211,7 @@ class GlobalState:
             )
         tensors: dict[str, Tensor] = {}
         for key, value in state.items():
-            name = _without_prefix(key)
+            name = without_prefix(key)
             if name in tensors:
                 raise AdapterFormatError(
                     f"{name!r} occurs twice, under different prefixes; expected it once"
@@ -296,7 +296,7 @@ def _like(values: Tensor, old: Array) -> Array:
     return values.to(device=old.device, dtype=old.dtype)
 
 
-def _without_prefix(key: str) -> str:
+def without_prefix(key: str) -> str:
     """A key from PEFT's own prefix on: frameworks that wrap the model put more before it."""
     if not isinstance(key, str):
         raise AdapterFormatError(f"got a key of type {type(key).__name__}; expected PEFT key names")
@@ -305,7 +305,7 @@ def _without_prefix(key: str) -> str:
 
 def _keys(state: StateDict) -> dict[tuple[str, Factor], str]:
     """(module, factor) -> key, of a state dict that was read before."""
-    found = {key: _NAME.fullmatch(_without_prefix(key)) for key in state}
+    found = {key: _NAME.fullmatch(without_prefix(key)) for key in state}
     return {
         (match["module"], "A" if match["factor"] == "A" else "B"): key
         for key, match in found.items()

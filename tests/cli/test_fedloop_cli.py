@@ -5,6 +5,7 @@ What they print and write, and that what is wrong is one message and exit code 2
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedloop.cli import operator  # noqa: F401  # it joins the app
 from fedloop.example import example_config
 from fedloop.run.folder import read_run
 from fedloop.run.simulate import simulate
@@ -135,3 +137,32 @@ def test_what_is_not_there_exits_with_2(tiny_files: Files, tmp_path: Path) -> No
         result = invoke(*arguments, code=2)
         assert re.search(message, result.stderr), (arguments, result.stderr)
         assert "Traceback" not in result.stderr
+
+
+def test_an_operator_explains_overrules_and_audits(tiny_files: Files, tmp_path: Path) -> None:
+    values = settings(tiny_files, rounds=1, training={"schedule": "constant"})
+    config, out = experiment(tmp_path / "one.toml", values), tmp_path / "run"
+    invoke("run", config, "--out", out)
+    assert "round 1, client-01; factor 1; weight" in invoke("explain", out, "client-01").stdout
+    invoke("deny", out, "client-01", "--why", "left the project")
+    assert "nobody" in invoke("allow", out, "nobody", "--why", "x", code=2).stderr
+    invoke("resume", out, "--rounds", "2")
+    why = "denied: left the project"
+    assert why in invoke("explain", out, "client-01", "--round", "2").stdout
+    shown = invoke("audit", out, "--client", "client-01")
+    assert [json.loads(line)["what"] for line in shown.stdout.splitlines()] == [
+        *("client", "deny", "client")
+    ]
+    head = shown.stderr.split()[-1]
+    invoke("audit", out / "audit.jsonl", "--head", head, "-q")
+    lines = (out / "audit.jsonl").read_text().splitlines(keepends=True)
+    (out / "audit.jsonl").write_text("".join(lines[:-1]))
+    assert "missing at the end" in invoke("audit", out, code=1).stderr
+    log = out / "audit.jsonl"
+    assert "missing at the end" in invoke("audit", log, "--head", head, code=1).stderr
+
+
+def test_a_run_that_trained_nothing_ends_with_1(tiny_files: Files, tmp_path: Path) -> None:
+    values = settings(tiny_files, rounds=1, training={"lr": 1e30})
+    done = invoke("run", experiment(tmp_path / "one.toml", values), code=1)
+    assert "nothing was trained" in done.stderr

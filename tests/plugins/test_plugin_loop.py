@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from fedloop import Defense
 from fedloop.defense.levels import ShadowLevel, StepLevel
 from fedloop.defense.screening import LONGEST_REASON
 from fedloop.errors import AggregationError, ConfigError, EvidenceError
-from fedloop.plugins import Reply, defend_round, rejected
+from fedloop.plugins import Late, Reply, defend_round, rejected
 from loraprobe.errors import AdapterFormatError, NonFiniteError, UnsupportedAdapterError
 from tests.helpers import federated, plugged
 
@@ -252,9 +253,7 @@ def test_rejected_names_the_refused_the_malicious_and_nobody_else() -> None:
     sent["3"] = (40, {})
     record = play(sent, state).record
     assert set(rejected(record)) == {"2", "3"}
-    assert (
-        rejected(record)["2"].startswith("judged malicious by")
-    )
+    assert rejected(record)["2"].startswith("judged malicious by")
     assert rejected(record)["3"] == record.reasons["3"]
 
 
@@ -407,3 +406,37 @@ def test_evidence_that_cannot_be_used_is_a_reason(steps: Any, why: str) -> None:
         plugged.defense(StepLevel(), max_steps=3), 1, [*sent, odd], state, alpha=plugged.ALPHA
     ).record
     assert why in record.reasons["6"]
+
+
+@pytest.mark.parametrize("late_updates", ["refuse", "count"])
+def test_a_late_update_is_refused_or_counts_as_the_change_that_it_was(late_updates: Any) -> None:
+    start = plugged.global_state()
+    later = {key: value + 1 for key, value in start.items()}
+    sent = replies(later, clients=("a", "slow"))
+    overdue = {
+        client: Late(*replies(start, clients=("a",))["a"], start) for client in ("a", "slow")
+    }
+    overdue["slow"] = Late(*replies(start, 500, clients=("slow",))["slow"], start)
+    done = defend_round(
+        Defense(None),
+        7,
+        {"a": sent["a"]},
+        later,
+        alpha=plugged.ALPHA,
+        expected=["a"],
+        late=overdue,
+        late_updates=late_updates,
+    )
+    if late_updates == "refuse":
+        assert "late: an update of an earlier round" in done.record.reasons["slow"]
+        assert dict(done.weights) == {"a": 1.0, "slow": 0.0}
+        return
+    assert dict(done.weights) == {"a": 0.5, "slow": 0.5}
+    for key, value in later.items():
+        changes = sent["a"][1][key] - value, overdue["slow"].state[key] - start[key]
+        assert torch.allclose(done.state[key], value + sum(changes) / 2, atol=1e-6)
+
+
+def test_a_wrong_option_for_late_updates_is_said() -> None:
+    with pytest.raises(ConfigError, match="late_updates 'drop'"):
+        play(replies(plugged.global_state()), plugged.global_state(), late_updates="drop")

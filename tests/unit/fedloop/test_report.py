@@ -24,7 +24,8 @@ import pytest
 from fedloop.config import Config
 from fedloop.defense.types import RoundRecord
 from fedloop.errors import FedloopError, StateError
-from fedloop.report.page import ledger, write_report
+from fedloop.report.costs import ledger
+from fedloop.report.page import write_report
 from loraprobe.errors import MissingExtra
 
 pytest.importorskip("matplotlib")

@@ -9,9 +9,9 @@ import pytest
 
 from fedloop.defense.types import RoundRecord
 from fedloop.errors import FedloopError
+from fedloop.report.costs import ledger
 from fedloop.report.figures import ROLES, Panel, clients_over_rounds, label
 from fedloop.report.metrics import sample_size, share_with_interval, wilson_interval
-from fedloop.report.page import ledger
 
 pytest.importorskip("matplotlib")
 

@@ -1,0 +1,1 @@
+"""What differential privacy and secure aggregation leave of the defence."""
