@@ -45,7 +45,8 @@ class Explanation:
             f"level {self.level or 'none'}{read}, aggregated by {self.rule or 'the caller'}",
         ]
         if self.scores:
-            parts.append(f"score {self.scores[-1]:.3f}, cut {self.cut or 0:.3f}")
+            at = "" if self.cut is None else f", cut {self.cut:.3f}"
+            parts.append(f"score {self.scores[-1]:.3f}{at}")
         said = (self.status, self.reason)
         word = f"overruled: {self.overruled}" if self.overruled else ""
         return "; ".join(part for part in (*parts, *said, word) if part)
