@@ -143,7 +143,7 @@ def test_an_operator_explains_overrules_and_audits(tiny_files: Files, tmp_path: 
     values = settings(tiny_files, rounds=1, training={"schedule": "constant"})
     config, out = experiment(tmp_path / "one.toml", values), tmp_path / "run"
     invoke("run", config, "--out", out)
-    assert "round 1, client-01; factor 1; weight" in invoke("explain", out, "client-01").stdout
+    assert "round 1, client-01; factor 1, weight" in invoke("explain", out, "client-01").stdout
     invoke("deny", out, "client-01", "--why", "left the project")
     assert "nobody" in invoke("allow", out, "nobody", "--why", "x", code=2).stderr
     invoke("resume", out, "--rounds", "2")

@@ -296,7 +296,7 @@ def test_rejected_updates_are_counted_and_refusals_listed_with_their_reason(page
 def test_skipped_rounds_are_listed_with_why(page: Page, write: Write) -> None:
     fourth = records()[3]
     mean = sum(fourth.factors.values()) / len(fourth.factors)
-    assert f"4 skipped by the safety gate: mean factor {mean:.3f}" in page.text
+    assert f"4 skipped: mean factor {mean:.3f}" in page.text
     text = read(
         write_report(
             write([replace(records()[0], skipped=True, weights={}, note="skipped: <b>too few</b>")])
