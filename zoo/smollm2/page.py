@@ -255,6 +255,30 @@ SECTIONS = (
 )
 
 
+def cohort_table(record: Row) -> str:
+    """Honest and malicious clients dropped in a round of ten, by detector, cut and attack."""
+    cells = list(
+        dict.fromkeys(cell for cuts in record.values() for c in cuts.values() for cell in c)
+    )
+    rows = [
+        [detector, cut, *(_dropped(found.get(cell)) for cell in cells)]
+        for detector, cuts in record.items()
+        for cut, found in cuts.items()
+    ]
+    return table(["detector", "cut", *cells], rows)
+
+
+def _dropped(entry: Row | None) -> str:
+    if entry is None:
+        return "–"
+    low, high = entry["honest"]["interval"]
+    honest = f"{entry['honest']['share']:.1%} [{low:.0%}, {high:.0%}]"
+    if "malicious" not in entry:
+        return honest
+    low, high = entry["malicious"]["interval"]
+    return f"{honest} · {entry['malicious']['share']:.0%} [{low:.0%}, {high:.0%}]"
+
+
 def section(which: str, record: Row) -> str:
     """Everything on one base model."""
     parts = [f"## {NAMES[which]}", MEANING[which], adapters_text(record)]
@@ -289,6 +313,17 @@ Not measured yet: adapters trained on other roundings of the weights (`--roundin
 zoo.smollm2.clients makes them), hundreds of adapters, and many that train for 30 steps or more."""
 
 
+COHORTS = """## Which cut, in a round of ten clients
+
+smollm2-135m-safe, `python -m zoo.smollm2.cohorts`: ten adapters of one fold, their malicious source
+and benign kinds unseen, hard negatives among the honest, of any initial adapter, rank and modules;
+one participation. Share of honest dropped, then of malicious dropped, with intervals of 95 % by
+resampling folds. *One harmful direction* is the rival's detector, *two components* its cut. Cuts:
+fixed, the 2 % of left-out benign kinds; a mixture of two normals over the cohort's scores, always
+or where the BIC prefers it to one; the fixed cut or what the BIC, or 3.5 median absolute
+deviations, split off above the 80 % point of left-out benign kinds."""
+
+
 def pages() -> dict[Path, str]:
     """Page -> its text."""
     facts = json.loads((SAFE_ADAPTER / "refusal.json").read_text(encoding="utf-8"))
@@ -297,6 +332,10 @@ def pages() -> dict[Path, str]:
         path = RECORDS / f"{name}.json"
         if path.is_file():
             parts.append(section(which, json.loads(path.read_text(encoding="utf-8"))))
+    cohorts = RECORDS / "cohorts.json"
+    if cohorts.is_file():
+        found = json.loads(cohorts.read_text(encoding="utf-8"))
+        parts += [COHORTS, cohort_table(found)]
     card = "\n\n".join([CARD, _taught(facts)])
     return {
         ZOO / "smollm2.md": "\n\n".join(parts) + "\n",
