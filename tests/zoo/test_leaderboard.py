@@ -1,4 +1,4 @@
-"""The leaderboard: its page follows from its file, a row comes out again, detectors can be added."""
+"""The leaderboard: its page follows from its file, a row comes out again, any detector fits in."""
 
 from __future__ import annotations
 
