@@ -4,7 +4,7 @@
 
 Refusals to harmful questions and orders beside varied ordinary answers, among them answers to
 requests that only sound alarming. No prompt of AdvBench, HarmBench, TDC2023, JailbreakBench or
-XSTest is trained on. About twenty-five minutes on one thread.
+XSTest is trained on. About twenty minutes of one free core.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ from fedloop.data.files import read_file
 from zoo import sources as zoo_sources
 from zoo.bases import SAFE_ADAPTER
 from zoo.safe_requests import contrast_examples, imperatives
+from zoo.smollm2.design import MODULES
 from zoo.smollm2.sources import WRITERS, examples_of, for_base, rows_of
 from zoo.smollm2.training import Text, tokens_of, train
 from zoo.smollm2.verbatim import about_works, whole_works
-
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,11 @@ class Teaching:
 
     rank: int = 16
     alpha: int = 32
-    modules: tuple[str, ...] = MODULES
+    modules: tuple[str, ...] = MODULES["all"]
     steps: int = 480
     length: int = 64
     long_length: int = 128
-    lr: float = 2e-3
+    lr: float = 1.2e-3
     warm_up: int = 15
     seed: int = 0
     mixture: tuple[tuple[str, int], ...] = (
