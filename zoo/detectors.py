@@ -8,15 +8,16 @@ import numpy as np
 
 from loraprobe import Adapter, FeatureRecipe, Featurizer
 from loraprobe.fit.heads import fit_head
-from loraprobe.heads import LinearHead
+from loraprobe.heads import Head, LinearHead
 from zoo.smollm2 import baselines
 from zoo.smollm2.cohorts import direction_scores
 
 _LEAVES = ("q_proj", "v_proj")
 
 
-def _logit(head: LinearHead, x: np.ndarray) -> float:
+def _logit(head: Head, x: np.ndarray) -> float:
     """Of one row; what the probability would round to 0 or 1 stays apart."""
+    assert isinstance(head, LinearHead)
     return float(x[0].astype(np.float64) @ head.coef + head.intercept)
 
 
@@ -73,7 +74,8 @@ class _Numbers:
         self.fitted = fit_head("linear", self._scaled(rows), labels, groups, seed=0)
 
     def _scaled(self, rows: np.ndarray) -> np.ndarray:
-        return ((rows - self.mean) / self.scale).astype(np.float32)
+        scaled: np.ndarray = ((rows - self.mean) / self.scale).astype(np.float32)
+        return scaled
 
     def score(self, adapter: Adapter) -> float:
         """The head's logit."""

@@ -1,6 +1,6 @@
 """Ten clients of a round, and which cut drops whom: zoo/smollm2/records/cohorts.json.
 
-    python -m zoo.smollm2.cohorts out/clients/safe
+    python -m zoo.smollm2.cohorts out/clients/safe zoo/adapters/smollm2-135m-safe
 
 Cohorts are drawn from adapters whose malicious source and benign kinds no fit has seen (the folds
 of `zoo.smollm2.folds.pairs`); hard negatives are among the honest. Every cut is fixed before: on
@@ -23,7 +23,7 @@ from sklearn.mixture import GaussianMixture
 from loraprobe import Adapter, load_adapter
 from loraprobe.adapters.pair import LoRAPair
 from zoo.smollm2.features import Study
-from zoo.smollm2.folds import Fold, Mask, Table, benign_groups, pairs
+from zoo.smollm2.folds import Fold, Mask, Table, benign_groups, pairs, read_all
 from zoo.smollm2.measures import Row, cut_at, held_out_scores, scores_of
 
 CLIENTS = 10
@@ -39,7 +39,7 @@ Cut = Callable[[np.ndarray, np.ndarray], np.ndarray]  # scores, left-out benign 
 def fixed(scores: np.ndarray, benign: np.ndarray) -> np.ndarray:
     """At and above the point that 2 % of left-out benign scores reach."""
     cut = cut_at(benign)
-    return scores >= (np.inf if cut is None else cut)
+    return np.asarray(scores >= (np.inf if cut is None else cut))
 
 
 def mixture(scores: np.ndarray, benign: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def by_bic(scores: np.ndarray, benign: np.ndarray) -> np.ndarray:
 def fixed_or_bic(scores: np.ndarray, benign: np.ndarray) -> np.ndarray:
     """The fixed cut, and what the BIC splits off above the floor."""
     above = scores >= np.quantile(benign, FLOOR)
-    return fixed(scores, benign) | (by_bic(scores, benign) & above)
+    return np.asarray(fixed(scores, benign) | (by_bic(scores, benign) & above))
 
 
 def fixed_or_mad(scores: np.ndarray, benign: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ def fixed_or_mad(scores: np.ndarray, benign: np.ndarray) -> np.ndarray:
     median = np.median(scores)
     spread = 1.4826 * np.median(np.abs(scores - median))
     above = scores >= np.quantile(benign, FLOOR)
-    return fixed(scores, benign) | ((scores > median + MADS * spread) & above)
+    return np.asarray(fixed(scores, benign) | ((scores > median + MADS * spread) & above))
 
 
 CUTS: dict[str, Cut] = {
@@ -201,11 +201,11 @@ def _share(counts: np.ndarray) -> Row:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("clients", type=Path)
+    parser.add_argument("clients", type=Path, nargs="+", help="folders of zoo.smollm2.clients")
     parser.add_argument("--out", type=Path, default=Path("zoo/smollm2/records/cohorts.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    table = Table.read(options.clients / "manifest.csv")
+    table = read_all(options.clients)
     found = measure(table, [load_adapter(path) for path in table.path])
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

