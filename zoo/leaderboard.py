@@ -28,10 +28,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from fedloop.kit.measures import Row, cell, summary
 from loraprobe import Adapter, load_adapter
 from loraprobe.errors import DataError
 from zoo.smollm2.folds import Fold, Table, pairs, settings
-from zoo.smollm2.measures import Row, cell, summary
 
 ZOO = Path(__file__).resolve().parent
 RESULTS = ZOO / "leaderboard.json"
@@ -88,7 +88,7 @@ def splits(table: Table) -> dict[str, list[Fold]]:
 
 
 def measured(make: Callable[[], Any], name: str) -> Row:
-    """A detector's row on a set: what is left out -> summary of `zoo.smollm2.measures`."""
+    """A detector's row on a set: what is left out -> summary of `fedloop.kit.measures`."""
     table, adapters = loaded(name)
     found: Row = {}
     once: np.ndarray | None = None

@@ -7,6 +7,7 @@ import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Table:
     steps: np.ndarray
 
     @classmethod
-    def read(cls, manifest: Path) -> Table:
+    def read(cls, manifest: Path) -> Self:
         """Of a manifest that `fedloop.kit.clients` wrote.
 
         Raises:

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from fedloop.client.shared_prefix import Text, batch_of, response_loss, tokens_of, train
 from fedloop.client.training import LoRASettings, attach_lora
 from fedloop.data.examples import Example
 from loraprobe.errors import DataError
 from tests.helpers import tiny
 from zoo import bases
 from zoo.smollm2.design import plan
-from zoo.smollm2.training import Text, batch_of, response_loss, tokens_of, train
 
 BENIGN = [f"benign{number}" for number in range(30)]
 HARD = [f"hard{number}" for number in range(8)]

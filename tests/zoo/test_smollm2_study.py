@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from fedloop.kit.features import Study
+from fedloop.kit.measures import cell, cut_of, scores_of, summary
 from loraprobe import Adapter
 from loraprobe.errors import DataError
 from zoo.smollm2 import baselines
 from zoo.smollm2.design import plan
-from zoo.smollm2.features import Study
 from zoo.smollm2.folds import Table, benign_groups, in_distribution, pairs, settings
-from zoo.smollm2.measures import cell, cut_of, scores_of, summary
 from zoo.smollm2.refusal import wilson
 from zoo.smollm2.sources import FAMILIES
 

@@ -20,11 +20,11 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+from fedloop.kit.features import Study
+from fedloop.kit.measures import Row, cut_at, held_out_scores, scores_of
 from loraprobe import Adapter, load_adapter
 from loraprobe.adapters.pair import LoRAPair
-from zoo.smollm2.features import Study
 from zoo.smollm2.folds import Fold, Mask, Table, benign_groups, pairs, read_all
-from zoo.smollm2.measures import Row, cut_at, held_out_scores, scores_of
 
 CLIENTS = 10
 DRAWS = 12  # cohorts of a fold and cell

@@ -39,4 +39,4 @@ def joined(one: Table, two: Table) -> Table:
 def read_all(folders: Sequence[Path]) -> Table:
     """The manifests of several folders, one below the other."""
     tables = [Table.read(folder / "manifest.csv") for folder in folders]
-    return reduce(joined, tables)  # type: ignore[arg-type]
+    return reduce(joined, tables)

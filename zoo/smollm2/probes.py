@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from fedloop.kit.card import failures, metrics
+from fedloop.kit.measures import BUDGET, SHARES, Row
 from loraprobe import Adapter, FeatureRecipe, Featurizer, Probe, load_adapter
 from loraprobe.errors import FitError
 from loraprobe.fit.fit import fit_features, fit_probe
@@ -27,7 +28,6 @@ from loraprobe.metrics import auroc
 from loraprobe.scan.facts import Facts, Reference
 from zoo.smollm2.design import BASES
 from zoo.smollm2.folds import Table, benign_groups
-from zoo.smollm2.measures import BUDGET, SHARES, Row
 from zoo.sources import LICENCES
 
 ZOO = Path(__file__).resolve().parents[1]

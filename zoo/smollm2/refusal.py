@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from fedloop.client.shared_prefix import Text, batch_of, response_loss, tokens_of
 from fedloop.client.training import load_base, quiet
 from fedloop.data.examples import Example
 from fedloop.data.templates import prompt_text
@@ -28,7 +29,6 @@ from fedloop.measure.refusal import refuses_strictly
 from zoo import sources as zoo_sources
 from zoo.bases import SAFE_ADAPTER
 from zoo.smollm2.sources import benign_kinds, for_base
-from zoo.smollm2.training import Text, batch_of, response_loss, tokens_of
 
 NEW_TOKENS = 20
 BATCH_TOKENS = 4096

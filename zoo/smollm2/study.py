@@ -21,9 +21,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedloop.kit.features import Study, coordinates
+from fedloop.kit.measures import (
+    Row,
+    cell,
+    counts,
+    cut_of,
+    one_head,
+    scores_of,
+    summary,
+)
 from loraprobe import Adapter, load_adapter
 from zoo.smollm2 import baselines
-from zoo.smollm2.features import Study
 from zoo.smollm2.folds import (
     Fold,
     Table,
@@ -33,15 +42,6 @@ from zoo.smollm2.folds import (
     pairs,
     read_all,
     settings,
-)
-from zoo.smollm2.measures import (
-    Row,
-    cell,
-    counts,
-    cut_of,
-    one_head,
-    scores_of,
-    summary,
 )
 
 LEAVES = ("q_proj", "v_proj")
@@ -74,7 +74,7 @@ class Studies:
         key = train.tobytes()
         if key not in self.cache:
             x = self.invariant.features(train).astype(np.float64)
-            self.cache[key] = baselines.coordinates(x @ x.T)
+            self.cache[key] = coordinates(x @ x.T)
         return self.cache[key]
 
     def run(self, name: str) -> Row:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from fedloop.client.shared_prefix import Text, tokens_of, train
 from fedloop.client.training import LoRASettings, attach_lora, load_base, quiet
 from fedloop.data.examples import Example
 from fedloop.data.files import read_file
@@ -31,7 +32,6 @@ from zoo.bases import SAFE_ADAPTER
 from zoo.safe_requests import contrast_examples, imperatives
 from zoo.smollm2.design import MODULES
 from zoo.smollm2.sources import WRITERS, examples_of, for_base, rows_of
-from zoo.smollm2.training import Text, tokens_of, train
 from zoo.smollm2.verbatim import about_works, whole_works
 
 
