@@ -86,7 +86,8 @@ class Studies:
             return found | _heads(table, folds, self.invariant.features, SLOW)
         if name == "pairs":
             found = _heads(table, list(pairs(table)), quick, QUICK, QUICK, True)
-            slow = _heads(table, list(pairs(table)), self.invariant.features, SLOW, (), True)
+            some = list(pairs(table))[::3]  # they take minutes a fold
+            slow = _heads(table, some, self.invariant.features, SLOW, (), True)
             return found | slow
         if name == "everything":
             folds = list(pairs(table, initials=2))
