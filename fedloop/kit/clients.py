@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,16 @@ def _draw(rows: Sequence[Example], count: int, rng: random.Random) -> list[Examp
     while len(drawn) < count:
         drawn += rng.sample(list(rows), min(len(rows), count - len(drawn)))
     return drawn
+
+
+def _settle(part: Path, folder: Path) -> None:
+    """Give a whole adapter its name, unless another process was faster."""
+    try:
+        part.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(part)
 
 
 def train_client(
@@ -87,7 +98,7 @@ def train_client(
         (part / "README.md").unlink(missing_ok=True)
         path = part / "adapter_model.safetensors"
         save_file({key: value.half() for key, value in load_file(path).items()}, path)
-        part.rename(out / client.name)
+        _settle(part, out / client.name)
     finally:
         _detach(adapted, model)
     return losses

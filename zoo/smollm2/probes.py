@@ -146,7 +146,7 @@ def facts(which: str, table: Table, head: str, measured: Row) -> dict[str, Any]:
 
 def cohort(which: str, table: Table, adapters: Sequence[Adapter]) -> dict[str, Any]:
     """What is usual among adapters of the base that no harmful data was in, for scans."""
-    usual = [adapters[row] for row in np.flatnonzero(table.label == 0)]
+    usual = [adapters[int(row)] for row in np.flatnonzero(table.label == 0)]
     return Reference.fit([Facts.of(one) for one in usual], BASES[which]).to_dict()
 
 
