@@ -31,10 +31,12 @@ EXTRAS = {
     "figures": {"matplotlib", "umap-learn", "jinja2"},
     "fed": {
         *("torch", "transformers", "peft", "accelerate", "pydantic", "rouge-score", "datasets"),
-        "gguf",
+        *("gguf", "filelock"),
     },
     "gpu": {"bitsandbytes"},
     "tensorboard": {"tensorboard"},
+    "mlflow": {"mlflow-skinny", "sqlalchemy", "alembic"},
+    "wandb": {"wandb"},
     "flower": {"flwr"},
     "flower-deploy": {"flwr", "cryptography"},
     "nvflare": {"nvflare"},
@@ -164,8 +166,9 @@ def test_every_pip_line_names_an_extra_that_brings_the_package() -> None:
         ("transformers", "fed"),
         ("", "cli"),
     } <= found
+    plain = re.compile("-(cpu|skinny)$")
     brought = {
-        extra: packages | {name.removesuffix("-cpu").replace("-", "_") for name in packages}
+        extra: packages | {plain.sub("", name).replace("-", "_") for name in packages}
         for extra, packages in EXTRAS.items()
     }
     assert {

@@ -116,6 +116,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("defense.min_mean_factor", [-0.1, 1.1, NAN, "0.2"], NUMBER),
     ("defense.max_count_ratio", [0.5, INF, True], NUMBER),
     ("defense.max_norm_ratio", [0.5, INF, True], NUMBER),
+    ("defense.forget_after", [0, True], INTEGER),
     ("aggregation.rule", ["average", None], "mean, median, trimmed_mean|valid string"),
     ("aggregation.options", [None, 3], "valid dictionary"),
     (
@@ -135,7 +136,12 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("evaluation.max_new_tokens", [0], NUMBER),
     ("evaluation.temperature", [-0.1, "warm"], NUMBER),
     ("evaluation.batch_size", [0], NUMBER),
+    ("evaluation.best", [3], "valid string"),
+    ("evaluation.patience", [0, True], INTEGER),
     ("output.folder", [3], "valid string"),
+    ("output.keep", [0, True, None], INTEGER),
+    ("output.mlflow", [3], "valid string"),
+    ("output.wandb", [True], "valid string"),
     ("output.tensorboard", ["perhaps", None], "valid boolean"),
 ]
 
