@@ -20,6 +20,9 @@ JOBS ?= 2
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := $(PIP) --no-deps --retries 0 --timeout 10 $(TORCH_INDEX:%=--extra-index-url %) torch
+# The tests of the units: neither processes nor engines.
+FAST := tests/loraprobe tests/fedloop --ignore=tests/loraprobe/serve --ignore=tests/loraprobe/hub \
+	--ignore=tests/fedloop/flower --ignore=tests/fedloop/plugins
 DEMO := $(VENV)/.demo
 STAMP := $(VENV)/.set-up
 
@@ -48,7 +51,7 @@ test: setup
 	$(BIN)/python -m pytest -n $(JOBS)
 
 test-fast: setup
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" tests/unit
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(FAST)
 
 docs: setup
 	$(PIP) -e '.[docs]'

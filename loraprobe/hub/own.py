@@ -1,7 +1,7 @@
 """The names that this package asks the Hub for by itself, and the digests they have to have.
 
-A name can be taken by somebody else, a digest cannot. tests/hub/test_trust.py compares them with
-what the repository holds.
+A name can be taken by somebody else, a digest cannot. tests/loraprobe/hub/test_trust.py compares
+them with what the repository holds.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from loraprobe.errors import OutputError
 from loraprobe.report.analysis import analyse
 from loraprobe.report.page import csv_tables, write_report
 from tests.helpers.boxed import invoke
-from tests.scan.test_scan import adapter
+from tests.loraprobe.scan.test_scan import adapter
 
 
 def dense(one: Adapter) -> np.ndarray:

@@ -29,7 +29,7 @@ from loraprobe.scan.scan import Scanner, ScanResult
 from loraprobe.scan.targets import expand
 from tests.helpers.boxed import invoke
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 BASE = "org/base"
 
 

@@ -23,9 +23,9 @@ from fedloop.defense.types import RoundRecord
 from fedloop.errors import EvidenceError, StateError
 from fedloop.run.checkpoint import load_checkpoint, save_checkpoint
 from loraprobe.adapters.adapter import Adapter
+from tests.fedloop.defense.test_defense import bent, defense
 from tests.helpers.federated import CLIENTS, LEVELS, same_tree, untimed, update, updates
 from tests.helpers.probes import tiny_probe
-from tests.unit.fedloop.test_defense import bent, defense
 
 
 def play(of: Defense, rounds: range) -> list[RoundRecord]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedloop.errors import AggregationError
-from tests.unit.fedloop.test_aggregate import ones, run, updates
+from tests.fedloop.rules.test_aggregate import ones, run, updates
 
 
 def test_foolsgold_gives_sybils_one_voice() -> None:

@@ -15,7 +15,7 @@ import torch
 from fedloop.defense.levels import ClientLevel, CumulativeLevel, Level
 from tests.helpers import plugged
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # Read by hand, these raise before the defence sees them, which is what the plugins are for.
 UNREADABLE = {"other rank", "other keys", "not LoRA", "half a pair", "nothing in it"}

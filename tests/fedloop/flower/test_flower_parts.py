@@ -39,7 +39,7 @@ from tests.helpers.boxed import fed as invoke
 from tests.helpers.federated import Files, experiment, settings
 from tests.helpers.flowered import handshake
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 # --- settings and nodes

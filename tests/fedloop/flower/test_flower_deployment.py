@@ -30,7 +30,7 @@ from fedloop.run.run import RunResult
 from fedloop.run.simulate import resume, simulate
 from loraprobe.adapters.layout import pack
 from loraprobe.adapters.load import load_adapter
-from tests.flower.test_flower_replies import changed, spoiled, update
+from tests.fedloop.flower.test_flower_replies import changed, spoiled, update
 from tests.helpers.deployed import FEDLOOP, Deployment, Started, finished, wait
 from tests.helpers.federated import Files, defended, settings, toml
 from tests.helpers.flowered import Deployment as FakeDeployment

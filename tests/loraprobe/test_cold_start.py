@@ -12,7 +12,7 @@ from loraprobe import fit_probe
 from loraprobe.adapters.load import save_adapter
 from tests.helpers.probes import HEAD_OPTIONS, labelled
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 SCORE = """
 import sys
 from loraprobe import Probe

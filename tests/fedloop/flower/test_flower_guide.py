@@ -20,7 +20,7 @@ from tests.helpers.flowered import (
     handshake,  # also says which task the messages of this process come from
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GUIDE = (ROOT / "docs" / "flower.md").read_text(encoding="utf-8")
 
 

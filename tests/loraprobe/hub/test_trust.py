@@ -20,7 +20,7 @@ from tests.helpers.fake_hub import REPO, FakeHub
 from tests.helpers.hub_probes import SHA, filled_hub
 from tests.helpers.probes import tiny_probe, training_data
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DIGEST = "a" * 64
 
 

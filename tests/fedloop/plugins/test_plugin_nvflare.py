@@ -31,7 +31,7 @@ from loraprobe import Probe, load_adapter
 from loraprobe.errors import ProbeFormatError
 from tests.helpers import plugged
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ZOO = ROOT / "zoo"
 
 
