@@ -137,8 +137,7 @@ def detector_of(spec: str) -> Callable[[], Any]:
 
 def page(rows: Row) -> str:
     """The leaderboard as Markdown."""
-    lines = [(__doc__ or "").strip(), ""]
-    lines[0] = "# Leaderboard\n\n" + lines[0].replace("\n    python", "\n\n    python", 1)
+    lines = ["# Leaderboard", "", (__doc__ or "").strip(), ""]
     for name in SETS:
         table = table_of(name)
         malicious = int(table.label.sum())
