@@ -323,7 +323,13 @@ one participation. Share of honest dropped, then of malicious dropped, with inte
 resampling folds. *One harmful direction* is the rival's detector, *two components* its cut. Cuts:
 fixed, the 2 % of left-out benign kinds; a mixture of two normals over the cohort's scores, always
 or where the BIC prefers it to one; the fixed cut or what the BIC, or 3.5 median absolute
-deviations, split off above the 80 % point of left-out benign kinds."""
+deviations, split off above the 80 % point of left-out benign kinds. Five attackers of ten are in
+zoo/smollm2/records/cohorts.json and differ little. In a federation all clients share one start,
+which is easier for every detector than these cohorts, for the rival's most of all.
+
+The fixed cut is the one that costs honest clients least when nobody attacks; what the BIC finds
+beside it at low poison, honest clients pay for in every quiet round. The targets for a first
+contact, 95 % at full and half poison, 80 % at a quarter and 50 % at a tenth, are missed."""
 
 
 def pages() -> dict[Path, str]:
