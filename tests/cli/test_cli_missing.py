@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 # Modules that an installation without the extra does not have.
 BROUGHT = {
@@ -155,10 +153,3 @@ def test_with_the_commands_alone_each_works_or_names_the_extra_it_lacks(tmp_path
         else:
             lacks = re.findall(r"pip install 'loraprobe\[([\w,-]+)\]'", text)
             assert (code, lacks) == (2, [extra]), (command, text)
-
-
-@pytest.mark.slow
-def test_without_the_blocker_the_same_commands_run(tmp_path: Path) -> None:
-    """The control: it is the missing modules that made them fail."""
-    found = said(tmp_path, *BROUGHT)
-    assert not [command for command, (_, text) in found.items() if "pip install" in text]
