@@ -116,7 +116,7 @@ def norms_by_layer(analysis: Analysis) -> Figure:
     axis.set_ylabel("norm of the change")
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.5)
     return figure
 
 
@@ -189,7 +189,8 @@ def figures(analysis: Analysis) -> Mapping[str, tuple[Figure, str]]:
     own = analysis.names[: len(analysis.names) - analysis.behind]
     drawn: dict[str, tuple[Figure, str]] = {}
     largest = max(own, key=lambda name: sum(one.norm**2 for one in analysis.modules[name]))
-    title = largest if len(own) == 1 else f"{largest} (the largest change)"
+    short = largest.rsplit("/", 1)[-1]
+    title = short if len(own) == 1 else f"{short} (the largest change)"
     modules = analysis.modules[largest]
     strongest = max(modules, key=lambda one: one.norm)
     drawn["heat_map"] = (
