@@ -31,7 +31,7 @@ NOT_RUN = {
     r"leave-out": "a minute and more of fits: tests/cli/test_cli_leave_out.py",
     r"\borg/": "network, and a repository of one's own: tests/cli/test_cli_hub.py",
     r"openssl": "keys for what is not run here: test_flower_guide.py, tests/loraprobe/hub",
-    r"fedloop (run|resume|report run|audit|probe-kit)|\bkit/|--engine flower": (
+    r"fedloop (run|resume|report run|audit|explain|allow|deny|probe-kit)|\bkit/|--engine flower": (
         "a minute of training or more: tests/cli/test_fedloop_cli.py, tests/fedloop/flower"
     ),
     r"fedloop flower (superlink|node|start|register|unregister)|ssh-keygen": (

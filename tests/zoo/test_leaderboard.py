@@ -62,6 +62,8 @@ def test_the_direction_is_the_cosine_of_products() -> None:
     for name in adapters[0].keys() & adapters[1].keys():
         if not name.endswith(cohorts.LEAVES):
             continue
-        one, two = (np.asarray(a[name].B) @ np.asarray(a[name].A) for a in adapters)
+        one, two = (
+            np.asarray(a[name].B, np.float64) @ np.asarray(a[name].A, np.float64) for a in adapters
+        )
         dense += float(np.vdot(one, two) / np.linalg.norm(one) / np.linalg.norm(two))
     assert cohorts.direction_scores(adapters, 1)[0] == pytest.approx(dense, rel=1e-5)

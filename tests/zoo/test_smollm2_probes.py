@@ -34,7 +34,7 @@ def test_samples_are_of_many_kinds_and_initial_adapters() -> None:
     assert len({row.seed for row in rows}) >= 16
     assert {row.role for row in rows} == {"benign", "hard_negative", "malicious"}
     size = sum(path.stat().st_size for path in SAMPLES.rglob("*") if path.is_file())
-    assert size < 15_000_000
+    assert size < 15 * 2**20
 
 
 def test_pages_are_what_the_records_say() -> None:

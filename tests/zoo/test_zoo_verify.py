@@ -130,7 +130,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a digit of the card": (
         lambda zoo: _replace(zoo / PROBE / "README.md", "## Measured", "## Proven"),
-        "of the card is '## Proven'",
+        "of the card is '## Proven by the publisher'",
     ),
     "no card": (lambda zoo: (zoo / PROBE / "README.md").unlink(), "line 1 of the card is None"),
     "one more file": (

@@ -78,7 +78,7 @@ def test_a_header_is_believed_if_and_only_if_nothing_occurs_twice(
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "got 0 bytes"),
+        (b"", "got what is empty"),
         (bytes(7), "got 7 bytes"),
         (struct.pack("<Q", 3) + b"{}", "got 10 bytes that announce a header of 3 bytes"),
         (struct.pack("<Q", 2**64 - 1) + b"{}", "18446744073709551615 bytes"),
