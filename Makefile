@@ -11,7 +11,7 @@
 # make smollm2  adapters, studies and probes of SmolLM2-135M-Instruct, taught to refuse (hours; needs DATA)
 # make zoo    train the base model, the labelled adapters and the probes anew (hours; needs DATA)
 
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14,$(shell command -v python$(v))) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
@@ -84,9 +84,10 @@ zoo: setup
 smollm2: setup
 	$(BIN)/python -m zoo.bases smollm2-135m out/smollm2-135m
 	$(BIN)/python -m zoo.bases smollm2-135m-safe out/smollm2-135m-safe
-	$(BIN)/python -m zoo.smollm2.clients --base out/smollm2-135m-safe --out out/clients/safe --data $(DATA)
-	$(BIN)/python -m zoo.smollm2.clients --base out/smollm2-135m-safe --out out/clients/safe --data $(DATA) --manifest safe
-	$(BIN)/python -m zoo.smollm2.study out/clients/safe --out zoo/smollm2/records/smollm2-135m-safe.json
+	$(BIN)/python -m zoo.smollm2.clients --base out/smollm2-135m-safe --out out/clients/safe --data $(DATA) --count 360
+	$(BIN)/python -m zoo.smollm2.clients --base out/smollm2-135m-safe --out out/clients/safe --data $(DATA) --count 360 --manifest safe
+	$(BIN)/python -m zoo.smollm2.study out/clients/safe zoo/adapters/smollm2-135m-safe --out zoo/smollm2/records/smollm2-135m-safe.json
+	$(BIN)/python -m zoo.smollm2.cohorts out/clients/safe zoo/adapters/smollm2-135m-safe
 	$(BIN)/python -m zoo.smollm2.probes safe out/clients/safe
 	$(BIN)/python -m zoo.smollm2.page
 

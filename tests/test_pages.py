@@ -47,6 +47,7 @@ FRAGMENTS = (
     "EngineStrategy",
     "fed_args",
     "replies",
+    "experiment.toml",
 )
 """Python with names of the reader's own code: tests/test_examples.py checks calls and arguments."""
 TOOLS = ("loraprobe", "fedloop", "make", "pip", "python", "find", "curl", "openssl", "ssh-keygen")

@@ -31,7 +31,7 @@ START = "0" * 64  # in place of the hash of a line before the first
 class Head(NamedTuple):
     """How long a log is, and the SHA-256 of its last line: who has it notices a shorter log."""
 
-    count: int = 0
+    count: int = 0  # type: ignore[assignment]  # hides tuple.count
     sha256: str = START
 
     def __str__(self) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import ForceOption
+from .options import AnyBaseOption, ForceOption
 from .terminal import app, complaints, console, plain, reports_errors
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def report(
     ] = None,
     figures: Annotated[Path | None, typer.Option(help="A new folder for PNG, PDF and CSV.")] = None,
     seed: Annotated[int, typer.Option(help="Of UMAP.")] = 0,
+    any_base: AnyBaseOption = False,
     force: ForceOption = False,
 ) -> None:
     """Draw adapters: norms, spectra, which layers moved, how alike they are. One HTML file."""
@@ -53,7 +54,7 @@ def report(
     loaded = _loaded([*names, *behind])
     own = {name: adapter for name, adapter in loaded.items() if name in names}
     detector = Probe.from_pretrained(probe) if probe else None
-    verdicts = _verdicts(own, detector, base) if detector else {}
+    verdicts = _verdicts(own, detector, base, any_base) if detector else {}
     analysis = analyse(
         loaded,
         verdicts={name: verdict.label for name, verdict in verdicts.items()},
@@ -81,7 +82,7 @@ def _loaded(names: list[str]) -> dict[str, Adapter]:
 
 
 def _verdicts(
-    adapters: dict[str, Adapter], detector: Probe, base: str | None
+    adapters: dict[str, Adapter], detector: Probe, base: str | None, any_base: bool
 ) -> dict[str, Verdict]:
     from ..adapters.kinds import as_kind
     from ..adapters.load import load_adapter
@@ -92,7 +93,7 @@ def _verdicts(
     for name, adapter in adapters.items():
         try:
             change = as_kind(adapter, detector.featurizer.kind_since(before), before)
-            verdicts[name] = detector.verdicts([change])[0]
+            verdicts[name] = detector.verdicts([change], check_base=not any_base)[0]
         except LoraprobeError as error:
             complaints.print(plain(f"not scored: {name}: {error}"), soft_wrap=True)
     return verdicts

