@@ -5,6 +5,7 @@ docs/inputs.md has these as a table, with what real files need and the memory me
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .errors import DataError, LoraprobeError
@@ -21,6 +22,7 @@ CARD = 16 * MIB
 MANIFEST = 16 * MIB
 MANIFEST_ROWS = 100_000
 SETTINGS = MIB
+TRAINING_DATA = 512 * MIB
 
 
 def read_limited(path: Path, limit: int, error: type[LoraprobeError] = DataError) -> bytes:
@@ -31,7 +33,8 @@ def read_limited(path: Path, limit: int, error: type[LoraprobeError] = DataError
         LoraprobeError: it is larger; of the class `error`.
     """
     with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
+        known = os.fstat(file.fileno()).st_size
+        data = file.read(limit + 1) if known <= limit else b""
+    if max(known, len(data)) > limit:
         raise error(f"{path} has more than {limit} bytes; expected at most that. It was not read")
     return data

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from fedloop.data.files import read_file
 from loraprobe import limits
+from loraprobe.errors import LoraprobeError
+from loraprobe.scan.targets import expand
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = re.findall(
@@ -136,3 +139,20 @@ def test_the_largest_file_is_answered_within_the_stated_memory_and_a_larger_one_
     refused, of_larger = cost(path, imports)
     assert refused.endswith("Error")
     assert of_larger <= max(16, 3 * limit // limits.MIB)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "read"),
+    [
+        ("list.txt", limits.MANIFEST, lambda path: expand([str(path)])),
+        ("data.jsonl", limits.TRAINING_DATA, read_file),
+    ],
+)
+def test_a_list_or_training_data_beyond_the_limit_is_refused_unread(
+    name: str, limit: int, read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.touch()
+    os.truncate(path, limit + 1)
+    with pytest.raises(LoraprobeError, match="It was not read"):
+        read(path)

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loraprobe.limits import TRAINING_DATA, read_limited
+
 from ..errors import DataError, MissingExtra
 from .examples import Example
 
@@ -225,7 +227,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _decoded(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        content = read_limited(path, TRAINING_DATA, DataError)
         for mark, encoding in _MARKS.items():
             if content.startswith(mark):
                 raise _marked(f"{path}, line 1", encoding)

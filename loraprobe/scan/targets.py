@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import LoraprobeError, PolicyError
+from ..limits import MANIFEST, read_limited
 
 CONFIG_NAME = "adapter_config.json"
 EVERY_REPOSITORY = "/*"
@@ -33,12 +34,15 @@ def expand(names: Iterable[str]) -> list[str]:
 def _expanded(name: str) -> Iterator[str]:
     path = Path(name)
     if name == "-":
-        yield from _lines(sys.stdin.read())
+        text = sys.stdin.read(MANIFEST + 1)
+        if len(text) > MANIFEST:
+            raise PolicyError(f"got more than {MANIFEST} characters of names; expected fewer")
+        yield from _lines(text)
     elif name.endswith(EVERY_REPOSITORY) and not path.exists():
         yield from _repositories(name.removesuffix(EVERY_REPOSITORY))
     elif path.suffix == ".txt" and path.is_file():
         try:
-            yield from _lines(path.read_text(encoding="utf-8"))
+            yield from _lines(read_limited(path, MANIFEST, PolicyError).decode())
         except (OSError, UnicodeDecodeError) as error:
             raise PolicyError(f"cannot read the list {name!r}: {error}") from None
     elif path.is_dir() and not (path / CONFIG_NAME).exists():
