@@ -267,10 +267,14 @@ _READERS: dict[int, Callable[[dict[str, Any], Path], Probe]] = {
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
+    if not folder.exists():
+        raise ProbeFormatError(f"{folder} does not exist; expected the folder of a probe")
     if not path.is_file():
+        inside = sorted(one.parent.name for one in folder.glob(f"*/{CONFIG_NAME}"))
+        hint = f". There are {', '.join(inside[:20])} inside: name one" if inside else ""
         raise ProbeFormatError(
             f"no {CONFIG_NAME} in {folder}; expected the folder of a probe (config.json and"
-            " head.safetensors or head.json)"
+            f" head.safetensors or head.json){hint}"
         )
     size = path.stat().st_size
     if size > PROBE_CONFIG:
