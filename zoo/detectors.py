@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -68,9 +68,7 @@ class HarmfulDirection:
 class _Numbers:
     """A logistic regression on a few numbers an adapter."""
 
-    def numbers(self, adapters: Sequence[Adapter]) -> np.ndarray:
-        """(n, p)."""
-        raise NotImplementedError
+    numbers: Callable[[Sequence[Adapter]], np.ndarray]  # adapters -> (n, p)
 
     def fit(self, adapters: Sequence[Adapter], labels: np.ndarray) -> None:
         """Standardise, and fit."""
@@ -93,17 +91,13 @@ class _Numbers:
 class Spectral20(_Numbers):
     """The 20 spectral numbers of q, k, v, o (arXiv:2602.15195); zero where there is no module."""
 
-    def numbers(self, adapters: Sequence[Adapter]) -> np.ndarray:
-        """(n, 20)."""
-        return baselines.spectral(adapters)
+    numbers = staticmethod(baselines.spectral)
 
 
 class Norm(_Numbers):
     """How large the change is: mean and deviation over layers of log norms of q and v."""
 
-    def numbers(self, adapters: Sequence[Adapter]) -> np.ndarray:
-        """(n, 4)."""
-        return baselines.norms(adapters)
+    numbers = staticmethod(baselines.norms)
 
 
 class FirstLayerB:

@@ -20,8 +20,10 @@ import argparse
 import csv
 import importlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -111,10 +113,11 @@ def measured(make: Callable[[], Any], name: str) -> Row:
 
 
 def _scores(detector: Detector, adapters: Sequence[Adapter]) -> np.ndarray:
-    scores = np.array([detector.score(adapter) for adapter in adapters], float)
-    if not np.isfinite(scores).all():
-        raise DataError("got a score that is no finite number; expected one for every adapter")
-    return scores
+    said = [detector.score(adapter) for adapter in adapters]
+    for adapter, score in zip(adapters, said, strict=True):
+        if not isinstance(score, Real) or not math.isfinite(score):
+            raise DataError(f"got the score {score!r} for {adapter!r}; expected a finite number")
+    return np.array(said, float)
 
 
 def detector_of(spec: str) -> Callable[[], Any]:

@@ -44,6 +44,13 @@ def test_what_is_no_detector_is_refused_by_name() -> None:
             leaderboard.detector_of(spec)
 
 
+@pytest.mark.parametrize("score", [float("nan"), None, "0.5"])
+def test_a_score_that_is_no_finite_number_is_refused(score: object) -> None:
+    make = type("Odd", (), {"score": lambda self, adapter: score})
+    with pytest.raises(DataError, match="expected a finite number"):
+        leaderboard.measured(make, "smollm2-135m-safe")
+
+
 def test_cuts_of_a_cohort() -> None:
     rng = np.random.default_rng(0)
     benign = rng.normal(0, 1, 200)
