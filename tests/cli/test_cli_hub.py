@@ -63,7 +63,8 @@ def test_a_token_is_no_option_and_the_help_says_where_it_comes_from() -> None:
 
 def test_what_is_no_probe_is_not_pushed(hub: FakeHub, tmp_path: Path) -> None:
     for folder in ("nowhere", REPO):  # the second would be one on the Hub
-        assert "ProbeFormatError: no config.json" in invoke("push", folder, REPO, code=2).stderr
+        refusal = invoke("push", folder, REPO, code=2).stderr
+        assert f"ProbeFormatError: {folder} does not exist" in refusal
     assert (
         "HubError: got the repository 'name'"
         in invoke("push", tiny_probe().save_pretrained(tmp_path / "probe"), "name", code=2).stderr
