@@ -227,6 +227,8 @@ class DefenseConfig(_Section):
     max_count_ratio: Ratio | None = 3.0
     max_norm_ratio: Ratio | None = None
     forget_after: Positive | None = None
+    probation: Natural = 0
+    newcomer_share: Annotated[NotBelow, Field(lt=1)] | None = None
 
     @field_validator("threshold", mode="before")
     @classmethod

@@ -62,6 +62,11 @@ class Defense:
         forget_after: a client without a well-formed update for more than so many rounds is
             forgotten, and a newcomer when it comes back; None: never. Whom the level rejected, or
             an operator spoke on, is not forgotten.
+        probation: rounds until a newcomer counts in full; who played p of them counts
+            (p + 1) / (probation + 1) of the others. 0: at once. It is for levels that remember: a
+            client that returns under a fresh id each round is new to them for ever.
+        newcomer_share: the largest share of a round's weight that all its newcomers have together;
+            a round of nobody else is then skipped, but for the first. None: not capped.
 
     Raises:
         EvidenceError: a level without a probe, or a probe with level None given outright.
@@ -83,6 +88,8 @@ class Defense:
         registered: Mapping[str, int] | None = None,
         max_steps: int = 1024,
         forget_after: int | None = None,
+        probation: int = 0,
+        newcomer_share: float | None = None,
     ) -> None:
         self.probe = loaded_probe(probe)
         self.level = named_level(level, self.probe)
@@ -90,15 +97,16 @@ class Defense:
         if self.probe is not None and self.level is not None:
             self._scorer = Scorer(self.probe, self.level)
         self.layout = layout
-        limits = Limits(
-            min_mean_factor, max_count_ratio, max_norm_ratio, registered, max_steps, forget_after
+        self.limits = Limits(
+            min_mean_factor,
+            max_count_ratio,
+            max_norm_ratio,
+            registered,
+            max_steps,
+            forget_after,
+            probation,
+            newcomer_share,
         )
-        self.min_mean_factor = limits.min_mean_factor
-        self.max_count_ratio = limits.max_count_ratio
-        self.max_norm_ratio = limits.max_norm_ratio
-        self.registered = limits.registered
-        self.max_steps = limits.max_steps
-        self.forget_after = limits.forget_after
         accumulator = self.level.accumulator if self.level else None
         self._memory = Memory(
             0,
@@ -166,11 +174,13 @@ class Defense:
             scored = self._scored(memory, checked, self._screening(start))
             reasons |= scored.reasons
             sound = {client: checked[client] for client in sorted(checked.keys() - reasons.keys())}
-            limits = self._limits()
-            judged, state = self._judged(memory, scored, sound, limits)
-            weighed = weigh(judged, sound, memory.words(allowed=True), limits)
+            judged, state = self._judged(memory, scored, sound)
+            allowed = memory.words(allowed=True)
+            weighed = weigh(judged, sound, allowed, self.limits, memory.played)
             after = replace(memory, level=state, features=scored.features)
-            after, gone = after.forgetting(sound, self.forget_after)
+            if self.limits.knows_newcomers:
+                after = after.playing(judged)
+            after, gone = after.forgetting(sound, self.limits.forget_after)
             judgement = self._assessment(int(round), scored, weighed, reasons, sound, state)
             note = f"forgot {len(gone)} clients that are gone" if gone else ""
             assessment = replace(
@@ -191,18 +201,13 @@ class Defense:
                 f" {former}: rounds count from 1, and one counted twice counts its scores twice"
             )
 
-    def _limits(self) -> Limits:
-        return Limits(
-            self.min_mean_factor, self.max_count_ratio, self.max_norm_ratio, self.registered
-        )
-
     def _screening(self, start: Adapter | None) -> Screening:
         return Screening(
             start,
             self.layout,
             self.probe.featurizer if self.probe else None,
             self.level is not None and self.level.evidence in (LOCAL_STEPS, LAST_STEP),
-            self.max_steps,
+            self.limits.max_steps,
             self.probe.base_model if self.probe else None,
         )
 
@@ -233,8 +238,9 @@ class Defense:
         self, clients: set[str], senders: set[str], asked: Sequence[str], memory: Memory
     ) -> dict[str, str]:
         barred: dict[str, str] = {}
+        registered = self.limits.registered
         for client in senders:
-            if self.registered is not None and client not in self.registered:
+            if registered is not None and client not in registered:
                 barred[client] = "unregistered: the server has no example count for this client"
             elif asked and client not in asked:
                 barred[client] = "not asked: nobody asked this client in this round"
@@ -251,12 +257,12 @@ class Defense:
         return self._scorer.score(memory.features, checked, wanted, screening.reading)
 
     def _judged(
-        self, memory: Memory, scored: Scored, sound: Mapping[str, Checked], limits: Limits
+        self, memory: Memory, scored: Scored, sound: Mapping[str, Checked]
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """The level's factors of the well-formed updates, and its new state."""
         if self.level is None:
             return dict.fromkeys(sound, 1.0), memory.level
-        return self.level.update(memory.level, scored.scores, limits.counts(sound))
+        return self.level.update(memory.level, scored.scores, self.limits.counts(sound))
 
     def _assessment(
         self,

@@ -24,10 +24,11 @@ from ..checks import is_integer
 from ..errors import StateError
 from .levels import Level
 
-VERSION = 3
+VERSION = 4
 RuleState = dict[str, dict[str, Any]]
 _SECOND_FIELDS = ("version", "level", "probe", "round", "state", "features", "overruled", "rules")
-_FIELDS = (*_SECOND_FIELDS, "seen")
+_THIRD_FIELDS = (*_SECOND_FIELDS, "seen")
+_FIELDS = {2: _SECOND_FIELDS, 3: _THIRD_FIELDS, VERSION: (*_THIRD_FIELDS, "played")}
 _FIRST_FIELDS = {"version", "level", "round", "state", "features"}  # of version 1
 
 
@@ -60,6 +61,8 @@ class Memory:
             defence: {} or {"history": {client: (d,)}}.
         seen: client -> the last round with a well-formed update of it; kept where clients are
             forgotten.
+        played: client -> the rounds in which the level did not reject its well-formed update; kept
+            where newcomers are on probation.
     """
 
     round: int = 0
@@ -68,6 +71,7 @@ class Memory:
     overruled: Mapping[str, Overruling] = field(default_factory=dict)
     rules: Mapping[str, RuleState] = field(default_factory=dict)
     seen: Mapping[str, int] = field(default_factory=dict)
+    played: Mapping[str, int] = field(default_factory=dict)
 
     def at(self, round: int) -> Memory:
         """As it is when this round begins: without words that are over."""
@@ -103,8 +107,14 @@ class Memory:
         }
         level = {**self.level, "clients": kept(known)} if known else self.level
         features = kept(self.features)
-        new = replace(self, level=level, features=features, rules=rules, seen=kept(seen))
-        return new, sorted(gone)
+        left = replace(self, level=level, features=features, rules=rules, seen=kept(seen))
+        return replace(left, played=kept(self.played)), sorted(gone)
+
+    def playing(self, factors: Mapping[str, float]) -> Memory:
+        """With one more round played by whoever has a factor above 0."""
+        trusted = {client for client, factor in factors.items() if factor > 0}
+        more = {client: self.played.get(client, 0) + 1 for client in sorted(trusted)}
+        return replace(self, played={**self.played, **more})
 
     def words(self, *, allowed: bool) -> dict[str, str]:
         """Client -> the operator's word, of those who are allowed or of those who are denied."""
@@ -134,12 +144,13 @@ def to_plain(memory: Memory, probe: Probe | None, level: Level | None) -> dict[s
             for name, state in memory.rules.items()
         },
         "seen": dict(memory.seen),
+        "played": dict(memory.played),
     }
     return {**plain, "sha256": _hash(plain)}
 
 
 def from_plain(state: Any, probe: Probe | None, level: Level | None) -> Memory:
-    """The inverse of `to_plain`; also reads what versions 1 and 2 wrote.
+    """The inverse of `to_plain`; also reads what versions 1 to 3 wrote.
 
     Raises:
         StateError: another version, damaged, or of another level or probe.
@@ -152,9 +163,9 @@ def from_plain(state: Any, probe: Probe | None, level: Level | None) -> Memory:
     version = state.get("version")
     if is_integer(version, 1) and version == 1:
         return _first_version(state, level)
-    if not is_integer(version, 1) or version not in (2, VERSION):
+    if not is_integer(version, 1) or version not in _FIELDS:
         raise StateError(f"got a defence state of version {version!r}; expected {VERSION}")
-    names = _FIELDS if version == VERSION else _SECOND_FIELDS
+    names = _FIELDS[version]
     wrong = sorted({*names, "sha256"} ^ set(state), key=str)
     if wrong:
         raise StateError(
@@ -192,6 +203,7 @@ def from_plain(state: Any, probe: Probe | None, level: Level | None) -> Memory:
             for name, remembered in state["rules"].items()
         },
         dict(state.get("seen", {})),
+        dict(state.get("played", {})),
     )
 
 

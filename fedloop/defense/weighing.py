@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, NamedTuple
 
-from ..checks import is_integer
+from ..checks import is_integer, is_share
 from ..errors import ConfigError, EvidenceError
+from .probation import on_probation
 from .screening import Checked
 from .types import client_name
 from .weights import aggregation_weights, check_ratio, checked_examples, counted_examples
@@ -32,6 +33,8 @@ class Limits:
     registered: Mapping[str, int] | None = None
     max_steps: int = 1024
     forget_after: int | None = None
+    probation: int = 0
+    newcomer_share: float | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Limits:
@@ -64,6 +67,18 @@ class Limits:
             raise ConfigError(
                 f"forget_after: got {self.forget_after!r}; expected a number of rounds, or None"
             )
+        if not is_integer(self.probation, 0):
+            raise ConfigError(f"probation: got {self.probation!r}; expected a number of rounds")
+        share = self.newcomer_share
+        if share is not None and not (is_share(share) and share < 1):
+            raise ConfigError(
+                f"newcomer_share: got {share!r}; expected a number in [0, 1), or None for no cap"
+            )
+
+    @property
+    def knows_newcomers(self) -> bool:
+        """Whether rounds played have to be counted."""
+        return self.probation > 0 or self.newcomer_share is not None
 
     def counts(self, sound: Mapping[str, Checked]) -> dict[str, int]:
         """How many examples count for each of these clients."""
@@ -90,6 +105,7 @@ def weigh(
     sound: Mapping[str, Checked],
     allowed: Mapping[str, str],
     limits: Limits,
+    played: Mapping[str, int] | None = None,
 ) -> Weighed:
     """Weigh the well-formed updates of a round.
 
@@ -97,6 +113,7 @@ def weigh(
         judged: client -> the level's factor.
         sound: the same clients' updates.
         allowed: client -> why it counts fully whatever the level says.
+        played: client -> rounds played before this one, where newcomers are on probation.
     """
     if not judged:
         return Weighed({}, {}, {}, None, "skipped: no well-formed update")
@@ -109,8 +126,16 @@ def weigh(
     norms = {client: update.norm for client, update in trusted.items()}
     shares, long = _shares(norms, limits.max_norm_ratio)
     factors = {client: factor * shares.get(client, 1.0) for client, factor in factors.items()}
-    weights = aggregation_weights(factors, counts, 0.0)
-    return Weighed(factors, counts, reasons | long, weights, "")
+    tried, new = on_probation(
+        factors, counts, played or {}, limits.probation, limits.newcomer_share, allowed
+    )
+    if tried is None:
+        note = f"skipped: nobody but newcomers, who may weigh {limits.newcomer_share:g} together"
+        return Weighed(factors, counts, reasons | long, None, note)
+    for client, why in new.items():
+        long[client] = f"{long[client]}; {why}" if client in long else why
+    weights = aggregation_weights(tried, counts, 0.0)
+    return Weighed(tried, counts, reasons | long, weights, "")
 
 
 def _gated(factors: Mapping[str, float], least: float) -> str:

@@ -62,8 +62,8 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         probe: a folder on the server or a Hub id; `probe_revision` is a commit of the latter.
         alpha: PEFT's lora_alpha.
         level: a name in `fedloop.defense.levels.LEVELS`, `level_options` its fields.
-        defense_options: min_mean_factor, max_count_ratio, max_norm_ratio, registered, max_steps of
-            `Defense`.
+        defense_options: min_mean_factor, max_count_ratio, max_norm_ratio, registered, max_steps,
+            forget_after, probation, newcomer_share of `Defense`.
         rule: a name in `fedloop.AGGREGATORS`, `rule_options` its options.
         lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern,
             rank_pattern, base_model.

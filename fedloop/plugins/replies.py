@@ -254,7 +254,7 @@ def assess(
         EvidenceError: the round was assessed already, or a client id is neither text nor a whole
             number.
     """
-    updates = [start.update(reply, defense.max_steps) for reply in replies]
+    updates = [start.update(reply, defense.limits.max_steps) for reply in replies]
     return defense.assess(number, updates, start=start.adapter, expected=expected)
 
 

@@ -161,6 +161,8 @@ def build_defense(
         "max_norm_ratio": chosen.max_norm_ratio,
         "registered": registered,
         "forget_after": chosen.forget_after,
+        "probation": chosen.probation,
+        "newcomer_share": chosen.newcomer_share,
     }
     if chosen.level == "none":
         return Defense(None, None, **limits)

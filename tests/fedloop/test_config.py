@@ -117,6 +117,8 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("defense.max_count_ratio", [0.5, INF, True], NUMBER),
     ("defense.max_norm_ratio", [0.5, INF, True], NUMBER),
     ("defense.forget_after", [0, True], INTEGER),
+    ("defense.probation", [-1, True], INTEGER),
+    ("defense.newcomer_share", [-0.1, 1.0, True], NUMBER),
     ("aggregation.rule", ["average", None], "mean, median, trimmed_mean|valid string"),
     ("aggregation.options", [None, 3], "valid dictionary"),
     (

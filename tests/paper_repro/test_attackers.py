@@ -6,6 +6,7 @@ measured.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -17,6 +18,7 @@ import pytest
 from figures import attackers as figure
 from loraprobe.adapters.layout import Layout, pack
 from paper_repro.attackers import moves as attackers_moves
+from paper_repro.attackers import newcomers
 from paper_repro.attackers import page as attackers_page
 from paper_repro.attackers import run as attackers
 from paper_repro.attackers.moves import Schedule, View
@@ -318,3 +320,8 @@ def test_the_figure_puts_detection_over_the_damage_without_a_defence(picture: st
             }
             assert expected
             assert set(zip(*drawn.lines[0].get_data(), strict=True)) == expected
+
+
+def test_what_newcomers_count_comes_out_again() -> None:
+    found = {"attackers": newcomers.attackers(), "honest": newcomers.honest()}
+    assert json.loads(newcomers.RESULTS.read_text()) == json.loads(json.dumps(found))
