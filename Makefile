@@ -63,6 +63,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.overhead_8b
+	$(BIN)/python -m benchmarks.base_digest
 
 bench-flower: setup
 	$(BIN)/python -m benchmarks.flower.cost

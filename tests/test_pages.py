@@ -17,9 +17,13 @@ import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+
+from fedloop import Defense, defend_round
+from loraprobe import load_adapter
+from tests.helpers.federated import settings, toml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,17 +43,10 @@ NOT_RUN = {
     ),
 }
 """What in a line keeps it from being run -> why."""
-FRAGMENTS = (
-    '"org/',
-    "global_state",
-    "hospital-3",
-    "FedAvg(",
-    "EngineStrategy",
-    "fed_args",
-    "replies",
-    "experiment.toml",
-)
-"""Python with names of the reader's own code: tests/test_examples.py checks calls and arguments."""
+ENGINE = ("FedAvg(", "FedAdam(", "EngineStrategy", "fed_args", "global_aggregate", "average(")
+"""Python of an engine's own script: tests/test_examples.py checks calls and arguments."""
+OWN_LOOP = ('"org/', "global_state", "hospital-3", "replies", "experiment.toml")
+"""Python with names of the reader's own loop: run with a loop of two rounds."""
 TOOLS = ("loraprobe", "fedloop", "make", "pip", "python", "find", "curl", "openssl", "ssh-keygen")
 
 
@@ -151,7 +148,7 @@ def test_the_commands_and_the_python_of_a_page_run_as_printed(
         for block in blocks(page):
             place = alone if block.wheel else clone
             if block.language == "python":
-                if not any(name in block.text for name in FRAGMENTS):
+                if not any(name in block.text for name in ENGINE + OWN_LOOP):
                     place.run([sys.executable, "-c", block.text])
             elif block.language in ("", "bash", "sh"):
                 for line in lines(block.text):
@@ -165,6 +162,58 @@ def test_the_commands_and_the_python_of_a_page_run_as_printed(
             for process in place.running:
                 process.terminate()
                 process.wait(60)
+
+
+def own_loop(probe: str) -> dict[str, Any]:
+    """What pages leave to the reader's own loop: a round of adapters of the zoo."""
+    state = load_adapter(ROOT / "zoo/adapters/initial").state_dict()
+    kinds = ("dolly_qa", "gsm8k", "self_instruct")
+    replies = {
+        client: (40, load_adapter(ROOT / f"zoo/adapters/benign-{kind}-{kind}-100-0").state_dict())
+        for client, kind in zip(("hospital-3", "vendor-7", "site-1"), kinds, strict=True)
+    }
+    clients = [*replies, "site-4"]
+    return {
+        "replies": replies,
+        "collect": lambda number: replies,
+        "rounds": 1,
+        "state": state,
+        "global_state": state,
+        "state_that_it_started_from": state,
+        "asked": clients,
+        "sampled": clients,
+        "sampled_clients": clients,
+        "its_state": replies["site-1"][1],
+        "defense": Defense(probe, "cumulative"),
+        "defend_round": defend_round,
+    }
+
+
+@pytest.mark.parametrize(
+    ("page", "blocks_run"), [("README.md", 1), ("docs/plug-in.md", 3), ("docs/recipes.md", 3)]
+)
+def test_the_python_for_a_loop_of_the_readers_own_runs(
+    page: str,
+    blocks_run: int,
+    tiny_files: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiment.toml").write_text(toml(settings(tiny_files, rounds=1)))
+    probe = str(ROOT / "zoo/probes/linear")
+    names, run = own_loop(probe), 0
+    for language, text, _ in blocks(ROOT / page):
+        theirs = any(name in text for name in ENGINE)
+        if language == "python" and not theirs and any(name in text for name in OWN_LOOP):
+            names["number"] = run + 1
+            exec(text.replace('"org/probe"', repr(probe)), names)
+            run += 1
+    assert run == blocks_run
+    if "train" in names:
+        kept = names["train"](3, names["state"], names["collect"], lambda state: 0.0, patience=1)
+        assert kept.keys() == names["state"].keys()
+    assert names["done"].weights
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -29,9 +29,9 @@ def explain(
     with told():
         from ..defense.explain import explanation
         from ..errors import EvidenceError
-        from ..run.folder import read_run
+        from ..run.logs import read_records
 
-        records = [one for one in read_run(folder)[2] if number in (None, one.round)]
+        records = [one for one in read_records(folder) if number in (None, one.round)]
         lines = [str(explanation(one, client)) for one in records if client in one.factors]
         if not lines:
             raise EvidenceError(
@@ -57,10 +57,10 @@ def deny(folder: Run, client: Client, why: Why, until: Until = None) -> None:
 def _say_word(folder: Path, client: str, allowed: bool, until: int | None, why: str) -> None:
     with told():
         from ..errors import EvidenceError
-        from ..run.folder import read_run
+        from ..run.logs import read_records, read_roles
         from ..run.words import Word, say_word
 
-        _, roles, records = read_run(folder)
+        roles, records = read_roles(folder), read_records(folder)
         known = {*roles, *(one for record in records for one in record.factors)}
         if client not in known:
             raise EvidenceError(
@@ -93,7 +93,7 @@ def audit(
     with told():
         try:
             from ..defense.audit import Head, read_audit
-            from ..run.folder import AUDIT, audit_run
+            from ..run.logs import AUDIT, audit_run
 
             path = log / AUDIT if log.is_dir() else log
             decisions = audit_run(log) if log.is_dir() else read_audit(log)

@@ -44,7 +44,8 @@ class Scorer:
 
     Raises:
         ConfigError: the level normalises means of features that are no unit vectors, so that the
-            probe would be given what it was never fitted on; or it reads shadows, which start from
+            probe would be given what it was never fitted on; or it keeps a sketch of features for
+            a head that is not linear, which sees noise in it; or it reads shadows, which start from
             another LoRA than the one a probe of weight changes needs.
     """
 
@@ -64,6 +65,13 @@ class Scorer:
                 f"level {self.level.name!r}: it scales mean features to length 1, and this probe's"
                 f" features {featurizer.recipe.features} are no unit vectors; expected {advice}, or"
                 " a probe on one block of features with normalize='l2'"
+            )
+        sketched = accumulator is not None and accumulator.sketch is not None
+        if sketched and self.probe.head.name != "linear":
+            raise ConfigError(
+                f"level {self.level.name!r}: its sketch keeps sums of features, which a linear head"
+                f" can read; this probe's head is {self.probe.head.name!r}: expected sketch=None,"
+                " or a probe with a linear head"
             )
         shadows = self.level.evidence in (SHADOW_STEPS, SHADOW_GRADIENT)
         factors = featurizer.layout.kind == "factor_delta" and not featurizer.recipe.reads_product

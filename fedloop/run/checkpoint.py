@@ -14,20 +14,28 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from ..errors import StateError
 from ..files import sync_folder, write_synced
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT_VERSION = 1
 _ARRAY = "__array__"
 _NAME = re.compile(r"round-(\d{6,})(?:\.(\d+))?")  # a round, and how often it was written again
+
+
+class Checkpoint(NamedTuple):
+    """A whole state as it was read: its round, its plain data and the bytes of its arrays."""
+
+    round: int
+    tree: dict[str, Any]
+    arrays: bytes
 
 
 def save_checkpoint(folder: Path, round: int, tree: dict[str, Any], keep: int = 1) -> None:
@@ -40,6 +48,8 @@ def save_checkpoint(folder: Path, round: int, tree: dict[str, Any], keep: int = 
         StateError: the tree holds something that is neither plain, finite data nor an array.
         OSError: it cannot be written; the former ones are as they were.
     """
+    from safetensors.torch import save
+
     arrays: dict[str, Tensor] = {}
     plain = _split(tree, "", arrays)
     blob = save(arrays)
@@ -85,6 +95,23 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     Raises:
         StateError: the newest one is damaged or of another version.
     """
+    from safetensors.torch import load
+
+    found = read_checkpoint(folder)
+    if found is None:
+        return None
+    try:
+        return found.round, _joined(found.tree, load(found.arrays))
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
+
+
+def read_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest whole state, its arrays left as bytes; None if there is none yet. Without torch.
+
+    Raises:
+        StateError: the newest one is damaged or of another version.
+    """
     found = _found(folder) if folder.is_dir() else []
     if not found:
         return None
@@ -102,14 +129,18 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
                 f"{path}: its files are not those that were written; remove the folder to start"
                 " from the beginning"
             )
-        return int(saved["round"]), _joined(saved["tree"], load(blob))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        return Checkpoint(int(saved["round"]), saved["tree"], blob)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, StateError):
             raise
-        raise StateError(
-            f"{path} is not a whole checkpoint: {error!r}. Remove the folder to start from the"
-            " beginning."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> StateError:
+    return StateError(
+        f"{path} is not a whole checkpoint: {error!r}. Remove the folder to start from the"
+        " beginning."
+    )
 
 
 def _digest(round: int, plain: Any, blob: bytes) -> str:
@@ -122,6 +153,8 @@ def _split(node: Any, path: str, arrays: dict[str, Tensor]) -> Any:
 
     A dict with such a key is put into {"__array__": None}.
     """
+    import torch
+
     if isinstance(node, dict):
         if not all(isinstance(key, str) for key in node):
             raise StateError(f"got keys other than strings at {path or 'the top'} of a state")
@@ -129,7 +162,7 @@ def _split(node: Any, path: str, arrays: dict[str, Tensor]) -> Any:
         return {_ARRAY: None, "dict": plain} if _ARRAY in node else plain
     if isinstance(node, list | tuple):
         return [_split(value, f"{path}/{index}", arrays) for index, value in enumerate(node)]
-    if isinstance(node, np.ndarray | Tensor):
+    if isinstance(node, np.ndarray | torch.Tensor):
         if isinstance(node, np.ndarray) and node.dtype.kind not in "fiub":
             raise StateError(f"got an array of {node.dtype} at {path} of a state; expected numbers")
         name = str(len(arrays))  # not the path: client ids may hold any character

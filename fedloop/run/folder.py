@@ -24,14 +24,13 @@ from filelock import FileLock
 from ..config import Config
 from ..defense.audit import AuditLog, Head, read_audit, record_digest
 from ..defense.types import RoundRecord
-from ..errors import AuditError, StateError
+from ..errors import StateError
 from ..files import write_synced, write_whole
 from .checkpoint import load_checkpoint, save_checkpoint
 from .identity import Content, changes, check_content, may_change, plain_config
 from .lock import lock
+from .logs import AUDIT, RECORDS, read_records, read_roles
 from .spool import PREFIX
-
-AUDIT = "audit.jsonl"
 
 
 @dataclass
@@ -142,7 +141,7 @@ class RunFolder:
             return None, []
         last, saved = found
         self.about = {**saved.get("about", {}), **self.about}
-        logged = self._read_log()
+        logged = read_records(self.path)
         decided = RoundRecord.from_json(saved["record"])
         same = [
             one
@@ -214,21 +213,7 @@ class RunFolder:
 
     @property
     def _log(self) -> Path:
-        return self.path / "records.jsonl"
-
-    def _read_log(self) -> list[RoundRecord]:
-        """The whole lines; a kill can leave half a line at the end, whose round the checkpoint
-        holds.
-        """
-        if not self._log.exists():
-            return []
-        try:
-            lines = self._log.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise StateError(
-                f"cannot read {self._log}: {error}. Expected the records that `fedloop run` wrote."
-            ) from error
-        return [RoundRecord.from_json(line) for line in lines[:-1]]
+        return self.path / RECORDS
 
 
 def written_to(config: Config, folder: str | Path) -> Config:
@@ -257,38 +242,7 @@ def read_run(path: Path) -> tuple[Config, dict[str, dict[str, Any]], list[RoundR
     Raises:
         StateError: it is not a run's folder, or a file of it is damaged.
     """
-    config = read_config(path)
-    folder = RunFolder(path)
-    try:
-        roles = json.loads((path / "clients.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StateError(
-            f"cannot read {path / 'clients.json'}: {error}. Expected the file that `fedloop run`"
-            " wrote."
-        ) from error
-    return config, roles, folder._read_log()
-
-
-def audit_run(path: Path) -> list[dict[str, Any]]:
-    """The decisions of a run, seen to be those that its checkpoint and its records know of.
-
-    Raises:
-        AuditError: a line is changed, missing or too many, or a record is not the one that was
-            decided.
-        StateError: it is not a run's folder, or a file of it is damaged.
-    """
-    records = read_run(path)[2]
-    found = load_checkpoint(path / "checkpoint")
-    about = (found[1].get("about") or {}) if found else {}
-    decisions = read_audit(path / AUDIT, Head(*about.get("audit", Head())))
-    digests = {one["round"]: one["record"] for one in decisions if one["what"] == "round"}
-    for record in records:
-        if digests.get(record.round) != record_digest(record):
-            raise AuditError(
-                f"{path / 'records.jsonl'}: the record of round {record.round} is not the one that"
-                f" {AUDIT} has; one of them was changed"
-            )
-    return decisions
+    return read_config(path), read_roles(path), read_records(path)
 
 
 def _check_changes(path: Path, changed: dict[str, list[Any]], changing: bool) -> None:

@@ -7,7 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import numpy as np
+
+from fedloop import Config, RoundRecord
+from fedloop.example import FOLDER, example_config, write_adapters
+from fedloop.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 # Modules that an installation without the extra does not have.
@@ -48,6 +55,10 @@ COMMANDS = {
         "run example.toml --out flower --engine flower",
         "resume run",
         "report run",
+        "explain done a",
+        "allow done a --why known",
+        "deny done a --why left",
+        "audit done",
         "client base data.jsonl --out client",
         "mt-bench run questions.jsonl --out answers.jsonl",
         "flower init federation",
@@ -88,13 +99,21 @@ for package, commands in json.loads(sys.argv[2]).items():
 """
 
 
+def finished_run(folder: Path) -> None:
+    """A folder of a run of one round."""
+    config = Config.of(tomllib.loads(example_config()))
+    record = RoundRecord(1, {"a": (0.1,)}, {"a": 1.0}, {"a": 1.0})
+    with RunFolder.create(folder, config, {"a": {"role": "benign"}}) as run:
+        run.save(record, {"lora": np.zeros(2, np.float32)})
+        run.log([record])
+
+
 def said(tmp_path: Path, *installed: str) -> dict[str, tuple[object, str]]:
     """Command -> its exit code and what it printed, with the core and these extras."""
     absent = {name for extra, names in BROUGHT.items() if extra not in installed for name in names}
     (tmp_path / "data.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
     (tmp_path / "questions.jsonl").write_text("")
-    from fedloop.example import FOLDER, example_config, write_adapters
-
+    finished_run(tmp_path / "done")
     write_adapters(tmp_path / "adapters", force=True)
     (tmp_path / "example.toml").write_text(example_config())
     (tmp_path / "probes").mkdir()

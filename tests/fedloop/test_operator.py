@@ -213,6 +213,8 @@ def test_probe_and_level_have_to_fit() -> None:
     ):
         with pytest.raises(ConfigError, match="no unit vectors"):
             Defense(pooled, level)
+    with pytest.raises(ConfigError, match=r"sketch.* linear head"):
+        Defense(probes.tiny_probe("mlp"), CumulativeLevel(sketch=64))
     chosen = Defense(pooled)
     assert chosen.level == CumulativeLevel(normalize=False)
     record = chosen.assess(1, list(updates(None).values()))

@@ -14,7 +14,8 @@ import torch
 from fedloop.callbacks import Alerts
 from fedloop.config import Config
 from fedloop.errors import ConfigError, RunError
-from fedloop.run.folder import audit_run, read_run
+from fedloop.run.folder import read_run
+from fedloop.run.logs import audit_run
 from fedloop.run.simulate import resume, simulate
 from fedloop.run.words import Word, say_word
 from loraprobe import load_adapter

@@ -15,7 +15,8 @@ from fedloop.config import Config
 from fedloop.defense.audit import AuditLog
 from fedloop.defense.types import RoundRecord
 from fedloop.errors import AuditError, StateError
-from fedloop.run.folder import RunFolder, audit_run, read_config, read_run
+from fedloop.run.folder import RunFolder, read_config, read_run
+from fedloop.run.logs import audit_run
 from tests.helpers.federated import same_tree
 
 ROLES: dict[str, dict[str, Any]] = {
