@@ -24,6 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
     )
+    # huggingface_hub uploads in a way that httpx will drop.
+    config.addinivalue_line("filterwarnings", "ignore:Use 'content=:DeprecationWarning")
     # Typer imports what Click 9 will drop.
     config.addinivalue_line(
         "filterwarnings", "ignore:.*will be removed in Click 9:DeprecationWarning"
@@ -48,15 +50,13 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return federated.written(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="session")
-def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """(`hub.Hub`, `hub_client.Client`) for the tests over the wire, which have
-    sockets enabled.
-    """
-    from tests.helpers.wire import serving
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Any]:
+    """`hub.Hub`, empty, in place of the network."""
+    from tests.helpers.hub import installed
 
-    with serving(tmp_path_factory.mktemp("wire")) as pair:
-        yield pair
+    with installed(tmp_path) as hub:
+        yield hub
 
 
 @pytest.fixture(scope="session")

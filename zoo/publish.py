@@ -81,11 +81,11 @@ class State:
         return bool(self.new or self.changed or self.deleted)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Verify, then say or do what is to be done."""
     from huggingface_hub.utils import disable_progress_bars
 
-    options = _options()
+    options = _options(arguments)
     if not looks_like_repo_id(f"{options.namespace}/{COLLECTION}"):
         sys.exit(
             f"got --namespace {options.namespace!r}; expected the name of a user or an organisation"
@@ -117,7 +117,7 @@ def main() -> None:
             _show(wanted)
 
 
-def _options() -> argparse.Namespace:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = documented(__doc__)
     parser.add_argument(
         "--namespace", required=True, metavar="ORG", help="user or organisation on the Hub"
@@ -133,7 +133,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--zoo", type=Path, default=ZOO, help="another folder of probes, records and adapters"
     )
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def targets(shown: Sequence[Shown], zoo: Path, namespace: str, scratch: Path) -> list[Target]:

@@ -1,8 +1,6 @@
 """The sub-commands that publish and fetch.
 
 What they pass on, what they print and write, and where they end with 2.
-
-No network here (`fake_hub`); the same commands against a server are in test_hub_wire.py.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from loraprobe.cli import commands
 from loraprobe.hub.card import card, card_files
 from tests.helpers import make
 from tests.helpers.boxed import invoke
-from tests.helpers.fake_hub import REPO, FakeHub, flipped
+from tests.helpers.hub import REPO, Hub, flipped
 from tests.helpers.probes import labelled_adapter, new_data, tiny_probe
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -28,17 +26,16 @@ NEWER = "f" * 40
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+def hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """A zoo in two commits, the second with one probe more and another head for the first.
 
     And a probe at the root. We stand in an empty folder.
     """
-    hub = FakeHub(tmp_path, monkeypatch)
     for commit, heads in ((SHA, {"one": "linear"}), (NEWER, {"one": "cosine", "two": "xgboost"})):
         tiny_probe("mlp").save_pretrained(hub.commit(commit))
         for name, head in heads.items():
             tiny_probe(head).with_facts(headline=f"{head} finds it").save_pretrained(
-                hub.root / commit / name
+                hub.at(commit) / name
             )
     hub.refs["v1"] = SHA
     (tmp_path / "here").mkdir()
@@ -61,7 +58,7 @@ def test_a_token_is_no_option_and_the_help_says_where_it_comes_from() -> None:
         assert "hf auth login" in shown
 
 
-def test_what_is_no_probe_is_not_pushed(hub: FakeHub, tmp_path: Path) -> None:
+def test_what_is_no_probe_is_not_pushed(hub: Hub, tmp_path: Path) -> None:
     for folder in ("nowhere", REPO):  # the second would be one on the Hub
         refusal = invoke("push", folder, REPO, code=2).stderr
         assert f"ProbeFormatError: {folder} does not exist" in refusal
@@ -85,20 +82,20 @@ def test_what_is_no_probe_is_not_pushed(hub: FakeHub, tmp_path: Path) -> None:
     ],
 )
 def test_pull_writes_a_copy_and_prints_its_commit(
-    hub: FakeHub, tmp_path: Path, arguments: tuple[str, ...], commit: str, source: str
+    hub: Hub, tmp_path: Path, arguments: tuple[str, ...], commit: str, source: str
 ) -> None:
     out = tmp_path / "[red]out[/red]"
     assert invoke(*arguments, "--out", out).stdout == f"{commit}\nsaved to {out}\n"
     published = {
         path.name: path.read_bytes()
-        for path in (hub.root / commit / source).iterdir()
+        for path in (hub.at(commit) / source).iterdir()
         if path.is_file()
     }
     assert {path.name: path.read_bytes() for path in out.iterdir()} == published
     assert "README.md" in published
 
 
-def test_the_zoo_is_a_repository_of_its_own(hub: FakeHub, tmp_path: Path) -> None:
+def test_the_zoo_is_a_repository_of_its_own(hub: Hub, tmp_path: Path) -> None:
     for command in (("zoo", "pull", "one", "--out", tmp_path / "out"), ("zoo", "list")):
         # the fake knows no such repository
         assert invoke(*command, code=2).stderr.startswith("HubError: loraprobe/zoo@main: ")
@@ -113,7 +110,7 @@ def test_the_zoo_is_a_repository_of_its_own(hub: FakeHub, tmp_path: Path) -> Non
     ],
 )
 def test_a_pull_that_fails_writes_nothing(
-    hub: FakeHub, tmp_path: Path, arguments: tuple[str, ...]
+    hub: Hub, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     result = invoke(*arguments, "--out", tmp_path / "out", code=2)
     assert re.match(r"HubError: .*(\[/\]|three)", result.stderr), result.stderr
@@ -143,7 +140,7 @@ def test_the_card_is_printed_or_written_with_its_figure(tmp_path: Path) -> None:
 # --- zoo list
 
 
-def test_a_zoo_on_the_hub_is_listed_at_one_commit(hub: FakeHub) -> None:
+def test_a_zoo_on_the_hub_is_listed_at_one_commit(hub: Hub) -> None:
     for options, commit, heads in (
         ((), NEWER, {"one": "linear", "two": "xgboost"}),
         (("--revision", "v1"), SHA, {"one": "linear"}),
@@ -156,14 +153,13 @@ def test_a_zoo_on_the_hub_is_listed_at_one_commit(hub: FakeHub) -> None:
         assert all(name in shown for name in heads)
     assert "cosine finds it" in invoke("zoo", "list", REPO).stdout
     assert "linear finds it" in shown
-    assert {commit for commit, _, _ in hub.fetched} == {SHA, NEWER}
 
 
 def test_the_local_zoo_comes_first_and_the_published_one_where_there_is_none(
-    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("loraprobe.hub.own.ZOO_REPO", REPO)
-    names = {name: Probe.from_pretrained(hub.root / NEWER / name).digest for name in ("one", "two")}
+    names = {name: Probe.from_pretrained(hub.at(NEWER) / name).digest for name in ("one", "two")}
     monkeypatch.setattr("loraprobe.hub.own.ZOO_DIGESTS", names)
     assert f"{REPO} at {NEWER}" in invoke("zoo", "list").stdout
     hub.clear()
@@ -174,11 +170,11 @@ def test_the_local_zoo_comes_first_and_the_published_one_where_there_is_none(
     assert "revisions belong to Hub ids" in invoke("zoo", "list", "--revision", "v1", code=2).stderr
 
 
-def test_a_probe_that_cannot_be_read_is_an_error_after_the_others(hub: FakeHub) -> None:
-    config = hub.root / NEWER / "one" / "config.json"
+def test_a_probe_that_cannot_be_read_is_an_error_after_the_others(hub: Hub) -> None:
+    config = hub.at(NEWER) / "one" / "config.json"
     config.write_bytes(flipped(config.read_bytes(), 0))
-    (hub.root / NEWER / "base").mkdir()
-    (hub.root / NEWER / "base" / "config.json").write_text('{"model_type": "llama"}')
+    (hub.at(NEWER) / "base").mkdir()
+    (hub.at(NEWER) / "base" / "config.json").write_text('{"model_type": "llama"}')
     result = invoke("zoo", "list", REPO, "--json", code=2)
     assert [entry["name"] for entry in json.loads(result.stdout)] == ["two"]
     told, *complaints = result.stderr.splitlines()
@@ -191,9 +187,9 @@ def test_a_probe_that_cannot_be_read_is_an_error_after_the_others(hub: FakeHub) 
     assert "two" in invoke("zoo", "list", REPO, code=2).stdout
 
 
-def test_a_repository_without_probes_and_one_that_is_not_there_are_errors(hub: FakeHub) -> None:
+def test_a_repository_without_probes_and_one_that_is_not_there_are_errors(hub: Hub) -> None:
     for name in ("one", "two"):
-        (hub.root / NEWER / name / "config.json").unlink()
+        (hub.at(NEWER) / name / "config.json").unlink()
     assert "ProbeFormatError: no probe in org/name" in invoke("zoo", "list", REPO, code=2).stderr
     hub.error = ConnectionError("no network")
     assert re.match(
@@ -206,11 +202,11 @@ def test_a_repository_without_probes_and_one_that_is_not_there_are_errors(hub: F
 
 
 @pytest.fixture
-def adapters(hub: FakeHub) -> FakeHub:
+def adapters(hub: Hub) -> Hub:
     """Another adapter in each commit's root; they are of kind weights, as everything on the Hub."""
     for number, commit in enumerate((SHA, NEWER)):
         make.folder(
-            hub.root / commit,
+            hub.at(commit),
             labelled_adapter(number, kind="weights").state_dict(),
             r=2,
             lora_alpha=4,
@@ -228,7 +224,7 @@ def scored(*arguments: object) -> dict[str, Any]:
 
 
 def test_score_takes_adapters_base_and_probe_from_the_hub_and_says_the_commits(
-    adapters: FakeHub,
+    adapters: Hub,
 ) -> None:
     before, after = labelled_adapter(0, kind="weights"), labelled_adapter(1, kind="weights")
     printed = scored(
@@ -266,7 +262,7 @@ def test_score_takes_adapters_base_and_probe_from_the_hub_and_says_the_commits(
     )
 
 
-def test_local_paths_have_no_commit_and_may_hold_an_at(adapters: FakeHub) -> None:
+def test_local_paths_have_no_commit_and_may_hold_an_at(adapters: Hub) -> None:
     local = make.folder(
         Path("org/name@v1"), labelled_adapter(2, kind="weights").state_dict(), r=2, lora_alpha=4
     )
@@ -284,9 +280,9 @@ def test_local_paths_have_no_commit_and_may_hold_an_at(adapters: FakeHub) -> Non
     assert adapters.asked == []
 
 
-def test_an_adapter_that_the_hub_does_not_give_is_a_row_with_its_error(adapters: FakeHub) -> None:
+def test_an_adapter_that_the_hub_does_not_give_is_a_row_with_its_error(adapters: Hub) -> None:
     probe = tiny_probe().save_pretrained(Path("probe"))
-    (adapters.root / NEWER / "adapter_model.safetensors").unlink()
+    (adapters.at(NEWER) / "adapter_model.safetensors").unlink()
     good, bad, odd = scored(f"{REPO}@v1", REPO, "a/b/c@v1", "--base", "fresh", "--probe", probe)[
         "results"
     ]
@@ -298,47 +294,8 @@ def test_an_adapter_that_the_hub_does_not_give_is_a_row_with_its_error(adapters:
     assert odd["reason"].startswith("AdapterFormatError: no file or folder 'a/b/c@v1'")
 
 
-def test_a_revision_of_a_local_probe_is_refused(adapters: FakeHub) -> None:
+def test_a_revision_of_a_local_probe_is_refused(adapters: Hub) -> None:
     probe = tiny_probe().save_pretrained(Path("probe"))
     result = invoke("score", REPO, "--base", "fresh", "--probe", probe, "--revision", "v1", code=2)
     assert "HubError: got revision 'v1' for the local path" in result.stderr
     assert adapters.asked == []
-
-
-@pytest.mark.parametrize(
-    ("options", "passed"),
-    [
-        ((), {}),
-        (("--private",), {"private": True}),
-        (("--public",), {"private": False}),
-        (("--branch", "dev", "-m", "why"), {"branch": "dev", "commit_message": "why"}),
-        (("--create-pr", "--subfolder", "a/b"), {"create_pr": True, "subfolder": "a/b"}),
-    ],
-)
-def test_push_passes_everything_on_and_prints_how_to_pin(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: tuple[str, ...],
-    passed: dict[str, Any],
-) -> None:
-    asked: list[Any] = []
-
-    def pushed(probe: Probe, repo: str, **options: Any) -> str:
-        asked.append((probe(new_data().adapters).tobytes(), repo, options))
-        return SHA
-
-    monkeypatch.setattr(Probe, "push_to_hub", pushed)
-    folder = tiny_probe().save_pretrained(tmp_path)
-    first, second = invoke("push", folder, REPO, *options).stdout.splitlines()
-    nothing = {
-        "subfolder": None,
-        "private": None,
-        "branch": None,
-        "create_pr": False,
-        "commit_message": None,
-        "key": None,
-    }
-    assert asked == [(scores(folder), REPO, {**nothing, **passed})]
-    assert first == SHA
-    subfolder = 'subfolder="a/b", ' if "subfolder" in passed else ""
-    assert second == f'Probe.from_pretrained("{REPO}", {subfolder}revision="{SHA}")'

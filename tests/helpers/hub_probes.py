@@ -1,19 +1,21 @@
 """What the tests of the Hub find there: two commits with probes, and an adapter.
 
-No network (`fake_hub`).
+What travels between them: tiny probes and adapters in folders.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loraprobe import Probe
+from loraprobe.errors import LoraprobeError
 from tests.helpers import make
-from tests.helpers.fake_hub import FakeHub
-from tests.helpers.probes import labelled_adapter, new_data, tiny_probe
+from tests.helpers.hub import Hub
+from tests.helpers.probes import BASE, labelled_adapter, new_data, tiny_probe
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 NEWER = "f" * 40
@@ -22,12 +24,11 @@ LEARNT = "featurizer.safetensors"
 WEIGHTS = "adapter_model.safetensors"
 
 
-def filled_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+def filled(hub: Hub) -> Hub:
     """Two commits, each with a probe at the root and one in the folder a/b.
 
     Linear and mlp, then xgboost and cosine.
     """
-    hub = FakeHub(tmp_path, monkeypatch)
     for commit, heads in ((SHA, ("linear", "mlp")), (NEWER, ("xgboost", "cosine"))):
         folder = hub.commit(commit)
         tiny_probe(heads[0]).save_pretrained(folder)
@@ -37,9 +38,9 @@ def filled_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return hub
 
 
-def with_adapter(hub: FakeHub) -> FakeHub:
+def with_adapter(hub: Hub) -> Hub:
     """The same Hub, with an adapter at the root of the older commit."""
-    folder = hub.root / SHA
+    folder = hub.at(SHA)
     make.folder(folder, labelled_adapter(1, kind="weights").state_dict(), r=2, lora_alpha=4)
     return hub
 
@@ -56,6 +57,19 @@ def head_of(probe: Probe) -> str:
         if scores(tiny_probe(head)) == scores(probe)
     ]
     return head
+
+
+def peft_folder(path: Path, seed: int = 1) -> Path:
+    """A tiny adapter in PEFT's format."""
+    tensors = labelled_adapter(seed, kind="weights").state_dict()
+    return make.folder(path, tensors, r=2, lora_alpha=4, base_model_name_or_path=BASE)
+
+
+def refused(reason: str, operation: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+    """The message of an operation that our library has to refuse, and that says this."""
+    with pytest.raises(LoraprobeError, match=reason) as caught:
+        operation(*arguments, **options)
+    return str(caught.value)
 
 
 def norms(adapter: Any) -> list[float]:

@@ -1,4 +1,4 @@
-"""zoo.publish against a loopback Hub.
+"""zoo.publish against the Hub of the tests.
 
 A dry run changes nothing, a push is whole, a second one makes no commit.
 """
@@ -6,28 +6,25 @@ A dry run changes nothing, a push is whole, a second one makes no commit.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pytest
+from huggingface_hub import constants
 
 from loraprobe import Probe
+from loraprobe.errors import LoraprobeError
+from tests.helpers.boxed import invoke
 from tests.helpers.contributed import NAME, ROOT, a_zoo, edit, made
 from tests.helpers.hub import Hub
-from tests.helpers.hub_client import Client
-from tests.helpers.wire import serving
-from zoo.publish import probe_repo
+from zoo.publish import main, probe_repo
 from zoo.records import facts_of, fitted_facts, read_record
-
-# on the loopback interface only: the client knows no other endpoint
-pytestmark = pytest.mark.enable_socket
 
 ALONE, BASE, ADAPTERS, ZOO = (
     *"org/loraprobe-llama-tiny-linear org/llama org/llama-adapters org/zoo".split(),
@@ -35,82 +32,40 @@ ALONE, BASE, ADAPTERS, ZOO = (
 PROBE_FILES = {
     *("config.json", "featurizer.safetensors", "head.safetensors", "README.md", "scores.png")
 }
-# huggingface_hub reads its environment once, and importing everything takes longer than publishing:
-# one process runs several commands.
-RUNNER = """
-import contextlib, io, json, sys
-from zoo.publish import main
-from loraprobe.errors import LoraprobeError
-for line in sys.stdin:
-    printed, sys.argv, code = io.StringIO(), ["zoo.publish", *json.loads(line)], 0
-    with contextlib.redirect_stdout(printed):
-        try:
-            main()
-        except (SystemExit, LoraprobeError) as error:
-            code = str(error)
-    print(json.dumps([code, printed.getvalue()]), flush=True)
-"""
-
-
-class Publisher:
-    """`python -m zoo.publish`, again and again in one process."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        command = [sys.executable, "-c", RUNNER]
-        self._process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self, zoo: Path, *options: str, namespace: str = "org") -> tuple[Any, str]:
-        """Exit code and what is printed."""
-        orders, answers = (
-            cast("IO[str]", self._process.stdin),
-            cast("IO[str]", self._process.stdout),
-        )
-        orders.write(json.dumps(["--zoo", str(zoo), "--namespace", namespace, *options]) + "\n")
-        orders.flush()
-        code, printed = json.loads(answers.readline())
-        return code, printed
-
-    def close(self) -> None:
-        self._process.communicate(timeout=30)
 
 
 class Served(NamedTuple):
     hub: Hub
-    client: Client
-    publish: Publisher
+
+    def publish(self, zoo: Path, *options: str, namespace: str = "org") -> tuple[Any, str]:
+        """Exit code of `python -m zoo.publish`, and what it prints."""
+        printed = io.StringIO()
+        code: Any = 0
+        with redirect_stdout(printed):
+            try:
+                main(["--zoo", str(zoo), "--namespace", namespace, *options])
+            except (SystemExit, LoraprobeError) as error:
+                code = str(error)
+        return code, printed.getvalue()
 
     def heads(self) -> dict[str, str]:
-        """Repository -> the commit it is at; the ones that exist."""
-        found = {repo: self.hub.head(repo) for repo in (ALONE, BASE, ADAPTERS, ZOO)}
-        return {repo: commit for repo, commit in found.items() if commit is not None}
+        """Repository -> the commit it is at."""
+        return {repo: found.refs["main"] for repo, found in self.hub.repositories.items()}
 
     def files(self, repo: str) -> set[str]:
-        return set(self.client("api", "list_repo_files", repo)) - {".gitattributes"}
+        return set(self.hub.files(self.heads()[repo], repo)) - {".gitattributes"}
 
-
-@pytest.fixture(scope="module")
-def wired(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A Hub, and a process that publishes there: starting it takes longer than publishing."""
-    with serving(tmp_path_factory.mktemp("wire")) as (hub, client):
-        publish = Publisher(client.environment)
-        yield Served(hub, client, publish)
-        publish.close()
+    def add(self, repo: str, **texts: bytes) -> None:
+        """A commit of somebody else."""
+        files = {**self.hub.files(self.heads()[repo], repo), **texts}
+        self.hub.grow(self.hub.repositories[repo], "main", files, "theirs")
 
 
 @pytest.fixture
-def served(wired: Served) -> Served:
-    """With nothing on the Hub."""
-    hub = wired.hub
-    for kept in (hub.repositories, hub.contents, hub.faults, hub.log):
-        kept.clear()
-    return wired
+def served(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Served:
+    monkeypatch.setenv("HF_TOKEN", "writes")
+    monkeypatch.chdir(ROOT)
+    return Served(hub)
 
 
 @pytest.fixture
@@ -161,7 +116,7 @@ def test_a_dry_run_a_push_a_second_push_and_a_push_of_a_changed_probe(
     assert served.files(ZOO) == {"README.md", *(f"{NAME}/{name}" for name in PROBE_FILES)}
     assert {"manifest.csv", "initial/adapter_config.json", "README.md"} <= served.files(ADAPTERS)
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= served.files(BASE)
-    assert {entry.status for entry in served.hub.log if entry.path == "/api/validate-yaml"} == {200}
+    assert {entry.status for entry in served.hub.log if entry.route == "validate_yaml"} == {200}
 
     # neither a dry run nor a second push finds anything to do
     for options in ((), ("--push",)):
@@ -182,7 +137,7 @@ def test_a_dry_run_a_push_a_second_push_and_a_push_of_a_changed_probe(
     assert code == 0, printed
     changed = {repo for repo, commit in served.heads().items() if commit != pushed[repo]}
     assert changed == {ALONE, ZOO}
-    counts = {repo: len(served.client("api", "list_repo_commits", repo)) for repo in pushed}
+    counts = {repo: len(served.hub.repositories[repo].titles) for repo in pushed}
     # the first one is the Hub's own
     assert {repo: count - 1 for repo, count in counts.items()} == {
         ALONE: 2,
@@ -196,24 +151,17 @@ def test_what_was_pushed_is_found_by_the_command_line(
     served: Served, zoo: Path, tmp_path: Path
 ) -> None:
     assert served.publish(zoo, "--push", "--private")[0] == 0
-    listed = served.client("cli", "zoo", "list", ZOO, "--json")
-    assert [probe["name"] for probe in json.loads(listed["out"])] == [NAME]
-    pulled = served.client(
-        "cli", "zoo", "pull", NAME, "--repo", ZOO, "--out", str(tmp_path / "pulled")
-    )
-    assert pulled["code"] == 0, pulled["err"]
+    listed = json.loads(invoke("zoo", "list", ZOO, "--json").stdout)
+    assert [probe["name"] for probe in listed] == [NAME]
+    invoke("zoo", "pull", NAME, "--repo", ZOO, "--out", tmp_path / "pulled")
     probe = Probe.from_pretrained(tmp_path / "pulled")
     assert probe.facts == Probe.from_pretrained(zoo / f"probes/{NAME}").facts
     assert (
         f'Probe.from_pretrained("{ZOO}", subfolder="{NAME}")'
         in (tmp_path / "pulled/README.md").read_text()
     )
-    assert all(
-        served.client("api", "model_info", repo)["private"] for repo in (ALONE, ZOO, ADAPTERS, BASE)
-    )
-    index = Path(
-        served.client("download", ZOO, "README.md", cache_dir=tmp_path / "cache")
-    ).read_text()
+    assert all(found.private for found in served.hub.repositories.values())
+    index = (served.hub.at(served.heads()[ZOO], ZOO) / "README.md").read_text()
     assert f"[{NAME}]({NAME}/README.md)" in index
     assert f"[{ALONE}](/{ALONE})" in index
 
@@ -227,10 +175,9 @@ def test_an_interrupted_push_goes_on_and_leaves_strangers_files_alone(
     assert (f"{ALONE}: pushed" in printed, ZOO in served.heads()) == (True, False)
     served.hub.faults.clear()
     before = served.heads()
-    served.client("commit", BASE, {"notes.txt": "somebody else's"})
-    served.client(
-        "commit", ALONE, {"head.json": "of an earlier head", "notes.txt": "somebody else's"}
-    )
+    theirs = {"notes.txt": b"somebody else's"}
+    served.add(BASE, **theirs)
+    served.add(ALONE, **theirs, **{"head.json": b"of an earlier head"})
     code, printed = served.publish(zoo)
     assert "  - head.json" in printed
     code, printed = served.publish(zoo, "--push")
@@ -255,13 +202,10 @@ def test_nothing_is_pushed_that_a_record_does_not_show_or_to_a_place_that_cannot
     assert served.heads() == {}
 
 
-def test_a_dry_run_needs_no_hub(served: Served, zoo: Path) -> None:
-    publish = Publisher(
-        {**served.client.environment, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
-    )
-    code, printed = publish(zoo)
-    assert publish(zoo, "--push")[0].startswith(f"{ALONE}: ")
-    publish.close()
+def test_a_dry_run_needs_no_hub(served: Served, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    code, printed = served.publish(zoo)
+    assert served.publish(zoo, "--push")[0].startswith(f"{ALONE}: ")
     assert code == 0
     assert printed.count("the Hub was not reached") == 1
     assert printed.count("a new repository") == 0

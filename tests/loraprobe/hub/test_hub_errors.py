@@ -1,7 +1,4 @@
-"""What the Hub does not give, and the library's errors: every failure has a name and an advice.
-
-No network here (`fake_hub`); the same against a server is in test_hub_wire.py.
-"""
+"""What the Hub does not give, and the library's errors: every failure has a name and an advice."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ from loraprobe import Probe, load_adapter
 from loraprobe.errors import HubError, ProbeFormatError
 from loraprobe.hub.hub import fetch_adapter, fetch_probe, push_probe
 from loraprobe.hub.names import looks_like_repo_id
-from tests.helpers.fake_hub import REPO, FakeHub, flipped
-from tests.helpers.hub_probes import HEAD, NEWER, SHA, filled_hub
+from tests.helpers.hub import REPO, Hub, flipped
+from tests.helpers.hub_probes import HEAD, NEWER, SHA, filled
 from tests.helpers.probes import tiny_probe
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    return filled_hub(tmp_path, monkeypatch)
+def hub(hub: Hub) -> Hub:
+    return filled(hub)
 
 
 # --- what cannot be had
@@ -42,7 +39,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     ],
 )
 def test_folders_that_leave_the_repository_or_match_others_are_refused_unasked(
-    hub: FakeHub, subfolder: str
+    hub: Hub, subfolder: str
 ) -> None:
     for fetch in (
         fetch_probe,
@@ -55,31 +52,31 @@ def test_folders_that_leave_the_repository_or_match_others_are_refused_unasked(
 
 
 @pytest.mark.parametrize("sha", [None, "main", "abc", "../../etc", SHA.upper()])
-def test_an_answer_that_is_no_commit_is_refused(hub: FakeHub, sha: str | None) -> None:
-    hub.sha = sha
+def test_an_answer_that_is_no_commit_is_refused(hub: Hub, sha: str | None) -> None:
+    hub.faults.add("commit", route="info", value=sha)
     with pytest.raises(HubError, match="40 hexadecimal digits"):
         Probe.from_pretrained(REPO)
     assert hub.fetched == []
 
 
-def test_an_answer_about_another_commit_is_refused(hub: FakeHub) -> None:
-    hub.sha = NEWER
+def test_an_answer_about_another_commit_is_refused(hub: Hub) -> None:
+    hub.faults.add("commit", route="info", value=NEWER)
     with pytest.raises(HubError, match=f"answered for the commit {NEWER}"):
         Probe.from_pretrained(REPO, revision=SHA)
     assert hub.fetched == []
 
 
-def test_a_repository_without_what_is_asked_for_says_where_there_is_some(hub: FakeHub) -> None:
+def test_a_repository_without_what_is_asked_for_says_where_there_is_some(hub: Hub) -> None:
     with pytest.raises(
         HubError, match=r"has none of c/config\.json\. There is one in a/b: pass it as subfolder"
     ):
         Probe.from_pretrained(REPO, subfolder="c")
     with pytest.raises(HubError, match=r"has none of adapter_config\.json\.$"):
         fetch_adapter(REPO)
-    (hub.root / NEWER / "adapter_config.json").write_text("{}")
+    (hub.at(NEWER) / "adapter_config.json").write_text("{}")
     with pytest.raises(HubError, match=r"has none of adapter_model\.safetensors\.$"):
         fetch_adapter(REPO)
-    (hub.root / NEWER / "head.safetensors").unlink()
+    (hub.at(NEWER) / "head.safetensors").unlink()
     with pytest.raises(HubError, match=r"has none of head\.safetensors"):
         Probe.from_pretrained(REPO)
 
@@ -96,15 +93,15 @@ def test_a_repository_without_what_is_asked_for_says_where_there_is_some(hub: Fa
         "x",
     ],
 )
-def test_a_config_of_something_else_is_no_probe(hub: FakeHub, config: str) -> None:
-    (hub.root / NEWER / "config.json").write_text(config)
+def test_a_config_of_something_else_is_no_probe(hub: Hub, config: str) -> None:
+    (hub.at(NEWER) / "config.json").write_text(config)
     with pytest.raises(ProbeFormatError):
         Probe.from_pretrained(REPO)
-    assert [name for _, name, _ in hub.fetched] == ["config.json"]
+    assert hub.fetched == ["config.json"]
 
 
-def test_what_comes_from_the_hub_is_checked_as_any_folder(hub: FakeHub) -> None:
-    head = hub.root / SHA / HEAD
+def test_what_comes_from_the_hub_is_checked_as_any_folder(hub: Hub) -> None:
+    head = hub.at(SHA) / HEAD
     # published like that: the Hub's hashes are right
     head.write_bytes(flipped(head.read_bytes(), -1))
     with pytest.raises(ProbeFormatError, match="sha256"):
@@ -112,7 +109,7 @@ def test_what_comes_from_the_hub_is_checked_as_any_folder(hub: FakeHub) -> None:
 
 
 def test_that_no_local_folder_has_the_name_is_said_too(
-    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     hub.error = ConnectionError("no network")
@@ -138,7 +135,7 @@ BAD_IDS = [
 
 
 @pytest.mark.parametrize("text", [*BAD_IDS, "a/" + "b" * 97])
-def test_other_texts_are_paths_and_nothing_is_pushed_there(hub: FakeHub, text: str) -> None:
+def test_other_texts_are_paths_and_nothing_is_pushed_there(hub: Hub, text: str) -> None:
     assert not looks_like_repo_id(text)
     with pytest.raises(ProbeFormatError):
         Probe.from_pretrained(text)
@@ -148,7 +145,7 @@ def test_other_texts_are_paths_and_nothing_is_pushed_there(hub: FakeHub, text: s
 
 
 def test_a_local_folder_wins_over_a_repository_of_that_name(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tiny_probe("linear").save_pretrained(tmp_path / "org" / "name")
@@ -182,7 +179,7 @@ def test_a_local_folder_wins_over_a_repository_of_that_name(
     ],
 )
 def test_every_error_of_the_library_becomes_a_hub_error_with_advice(
-    hub: FakeHub, error: str, advice: str, revision: str
+    hub: Hub, error: str, advice: str, revision: str
 ) -> None:
     kind = getattr(hub_errors_of_library, error)
     # some cannot be made without a response; all of them can be without a message
@@ -211,7 +208,7 @@ def test_every_error_of_the_library_becomes_a_hub_error_with_advice(
     ],
 )
 def test_every_status_has_its_advice_and_the_servers_words(
-    hub: FakeHub, status: int, advice: str
+    hub: Hub, status: int, advice: str
 ) -> None:
     kind = hub_errors_of_library.HfHubHTTPError
     hub.error = kind.__new__(kind, f"{status} Error\n<html>")
@@ -236,15 +233,13 @@ def test_every_status_has_its_advice_and_the_servers_words(
         KeyError("sha"),
     ],
 )
-def test_errors_of_the_system_and_answers_of_another_form_too(
-    hub: FakeHub, error: Exception
-) -> None:
+def test_errors_of_the_system_and_answers_of_another_form_too(hub: Hub, error: Exception) -> None:
     hub.error = error
     with pytest.raises(HubError, match=re.escape(type(error).__name__)):
         Probe.from_pretrained(REPO)
 
 
-def test_what_the_library_wraps_is_named_for_what_it_is(hub: FakeHub) -> None:
+def test_what_the_library_wraps_is_named_for_what_it_is(hub: Hub) -> None:
     gated = hub_errors_of_library.GatedRepoError
     hub.error = ValueError("Force download failed due to the above error.")
     hub.error.__cause__ = gated.__new__(gated)

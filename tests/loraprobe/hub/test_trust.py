@@ -16,8 +16,8 @@ from loraprobe.hub import own
 from loraprobe.scan.policy import Policy
 from loraprobe.scan.scan import Scanner
 from loraprobe.trust import CONFIG_VARIABLE, check_trusted, checked_list, users_list
-from tests.helpers.fake_hub import REPO, FakeHub
-from tests.helpers.hub_probes import SHA, filled_hub
+from tests.helpers.hub import REPO, Hub
+from tests.helpers.hub_probes import SHA, filled
 from tests.helpers.probes import tiny_probe, training_data
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,8 +25,8 @@ DIGEST = "a" * 64
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    return filled_hub(tmp_path, monkeypatch)
+def hub(hub: Hub) -> Hub:
+    return filled(hub)
 
 
 def with_list(monkeypatch: pytest.MonkeyPatch, path: Path, text: str) -> None:
@@ -85,7 +85,7 @@ def test_a_list_that_cannot_be_understood_lets_nothing_in(
 
 
 def test_without_a_list_everything_is_loaded_and_with_one_only_what_is_on_it(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
@@ -212,7 +212,7 @@ def test_a_signature_is_of_one_key_and_of_every_file_that_is_scored_with(tmp_pat
         sign_folder(folder, public)
 
 
-def test_a_signed_probe_is_pulled_by_key(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_signed_probe_is_pulled_by_key(hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("model_signing")
     from loraprobe.hub.hub import pull_probe
     from loraprobe.hub.signing import sign_folder
@@ -221,7 +221,7 @@ def test_a_signed_probe_is_pulled_by_key(hub: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(LoraprobeError, match=r"model\.sig"):
         pull_probe(REPO, tmp_path / "out", revision=SHA, key=public)
     assert not (tmp_path / "out").exists()
-    sign_folder(hub.root / SHA, private)
+    sign_folder(hub.at(SHA), private)
     assert pull_probe(REPO, tmp_path / "out", revision=SHA, key=public) == SHA
     assert (tmp_path / "out/model.sig").is_file()
 
