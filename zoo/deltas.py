@@ -30,11 +30,7 @@ from loraprobe.errors import DataError
 from .client_design import ZOO_DESIGN, Client, Design
 from .sources import Source
 
-INITIAL, MADE_FROM, SECONDS = (
-    "initial.pt",
-    "made_from.json",
-    "seconds.txt",
-)  # the last: of every client's training, a line each
+INITIAL, MADE_FROM = "initial.pt", "made_from.json"
 _FIRST_ESTIMATE = 5  # clients, after which it is said how long the others will take
 
 
@@ -247,8 +243,6 @@ def train_clients(
         kept = np.stack(rows if design.all_steps else rows[-1:])
         _write(path, partial(np.save, arr=kept))
         spent.append(time.monotonic() - began)
-        with (out / SECONDS).open("a") as file:
-            file.write(f"{spent[-1]:.3f}\n")
         if len(spent) == _FIRST_ESTIMATE or len(spent) % 25 == 0:
             each, left = sum(spent) / len(spent), len(clients) - len(spent)
             print(
@@ -300,7 +294,7 @@ def read_deltas(
     except OSError as error:
         raise DataError(
             f"{error}; expected the deltas of {len(clients)} clients in {out}. Run what trains them"
-            " (make zoo, or zoo.contribute)"
+            " (make zoo)"
         ) from None
     return DeltaSet(
         tuple(clients),

@@ -158,7 +158,7 @@ def facts_of(record: Mapping[str, Any]) -> Record:
         **record["about"],
         "known_failures": _failures(record),
         "data": [
-            {"name": name, "role": role, "licence": data["licences"][name], **_hub_id(data, name)}
+            {"name": name, "role": role, "licence": data["licences"][name]}
             for role, names in data["sources"].items()
             for name in names
         ],
@@ -170,11 +170,6 @@ def facts_of(record: Mapping[str, Any]) -> Record:
         ),
         "score_distribution": record["score_distribution"],
     }
-
-
-def _hub_id(data: Mapping[str, Any], name: str) -> Record:
-    found = data.get("hub_ids", {}).get(name)
-    return {"hub_id": found} if found else {}
 
 
 def _metrics(record: Mapping[str, Any]) -> list[Record]:

@@ -41,7 +41,7 @@ def main() -> None:
 
 def pages(zoo: Path) -> dict[Path, tuple[str, ...]]:
     """Page -> the tables in it."""
-    own = ("probes", "held_out", "sources", "errors", "contributed", "cost", "base", "data")
+    own = ("probes", "held_out", "sources", "errors", "base", "data")
     return {zoo.parent / "docs" / "results.md": ("probes",), zoo / "README.md": own}
 
 
@@ -59,9 +59,7 @@ def rendered(page: Path, zoo: Path = ZOO) -> str:
     tables = {
         "base": base_table(facts),
         "data": data_table(),
-        "contributed": contributed_table(records),
     }
-    tables["cost"] = cost_table(json.loads((zoo / "cost.json").read_text()))
     tables |= {
         "probes": probes_table(own),
         "held_out": held_out_table(own),
@@ -172,36 +170,6 @@ def errors_table(records: Records) -> str:
         " kind was left out of training and of the threshold's fit. The budget was 1 % (the paper's"
         " recipe: a fixed 0.8). mlp and xgboost: only the ranking was measured in these cells."
     )
-
-
-def contributed_table(records: Records) -> str:
-    """Probes of other base models, with unseen sources first."""
-    if not records:
-        return "None yet."
-    lines = [
-        "probe | base model | unseen sources: AUROC, mean / worst cell by poison share"
-        " | in distribution [95 %] | held-out clients [95 %] | clients"
-    ]
-    for name, record in records.items():
-        lines.append(
-            f"{name} | {record['base_model']} | {unseen_summary(record)}"
-            f" | {area(record['replicates'][0]['in_distribution'])}"
-            f" | {area(record['held_out_clients'])} | {sum(record['data']['clients'].values())}"
-        )
-    return _table(lines)
-
-
-def cost_table(cost: dict[str, float]) -> str:
-    """What a contribution took, by the cost.json that zoo.contribute wrote."""
-    machine = f"{cost['workers']} process on a machine of {cost['cores']} cores"
-    rows = [f"{machine} | count | each | in all"]
-    for name, what in (
-        ("trainings", "client trainings"),
-        ("fits", "fits of a head, for the studies"),
-    ):
-        count, seconds = cost[name], cost[f"seconds_of_{name}"]
-        rows.append(f"{what} | {count:.0f} | {seconds / count:.2g} s | {seconds:.0f} s")
-    return _table(rows)
 
 
 def unseen_summary(record: Record) -> str:

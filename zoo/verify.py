@@ -3,8 +3,6 @@
     python -m zoo.verify                                  # seconds, from a fresh clone
     python -m zoo.verify --studies [--only linear paper]  # minutes to an hour; needs what `make
     zoo` kept
-    python -m zoo.verify --contribution DIR [--studies]   # of what zoo.contribute wrote, before it
-    is in the zoo
 
 Without --studies: every probe loads, its recipe, head, threshold, metrics and facts are those of
 its record, its card is what these facts give, the held-out clients are scored again, and the pages'
@@ -29,7 +27,6 @@ from fedloop.errors import FedloopError
 from loraprobe.errors import DataError, LoraprobeError, MissingExtra
 from loraprobe.hub.card import CARD_NAME, card_files
 from loraprobe.hub.card_figure import FIGURE_NAME, can_draw
-from loraprobe.hub.errors import hub_errors
 from loraprobe.hub.format import PROBE_FILES
 from loraprobe.probe import Probe
 
@@ -62,7 +59,7 @@ class Shown:
 def main() -> None:
     """Verify everything that was asked for; exit code 1 if anything differs."""
     options = _options()
-    shown = contribution(options.contribution) if options.contribution else zoo_probes(ZOO)
+    shown = zoo_probes(ZOO)
     names = {one.name for one in shown} | {baseline.name for baseline in BASELINES}
     if unknown := sorted(set(options.only or ()) - names):
         sys.exit(f"got --only {' '.join(unknown)}; expected some of {', '.join(sorted(names))}")
@@ -70,8 +67,7 @@ def main() -> None:
     for one in shown:
         if not options.only or one.name in options.only:
             verify_probe(one, comparison)
-    if not options.contribution:
-        verify_pages(ZOO, comparison)
+    verify_pages(ZOO, comparison)
     print(
         f"probes, records and pages: {comparison.outcome()}; {time.monotonic() - began:.0f} s",
         flush=True,
@@ -94,16 +90,10 @@ def _options() -> argparse.Namespace:
         help="these probes; with --studies also baselines (norm_only, a_only, cosine)",
     )
     parser.add_argument(
-        "--contribution",
-        type=Path,
-        metavar="DIR",
-        help="what zoo.contribute wrote there, instead of the zoo",
-    )
-    parser.add_argument(
         "--studies", action="store_true", help="also fit and study again, from kept deltas"
     )
     parser.add_argument(
-        "--work", type=Path, help=f"where they are kept [default: {WORK}, or DIR/work]"
+        "--work", type=Path, default=WORK, help=f"where they are kept [default: {WORK}]"
     )
     parser.add_argument(
         "--tolerance",
@@ -122,9 +112,7 @@ def _options() -> argparse.Namespace:
             " busy machine, but rounds otherwise"
         ),
     )
-    options = parser.parse_args()
-    options.work = options.work or (options.contribution / "work" if options.contribution else WORK)
-    return options
+    return parser.parse_args()
 
 
 def zoo_probes(zoo: Path) -> list[Shown]:
@@ -142,36 +130,16 @@ def zoo_probes(zoo: Path) -> list[Shown]:
     ]
 
 
-def contribution(folder: Path) -> list[Shown]:
-    """What zoo.contribute wrote."""
-    path = folder / "record.json"
-    return [Shown(str(read_record(path).get("probe")), folder / "probe", path, folder)]
-
-
 def adapters_of(shown: Shown, record: Record) -> Path:
     """The folder of the held-out adapters.
 
-    Those on the Hub are fetched, at the commit that the record names.
-
     Raises:
         DataError: the record names a place outside of the zoo.
-        HubError: the Hub does not give them.
     """
     place = str(record["adapters"])
-    if (
-        shown.record.name == "record.json"
-    ):  # a contribution: they are beside it, wherever they will be
-        return shown.root / "adapters"
-    if place.startswith("hub:"):
-        from huggingface_hub import snapshot_download
-
-        repo_id, _, commit = place.removeprefix("hub:").partition("@")
-        with hub_errors(place):
-            return Path(snapshot_download(repo_id, revision=commit))
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", place):
         raise DataError(
-            f"{shown.record} names the adapters {place!r}; expected a folder of the zoo, or"
-            " hub:org/name@commit"
+            f"{shown.record} names the adapters {place!r}; expected a folder of the zoo"
         )
     return shown.root / place
 

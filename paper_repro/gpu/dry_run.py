@@ -7,8 +7,8 @@ Real code and settings, random two-layer models, a few examples.
     python -m paper_repro.gpu.dry_run qwen2.5-7b-june shadow Krum       # one setting, these rows
 
 Of every setting and row: its file is read as for a GPU; the real filters go through rows of the
-published schemas; a base of the same architecture and tokenizer habits is made; zoo.contribute
-trains labelled clients on it and fits the row's probe; the federation runs with that level, is
+published schemas; a base of the same architecture and tokenizer habits is made; labelled clients
+are trained on it and the row's probe fitted; the federation runs with that level, is
 stopped and resumed, and has to end bit for bit where an uninterrupted one does; its answers go
 through Rule, a judge, a reward model and MT-Bench's export. What is smaller: layers, widths,
 rounds, clients beyond ten, examples, tokens. What is not met: 8-bit and bfloat16 weights, the real
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedloop.client.training import LoRASettings, quiet
+from fedloop.client.training import LocalTraining, LoRASettings, quiet
 from fedloop.config import Config
 from fedloop.defense.levels import LOCAL_STEPS, SHADOW_GRADIENT, SHADOW_STEPS
 from fedloop.defense.types import RoundRecord
@@ -44,39 +44,28 @@ from fedloop.run.simulate import resume, simulate
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.errors import LoraprobeError
 from zoo.client_design import ZOO_DESIGN
-from zoo.contribute_options import asked
 from zoo.deltas import read_initial
 
 from ..grid.cells import NO_ATTACK
 from .models import save_base, save_judge, save_reward_model
 from .rows import write_goals, write_malicious_gen, write_questions, write_sources
 from .run import Smaller, mt_bench, prepare
-from .settings import ROWS, SETTINGS, Choice, Inputs, contribution, read_setting
+from .settings import ROWS, SETTINGS, Choice, Inputs, read_setting
 
 ROUNDS, CLIENTS, EXAMPLES, GOALS = 2, 10, 6, 5
 # Every kind of evidence, both probes, and one rule.
 FEW = (NO_ATTACK, "Krum", "step", "client", "evidence", "cumulative", "shadow, cheap")
-CONTRIBUTION = (
-    "--clients",
-    "3",
-    "--cell-clients",
-    "1",
-    "--hard-cell-clients",
-    "1",
-    "--held-out",
-    "1",
-    "--shares",
-    "1",
-    "0.5",
-    "--steps",
-    "2",
-    "--batch-size",
-    "2",
-    "--dtype",
-    "float32",
-    "--quantization",
-    "none",
-)
+PROBE: dict[str, Any] = {
+    "design": {
+        "per_source": 3,
+        "per_cell": 1,
+        "per_hard_cell": 1,
+        "shares": (1.0, 0.5),
+        "training": LocalTraining(5e-5, 2, 2, 256),
+    },
+    "base": {"dtype": "float32", "quantization": "none"},
+    "held_out": 1,
+}
 
 
 class DryRunError(FedloopError):
@@ -127,9 +116,6 @@ def rehearse(choice: Choice, folder: Path) -> RunResult:
     """
     config, inputs = prepared(choice, folder)
     if choice.probe_kind:
-        asked(
-            contribution(choice, replace(inputs, base=None, revision="0" * 40)), None
-        )  # the real command: refused before anything is trained
         _same_start(config, inputs)
     for run in (config, _elsewhere(config)):
         shutil.rmtree(str(run.output.folder), ignore_errors=True)
@@ -155,10 +141,10 @@ def rehearse(choice: Choice, folder: Path) -> RunResult:
 def prepared(choice: Choice, folder: Path) -> tuple[Config, Inputs]:
     """The smaller experiment, with its data and probe, and what they were made from."""
     inputs = ready(choice, folder)
-    smaller = Smaller(smaller_experiment(choice, folder), _contribution(choice), GOALS)
+    smaller = Smaller(smaller_experiment(choice, folder), _probe(choice), GOALS)
     with redirect_stdout(
         io.StringIO()
-    ):  # what zoo.contribute measures on random weights would be read as a result
+    ):  # what a probe measures on random weights would be read as a result
         return prepare(choice, inputs, folder / "harmful_behaviors.csv", smaller), inputs
 
 
@@ -207,12 +193,9 @@ def smaller_experiment(choice: Choice, folder: Path) -> dict[str, Any]:
     }
 
 
-def _contribution(choice: Choice) -> tuple[str, ...]:
-    return (
-        (*CONTRIBUTION, "--threshold", "fpr:0.25")
-        if choice.probe_kind == "linear"
-        else CONTRIBUTION
-    )
+def _probe(choice: Choice) -> dict[str, Any]:
+    entry = {"threshold": "fpr:0.25"} if choice.probe_kind == "linear" else {}
+    return {**PROBE, "entry": entry}
 
 
 def _same_start(config: Config, inputs: Inputs) -> None:

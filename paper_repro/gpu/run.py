@@ -5,15 +5,14 @@ One command, which goes on after a kill.
     python -m paper_repro.gpu.run llama-3.1-8b-april cumulative --advbench harmful_behaviors.csv
     --malicious-gen maliciousQA.json python -m paper_repro.gpu.run qwen2.5-7b-june shadow --benign
     wildchat --malicious maliciousgen ...
-    python -m paper_repro.gpu.run fedllm-attack FedAvg --show           # the experiment and the
-    probe's command; nothing is run
+    python -m paper_repro.gpu.run fedllm-attack FedAvg --show           # nothing is run
     python -m paper_repro.gpu.dry_run                                   # the same path without a
     GPU or the Hub, on random models
 
 SETTING is a file of configs/, ROW a row of the tables: "no attack", "FedAvg", a level ("step",
 "client", "shadow", "evidence", "cumulative", "shadow, cheap", "evidence, cheap") or a rule. There
-is no published probe for these bases, so a row with a level first makes one with zoo.contribute, in
-OUT/probe-paper or OUT/probe-linear; other rows of the setting use it again.
+is no published probe for these bases, so a row with a level first makes one (`.probes`),
+in OUT/probe-paper or OUT/probe-linear; other rows of the setting use it again.
 
 It needs pip install -e '.[fed,cli,figures,gpu]', one GPU, and a Hub token that may read the gated
 base and datasets. AdvBench is data/advbench/harmful_behaviors.csv of
@@ -26,7 +25,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,10 +39,10 @@ from fedloop.errors import ConfigError, FedloopError
 from fedloop.run.run import Watch
 from fedloop.run.simulate import simulate
 from loraprobe.errors import DataError, LoraprobeError, MissingExtra
-from zoo import contribute
 from zoo.deltas import duration
 
 from ..grid.cells import NO_ATTACK
+from .probes import fit_row
 from .settings import (
     BENIGN,
     MALICIOUS,
@@ -52,7 +50,6 @@ from .settings import (
     SETTINGS,
     Choice,
     Inputs,
-    contribution,
     experiment,
     read_setting,
     tables,
@@ -67,12 +64,12 @@ class Smaller:
 
     Attributes:
         experiment: tables to merge over the experiment's.
-        contribution: more arguments for zoo.contribute; the last one of a name counts.
+        probe: what `fit_row` has less of.
         goals: how many prompts there are.
     """
 
     experiment: Mapping[str, Any] = field(default_factory=dict)
-    contribution: tuple[str, ...] = ()
+    probe: Mapping[str, Any] = field(default_factory=dict)
     goals: int = GOALS
 
 
@@ -166,9 +163,7 @@ def parser() -> argparse.ArgumentParser:
         help="FastChat's question.jsonl: also write the first-turn answers for its GPT-4 judge",
     )
     add("--out", type=Path, help="a folder for this setting [default: out/gpu/SETTING]")
-    add(
-        "--show", action="store_true", help="print the experiment and the probe's command, and stop"
-    )
+    add("--show", action="store_true", help="print the experiment, and stop")
     return made
 
 
@@ -179,8 +174,6 @@ def show(choice: Choice, inputs: Inputs) -> None:
         revision=inputs.revision or "COMMIT",
         malicious_gen=inputs.malicious_gen or Path("maliciousQA.json"),
     )
-    if choice.probe_kind:
-        print(f"python -m zoo.contribute {shlex.join(contribution(choice, shown))}\n")
     print(json.dumps(tables(choice, shown), indent=1))
 
 
@@ -218,8 +211,7 @@ def prepare(
     kind = choice.probe_kind
     if kind and not (Path(str(config.defense.probe)) / "config.json").is_file():
         say(f"making the {kind} probe of {choice.setting}")
-        share_work(inputs.out, f"probe-{kind}")
-        contribute.main([*contribution(choice, inputs), *smaller.contribution])
+        fit_row(choice, inputs, smaller.probe)
     return shared_out(config, say)
 
 
@@ -245,18 +237,6 @@ def write_goals(source: Path, target: Path, expected: int) -> None:
     target.write_text(
         "".join(json.dumps({"prompt": goal}) + "\n" for goal in goals), encoding="utf-8"
     )
-
-
-def share_work(out: Path, probe: str) -> None:
-    """Let both kinds of probe learn from the same trained clients.
-
-    Their working folders are one.
-    """
-    (out / "work").mkdir(parents=True, exist_ok=True)
-    link = out / probe / "work"
-    link.parent.mkdir(exist_ok=True)
-    if not link.is_symlink():
-        link.symlink_to(Path("..") / "work", target_is_directory=True)
 
 
 def shared_out(config: Config, say: Callable[[str], None] = print) -> Config:

@@ -33,8 +33,6 @@ ROWS = {name: row for name, row in grid.ROWS.items() if "probe" not in row}
 MALICIOUS = {"beavertails": "hub:PKU-Alignment/BeaverTails", "maliciousgen": None}
 HARD_NEGATIVE = {"beavertails_safe": "hub:PKU-Alignment/BeaverTails#safe"}
 PAPERS_LEVELS = ("step", "client", "shadow", "evidence")
-# Of the federation's first rate: the zoo's range about its own, so that a probe does not learn it.
-PROBE_LR = (0.5, 1.6)
 
 
 @dataclass(frozen=True)
@@ -194,52 +192,6 @@ def tables(choice: Choice, inputs: Inputs) -> dict[str, Any]:
     values["evaluation"]["harmful"] = str(inputs.advbench.resolve())
     values["output"] = {"folder": str((inputs.out / "runs" / choice.name).resolve())}
     return {**values, **_defended(choice, inputs, clients)}
-
-
-def contribution(choice: Choice, inputs: Inputs) -> list[str]:
-    """The arguments of `python -m zoo.contribute` that make the row's probe on the setting's base.
-
-    Labelled deltas, studies, probe.
-
-    The clients that it learns from start at the federation's own initial LoRA, take as many local
-    steps, and hold every source of BENIGN, MALICIOUS and HARD_NEGATIVE.
-
-    Raises:
-        ConfigError: the row reads no probe, or a source is missing.
-    """
-    kind = choice.probe_kind
-    if kind is None:
-        raise ConfigError(
-            f"got the row {choice.row!r}, which reads no probe; expected a row with a level"
-        )
-    values = read_setting(choice.setting)
-    base, lora, training = values["model"]["base"], values["lora"], values["training"]
-    options: dict[str, list[Any]] = {
-        "base": [inputs.base or base],
-        "revision": [inputs.revision] if inputs.base is None else [],
-        "base-name": [base],
-        "dtype": [values["model"]["dtype"]],
-        "quantization": [values["model"]["quantization"]],
-        "benign": [f"{name}={inputs.source(name)}" for name in BENIGN],
-        "malicious": [f"{name}={inputs.source(name)}" for name in MALICIOUS],
-        "hard-negative": [f"{name}={inputs.source(name)}" for name in HARD_NEGATIVE],
-        "kind": [kind],
-        "name": [f"{choice.setting}-{kind}"],
-        "out": [inputs.out / f"probe-{kind}"],
-        "seeds": [lora["seed"]],
-        "r": [lora["r"]],
-        "alpha": [lora["alpha"]],
-        "dropout": [lora["dropout"]],
-        "steps": [training["steps"]],
-        "batch-size": [training["batch_size"]],
-        "max-length": [training["max_length"]],
-        "lr": [f"{training['lr'] * part:g}" for part in PROBE_LR],
-    }
-    if kind == "linear":
-        options["threshold"] = [
-            "fpr:0.05"
-        ]  # the zoo's 1 % needs 99 benign clients in every cell that leaves a benign source out
-    return [str(word) for name, words in options.items() if words for word in (f"--{name}", *words)]
 
 
 def _defended(choice: Choice, inputs: Inputs, clients: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from loraprobe.errors import DataError
 from paper_repro.gpu import dry_run
 from paper_repro.gpu import run as gpu
 from paper_repro.gpu.models import SHAPES, byte_tokenizer, save_base
+from paper_repro.gpu.probes import base_of, design_of, entry_of, fit_row
 from paper_repro.gpu.rows import write_goals, write_malicious_gen, write_questions, write_sources
 from paper_repro.gpu.settings import (
     BENIGN,
@@ -40,12 +41,10 @@ from paper_repro.gpu.settings import (
     SETTINGS,
     Choice,
     Inputs,
-    contribution,
     experiment,
     read_setting,
 )
 from paper_repro.grid.cells import NO_ATTACK
-from zoo.contribute_options import asked
 
 COMMIT = "0" * 40
 # What the scripts set (METHOD of the project, 5): base; r, alpha; rounds, steps; clients, sampled,
@@ -184,15 +183,13 @@ def test_a_cell_is_chosen_on_the_command_line(
             "--show",
         ]
     )
-    command, _, text = capsys.readouterr().out.partition("\n\n")
-    shown = json.loads(text)
+    shown = json.loads(capsys.readouterr().out)
     assert (shown["clients"]["benign"], shown["clients"]["malicious_source"]) == (
         ["hub:allenai/WildChat"],
         gen,
     )
     assert (shown["clients"]["malicious"], shown["clients"]["poison_share"]) == (4, 0.25)
     assert shown["output"]["folder"].endswith("/runs/shadow-wildchat-maliciousgen-4-0.25-linear")
-    assert command.startswith("python -m zoo.contribute --base Qwen/Qwen2.5-7B-Instruct")
     assert not (brought.out / "o").exists()
 
 
@@ -209,41 +206,31 @@ def test_a_choice_that_is_none_is_answered_with_those_there_are(wrong: dict[str,
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("row", LEVELS)
-def test_the_probe_of_a_row_is_made_by_a_command_that_can_work(
+def test_the_probe_of_a_row_is_of_the_federations_base_and_start(
     setting: str, row: str, brought: Inputs
 ) -> None:
     choice = Choice(setting, row)
-    # refuses designs that leave too few clients for what is measured
-    wanted = asked(contribution(choice, brought), None)
     config = experiment(choice, brought)
-    assert (wanted.base.path, wanted.base.name, wanted.base.revision) == (
-        config.model.base,
-        config.model.name,
-        COMMIT,
+    base, design = base_of(choice, brought), design_of(setting)
+    model, lora = config.model, config.lora
+    assert (base.path, base.name, base.revision) == (model.base, model.name, COMMIT)
+    assert (base.dtype, base.quantization) == (model.dtype, model.quantization)
+    assert design.lora == LoRASettings(lora.r, lora.alpha, lora.dropout, ("q_proj", "v_proj"))
+    assert design.training.steps == config.training.steps
+    assert design.lr_range[0] < config.training.lr < design.lr_range[1]
+    assert (
+        Path(str(config.defense.probe)).parent
+        == (brought.out / f"probe-{choice.probe_kind}").resolve()
     )
-    assert (wanted.base.dtype, wanted.base.quantization) == (
-        config.model.dtype,
-        config.model.quantization,
-    )
-    assert wanted.design.lora == LoRASettings(
-        config.lora.r, config.lora.alpha, config.lora.dropout, ("q_proj", "v_proj")
-    )
-    assert (wanted.seeds[0], wanted.design.training.steps) == (
-        config.lora.seed,
-        config.training.steps,
-    )
-    assert wanted.design.lr_range[0] < config.training.lr < wanted.design.lr_range[1]
-    assert Path(str(config.defense.probe)) == (wanted.out / "probe").resolve()
-    assert wanted.entry.recipe.layers == (
-        "first" if row in ("step", "client", "shadow", "evidence") else "all"
-    )
+    papers = row in ("step", "client", "shadow", "evidence")
+    assert entry_of(choice).recipe.layers == ("first" if papers else "all")
 
 
 def test_a_probe_needs_a_second_malicious_source(brought: Inputs) -> None:
     with pytest.raises(ConfigError, match=r"--malicious-gen.*two malicious sources"):
-        contribution(Choice("llama-3.1-8b-april", "step"), replace(brought, malicious_gen=None))
+        fit_row(Choice("llama-3.1-8b-april", "step"), replace(brought, malicious_gen=None), {})
     with pytest.raises(ConfigError, match="reads no probe"):
-        contribution(Choice("llama-3.1-8b-april", "FedAvg"), brought)
+        entry_of(Choice("llama-3.1-8b-april", "FedAvg"))
 
 
 # --- the whole path

@@ -21,8 +21,8 @@ from huggingface_hub import constants
 from loraprobe import Probe
 from loraprobe.errors import LoraprobeError
 from tests.helpers.boxed import invoke
-from tests.helpers.contributed import NAME, ROOT, a_zoo, edit, made
 from tests.helpers.hub import Hub
+from tests.helpers.small_zoo import NAME, ROOT, a_zoo, base, edit
 from zoo.publish import main, probe_repo
 from zoo.records import facts_of, fitted_facts, read_record
 
@@ -72,9 +72,7 @@ def served(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Served:
 def zoo(tmp_path: Path) -> Path:
     """A zoo of one probe that was fitted on updates of the zoo's own base model."""
     zoo = a_zoo(tmp_path / "zoo")
-    (zoo / f"contributed/{NAME}").rename(zoo / "adapters")
-    edit(zoo / f"records/{NAME}.json", "adapters", value="adapters")
-    shutil.copytree(made().parent / "base", zoo / "base")
+    shutil.copytree(base(), zoo / "base")
     shutil.copy(ROOT / "zoo/base/facts.json", zoo / "base")
     return zoo
 
