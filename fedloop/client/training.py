@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..config import TrainingConfig
+    from ..sections import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from loraprobe.adapters.layout import Layout
 from loraprobe.adapters.pair import Factor
 
 from ..client.training import LocalTraining
-from ..config import Config, LoRAConfig, ModelConfig
+from ..config import Config
 from ..defense.levels import LOCAL_STEPS, SHADOW_GRADIENT, SHADOW_STEPS
 from ..errors import MessageError
 from ..run.global_lora import GlobalLoRA
+from ..sections import LoRAConfig, ModelConfig
 
 _SHADOWS = (SHADOW_STEPS, SHADOW_GRADIENT)
 

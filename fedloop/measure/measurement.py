@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..config import EvaluationConfig
 from ..data.corpora import load_corpus, load_prompts
 from ..data.examples import Example
+from ..sections import EvaluationConfig
 from .judges import MDJudge, RewardModel
 from .refusal import answers, refuses_by_rule, refuses_strictly
 from .utility import utility

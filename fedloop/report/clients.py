@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ..defense.explain import explanation, rejected
-from .figures import ROLE_COLOURS, ROLE_WORDS
+from .drawing import ROLE_COLOURS, ROLE_WORDS
 from .html import cut, number, paragraph, percent, table
 from .run import ReportedRun, fits, is_refused, last_of, mean_of
 

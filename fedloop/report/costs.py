@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..defense.types import RoundRecord
-from .figures import Panel, clients_over_rounds, seconds_by_round
+from .drawing import Panel
+from .figures import clients_over_rounds, seconds_by_round
 from .html import figure, paragraph, percent, table
 from .run import ReportedRun, mean_of, shaded
 

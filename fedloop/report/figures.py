@@ -1,109 +1,29 @@
-"""The figures of a run's report: plain numbers in, the text of one SVG element out.
-
-Drawn without pyplot, so nothing global stays set. Text stays text in the SVG (the page chooses the
-font), escaped by the writer; `label` makes it harmless to the layout, too. Equal input gives equal
-output, whatever the reader's matplotlibrc says.
-"""
+"""The figures of a run's report: plain numbers in, the text of one SVG element out."""
 
 from __future__ import annotations
 
-import html
-import io
-import re
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.colours import BENIGN_COLOURS, HARD_COLOURS, MALICIOUS_COLOURS
-
-from ..errors import MissingExtra
+from .drawing import (
+    MARKED,
+    OTHER_COLOURS,
+    PHASE_COLOURS,
+    Panel,
+    Series,
+    client_styles,
+    dress,
+    figure_legend,
+    label,
+    longest,
+    role_legend,
+    svg,
+    written,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-ROLES = ("benign", "hard_negative", "malicious", "unknown")
-ROLE_WORDS = {
-    "benign": "benign",
-    "hard_negative": "hard negative",
-    "malicious": "malicious",
-    "unknown": "role unknown",
-}
-ROLE_COLOURS = {
-    "benign": BENIGN_COLOURS,
-    "hard_negative": HARD_COLOURS,
-    "malicious": MALICIOUS_COLOURS,
-    "unknown": ("#7b3294",),
-}
-PHASE_COLOURS = {
-    "train": "#9ecae1",
-    "evidence": "#f16913",
-    "assess": "#b30000",
-    "aggregate": "#595959",
-    "evaluate": "#d9d9d9",
-}
-WIDTH = 7.6  # inches, of every figure
-NAMED = 16  # more clients than this and a legend of all would be longer than the figure is high
-MARKED = 40  # more rounds than this stand too close for large markers and for gaps between bars
-
-_LINES: dict[str, Any] = {"benign": "-", "hard_negative": "--", "malicious": "-.", "unknown": ":"}
-_MARKERS = {"benign": "o", "hard_negative": "s", "malicious": "X", "unknown": "D"}
-_OTHER_COLOURS = ("#7b3294", "#c2a5cf", "#1b7837", "#a6dba0")
-_STYLE: dict[Any, Any] = {
-    "font.size": 8.0,
-    "axes.titlesize": 8.5,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#e8e8e8",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "svg.fonttype": "none",
-}
-
-Series = Mapping[str, Sequence[float]]
-"""Name -> one value a round, NaN where there is none."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One of several axes side by side.
-
-    Attributes:
-        series: client -> one value a round.
-        limits: of the vertical axis; None to fit the values.
-        cut: a line to compare the values with, one value a round, and what it is called.
-    """
-
-    title: str
-    unit: str
-    series: Series
-    limits: tuple[float, float] | None = None
-    cut: tuple[Sequence[float], str] | None = None
-
-
-def plain(text: str) -> str:
-    """The text with every control, formatting, unassigned or surrogate character as U+FFFD, so
-    that it can be written and reorders nothing.
-    """
-    return "".join(
-        "\ufffd" if unicodedata.category(char).startswith("C") else char for char in text
-    )
-
-
-def label(text: str, length: int = 24) -> str:
-    """The text for a figure.
-
-    At most this long, without characters that the fonts of a figure lack.
-    """
-    text = plain(text).encode("latin-1", "replace").decode("latin-1")
-    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def clients_over_rounds(
@@ -124,17 +44,17 @@ def clients_over_rounds(
 
     def draw(figure: Figure, axes: Sequence[Axes]) -> None:
         for ax, panel in zip(axes, panels, strict=True):
-            for client, style in _client_styles(roles).items():
+            for client, style in client_styles(roles).items():
                 values = panel.series.get(client, ())
                 ax.plot(range(1, len(values) + 1), values, **style)
             if panel.cut is not None:
                 _draw_cut(ax, *panel.cut)
-            _dress(ax, panel.title, panel.unit, 1, _longest(panel.series), skipped)
+            dress(ax, panel.title, panel.unit, 1, longest(panel.series), skipped)
             if panel.limits is not None:
                 ax.set_ylim(*panel.limits)
-        _role_legend(figure, roles)
+        role_legend(figure, roles)
 
-    return _svg(draw, alt, len(panels), 3.4)
+    return svg(draw, alt, len(panels), 3.4)
 
 
 def lines_over_rounds(
@@ -152,11 +72,11 @@ def lines_over_rounds(
                 "markersize": 4.5 if len(values) <= MARKED else 2.0,
             }
             handles += axes[0].plot(range(1, len(values) + 1), values, linewidth=1.4, **style)
-        _dress(axes[0], "", unit, 1, _longest(series), skipped)
+        dress(axes[0], "", unit, 1, longest(series), skipped)
         axes[0].set_ylim(-0.03, 1.03)
-        _legend(figure, handles, list(series))
+        figure_legend(figure, handles, list(series))
 
-    return _svg(draw, alt, 1, 2.6)
+    return svg(draw, alt, 1, 2.6)
 
 
 def metrics_over_rounds(
@@ -180,9 +100,9 @@ def metrics_over_rounds(
             _draw_shares(axes[0], shares, rounds)
         for ax, (name, values) in zip(axes[1 if shares else 0 :], others.items(), strict=True):
             ax.plot(rounds, values, color="#333333", linewidth=1.4, marker="o", markersize=4)
-            _dress(ax, "", label(name, 60), min(rounds), max(rounds))
+            dress(ax, "", label(name, 60), min(rounds), max(rounds))
 
-    return _svg(
+    return svg(
         draw,
         alt,
         len(others) + bool(shares),
@@ -204,7 +124,7 @@ def seconds_by_round(
     Raises MissingExtra as `clients_over_rounds`.
     """
     colours = {
-        phase: PHASE_COLOURS.get(phase, _OTHER_COLOURS[index % 4])
+        phase: PHASE_COLOURS.get(phase, OTHER_COLOURS[index % 4])
         for index, phase in enumerate(phases)
     }
     shares = [
@@ -219,11 +139,11 @@ def seconds_by_round(
     def draw(figure: Figure, axes: Sequence[Axes]) -> None:
         first = _stack(axes[0], seconds, phases, colours)
         _stack(axes[1], shares, overhead, colours)
-        _dress(axes[0], "all phases", "seconds", 1, len(seconds))
-        _dress(axes[1], "defence and aggregation", "% of training time", 1, len(seconds))
-        _legend(figure, first, list(phases))
+        dress(axes[0], "all phases", "seconds", 1, len(seconds))
+        dress(axes[1], "defence and aggregation", "% of training time", 1, len(seconds))
+        figure_legend(figure, first, list(phases))
 
-    return _svg(draw, alt, 2, 2.9)
+    return svg(draw, alt, 2, 2.9)
 
 
 def _draw_cut(ax: Axes, cut: Sequence[float], name: str) -> None:
@@ -262,7 +182,7 @@ def _draw_shares(
         ax.errorbar(
             at, values, errors, linewidth=1.4, markersize=4, elinewidth=0.8, capsize=2, **style
         )
-    _dress(ax, "", "share of prompts", min(rounds), max(rounds))
+    dress(ax, "", "share of prompts", min(rounds), max(rounds))
     ax.set_ylim(-0.03, 1.03)
     legend = ax.legend(
         ax.containers,
@@ -271,7 +191,7 @@ def _draw_shares(
         bbox_to_anchor=(0.0, 1.0),
         borderaxespad=0.2,
     )
-    _name(legend.get_texts(), list(shares), 48)
+    written(legend.get_texts(), list(shares), 48)
 
 
 def _stack(
@@ -295,140 +215,3 @@ def _stack(
         )
         below = [start + height for start, height in zip(below, heights, strict=True)]
     return bars
-
-
-def _client_styles(roles: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """How each client is drawn: shades within a role tell few clients apart.
-
-    Many are drawn thin, in one colour a role.
-    """
-    few, seen, styles = len(roles) <= NAMED, dict.fromkeys(ROLES, 0), {}
-    for client, role in roles.items():
-        shades = ROLE_COLOURS[role]
-        styles[client] = {
-            "color": shades[seen[role] % len(shades) if few else 0],
-            "linestyle": _LINES[role],
-            "marker": _MARKERS[role],
-            "markersize": 4.0 if few else 2.0,
-            "markeredgewidth": 0,
-            "linewidth": 1.3 if few else 0.7,
-            "alpha": 1.0 if few else 0.6,
-            "zorder": 2.0 + 0.1 * ROLES.index(role),
-        }
-        seen[role] += 1
-    return styles
-
-
-def _role_legend(figure: Figure, roles: Mapping[str, str]) -> None:
-    """A heading for each role, its clients below if they are few."""
-    from matplotlib.lines import Line2D
-
-    styles = _client_styles(roles)
-    handles: list[Line2D] = []
-    names: list[str] = []
-    headings: list[int] = []
-    for role in ROLES:
-        members = [client for client, own in roles.items() if own == role]
-        if members and len(roles) <= NAMED:
-            headings.append(len(names))
-            handles += [Line2D([], [], linestyle="")] + [
-                Line2D([], [], **styles[client]) for client in members
-            ]
-            names += [f"{ROLE_WORDS[role]} ({len(members)})", *members]
-        elif members:
-            handles.append(
-                Line2D(
-                    [],
-                    [],
-                    **styles[members[0]] | {"alpha": 1.0, "markersize": 4.0, "linewidth": 1.3},
-                )
-            )
-            names.append(f"{ROLE_WORDS[role]} ({len(members)})")
-    texts = _legend(figure, handles, names)
-    for index in headings:
-        texts[index].set_fontweight("bold")
-
-
-def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> list[Any]:
-    """A legend right of all axes."""
-    # Numbers first, names second: a legend leaves out what starts with an underscore and reads $ as
-    # mathematics.
-    legend = figure.legend(
-        handles,
-        [str(index) for index in range(len(names))],
-        loc="outside right upper",
-        handlelength=2.6,
-    )
-    return _name(legend.get_texts(), names)
-
-
-def _name(texts: Sequence[Any], names: Sequence[str], length: int = 24) -> list[Any]:
-    for text, name in zip(texts, names, strict=True):
-        text.set_parse_math(False)
-        text.set_text(label(name, length))
-    return list(texts)
-
-
-def _dress(
-    ax: Axes, title: str, unit: str, first: int, last: int, skipped: Sequence[int] = ()
-) -> None:
-    """Titles, axes over the rounds from first to last, and shades for the skipped ones."""
-    from matplotlib.ticker import MaxNLocator
-
-    ax.set_xlabel("round")
-    ax.set_ylabel(unit, parse_math=False)
-    ax.set_title(title, loc="left")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.set_xlim(first - 0.5, last + 0.5)
-    for number in skipped:
-        ax.axvspan(number - 0.5, number + 0.5, color="#eeeeee", zorder=0, linewidth=0)
-
-
-def _longest(series: Series) -> int:
-    return max(map(len, series.values()))
-
-
-def _svg(
-    draw: Callable[[Figure, Sequence[Axes]], None],
-    alt: str,
-    panels: int,
-    height: float,
-    widths: Sequence[float] | None = None,
-) -> str:
-    """Draw into `panels` axes and return the <svg> element, without what only a file needs.
-
-    The page gives it its width.
-    """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "figures", "the figures of a report") from error
-    buffer = io.StringIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            _STYLE | {"svg.hashsalt": alt}
-        )  # ids differ between the figures of a page, and only there
-        figure = Figure(figsize=(WIDTH, height))
-        figure.set_layout_engine("constrained", wspace=0.06)
-        draw(figure, figure.subplots(1, panels, squeeze=False, width_ratios=widths)[0])
-        figure.savefig(
-            buffer,
-            format="svg",
-            transparent=True,
-            metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
-        )
-    document = buffer.getvalue()
-    drawing = document[document.index(">", document.index("<svg")) + 1 :]
-    drawing = re.sub(
-        r'<g id="[^"]*"', "<g", drawing
-    )  # nothing refers to these; text cannot match, its < is escaped
-    drawing = re.sub(
-        r"<style[^>]*>[^<]*</style>|<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL
-    )
-    view = f"0 0 {72 * WIDTH:g} {72 * height:g}"
-    return (
-        f'<svg role="img" aria-label="{html.escape(plain(alt))}" viewBox="{view}"'
-        f' xmlns:xlink="http://www.w3.org/1999/xlink">{drawing}'
-    )

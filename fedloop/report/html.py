@@ -9,7 +9,7 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-from .figures import plain
+from .drawing import plain
 
 LONGEST = 600  # characters of one text that a client may have chosen
 _STYLE = """

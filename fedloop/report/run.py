@@ -11,7 +11,7 @@ from typing import Any
 from ..config import Config
 from ..defense.types import RoundRecord
 from ..errors import StateError
-from .figures import ROLE_WORDS, ROLES
+from .drawing import ROLE_WORDS, ROLES
 
 _NUMBERS = ("factors", "weights", "num_examples", "losses", "seconds", "bytes", "metrics", "cuts")
 _TEXTS = ("note", "level", "evidence", "rule")

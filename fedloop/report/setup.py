@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from .figures import ROLE_WORDS, ROLES
+from .drawing import ROLE_WORDS, ROLES
 from .html import percent
 from .run import ReportedRun
 

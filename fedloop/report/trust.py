@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from ..defense.levels import CumulativeLevel
-from .figures import ROLE_COLOURS, Panel, clients_over_rounds, lines_over_rounds
+from .drawing import ROLE_COLOURS, Panel
+from .figures import clients_over_rounds, lines_over_rounds
 from .html import figure, paragraph, percent
 from .run import ReportedRun, by_role, malicious_share, mean_of, shaded
 

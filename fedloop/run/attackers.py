@@ -12,11 +12,11 @@ from loraprobe.adapters.layout import Layout, unpack
 from loraprobe.heads import LinearHead
 from loraprobe.probe import Probe
 
-from ..config import ClientsConfig
 from ..defense.defense import Defense
 from ..defense.levels import LOCAL_STEPS
 from ..errors import AggregationError, ConfigError
 from ..rules.attacks import ProbeEvasion
+from ..sections import ClientsConfig
 from .spool import Spool
 
 # Colluding attackers do not send equal bytes, which any server would notice; of an update's norm.

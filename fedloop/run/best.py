@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..config import EvaluationConfig
 from ..defense.types import RoundRecord
 from ..errors import ConfigError
+from ..sections import EvaluationConfig
 
 
 class Best:

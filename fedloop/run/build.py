@@ -17,7 +17,7 @@ from loraprobe.errors import LoraprobeError
 from loraprobe.probe import Probe
 
 from ..client.training import LoRASettings, attach_lora, load_base, read_adapter
-from ..config import ClientsConfig, Config, LoRAConfig, ModelConfig
+from ..config import Config
 from ..data.clients import Client, Group, Role, make_clients
 from ..data.corpora import load_corpus
 from ..data.examples import Example
@@ -25,6 +25,7 @@ from ..data.partition import by_column, dirichlet, iid, mixtures
 from ..defense.defense import Defense
 from ..defense.screening import Reading
 from ..errors import ConfigError
+from ..sections import ClientsConfig, LoRAConfig, ModelConfig
 from .attackers import probe_direction
 from .federation import Federation
 

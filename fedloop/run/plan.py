@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..client.training import LocalTraining
-from ..config import Config, TrainingConfig
+from ..config import Config
+from ..sections import TrainingConfig
 
 
 class RoundPlan(NamedTuple):

@@ -16,7 +16,6 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout, pack
 
 from ..client.training import LocalTraining
-from ..config import AggregationConfig
 from ..rules.server_optimizers import (
     make_server_optimizer,
     proximal_gradient,
@@ -24,6 +23,7 @@ from ..rules.server_optimizers import (
     scaffold_correction,
     scaffold_server_variate,
 )
+from ..sections import AggregationConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel

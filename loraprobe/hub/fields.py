@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..calibration import Calibration
 from ..errors import ProbeFormatError, quoted
 
 Read = TypeVar("Read")
@@ -59,3 +60,23 @@ def number_of(value: Any, where: str) -> float:
     if type(value) not in (int, float) or not -sys.float_info.max <= value <= sys.float_info.max:
         raise ProbeFormatError(f"{where}: got {quoted(value)}; expected a finite number")
     return float(value)
+
+
+def calibration_of(value: Any, where: str) -> Calibration:
+    """A calibration, after all of its fields were checked."""
+    values = fields_of(value, Calibration.__dataclass_fields__, where)
+    knots = {}
+    for name in ("inputs", "outputs"):
+        if not isinstance(values[name], list):
+            raise ProbeFormatError(
+                f"{where}.{name}: got {quoted(values[name])}; expected a list of numbers"
+            )
+        knots[name] = tuple(number_of(number, f"{where}.{name}") for number in values[name])
+    return Calibration(
+        values["method"],
+        knots["inputs"],
+        knots["outputs"],
+        text_of(values["unit"], f"{where}.unit"),
+        count_of(values["rows"], f"{where}.rows"),
+        count_of(values["groups"], f"{where}.groups"),
+    )

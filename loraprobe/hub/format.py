@@ -31,7 +31,6 @@ from .._version import __version__
 from ..adapters.layout import Layout
 from ..adapters.safetensors import header_of
 from ..adapters.strict_json import read_json
-from ..calibration import Calibration
 from ..errors import LoraprobeError, OutputError, ProbeFormatError, quoted
 from ..featurizer import FeatureRecipe, Featurizer
 from ..heads import HEADS, Head
@@ -40,7 +39,7 @@ from ..probe import CLASSES, Probe, check_cuts
 from ..trees import trees_from_xgboost
 from .card import CARD_NAME, PAGES, card_files
 from .featurizer_file import featurizer_bytes, with_arrays
-from .fields import count_of, fields_of, number_of, object_of, optional, text_of
+from .fields import calibration_of, count_of, fields_of, number_of, object_of, optional, text_of
 
 FORMAT_VERSION = 3
 CONFIG_NAME = "config.json"
@@ -241,7 +240,7 @@ def _read(config: dict[str, Any], folder: Path) -> Probe:
     threshold = number_of(config["threshold"], f"{where}: threshold")
     benign_below = optional(number_of, config["benign_below"], f"{where}: benign_below")
     check_cuts(threshold, threshold if benign_below is None else benign_below)
-    calibration = optional(_calibration, config["calibration"], f"{where}: calibration")
+    calibration = optional(calibration_of, config["calibration"], f"{where}: calibration")
     head = _read_head(config, folder, featurizer.num_features)
     return Probe(featurizer, head, threshold, benign_below, calibration, base_model, facts)
 
@@ -391,22 +390,3 @@ def _checked_bytes(path: Path, facts: Mapping[str, Any], where: str, limit: int)
             " damaged or was exchanged."
         )
     return data
-
-
-def _calibration(value: Any, where: str) -> Calibration:
-    values = fields_of(value, Calibration.__dataclass_fields__, where)
-    knots = {}
-    for name in ("inputs", "outputs"):
-        if not isinstance(values[name], list):
-            raise ProbeFormatError(
-                f"{where}.{name}: got {quoted(values[name])}; expected a list of numbers"
-            )
-        knots[name] = tuple(number_of(number, f"{where}.{name}") for number in values[name])
-    return Calibration(
-        values["method"],
-        knots["inputs"],
-        knots["outputs"],
-        text_of(values["unit"], f"{where}.unit"),
-        count_of(values["rows"], f"{where}.rows"),
-        count_of(values["groups"], f"{where}.groups"),
-    )

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fedloop.config import LoRAConfig, ModelConfig
 from fedloop.data.examples import Example, encode
 from fedloop.data.templates import around_request, prompt_text, resolve, template_of, use_template
 from fedloop.measure.refusal import answers
 from fedloop.run.build import load_adapted
+from fedloop.sections import LoRAConfig, ModelConfig
 from loraprobe.errors import DataError
 from tests.helpers import tiny
 

@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from fedloop.cli.run import app
 from fedloop.client.training import read_adapter
-from fedloop.config import Config, EvaluationConfig
+from fedloop.config import Config
 from fedloop.errors import ConfigError, StateError
 from fedloop.measure import measurement as measuring
 from fedloop.measure.measurement import Measurement
 from fedloop.measure.refusal import refuses_by_rule, refuses_strictly
 from fedloop.run.simulate import global_model, simulate
+from fedloop.sections import EvaluationConfig
 from loraprobe.adapters.load import load_adapter
 from tests.helpers import tiny
 from tests.helpers.federated import Files, settings

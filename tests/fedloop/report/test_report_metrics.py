@@ -10,7 +10,8 @@ import pytest
 from fedloop.defense.types import RoundRecord
 from fedloop.errors import FedloopError
 from fedloop.report.costs import ledger
-from fedloop.report.figures import ROLES, Panel, clients_over_rounds, label
+from fedloop.report.drawing import ROLES, Panel, label
+from fedloop.report.figures import clients_over_rounds
 from fedloop.report.metrics import sample_size, share_with_interval, wilson_interval
 
 pytest.importorskip("matplotlib")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from fedloop.config import ClientsConfig
 from fedloop.defense.defense import Defense
 from fedloop.defense.levels import CumulativeLevel, Level, ShadowLevel, StepLevel
 from fedloop.defense.types import ClientUpdate
@@ -21,6 +20,7 @@ from fedloop.rules.attacks import ATTACKS
 from fedloop.run import attackers as poisoning
 from fedloop.run.attackers import attack_updates, probe_direction
 from fedloop.run.spool import Spool
+from fedloop.sections import ClientsConfig
 from loraprobe import fit_probe
 from loraprobe.adapters.layout import Layout, flattened, pack
 from tests.helpers import federated, probes

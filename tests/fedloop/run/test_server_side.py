@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fedloop.client.training import LocalTraining, read_adapter
-from fedloop.config import AggregationConfig
 from fedloop.rules.server_optimizers import SERVER_OPTIMIZERS
 from fedloop.run.server_state import ServerSide
+from fedloop.sections import AggregationConfig
 from loraprobe.adapters.layout import Layout, pack
 
 TRAINING = LocalTraining(lr=0.1, steps=4, batch_size=2)
