@@ -58,8 +58,6 @@ docs: setup
 	$(BIN)/mkdocs build --strict
 
 bench: setup
-	$(BIN)/python -m benchmarks.scoring
-	$(BIN)/python -m benchmarks.aggregation
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.overhead_8b

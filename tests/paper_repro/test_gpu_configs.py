@@ -23,7 +23,6 @@ from fedloop.client.training import (
     local_steps,
     read_adapter,
 )
-from fedloop.data.corpora import HUB, Loaded
 from fedloop.data.examples import ALPACA_TEMPLATE, Example, encode, opening
 from fedloop.errors import ConfigError
 from fedloop.measure.refusal import answers
@@ -33,7 +32,7 @@ from paper_repro.gpu import dry_run
 from paper_repro.gpu import run as gpu
 from paper_repro.gpu.models import SHAPES, byte_tokenizer, save_base
 from paper_repro.gpu.probes import base_of, design_of, entry_of, fit_row
-from paper_repro.gpu.rows import write_goals, write_malicious_gen, write_questions, write_sources
+from paper_repro.gpu.rows import write_goals, write_malicious_gen, write_questions
 from paper_repro.gpu.settings import (
     BENIGN,
     MALICIOUS,
@@ -249,21 +248,6 @@ def test_the_whole_path_works_on_a_random_model(setting: str, row: str, folder: 
     assert model["model_type"] == ("qwen2" if setting.startswith("qwen") else "llama")
     assert len(result.records) == dry_run.ROUNDS
     assert all(pair.A.shape[0] == PUBLISHED[setting][1][0] for pair in result.adapter.values())
-
-
-def test_a_filter_that_keeps_too_much_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    strict = HUB["lmsys/lmsys-chat-1m"].examples
-
-    def lax(rows: Any, **_: Any) -> Loaded:
-        return strict([{**row, "language": "English"} for row in rows])
-
-    monkeypatch.setitem(
-        HUB, "lmsys/lmsys-chat-1m", replace(HUB["lmsys/lmsys-chat-1m"], examples=lax)
-    )
-    with pytest.raises(DataError, match="lmsys-chat-1m: the filter kept"):
-        write_sources(tmp_path, 4)
 
 
 def test_another_initial_lora_than_the_probes_is_seen(folder: Path) -> None:
