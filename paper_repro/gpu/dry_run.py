@@ -6,12 +6,12 @@ Real code and settings, random two-layer models, a few examples.
     rows; minutes
     python -m paper_repro.gpu.dry_run qwen2.5-7b-june shadow Krum       # one setting, these rows
 
-Of every setting and row: its file is read as for a GPU; a base of the same architecture and tokenizer habits is made; labelled clients
-are trained on it and the row's probe fitted; the federation runs with that level, is
-stopped and resumed, and has to end bit for bit where an uninterrupted one does; its answers go
-through Rule, a judge, a reward model and MT-Bench's export. What is smaller: layers, widths,
-rounds, clients beyond ten, examples, tokens. What is not met: 8-bit and bfloat16 weights, the real
-tokenizers, downloads. The numbers that come out mean nothing and are not kept.
+Of every setting and row: its file is read as for a GPU; a base of the same architecture and
+tokenizer habits is made; labelled clients are trained on it and the row's probe fitted; the
+federation runs with that level, is stopped and resumed, and has to end bit for bit where an
+uninterrupted one does; its answers go through Rule, a judge, a reward model and MT-Bench's export.
+What is smaller: layers, widths, rounds, clients beyond ten, examples, tokens. What is not met:
+8-bit and bfloat16 weights, the real tokenizers, downloads. The numbers that come out mean nothing and are not kept.
 """
 
 from __future__ import annotations
