@@ -11,7 +11,8 @@ tokenizer habits is made; labelled clients are trained on it and the row's probe
 federation runs with that level, is stopped and resumed, and has to end bit for bit where an
 uninterrupted one does; its answers go through Rule, a judge, a reward model and MT-Bench's export.
 What is smaller: layers, widths, rounds, clients beyond ten, examples, tokens. What is not met:
-8-bit and bfloat16 weights, the real tokenizers, downloads. The numbers that come out mean nothing and are not kept.
+8-bit and bfloat16 weights, the real tokenizers, downloads. The numbers that come out mean nothing
+and are not kept.
 """
 
 from __future__ import annotations
