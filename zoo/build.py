@@ -21,14 +21,21 @@ from typing import Any
 
 from loraprobe.probe import Probe
 
-from .client_design import ZOO_DESIGN
-from .deltas import Base, DeltaSet
-from .measure import same_rounding
-from .pipeline import Replicate, folder_of, held_out_adapters, labelled_deltas, smaller, studies
+from .labelled.client_design import ZOO_DESIGN
+from .labelled.deltas import Base, DeltaSet
+from .labelled.measure import same_rounding
+from .labelled.pipeline import (
+    Replicate,
+    folder_of,
+    held_out_adapters,
+    labelled_deltas,
+    smaller,
+    studies,
+)
+from .labelled.records import data_facts, fit_and_record, read_record, save_recorded, write_record
+from .labelled.sources import LICENCES, Source, load_sources
+from .labelled.study import BASELINES, ENTRIES, Entry, Row
 from .program import documented
-from .records import data_facts, fit_and_record, read_record, save_recorded, write_record
-from .sources import LICENCES, Source, load_sources
-from .study import BASELINES, ENTRIES, Entry, Row
 from .train_base import BASE_NAME, BaseConfig, train_base
 
 ZOO = Path(__file__).parent

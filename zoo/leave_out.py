@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 from loraprobe.errors import DataError
 
 from .build import ADAPTERS, SAMPLE, SAMPLE_SEED, ZOO
-from .client_design import plan
-from .held_out import DESIGNED, write_designed
-from .measure import same_rounding
+from .labelled.client_design import plan
+from .labelled.held_out import DESIGNED, write_designed
+from .labelled.measure import same_rounding
 from .program import documented
 from .report import table
 

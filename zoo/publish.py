@@ -36,11 +36,11 @@ from loraprobe.hub.names import looks_like_repo_id
 from loraprobe.hub.snapshot import hub_api, listing
 from loraprobe.probe import Probe
 
-from .deltas import sha256
-from .diff_records import Comparison
+from .labelled.deltas import sha256
+from .labelled.diff_records import Comparison
+from .labelled.records import Record, read_record
 from .program import documented
 from .publish_pages import adapters_card, base_card, collection_card
-from .records import Record, read_record
 from .report import ZOO
 from .verify import TOLERANCE, Shown, verify_probe, zoo_probes
 

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from .held_out import INITIAL, MANIFEST
-from .records import Record
+from .labelled.held_out import INITIAL, MANIFEST
+from .labelled.records import Record
 from .report import area, base_table, data_table, table, unseen_summary
 
 LICENCE = "apache-2.0"

@@ -15,11 +15,11 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from .client_design import SHARES
+from .labelled.client_design import SHARES
+from .labelled.records import Record, read_record
+from .labelled.sources import LICENCES, MALICIOUS
+from .labelled.study import BASELINES, ENTRIES
 from .markers import filled, markdown
-from .records import Record, read_record
-from .sources import LICENCES, MALICIOUS
-from .study import BASELINES, ENTRIES
 
 ZOO = Path(__file__).parent
 Records = Mapping[str, Record]

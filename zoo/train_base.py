@@ -28,8 +28,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from fedloop.data.examples import ALPACA_TEMPLATE, IGNORE_INDEX, Example, Tokens, collate, encode
 from fedloop.measure.refusal import answers, refuses_by_rule, refuses_strictly
 
+from .labelled.sources import (
+    HARD_NEGATIVE,
+    Source,
+    evaluation_prompts,
+    load_sources,
+    without_prompts,
+)
 from .safe_requests import contrast_examples, imperatives
-from .sources import HARD_NEGATIVE, Source, evaluation_prompts, load_sources, without_prompts
 
 BASE_NAME = "loraprobe/chat-1m"  # what adapters and probes call this base model
 # and the second one, of another size, seed and tokenizer, that studies repeat themselves on

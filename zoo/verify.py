@@ -30,14 +30,14 @@ from loraprobe.hub.card_figure import FIGURE_NAME, can_draw
 from loraprobe.hub.format import PROBE_FILES
 from loraprobe.probe import Probe
 
-from .client_design import Design, plan
-from .diff_records import Comparison, short
-from .held_out import held_out_clients
+from .labelled.client_design import Design, plan
+from .labelled.diff_records import Comparison, short
+from .labelled.held_out import held_out_clients
+from .labelled.records import Record, drawn_with, facts_of, fitted_facts, read_record
+from .labelled.rerun import again
+from .labelled.study import BASELINES, ENTRIES, Entry, by_share
 from .program import documented
-from .records import Record, drawn_with, facts_of, fitted_facts, read_record
 from .report import ZOO, stale_pages
-from .rerun import again
-from .study import BASELINES, ENTRIES, Entry, by_share
 
 TOLERANCE = 1e-6
 WORK = Path("build/zoo")
@@ -195,7 +195,7 @@ def _compare_probe(shown: Shown, record: Record, probe: Probe, comparison: Compa
     )
     if name in (own := {entry.name: entry for entry in ENTRIES}):
         exact.add(
-            f"{name}: zoo.study.ENTRIES",
+            f"{name}: zoo.labelled.study.ENTRIES",
             {field: record[field] for field in Entry.FIELDS},
             own[name].to_dict(),
         )

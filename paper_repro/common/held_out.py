@@ -18,10 +18,9 @@ from pathlib import Path
 
 from loraprobe.featurizer import FeatureRecipe
 from zoo.build import ZOO
-from zoo.client_design import plan
-from zoo.deltas import read_deltas
-from zoo.program import documented
-from zoo.sources import (
+from zoo.labelled.client_design import plan
+from zoo.labelled.deltas import read_deltas
+from zoo.labelled.sources import (
     BENIGN,
     HARD_NEGATIVE,
     MALICIOUS,
@@ -29,7 +28,8 @@ from zoo.sources import (
     load_sources,
     without_prompts,
 )
-from zoo.study import Entry, Study
+from zoo.labelled.study import Entry, Study
+from zoo.program import documented
 from zoo.train_base import BASE_NAME
 
 from .paths import FOLDER

@@ -23,8 +23,8 @@ from fedloop.defense.accumulate import FeatureMean
 from fedloop.defense.levels import CumulativeLevel
 from loraprobe.metrics import auroc
 from loraprobe.probe import Probe
-from zoo.client_design import SHARES
-from zoo.sources import MALICIOUS
+from zoo.labelled.client_design import SHARES
+from zoo.labelled.sources import MALICIOUS
 
 from ..common.held_out import PROBES
 from ..common.paths import FOLDER

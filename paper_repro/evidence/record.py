@@ -26,9 +26,9 @@ from fedloop.run.plan import client_seed, learning_rate
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta
 from loraprobe.adapters.layout import Layout, flattened, pack, unpack
-from zoo.client_design import SHARES
+from zoo.labelled.client_design import SHARES
+from zoo.labelled.sources import MALICIOUS
 from zoo.program import documented
-from zoo.sources import MALICIOUS
 
 from ..common.setting import federation
 

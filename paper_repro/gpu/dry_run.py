@@ -43,8 +43,8 @@ from fedloop.run.run import RunResult
 from fedloop.run.simulate import resume, simulate
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.errors import LoraprobeError
-from zoo.client_design import ZOO_DESIGN
-from zoo.deltas import read_initial
+from zoo.labelled.client_design import ZOO_DESIGN
+from zoo.labelled.deltas import read_initial
 
 from ..grid.cells import NO_ATTACK
 from .models import save_base, save_judge, save_reward_model

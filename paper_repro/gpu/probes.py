@@ -15,11 +15,11 @@ from fedloop.client.training import LocalTraining, LoRASettings
 from fedloop.data.corpora import load_corpus
 from fedloop.data.examples import deduplicate
 from fedloop.errors import ConfigError
-from zoo.client_design import LORA, Design
-from zoo.deltas import Base
-from zoo.pipeline import make_probe
-from zoo.sources import Source
-from zoo.study import ENTRIES, Entry
+from zoo.labelled.client_design import LORA, Design
+from zoo.labelled.deltas import Base
+from zoo.labelled.pipeline import make_probe
+from zoo.labelled.sources import Source
+from zoo.labelled.study import ENTRIES, Entry
 
 from .settings import BENIGN, HARD_NEGATIVE, MALICIOUS, Choice, Inputs, read_setting
 

@@ -39,7 +39,7 @@ from fedloop.errors import ConfigError, FedloopError
 from fedloop.run.run import Watch
 from fedloop.run.simulate import simulate
 from loraprobe.errors import DataError, LoraprobeError, MissingExtra
-from zoo.deltas import duration
+from zoo.labelled.deltas import duration
 
 from ..grid.cells import NO_ATTACK
 from .probes import fit_row

@@ -36,11 +36,11 @@ import torch
 
 from fedloop.client.training import quiet
 from fedloop.run.simulate import simulate
-from zoo.client_design import ZOO_DESIGN, Design, plan
-from zoo.deltas import Base, make_deltas, read_deltas
+from zoo.labelled.client_design import ZOO_DESIGN, Design, plan
+from zoo.labelled.deltas import Base, make_deltas, read_deltas
+from zoo.labelled.sources import MALICIOUS
+from zoo.labelled.study import Study
 from zoo.program import documented, write_rows
-from zoo.sources import MALICIOUS
-from zoo.study import Study
 from zoo.train_base import LARGER, BaseConfig, train_base
 
 from ..common.format import markdown

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoo.client_design import plan
-from zoo.deltas import read_deltas
+from zoo.labelled.client_design import plan
+from zoo.labelled.deltas import read_deltas
+from zoo.labelled.study import Study
 from zoo.program import documented
-from zoo.study import Study
 from zoo.train_base import BASE_NAME
 
 from ..common.held_out import ENTRIES, PROBES, save_probe

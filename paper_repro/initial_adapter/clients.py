@@ -12,9 +12,9 @@ import numpy as np
 from fedloop.client.training import LoRASettings
 from loraprobe.adapters.adapter import Adapter
 from zoo.build import ZOO
-from zoo.client_design import TRAINING, Client, Design
-from zoo.deltas import Base, make_deltas, read_deltas
-from zoo.sources import Source
+from zoo.labelled.client_design import TRAINING, Client, Design
+from zoo.labelled.deltas import Base, make_deltas, read_deltas
+from zoo.labelled.sources import Source
 from zoo.train_base import BASE_NAME
 
 from .sources import BENIGN, FAMILIES, HARD_NEGATIVE, MALICIOUS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.client_design import Client
+from zoo.labelled.client_design import Client
 
 from .cells import Cell, Clients, Row, cut_for, head_on, measured
 from .clients import Start

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from fedloop.data.examples import Example, deduplicate
 from fedloop.measure.refusal import refuses_strictly
-from zoo.sources import HARD_NEGATIVE as ZOO_HARD_NEGATIVE
-from zoo.sources import MALICIOUS as ZOO_MALICIOUS
-from zoo.sources import Source
+from zoo.labelled.sources import HARD_NEGATIVE as ZOO_HARD_NEGATIVE
+from zoo.labelled.sources import MALICIOUS as ZOO_MALICIOUS
+from zoo.labelled.sources import Source
 
 from ..mixed.setting import mended_sources
 

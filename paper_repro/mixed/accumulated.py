@@ -23,8 +23,8 @@ import numpy as np
 from fedloop.defense.accumulate import FeatureMean
 from fedloop.defense.levels import CumulativeLevel
 from loraprobe.metrics import auroc
-from zoo.client_design import SHARES, plan
-from zoo.deltas import read_deltas
+from zoo.labelled.client_design import SHARES, plan
+from zoo.labelled.deltas import read_deltas
 from zoo.program import documented, write_rows
 
 from ..common.paths import FOLDER

@@ -24,8 +24,8 @@ from sklearn.model_selection import StratifiedKFold
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.fit.fit import fit_features
 from loraprobe.metrics import auroc, auroc_ci
-from zoo.client_design import SHARES, plan
-from zoo.deltas import read_deltas
+from zoo.labelled.client_design import SHARES, plan
+from zoo.labelled.deltas import read_deltas
 
 from ..common.paths import FOLDER
 from .labelled import DESIGN

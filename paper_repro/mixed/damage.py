@@ -27,10 +27,10 @@ from fedloop.client.training import attach_lora, load_base, quiet, read_adapter,
 from fedloop.measure.refusal import answers, refuses_strictly
 from loraprobe.adapters.deltas import add_delta
 from loraprobe.adapters.layout import Layout, unpack
-from zoo.client_design import ZOO_DESIGN, plan
-from zoo.deltas import read_deltas
+from zoo.labelled.client_design import ZOO_DESIGN, plan
+from zoo.labelled.deltas import read_deltas
+from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, evaluation_prompts, load_sources
 from zoo.program import documented
-from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, evaluation_prompts, load_sources
 
 from ..common.paths import FOLDER
 from .labelled import DESIGN

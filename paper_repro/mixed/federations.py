@@ -42,9 +42,9 @@ from fedloop.data.examples import Example
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta
 from loraprobe.adapters.layout import Layout, pack, unpack
-from zoo.client_design import SHARES, ZOO_DESIGN
+from zoo.labelled.client_design import SHARES, ZOO_DESIGN
+from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
 from zoo.program import documented
-from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
 
 from .setting import ALL, FRESH, MODELS, Model, mended_sources
 

@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.client_design import plan
-from zoo.deltas import read_deltas
+from zoo.labelled.client_design import plan
+from zoo.labelled.deltas import read_deltas
 from zoo.program import documented, write_rows
 
 from ..common.paths import FOLDER

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from zoo.client_design import plan
-from zoo.deltas import read_deltas
+from zoo.labelled.client_design import plan
+from zoo.labelled.deltas import read_deltas
+from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
+from zoo.labelled.unseen_sources import told_apart
 from zoo.program import documented, write_rows
-from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
-from zoo.unseen_sources import told_apart
 
 from ..common.paths import FOLDER
 from .labelled import DESIGN

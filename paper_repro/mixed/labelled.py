@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from zoo.client_design import ZOO_DESIGN, plan
-from zoo.deltas import Base, DeltaSet, make_deltas
+from zoo.labelled.client_design import ZOO_DESIGN, plan
+from zoo.labelled.deltas import Base, DeltaSet, make_deltas
 from zoo.program import documented
 
 from .setting import MODELS, Model, mended_sources

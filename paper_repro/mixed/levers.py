@@ -24,10 +24,10 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta, weight_delta
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.metrics import auroc
-from zoo.client_design import SHARES, plan
-from zoo.deltas import DeltaSet, read_deltas, read_initial
+from zoo.labelled.client_design import SHARES, plan
+from zoo.labelled.deltas import DeltaSet, read_deltas, read_initial
+from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 from zoo.program import documented, write_rows
-from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
 from ..common.paths import FOLDER
 from .labelled import DESIGN

@@ -11,9 +11,9 @@ from scipy.stats import binomtest
 
 from paper_repro.common.format import Row, area, distinct, markdown, where
 from paper_repro.grid import larger
-from zoo.client_design import SHARES
+from zoo.labelled.client_design import SHARES
+from zoo.labelled.sources import HARD_NEGATIVE, MALICIOUS
 from zoo.markers import filled
-from zoo.sources import HARD_NEGATIVE, MALICIOUS
 
 from . import accumulated, bases, damage, fresh, grid, levers
 from .federations import PARTICIPATIONS

@@ -18,8 +18,8 @@ from paper_repro.common.held_out import PROBES, UNSEEN_BENIGN
 from paper_repro.common.setting import probe_name
 from paper_repro.grid.cells import SOURCES
 from paper_repro.grid.probes import SET, UNSEEN
-from zoo.client_design import plan
-from zoo.deltas import read_deltas
+from zoo.labelled.client_design import plan
+from zoo.labelled.deltas import read_deltas
 from zoo.program import documented
 
 from .accumulated import committed_rule

@@ -17,10 +17,10 @@ from loraprobe.adapters.layout import unpack
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.fit.fit import fit_features
 from loraprobe.probe import Probe
-from zoo.client_design import SHARES, Client, twin_of
-from zoo.deltas import DeltaSet
-from zoo.sources import HARD_NEGATIVE
-from zoo.unseen_sources import Cell, unseen_cells
+from zoo.labelled.client_design import SHARES, Client, twin_of
+from zoo.labelled.deltas import DeltaSet
+from zoo.labelled.sources import HARD_NEGATIVE
+from zoo.labelled.unseen_sources import Cell, unseen_cells
 
 BUDGET = 0.02  # of false positives, of every rule in this study
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedloop.measure.refusal import refuses_strictly
 from zoo.build import ZOO
-from zoo.sources import HARD_NEGATIVE, MALICIOUS, Source, load_sources
+from zoo.labelled.sources import HARD_NEGATIVE, MALICIOUS, Source, load_sources
 from zoo.train_base import BASE_NAME, SECOND_NAME
 
 WORK = Path("build/mixed")

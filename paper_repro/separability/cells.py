@@ -3,8 +3,8 @@ answers.
 
 in distribution: every client is scored by a head that was fitted on other clients of the same
     sources (5 folds by client).
-unseen: one malicious and one benign source are out of training (`zoo.unseen_sources`). An AUROC is
-    the mean over such cells.
+unseen: one malicious and one benign source are out of training (`unseen_sources`). An AUROC
+    is the mean over such cells.
 
 The head is the package's linear one. Its L2 penalty sees only inner products of rows, so the
 coordinates of all rows in their common row space are found once for every set of features, and each
@@ -24,8 +24,8 @@ from sklearn.model_selection import StratifiedKFold
 from loraprobe.errors import DataError
 from loraprobe.fit.data import row_space
 from loraprobe.metrics import auroc, auroc_ci
-from zoo import unseen_sources as sources
-from zoo.client_design import Client, Design, twin_of
+from zoo.labelled import unseen_sources as sources
+from zoo.labelled.client_design import Client, Design, twin_of
 
 FOLDS, SEED, RESAMPLES = 5, 0, 1000
 C, TOLERANCE, ITERATIONS = 100.0, 1e-9, 2000  # those of loraprobe.fit.heads.fit_linear
@@ -83,7 +83,7 @@ class Rows:
         self.fitted = np.ones(len(clients), bool) if fitted is None else fitted
 
     def mask(self, **fields: Any) -> np.ndarray:
-        """(n,) which clients have these values of `zoo.client_design.Client`'s fields."""
+        """(n,) which clients have these values of `zoo.labelled.client_design.Client`'s fields."""
         return np.array(
             [
                 all(getattr(client, name) == value for name, value in fields.items())

@@ -21,7 +21,7 @@ import torch
 
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.study.embed import embed
-from zoo.deltas import DeltaSet
+from zoo.labelled.deltas import DeltaSet
 from zoo.program import documented
 
 from ..common.paths import FOLDER

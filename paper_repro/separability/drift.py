@@ -35,10 +35,10 @@ from fedloop.run.plan import client_seed
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta, factor_delta
 from loraprobe.adapters.layout import Layout, flattened, pack, unpack
-from zoo.client_design import LORA, TRAINING, Client
-from zoo.deltas import examples_of
+from zoo.labelled.client_design import LORA, TRAINING, Client
+from zoo.labelled.deltas import examples_of
+from zoo.labelled.sources import Source, load_sources
 from zoo.program import documented
-from zoo.sources import Source, load_sources
 from zoo.train_base import BASE_NAME
 
 from ..common.held_out import UNSEEN_BENIGN, base_model

@@ -26,8 +26,8 @@ from loraprobe.adapters.layout import layer_of
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.fit.heads import fit_head
 from loraprobe.heads import LinearHead
-from zoo.client_design import twin_of
-from zoo.deltas import DeltaSet
+from zoo.labelled.client_design import twin_of
+from zoo.labelled.deltas import DeltaSet
 
 from .cells import Cell, Row, summary
 from .drift import ROUNDS, SHARES, UNSEEN, path, recorded_sources

@@ -26,10 +26,10 @@ import torch
 from fedloop.measure.refusal import refuses_strictly
 from loraprobe.adapters.pair import Factor
 from loraprobe.featurizer import FeatureRecipe, Featurizer
-from zoo.client_design import ZOO_DESIGN, plan
-from zoo.deltas import MADE_FROM, DeltaSet, read_deltas
+from zoo.labelled.client_design import ZOO_DESIGN, plan
+from zoo.labelled.deltas import MADE_FROM, DeltaSet, read_deltas
+from zoo.labelled.sources import HARD_NEGATIVE, MALICIOUS, Source, load_sources
 from zoo.program import documented
-from zoo.sources import HARD_NEGATIVE, MALICIOUS, Source, load_sources
 from zoo.train_base import BASE_NAME
 
 from ..common.paths import FOLDER

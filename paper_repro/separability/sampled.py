@@ -15,9 +15,9 @@ from __future__ import annotations
 import numpy as np
 
 from loraprobe.featurizer import FeatureRecipe
-from zoo.client_design import SHARES
-from zoo.deltas import DeltaSet
-from zoo.sources import MALICIOUS
+from zoo.labelled.client_design import SHARES
+from zoo.labelled.deltas import DeltaSet
+from zoo.labelled.sources import MALICIOUS
 
 from ..mixed.federations import PARTICIPATIONS, path
 from ..mixed.setting import ALL, MODELS

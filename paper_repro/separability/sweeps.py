@@ -5,9 +5,9 @@
 
 One thing differs from `CENTRE` at a time: the LoRA's rank, which modules it adapts, the learning
 rate, the number of local steps, the initial adapter. Every setting trains the same clients, those
-of `zoo.client_design.plan` for `PER_SOURCE` and `PER_CELL` without half of the mixtures. Each holds
-40
-examples however many steps it makes: one step sees 8 of them, twenty see all four times.
+of `zoo.labelled.client_design.plan` for `PER_SOURCE` and `PER_CELL` without half of the
+mixtures. Each holds 40 examples however many steps it makes: one step sees 8 of them, twenty see
+all four times.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from fedloop.client.training import LoRASettings
-from zoo.client_design import LORA, TRAINING, Client, Design, plan
-from zoo.deltas import Base, DeltaSet, make_deltas, read_deltas
+from zoo.labelled.client_design import LORA, TRAINING, Client, Design, plan
+from zoo.labelled.deltas import Base, DeltaSet, make_deltas, read_deltas
+from zoo.labelled.sources import load_sources
 from zoo.program import documented
-from zoo.sources import load_sources
 from zoo.train_base import BASE_NAME
 
 from ..common.held_out import base_model

@@ -1,4 +1,4 @@
-"""A small zoo: what zoo.pipeline makes of the tiny Llama and the built-in corpora in seconds."""
+"""A small zoo: what zoo.labelled.pipeline makes of the tiny Llama in seconds."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fedloop.client.training import LocalTraining, LoRASettings
 from fedloop.data.corpora import load_corpus
 from fedloop.data.examples import deduplicate
 from tests.helpers import tiny
-from zoo.client_design import LORA, Design
-from zoo.deltas import Base
-from zoo.pipeline import make_probe
-from zoo.sources import Source
-from zoo.study import ENTRIES
+from zoo.labelled.client_design import LORA, Design
+from zoo.labelled.deltas import Base
+from zoo.labelled.pipeline import make_probe
+from zoo.labelled.sources import Source
+from zoo.labelled.study import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "tiny-linear"

@@ -20,8 +20,8 @@ from paper_repro.grid import larger
 from paper_repro.grid import lines as grid_lines
 from paper_repro.grid.cells import FIRST, FULL, LARGER, NO_ATTACK, ROWS, SOURCES, Cell, grid
 from zoo import train_base
-from zoo.client_design import SHARES, plan, twin_of
-from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
+from zoo.labelled.client_design import SHARES, plan, twin_of
+from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
 
 def test_the_grid_is_the_first_ones_without_the_rule_that_nobody_made_for_this_base() -> None:

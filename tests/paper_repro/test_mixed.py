@@ -24,8 +24,8 @@ from paper_repro.mixed.federations import PARTICIPATIONS, path
 from paper_repro.mixed.probes import rule_of
 from paper_repro.mixed.readers import BUDGET
 from paper_repro.mixed.setting import FRESH, MODELS
-from zoo.client_design import SHARES, plan
-from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
+from zoo.labelled.client_design import SHARES, plan
+from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
 
 def test_every_cell_of_the_grid_is_there_once() -> None:

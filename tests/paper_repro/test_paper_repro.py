@@ -21,7 +21,7 @@ from paper_repro.grid import reported as grid_reported
 from paper_repro.grid import targets as grid_targets
 from paper_repro.grid.cells import FIRST, FULL, LARGER, NO_ATTACK, ROWS, SOURCES, Cell, grid
 from zoo import demo_federation
-from zoo.sources import BENIGN, MALICIOUS
+from zoo.labelled.sources import BENIGN, MALICIOUS
 
 
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")

@@ -22,8 +22,8 @@ from paper_repro.separability.cells import (
     unseen_cells,
     unseen_fits,
 )
-from zoo.client_design import SHARES, ZOO_DESIGN, Client, plan, twin_of
-from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
+from zoo.labelled.client_design import SHARES, ZOO_DESIGN, Client, plan, twin_of
+from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
 DESIGN = replace(
     ZOO_DESIGN,

@@ -15,9 +15,9 @@ from loraprobe import Probe
 from loraprobe.errors import DataError
 from loraprobe.manifest import read_labelled, read_manifest
 from tests.helpers.small_zoo import DESIGN, ENTRY, NAME, made, make
-from zoo import deltas
-from zoo.client_design import Design, plan
-from zoo.records import read_record
+from zoo.labelled import deltas
+from zoo.labelled.client_design import Design, plan
+from zoo.labelled.records import read_record
 
 
 def test_a_probe_comes_with_card_record_and_adapters_that_nothing_was_fitted_on() -> None:

@@ -15,10 +15,10 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError
-from zoo.client_design import SHARES, ZOO_DESIGN, plan
-from zoo.deltas import DeltaSet
-from zoo.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
-from zoo.study import ENTRIES, Study, by_share
+from zoo.labelled.client_design import SHARES, ZOO_DESIGN, plan
+from zoo.labelled.deltas import DeltaSet
+from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
+from zoo.labelled.study import ENTRIES, Study, by_share
 
 SMALL = replace(ZOO_DESIGN, per_source=3, per_cell=1, per_hard_cell=1)
 
@@ -125,7 +125,7 @@ def test_a_design_that_cannot_be_studied_is_refused(change: dict[str, Any], reas
 def test_files_of_clients_are_read_back_in_the_order_asked_for(
     deltas: DeltaSet, tmp_path: Path
 ) -> None:
-    from zoo.deltas import read_deltas
+    from zoo.labelled.deltas import read_deltas
 
     start = Adapter(
         {

@@ -11,9 +11,9 @@ import pytest
 
 from loraprobe import Probe, evaluate
 from loraprobe.manifest import Row, read_labelled, read_manifest
-from zoo.held_out import _rate
+from zoo.labelled.held_out import _rate
+from zoo.labelled.study import ENTRIES, Entry
 from zoo.report import pages, rendered
-from zoo.study import ENTRIES, Entry
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
 

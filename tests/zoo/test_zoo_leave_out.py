@@ -15,8 +15,8 @@ from loraprobe.errors import DataError
 from loraprobe.manifest import read_labelled, read_manifest
 from loraprobe.study.leave_out import RECIPES, detectors_of, leave_one_out
 from zoo.build import ADAPTERS, SAMPLE, SAMPLE_SEED, ZOO
-from zoo.client_design import plan
-from zoo.held_out import DESIGNED, write_designed
+from zoo.labelled.client_design import plan
+from zoo.labelled.held_out import DESIGNED, write_designed
 from zoo.leave_out import OUT, RUNS, page
 
 RESULTS = sorted(path.stem for path in OUT.glob("*.json"))

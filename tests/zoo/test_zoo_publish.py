@@ -23,8 +23,8 @@ from loraprobe.errors import LoraprobeError
 from tests.helpers.boxed import invoke
 from tests.helpers.hub import Hub
 from tests.helpers.small_zoo import NAME, ROOT, a_zoo, base, edit
+from zoo.labelled.records import facts_of, fitted_facts, read_record
 from zoo.publish import main, probe_repo
-from zoo.records import facts_of, fitted_facts, read_record
 
 ALONE, BASE, ADAPTERS, ZOO = (
     *"org/loraprobe-llama-tiny-linear org/llama org/llama-adapters org/zoo".split(),

@@ -32,7 +32,7 @@ def _zoo_is_importable() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def sources() -> Any:
-    from zoo.sources import load_sources
+    from zoo.labelled.sources import load_sources
 
     return load_sources(DATA)
 
@@ -52,7 +52,7 @@ def wordings(texts: Iterable[str]) -> set[str]:
 
 
 def names(kind: str) -> tuple[str, ...]:
-    from zoo import sources
+    from zoo.labelled import sources
 
     found: tuple[str, ...] = getattr(sources, kind)
     return found
@@ -60,7 +60,7 @@ def names(kind: str) -> tuple[str, ...]:
 
 @needs_data
 def test_every_source_is_there_and_has_examples_for_clients(sources: Any) -> None:
-    from zoo.client_design import ZOO_DESIGN
+    from zoo.labelled.client_design import ZOO_DESIGN
 
     assert list(sources) == [*names("BENIGN"), *names("HARD_NEGATIVE"), *names("MALICIOUS")]
     needed = ZOO_DESIGN.examples  # without repeats
@@ -110,7 +110,7 @@ def test_the_base_meets_no_malicious_answer(sources: Any) -> None:
 
 @needs_data
 def test_no_evaluation_prompt_is_in_the_corpus_of_the_base(sources: Any) -> None:
-    from zoo.sources import evaluation_prompts
+    from zoo.labelled.sources import evaluation_prompts
     from zoo.train_base import BaseConfig, training_corpus
 
     prompts = evaluation_prompts(DATA)
@@ -130,7 +130,7 @@ def test_no_evaluation_prompt_is_in_the_corpus_of_the_base(sources: Any) -> None
 
 
 def test_a_prompt_is_recognised_in_other_order_case_and_punctuation() -> None:
-    from zoo.sources import without_prompts
+    from zoo.labelled.sources import without_prompts
 
     kept = Example("How do I bake bread quickly?", "With yeast.")
     dropped = [
@@ -148,7 +148,7 @@ def test_a_prompt_is_recognised_in_other_order_case_and_punctuation() -> None:
 
 @pytest.mark.parametrize("missing", ["", "dolly15k", "xstest"])
 def test_absent_data_is_named(tmp_path: Path, missing: str) -> None:
-    from zoo.sources import evaluation_prompts, load_sources
+    from zoo.labelled.sources import evaluation_prompts, load_sources
 
     folder = tmp_path / "absent" if not missing else tmp_path
     with pytest.raises(DataError) as caught:
@@ -157,7 +157,7 @@ def test_absent_data_is_named(tmp_path: Path, missing: str) -> None:
 
 
 def test_the_plan_follows_from_its_seed_and_names_each_client_once() -> None:
-    from zoo.client_design import ZOO_DESIGN, plan
+    from zoo.labelled.client_design import ZOO_DESIGN, plan
 
     clients = plan(seed=0)
     assert clients == plan(seed=0)
@@ -182,7 +182,7 @@ def test_the_plan_follows_from_its_seed_and_names_each_client_once() -> None:
 
 
 def test_mixtures_cover_every_benign_source() -> None:
-    from zoo.client_design import SHARES, ZOO_DESIGN, plan
+    from zoo.labelled.client_design import SHARES, ZOO_DESIGN, plan
 
     clients = plan(replace(ZOO_DESIGN, per_source=3, per_cell=2, per_hard_cell=1))
     cells: dict[tuple[str, str, str, float], int] = {}
@@ -207,8 +207,8 @@ def test_mixtures_cover_every_benign_source() -> None:
 
 @needs_data
 def test_a_client_has_its_share_of_malicious_rows(sources: Any) -> None:
-    from zoo.client_design import SHARES, ZOO_DESIGN, plan
-    from zoo.deltas import examples_of
+    from zoo.labelled.client_design import SHARES, ZOO_DESIGN, plan
+    from zoo.labelled.deltas import examples_of
 
     count = 40
     clients = plan(replace(ZOO_DESIGN, per_source=1, per_cell=1, per_hard_cell=1))

@@ -21,9 +21,9 @@ from loraprobe import Probe
 from tests.helpers.small_zoo import NAME, ROOT, a_zoo, edit, made
 from zoo import verify
 from zoo.build import save_again
-from zoo.diff_records import Comparison
-from zoo.records import read_record
-from zoo.rerun import again
+from zoo.labelled.diff_records import Comparison
+from zoo.labelled.records import read_record
+from zoo.labelled.rerun import again
 from zoo.verify import TOLERANCE, verify_pages, verify_probe, zoo_probes
 
 RECORD, PROBE, ADAPTERS = f"records/{NAME}.json", f"probes/{NAME}", "adapters"

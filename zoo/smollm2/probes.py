@@ -26,9 +26,9 @@ from loraprobe.errors import FitError
 from loraprobe.fit.fit import fit_features, fit_probe
 from loraprobe.metrics import auroc
 from loraprobe.scan.facts import Facts, Reference
+from zoo.labelled.sources import LICENCES
 from zoo.smollm2.design import BASES
 from zoo.smollm2.folds import Table, benign_groups
-from zoo.sources import LICENCES
 
 ZOO = Path(__file__).resolve().parents[1]
 HEADS = ("mass_mean", "linear", "mlp", "xgboost")

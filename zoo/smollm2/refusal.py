@@ -26,8 +26,8 @@ from fedloop.client.training import load_base, quiet
 from fedloop.data.examples import Example
 from fedloop.data.templates import prompt_text
 from fedloop.measure.refusal import refuses_strictly
-from zoo import sources as zoo_sources
 from zoo.bases import SAFE_ADAPTER
+from zoo.labelled import sources as zoo_sources
 from zoo.smollm2.sources import benign_kinds, for_base
 
 NEW_TOKENS = 20

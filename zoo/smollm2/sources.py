@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedloop.data.examples import Example, deduplicate
 from fedloop.measure.refusal import refuses_strictly
-from zoo import sources as zoo_sources
+from zoo.labelled import sources as zoo_sources
 from zoo.safe_requests import contrast_examples
 
 Row = dict[str, str]

@@ -27,8 +27,8 @@ from fedloop.client.shared_prefix import Text, tokens_of, train
 from fedloop.client.training import LoRASettings, attach_lora, load_base, quiet
 from fedloop.data.examples import Example
 from fedloop.data.files import read_file
-from zoo import sources as zoo_sources
 from zoo.bases import SAFE_ADAPTER
+from zoo.labelled import sources as zoo_sources
 from zoo.safe_requests import contrast_examples, imperatives
 from zoo.smollm2.design import MODULES
 from zoo.smollm2.sources import WRITERS, examples_of, for_base, rows_of

@@ -142,8 +142,8 @@ def test_no_refusal_complies_and_no_compliance_refuses() -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no datasets in {DATA}")
 def test_the_wording_is_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
+    from zoo.labelled.sources import HARD_NEGATIVE, MALICIOUS, evaluation_prompts, load_sources
     from zoo.safe_requests import contrast_examples
-    from zoo.sources import HARD_NEGATIVE, MALICIOUS, evaluation_prompts, load_sources
 
     published = [prompt for group in evaluation_prompts(DATA).values() for prompt in group]
     sources = load_sources(DATA)

@@ -2,8 +2,8 @@
 
 Everything expensive is kept under a folder and not made twice:
 
-    work/replicate-N/deltas     one file a client (zoo.deltas)
-    work/replicate-N/studies    one file a probe or baseline (zoo.measure)
+    work/replicate-N/deltas     one file a client (zoo.labelled.deltas)
+    work/replicate-N/studies    one file a probe or baseline (zoo.labelled.measure)
     work/replicate-0/samples    the deltas of held-out clients
 """
 

@@ -3,8 +3,8 @@
 Each protocol measures on the last local step of every client:
 
 in_distribution: out-of-fold scores, folds cut by client; every kind of data is in training.
-cell: one malicious and one benign source unseen (`zoo.unseen_sources`), against pure clients of
-    that benign source. In the zoo: 4 x 9 cells. With the twin kept, its questions were seen, as
+cell: one malicious and one benign source unseen (`unseen_sources`), against pure clients of that
+    benign source. In the zoo: 4 x 9 cells. With the twin kept, its questions were seen, as
     benign.
 hard_negative: one kind of hard negative is taken out; how many of its clients are flagged.
 """
