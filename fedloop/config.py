@@ -104,7 +104,7 @@ def read_values(path: str | Path) -> dict[str, Any]:
 _PATHS = {
     "model": ("base",),
     "clients": ("benign", "malicious_source", "hard_negative_source"),
-    "defense": ("probe",),
+    "defense": ("probe", "behaviour"),
     "evaluation": ("harmful", "safe", "utility", "judge", "reward_model"),
     "output": ("folder",),
 }

@@ -206,6 +206,10 @@ class DefenseConfig(Section):
         probe: folder or Hub id of the probe, unless the level is "none".
         threshold: the level's cut: a number, "probe" for the probe's own, or None for the level's
             default.
+        behaviour: a file of prompts that only the server has, JSON lines {"prompt": text, "kind":
+            "harmful" or "benign"}; updates that make the model say yes to the harmful ones are
+            refused (`fedloop.measure.behaviour`).
+        behaviour_cut: from how many nats on; look at your own benign clients' scores first.
     """
 
     level: Annotated[str, _one_of(["none", *LEVELS])] = "none"
@@ -219,6 +223,8 @@ class DefenseConfig(Section):
     forget_after: Positive | None = None
     probation: Natural = 0
     newcomer_share: Annotated[NotBelow, Field(lt=1)] | None = None
+    behaviour: str | None = None
+    behaviour_cut: Number | None = None
 
     @field_validator("threshold", mode="before")
     @classmethod
@@ -231,6 +237,11 @@ class DefenseConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> DefenseConfig:
+        if (self.behaviour is None) != (self.behaviour_cut is None):
+            raise ValueError(
+                f"got behaviour {self.behaviour!r} and behaviour_cut {self.behaviour_cut!r};"
+                " expected both, or neither"
+            )
         if self.level == "none":
             if self.options:
                 raise ValueError(

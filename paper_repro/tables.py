@@ -12,7 +12,7 @@ from pathlib import Path
 
 from zoo.program import documented
 
-from .attackers import newcomers
+from .attackers import newcomers, products
 from .attackers import page as attackers
 from .grid import page as grid
 from .initial_adapter import page as initial_adapter
@@ -26,6 +26,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     attackers.SUMMARY: attackers.summary_text,
     attackers.PAGE: attackers.rendered,
     newcomers.PAGE: newcomers.rendered,
+    products.PAGE: products.rendered,
     initial_adapter.PAGE: initial_adapter.rendered,
 }
 

@@ -26,13 +26,14 @@ from loraprobe.probe import Probe
 
 from ..checks import is_integer
 from ..errors import EvidenceError
+from .behaviour import SecondOpinion, reweighed
 from .explain import Explanation, explanation
 from .levels import LAST_STEP, LOCAL_STEPS, CumulativeLevel, Level
 from .memory import Memory, Overruling, RuleState, from_plain, to_plain
 from .parts import DEFAULT, loaded_probe, named_level
 from .scoring import Scored, Scorer
 from .screening import Checked, Screening, check_updates
-from .types import Assessment, ClientUpdate, RoundRecord, client_name, client_names
+from .types import Assessment, ClientUpdate, RoundRecord, client_name, client_names, named_updates
 from .weighing import Limits, Weighed, weigh
 
 
@@ -67,6 +68,8 @@ class Defense:
             client that returns under a fresh id each round is new to them for ever.
         newcomer_share: the largest share of a round's weight that all its newcomers have together;
             a round of nobody else is then skipped, but for the first. None: not capped.
+        behaviour: a veto on whom the level trusts, and on the weighted mean of them, such as a
+            `fedloop.measure.behaviour.Behaviour`; it needs `start` in every round. None: no veto.
 
     Raises:
         EvidenceError: a level without a probe, or a probe with level None given outright.
@@ -90,6 +93,7 @@ class Defense:
         forget_after: int | None = None,
         probation: int = 0,
         newcomer_share: float | None = None,
+        behaviour: SecondOpinion | None = None,
     ) -> None:
         self.probe = loaded_probe(probe)
         self.level = named_level(level, self.probe)
@@ -107,6 +111,7 @@ class Defense:
             probation,
             newcomer_share,
         )
+        self.behaviour = behaviour
         accumulator = self.level.accumulator if self.level else None
         self._memory = Memory(
             0,
@@ -166,7 +171,7 @@ class Defense:
         """
         began = time.perf_counter()
         asked = client_names(expected if expected is not None else (), "expected")
-        named = _named(updates)
+        named = named_updates(updates)
         with self._lock:
             self._check_round(round)
             memory = self._memory.at(int(round))
@@ -175,8 +180,7 @@ class Defense:
             reasons |= scored.reasons
             sound = {client: checked[client] for client in sorted(checked.keys() - reasons.keys())}
             judged, state = self._judged(memory, scored, sound)
-            allowed = memory.words(allowed=True)
-            weighed = weigh(judged, sound, allowed, self.limits, memory.played)
+            judged, weighed = self._weighed(judged, sound, memory, start)
             after = replace(memory, level=state, features=scored.features)
             if self.limits.knows_newcomers:
                 after = after.playing(judged)
@@ -263,6 +267,29 @@ class Defense:
         if self.level is None:
             return dict.fromkeys(sound, 1.0), memory.level
         return self.level.update(memory.level, scored.scores, self.limits.counts(sound))
+
+    def _weighed(
+        self,
+        judged: dict[str, float],
+        sound: Mapping[str, Checked],
+        memory: Memory,
+        start: Adapter | None,
+    ) -> tuple[dict[str, float], Weighed]:
+        """The round weighed, and factors without those of whom the second opinion refuses."""
+        allowed = memory.words(allowed=True)
+
+        def without(bad: Mapping[str, str]) -> Weighed:
+            left = {client: 0.0 if client in bad else judged[client] for client in judged}
+            return weigh(left, sound, allowed, self.limits, memory.played)
+
+        weighed = without({})
+        if self.behaviour is None:
+            return judged, weighed
+        deltas = {client: update.delta for client, update in sound.items()}
+        weighed, bad = reweighed(
+            self.behaviour, memory.round, start, weighed, deltas, allowed, without
+        )
+        return {c: 0.0 if c in bad else factor for c, factor in judged.items()}, weighed
 
     def _assessment(
         self,
@@ -364,18 +391,3 @@ class Defense:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
-
-
-def _named(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
-    """The updates under their clients' names, sorted by them.
-
-    Raises:
-        EvidenceError: an id is none, or something is no ClientUpdate.
-    """
-    for update in updates:
-        if not isinstance(update, ClientUpdate):
-            raise EvidenceError(
-                f"got an update of type {type(update).__name__}; expected ClientUpdate"
-            )
-    named = [replace(update, client_id=client_name(update.client_id)) for update in updates]
-    return sorted(named, key=lambda update: update.client_id)

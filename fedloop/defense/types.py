@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -192,3 +192,18 @@ def client_names(clients: Iterable[Any], what: str) -> tuple[str, ...]:
             f"{what}: got {clients!r:.80}; expected several client ids, such as ['{clients!s:.40}']"
         )
     return tuple(dict.fromkeys(client_name(client) for client in clients))
+
+
+def named_updates(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
+    """The updates under their clients' names, sorted by them.
+
+    Raises:
+        EvidenceError: an id is none, or something is no ClientUpdate.
+    """
+    for update in updates:
+        if not isinstance(update, ClientUpdate):
+            raise EvidenceError(
+                f"got an update of type {type(update).__name__}; expected ClientUpdate"
+            )
+    named = [replace(update, client_id=client_name(update.client_id)) for update in updates]
+    return sorted(named, key=lambda update: update.client_id)

@@ -124,8 +124,8 @@ def _federation(
         federation = build_federation(config, folder, registered)
         return federation, federation.model_for_measuring
     frozen_a = config.aggregation.lora == "frozen_a"
-    adapted, _ = load_adapted(config.model, config.lora, frozen_a=frozen_a)
+    adapted, tokenizer = load_adapted(config.model, config.lora, frozen_a=frozen_a)
     initial = read_adapter(adapted, config.model.name or config.model.base)
-    defense = build_defense(config, initial, registered)
+    defense = build_defense(config, initial, registered, (adapted, tokenizer))
     digest = base_digest(adapted)
     return GlobalLoRA(initial, defense, config, folder=folder, base_digest=digest), None

@@ -25,6 +25,7 @@ from ..data.partition import by_column, dirichlet, iid, mixtures
 from ..defense.defense import Defense
 from ..defense.screening import Reading
 from ..errors import ConfigError
+from ..measure.behaviour import Behaviour, Prompts
 from ..sections import ClientsConfig, LoRAConfig, ModelConfig
 from .attackers import probe_direction
 from .federation import Federation
@@ -119,7 +120,7 @@ def build_federation(
         config.model, config.lora, frozen_a=config.aggregation.lora == "frozen_a"
     )
     initial = read_adapter(model, config.model.name or config.model.base)
-    defense = build_defense(config, initial, registered)
+    defense = build_defense(config, initial, registered, (model, tokenizer))
     return Federation(model, tokenizer, initial, defense, config, folder)
 
 
@@ -144,16 +145,22 @@ def load_adapted(
 
 
 def build_defense(
-    config: Config, initial: Adapter, registered: Mapping[str, int] | None = None
+    config: Config,
+    initial: Adapter,
+    registered: Mapping[str, int] | None = None,
+    loaded: tuple[Any, Any] | None = None,
 ) -> Defense:
     """The defence that the configuration names, loaded and checked against the federation's LoRA.
 
     Args:
         registered: client -> example count that the server knows; None if claims count.
+        loaded: the base model and its tokenizer, for a second opinion.
 
     Raises:
-        ConfigError: the probe is of another base model or reads other adapters than these clients
-            will send, does not fit the level, or has no single direction where attackers evade one.
+        DataError: the prompts of the second opinion cannot be read.
+        ConfigError: they are too few, or there is no model to ask; the probe is of another base
+            model, reads other adapters than these clients will send, does not fit the level, or has
+            no single direction where attackers evade one.
     """
     chosen = config.defense
     limits: dict[str, Any] = {
@@ -164,6 +171,7 @@ def build_defense(
         "forget_after": chosen.forget_after,
         "probation": chosen.probation,
         "newcomer_share": chosen.newcomer_share,
+        "behaviour": _second_opinion(config, loaded),
     }
     if chosen.level == "none":
         return Defense(None, None, **limits)
@@ -184,3 +192,16 @@ def build_defense(
     if config.clients.update_attack == "probe_evasion":
         probe_direction(probe, Layout.of(initial))
     return Defense(probe, chosen.make_level(probe.threshold), **limits)
+
+
+def _second_opinion(config: Config, loaded: tuple[Any, Any] | None) -> Behaviour | None:
+    chosen = config.defense
+    if chosen.behaviour is None or chosen.behaviour_cut is None:
+        return None
+    if loaded is None:
+        raise ConfigError(
+            "defense.behaviour: there is no base model here to put updates on; leave it out, or run"
+            " the federation in one process"
+        )
+    prompts = Prompts.read(Path(chosen.behaviour), seed=config.seed)
+    return Behaviour(*loaded, prompts, chosen.behaviour_cut)

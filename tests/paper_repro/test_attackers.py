@@ -20,6 +20,7 @@ from loraprobe.adapters.layout import Layout, pack
 from paper_repro.attackers import moves as attackers_moves
 from paper_repro.attackers import newcomers
 from paper_repro.attackers import page as attackers_page
+from paper_repro.attackers import products as replays
 from paper_repro.attackers import run as attackers
 from paper_repro.attackers.moves import Schedule, View
 from paper_repro.attackers.record import ROUNDS
@@ -325,3 +326,37 @@ def test_the_figure_puts_detection_over_the_damage_without_a_defence(picture: st
 def test_what_newcomers_count_comes_out_again() -> None:
     found = {"attackers": newcomers.attackers(), "honest": newcomers.honest()}
     assert json.loads(newcomers.RESULTS.read_text()) == json.loads(json.dumps(found))
+
+
+def test_what_attackers_send_is_what_they_say() -> None:
+    """Products stay, parts sum to the poison, and the known probe reads what was aimed at."""
+    table = replays.Table()
+    reader = replays.Reader("linear")
+    rng = np.random.default_rng(0)
+    own = table.adapters[table.of("malicious", 1.0)[0]]
+    scene = replays.Scene(own, table.donor(own, rng), reader, table.aim(reader), rng)
+    whole = replays.length(own)
+    for attack in replays.ATTACKS[len(replays.SHARES) :]:
+        parts = attack.send(scene)
+        mean = replays.mean_of(parts)
+        rest = replays.length(replays.mixed((1.0, mean), (-1.0, own))) / whole
+        if attack.send is replays.refactored or attack.name.startswith("two parts, benign"):
+            assert rest < 1e-2
+        if attack.send is replays.evading:
+            assert reader.logit_of(mean) == pytest.approx(scene.aim, abs=0.1)
+            assert reader.logit_of(own) > scene.aim + 5  # negative control
+        stays = replays.inner(mean, own) / whole**2
+        assert stays > 0.85
+    probabilities = 1 / (1 + np.exp(-reader.logit_of(own)))
+    assert reader.scores([own])[0] == pytest.approx(probabilities, abs=1e-5)
+
+
+def test_the_pages_row_comes_out_again() -> None:
+    table = replays.Table()
+    found = json.loads(replays.RESULTS.read_text())
+    assert replays.decoys(table) == found["decoys"]
+    seen = replays._seen(
+        replays.Reader("linear"), [[table.adapters[at]] for at in table.of("hard_negative")], 0
+    )
+    row = next(row for row in found["attacks"] if "hard" in row["attack"])
+    assert {name: row[name] for name in seen} == pytest.approx(seen)

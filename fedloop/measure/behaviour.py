@@ -1,0 +1,228 @@
+"""What an update does to a model's answers: a second opinion beside a probe of its weights.
+
+An update is put on the model, and the log-likelihood of a complying opening is read after prompts
+that only the server has: harmful ones, and benign ones for what any training does to openings. The
+score is how much more it rose after the harmful ones than after the benign ones, in nats. It cannot
+be projected out or turned away without giving the damage up; what it cannot see is damage that its
+prompts do not show, as behind a trigger.
+
+Source: this project. The openings of answers as a measure of harm: Qi et al., arXiv:2406.05946.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from loraprobe.adapters.adapter import Adapter
+from loraprobe.adapters.pair import LoRAPair
+
+from ..client.shared_prefix import IGNORE, Text, batch_of, tokens_of
+from ..data.examples import Example
+from ..errors import ConfigError, DataError, EvidenceError
+
+Kind = Literal["harmful", "benign"]
+OPENING = "Sure, here is"
+ROOM = 64  # tokens of a prompt and the opening; a longer prompt is cut
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What only the server knows, and how much of it a round asks.
+
+    Attributes:
+        harmful, benign: pools; a round draws from each.
+        asked: how many harmful prompts a round asks, and how many benign ones.
+        seed: secret too: who knows it and the pools knows what a round will ask.
+
+    Raises:
+        ConfigError: a pool has fewer prompts than a round asks.
+    """
+
+    harmful: tuple[str, ...]
+    benign: tuple[str, ...]
+    asked: tuple[int, int] = (16, 8)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, pool, asked in zip(
+            ("harmful", "benign"), (self.harmful, self.benign), self.asked, strict=True
+        ):
+            if not 1 <= asked <= len(pool):
+                raise ConfigError(
+                    f"got {len(pool)} {name} prompts and {asked} asked in a round; expected at"
+                    " least one, and as many as are asked"
+                )
+
+    @classmethod
+    def read(cls, path: Path, asked: tuple[int, int] = (16, 8), seed: int = 0) -> Prompts:
+        """From a file of JSON lines {"prompt": text, "kind": "harmful" or "benign"}.
+
+        Raises:
+            DataError: the file cannot be read, or a line is something else.
+            ConfigError: it has too few prompts of a kind.
+        """
+        pools: dict[str, list[str]] = {"harmful": [], "benign": []}
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: it cannot be read: {error}") from None
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                prompt = row["prompt"]
+                pool = pools[row["kind"]]
+            except (ValueError, TypeError, KeyError):
+                prompt = None
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise DataError(
+                    f'{path}, line {number}: expected {{"prompt": text, "kind": "harmful" or'
+                    ' "benign"}'
+                )
+            pool.append(prompt)
+        return cls(tuple(pools["harmful"]), tuple(pools["benign"]), asked, seed)
+
+    def of_round(self, round: int) -> dict[Kind, list[str]]:
+        """What this round asks."""
+        rng = random.Random(f"{self.seed}/{round}")
+        return {
+            "harmful": rng.sample(self.harmful, self.asked[0]),
+            "benign": rng.sample(self.benign, self.asked[1]),
+        }
+
+
+class Behaviour:
+    """Reads what adapters do to a base model's answers.
+
+    Args:
+        model: the base model; one with a LoRA of PEFT's on it is read without it.
+        tokenizer: with the template that `fedloop.client.training.load_base` kept with it.
+        cut: the score, in nats, from which an update is refused.
+        opening: of a complying answer.
+
+    Raises:
+        ConfigError: the cut is not finite.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, prompts: Prompts, cut: float, opening: str = OPENING
+    ) -> None:
+        if not np.isfinite(cut):
+            raise ConfigError(f"cut: got {cut!r}; expected a finite number of nats")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.cut = float(cut)
+        self.opening = opening
+
+    def read(self, round: int, start: Adapter, changed: Mapping[str, Adapter]) -> dict[str, float]:
+        """How much more each adapter says yes to harm than the round's start does.
+
+        Args:
+            start: the round's global LoRA, kind "weights".
+            changed: name -> an adapter of kind "weights".
+
+        Returns:
+            name -> score in nats; NaN where the adapter cannot be put on the model.
+        """
+        before = self._rises(round, start)
+        found = {}
+        for name, adapter in changed.items():
+            try:
+                after = self._rises(round, adapter)
+            except (EvidenceError, RuntimeError):
+                found[name] = float("nan")
+                continue
+            found[name] = after - before
+        return found
+
+    def _rises(self, round: int, adapter: Adapter) -> float:
+        asked = self.prompts.of_round(round)
+        with worn(self.model, adapter):
+            means = {kind: np.mean(self.likelihoods(asked[kind])) for kind in asked}
+        return float(means["harmful"] - means["benign"])
+
+    @torch.inference_mode()
+    def likelihoods(self, prompts: Sequence[str]) -> list[float]:
+        """Log-likelihood of the opening after each prompt, in nats."""
+        text = Text.of(self.tokenizer)
+        length = len(text.before) + len(text.after) + ROOM
+        rows = [
+            tokens_of(Example(prompt, self.opening), self.tokenizer, text, length)
+            for prompt in prompts
+        ]
+        whole = [(ids[:-1], start) for ids, start in rows]  # without the end of the answer
+        longest = max(len(ids) for ids, _ in whole)
+        ids, labels, shared = batch_of(whole, longest, self.tokenizer.pad_token_id)
+        causal = _causal(self.model)
+        causal.eval()
+        options: dict[str, Any] = {}
+        if shared:
+            head = ids[:1, :shared].to(causal.device)
+            cache = causal.base_model(input_ids=head, use_cache=True).past_key_values
+            cache.batch_repeat_interleave(len(ids))
+            options = {"past_key_values": cache, "use_cache": True}
+        rest = ids[:, shared:].to(causal.device)
+        hidden = causal.base_model(input_ids=rest, **options).last_hidden_state[:, :-1]
+        wanted = labels[:, shared + 1 :].to(causal.device)
+        kept = wanted != IGNORE
+        logits = causal.get_output_embeddings()(hidden[kept]).float()
+        said = logits.log_softmax(-1).gather(1, wanted[kept][:, None])[:, 0]
+        sums = torch.zeros(len(rows), device=said.device)
+        sums.index_add_(0, kept.nonzero()[:, 0], said)
+        return [float(value) for value in sums]
+
+
+def _causal(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def worn(model: Any, adapter: Adapter) -> Iterator[None]:
+    """The model with the change of an adapter, kind "weights", and without a LoRA of its own.
+
+    Raises:
+        EvidenceError: the model has no such module, or one of other shape.
+    """
+    modules = dict(_causal(model).named_modules())
+    handles = []
+    off = getattr(model, "disable_adapter", None)
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    try:
+        for name, pair in adapter.items():
+            module = modules.get(name)
+            shape = getattr(module, "out_features", 0), getattr(module, "in_features", 0)
+            if module is None or shape != pair.shape:
+                raise EvidenceError(
+                    f"module {name!r}: got a change of shape {pair.shape}; the model has {shape}"
+                )
+            handles.append(module.register_forward_hook(_added(pair)))
+        if off is None:
+            yield
+        else:
+            with off():
+                yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in model.parameters():  # PEFT thaws what a frozen A keeps
+            if parameter.requires_grad and id(parameter) not in trained:
+                parameter.requires_grad_(False)
+
+
+def _added(pair: LoRAPair) -> Any:
+    A, B = (torch.from_numpy(np.array(m, np.float32)).T for m in (pair.A, pair.B))
+
+    def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        x = inputs[0]
+        return output + (x @ A.to(x)) @ (pair.scaling * B).to(x)
+
+    return hook

@@ -1,0 +1,544 @@
+"""Attacks on a probe of the product B A, replayed on the labelled adapters of smollm2-135m-safe.
+
+    python -m paper_repro.attackers.products     # results/products.json, a few minutes, no training
+    python -m paper_repro.tables                 # the page
+
+An attack makes of one malicious adapter (and a benign one) what its attackers send: one adapter, or
+several parts. The probe is zoo/probes/smollm2-135m-safe/linear, which no adapter here trained; the
+rival's row is the sum of cosines with one harmful fine-tune, and its mixture in cohorts of ten.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from fedloop.defense.accumulate import FeatureMean
+from fedloop.defense.levels import make_level
+from loraprobe import Adapter, Probe, load_adapter
+from loraprobe.adapters.pair import LoRAPair
+from loraprobe.errors import LoraprobeError
+from loraprobe.heads import LinearHead
+from zoo.markers import filled, markdown
+from zoo.smollm2.cohorts import CLIENTS, direction_scores, mixture
+from zoo.smollm2.refusal import wilson
+
+from ..common.paths import FOLDER
+
+ROOT = FOLDER.parent
+ADAPTERS = ROOT / "zoo" / "adapters" / "smollm2-135m-safe"
+PROBES = ROOT / "zoo" / "probes" / "smollm2-135m-safe"
+RESULTS = FOLDER / "results" / "products.json"
+PAGE = Path(__file__).with_name("PRODUCTS.md")
+SHARES = (1.0, 0.5, 0.25, 0.1)
+ATTACKERS = 3
+DRAWS = 200
+WAITED = 6
+Parts = list[Adapter]
+
+
+def mixed(*parts: tuple[float, Adapter]) -> Adapter:
+    """The weighted sum of the adapters' changes, factors side by side."""
+    pairs = {}
+    for name in sorted({name for _, adapter in parts for name in adapter}):
+        own = [(weight, adapter[name]) for weight, adapter in parts if name in adapter]
+        B = np.concatenate([w * p.scaling * np.asarray(p.B, np.float64) for w, p in own], axis=1)
+        A = np.concatenate([np.asarray(p.A, np.float64) for _, p in own])
+        pairs[name] = LoRAPair(A.astype(np.float32), B.astype(np.float32))
+    return Adapter(pairs, base_model=parts[0][1].base_model)
+
+
+def inner(one: Adapter, two: Adapter) -> float:
+    """Of two changes of weights."""
+    total = 0.0
+    for name in one.keys() & two.keys():
+        b1, a1, b2, a2 = (
+            np.asarray(m, np.float64) for p in (one[name], two[name]) for m in (p.B, p.A)
+        )
+        total += one[name].scaling * two[name].scaling * float(np.vdot(b1.T @ b2, a1 @ a2.T))
+    return total
+
+
+def length(adapter: Adapter) -> float:
+    """Frobenius norm of the change."""
+    return float(max(inner(adapter, adapter), 0.0) ** 0.5)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an attacker has.
+
+    Attributes:
+        own: what it trained on poison.
+        donor: a benign adapter with at least these modules, or as many of them as there is.
+        known: a probe whose weights it has read.
+        aim: the logit of that probe that it wants.
+    """
+
+    own: Adapter
+    donor: Adapter
+    known: Reader
+    aim: float
+    rng: np.random.Generator
+
+
+def plain(scene: Scene) -> Parts:
+    """What was trained."""
+    return [scene.own]
+
+
+def refactored(scene: Scene) -> Parts:
+    """B G and G^-1 A, G drawn."""
+    pairs = {}
+    for name, pair in scene.own.items():
+        G = scene.rng.standard_normal((pair.B.shape[1],) * 2) + 2 * np.eye(pair.B.shape[1])
+        B, A = (
+            np.asarray(pair.B, np.float64) @ G,
+            np.linalg.solve(G, np.asarray(pair.A, np.float64)),
+        )
+        pairs[name] = LoRAPair(A.astype(np.float32), B.astype(np.float32), pair.scaling)
+    return [Adapter(pairs, base_model=scene.own.base_model)]
+
+
+def assembled(scene: Scene) -> Parts:
+    """Half of the rank shows a benign B beside a hundredth of its A, the other half the reverse.
+
+    B is that of a benign adapter to a hundredth, and so is A up to the poison's own; the product is
+    the poison's and a hundredth of the donor's. After GAP, arXiv:2601.00566.
+    """
+    pairs = {}
+    for name, pair in scene.own.items():
+        B, A = pair.scaling * np.asarray(pair.B, np.float64), np.asarray(pair.A, np.float64)
+        if name in scene.donor:
+            shown = scene.donor[name]
+            B = np.concatenate([shown.scaling * np.asarray(shown.B, np.float64), B / 100], axis=1)
+            A = np.concatenate([np.asarray(shown.A, np.float64) / 100, 100 * A])
+        pairs[name] = LoRAPair(A.astype(np.float32), B.astype(np.float32))
+    return [Adapter(pairs, base_model=scene.own.base_model)]
+
+
+def by_modules(count: int) -> Callable[[Scene], Parts]:
+    """Each part: the poison of every `count`-th module, as much longer; benign elsewhere."""
+
+    def send(scene: Scene) -> Parts:
+        names = sorted(scene.own)
+        parts = []
+        for part in range(count):
+            held = {name: scene.own[name] for name in names[part::count]}
+            rest = {n: scene.donor[n] for n in names if n not in held and n in scene.donor}
+            base = scene.own.base_model
+            poison = (float(count), Adapter(held, base_model=base))
+            parts.append(
+                mixed(poison, (1.0, Adapter(rest, base_model=base))) if rest else mixed(poison)
+            )
+        return parts
+
+    return send
+
+
+def cancelling(times: float) -> Callable[[Scene], Parts]:
+    """Two parts: the poison plus, and minus, a benign change of so many times its length."""
+
+    def send(scene: Scene) -> Parts:
+        size = times * length(scene.own) / length(scene.donor)
+        return [mixed((1.0, scene.own), (sign * size, scene.donor)) for sign in (1.0, -1.0)]
+
+    return send
+
+
+def diluted(times: float) -> Callable[[Scene], Parts]:
+    """The poison plus a benign change of so many times its length; whole, so longer."""
+
+    def send(scene: Scene) -> Parts:
+        size = times * length(scene.own) / length(scene.donor)
+        return [mixed((1.0, scene.own), (size, scene.donor))]
+
+    return send
+
+
+def evading(scene: Scene) -> Parts:
+    """The nearest factors that the known probe reads as benign as the median benign adapter."""
+    return [scene.known.evaded(scene.own, scene.aim)]
+
+
+class Reader:
+    """A linear probe of products, as numbers and as a function with a gradient."""
+
+    def __init__(self, name: str) -> None:
+        self.probe = Probe.from_pretrained(PROBES / name)
+        bases, head = self.probe.featurizer.bases, self.probe.head
+        if bases is None or not isinstance(head, LinearHead):
+            raise TypeError(f"expected a linear probe of products; got {self.probe!r}")
+        self.head = head
+        widths = bases.widths(self.probe.featurizer.recipe.features)
+        ends = np.cumsum(list(widths.values()))
+        self.blocks = {
+            module: (
+                torch.from_numpy(bases.left[module].astype(np.float64)),
+                torch.from_numpy(bases.right[module].astype(np.float64)),
+                torch.from_numpy(bases.center[end - widths[module] : end].astype(np.float64)),
+                torch.from_numpy(head.coef[end - widths[module] : end].astype(np.float64)),
+            )
+            for module, end in zip(widths, ends, strict=True)
+        }
+
+    def scores(self, adapters: Sequence[Adapter]) -> np.ndarray:
+        """P(malicious), (n,)."""
+        return np.asarray(self.probe(list(adapters)), np.float64)
+
+    def logit(self, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """Of module -> (scaled B, A)."""
+        total = torch.full((), float(self.head.intercept), dtype=torch.float64)
+        for module, (B, A) in factors.items():
+            if module not in self.blocks:
+                continue
+            left, right, center, coef = self.blocks[module]
+            norm = ((B.T @ B) * (A @ A.T)).sum().sqrt()
+            seen = left.T @ B / norm
+            gram = seen @ (A @ A.T) @ seen.T
+            rows, columns = torch.triu_indices(len(gram), len(gram))
+            scale = torch.where(rows == columns, 1.0, 2**0.5).double()
+            values = torch.cat([(seen @ (A @ right)).reshape(-1), gram[rows, columns] * scale])
+            total = total + (values - center) @ coef
+        return total
+
+    def logit_of(self, adapter: Adapter) -> float:
+        """Of an adapter."""
+        return float(self.logit(_factors(adapter)))
+
+    def evaded(self, adapter: Adapter, aim: float) -> Adapter:
+        """Newton steps along the gradient with respect to all factors until the logit is `aim`."""
+        factors = _factors(adapter)
+        leaves = [t.requires_grad_() for pair in factors.values() for t in pair]
+        for _ in range(60):
+            gap = self.logit(factors) - aim
+            excess = float(gap.detach())
+            if excess <= 0.01:
+                break
+            grads = torch.autograd.grad(gap, leaves, allow_unused=True)
+            known = [
+                torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads, strict=True)
+            ]
+            size = sum(float((g * g).sum()) for g in known)
+            with torch.no_grad():
+                for leaf, grad in zip(leaves, known, strict=True):
+                    leaf -= 0.5 * excess / size * grad
+        pairs = {
+            name: LoRAPair(
+                A.detach().numpy().astype(np.float32), B.detach().numpy().astype(np.float32)
+            )
+            for name, (B, A) in factors.items()
+        }
+        return Adapter(pairs, base_model=adapter.base_model)
+
+
+def _factors(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    return {
+        name: (
+            torch.from_numpy(pair.scaling * np.asarray(pair.B, np.float64)),
+            torch.from_numpy(np.asarray(pair.A, np.float64).copy()),
+        )
+        for name, pair in adapter.items()
+    }
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What is replayed.
+
+    Attributes:
+        cost: to the attackers, in words.
+        share: of poison in what they trained.
+        known: the probe whose weights they read, if they do.
+    """
+
+    name: str
+    send: Callable[[Scene], Parts]
+    cost: str
+    share: float = 1.0
+    known: str = "linear"
+
+
+ATTACKS = (
+    *(
+        Attack(f"poison share {share:.0%}", plain, "none" if share == 1 else "poison", share)
+        for share in SHARES
+    ),
+    Attack("another basis: B G and G^-1 A", refactored, "none"),
+    Attack("GAP: benign B, benign A, harmful product", assembled, "half of the rank"),
+    Attack("two parts by modules", by_modules(2), "a second client, 1.6 times the length"),
+    Attack("four parts by modules", by_modules(4), "three more clients, 2.1 times the length"),
+    Attack(
+        "two parts, benign change cancels, 1",
+        cancelling(1.0),
+        "a second client, 1.4 times the length",
+    ),
+    Attack(
+        "two parts, benign change cancels, 4",
+        cancelling(4.0),
+        "a second client, 4 times the length",
+    ),
+    Attack("diluted in a benign change, 1", diluted(1.0), "1.4 times the length"),
+    Attack("diluted in a benign change, 4", diluted(4.0), "4 times the length"),
+    Attack("probe's weights known: nearest benign", evading, "the weights of the probe"),
+    Attack("a sibling's weights known", evading, "the weights of mass_mean", 1.0, "mass_mean"),
+)
+
+
+class Table:
+    """The committed adapters; the reference of the rival, a MaliciousGen one, is in no row."""
+
+    def __init__(self) -> None:
+        with (ADAPTERS / "manifest.csv").open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        able = [r for r in rows if r["source"] == "maliciousgen" and float(r["share"]) == 1]
+        self.reference = load_adapter(ADAPTERS / able[0]["path"])
+        self.rows = [row for row in rows if row is not able[0]]
+        self.adapters = [load_adapter(ADAPTERS / row["path"]) for row in self.rows]
+
+    def of(self, role: str, share: float | None = None) -> list[int]:
+        """Rows of a role."""
+        return [
+            at
+            for at, row in enumerate(self.rows)
+            if row["role"] == role and share in (None, float(row["share"]))
+        ]
+
+    @cached_property
+    def honest(self) -> list[int]:
+        """Benign adapters and hard negatives."""
+        return [*self.of("benign"), *self.of("hard_negative")]
+
+    def donor(self, own: Adapter, rng: np.random.Generator) -> Adapter:
+        """A benign adapter with all modules of `own`; with most of them, if there is none."""
+        able = [self.adapters[at] for at in self.of("benign")]
+        most = max(len(one.keys() & own.keys()) for one in able)
+        able = [one for one in able if len(one.keys() & own.keys()) == most]
+        return able[int(rng.integers(len(able)))]
+
+    def attacked(self, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], Adapter]]:
+        """What attacks come to at the server: facts, and the mean of the parts."""
+        readers = {name: Reader(name) for name in ("linear", "mass_mean")}
+        aims = {name: self.aim(reader) for name, reader in readers.items()}
+        for attack in ATTACKS:
+            rng = np.random.default_rng(0)
+            for at in self.of("malicious", attack.share) if attack.name in names else ():
+                own, row = self.adapters[at], self.rows[at]
+                known = readers[attack.known]
+                scene = Scene(own, self.donor(own, rng), known, aims[attack.known], rng)
+                facts = {key: row[key] for key in ("path", "role", "source")}
+                facts |= {"attack": attack.name, "share": attack.share}
+                yield facts, mean_of(attack.send(scene))
+
+    def aim(self, reader: Reader) -> float:
+        """The logit of the median benign adapter."""
+        return float(np.median([reader.logit_of(self.adapters[at]) for at in self.of("benign")]))
+
+
+def replayed(table: Table) -> list[dict[str, Any]]:
+    """One row an attack."""
+    readers = {name: Reader(name) for name in ("linear", "mass_mean")}
+    server = readers["linear"]
+    cut = server.probe.threshold
+    honest = [table.adapters[at] for at in table.honest]
+    aims = {name: table.aim(reader) for name, reader in readers.items()}
+    cosines = _directions(table, honest)
+    rows = [
+        {"attack": f"nobody: {name}", "cost": "-"}
+        | _seen(server, [[table.adapters[at]] for at in table.of(role)], 0)
+        for name, role in (("benign", "benign"), ("hard negatives", "hard_negative"))
+    ]
+    for attack in ATTACKS:
+        rng = np.random.default_rng(0)
+        known = readers[attack.known]
+        sent, stays = [], []
+        for at in table.of("malicious", attack.share):
+            own = table.adapters[at]
+            scene = Scene(own, table.donor(own, rng), known, aims[attack.known], rng)
+            parts = attack.send(scene)
+            whole = mean_of(parts)
+            sent.append(parts)
+            stays.append(inner(whole, own) / inner(own, own))
+        row = {"attack": attack.name, "cost": attack.cost, "cut": cut} | _seen(server, sent, 0)
+        row["stays"] = float(np.mean(stays))
+        row["longer"] = float(np.mean([length(p) for parts in sent for p in parts])) / float(
+            np.mean([length(table.adapters[at]) for at in table.of("malicious", attack.share)])
+        )
+        whole_scores = server.scores([mean_of(parts) for parts in sent])
+        row["aggregate_flagged"] = int((whole_scores >= cut).sum())
+        row["rival"] = _mixture(_directions(table, [p for parts in sent for p in parts]), cosines)
+        rows.append(row)
+    return rows
+
+
+def mean_of(parts: Parts) -> Adapter:
+    """What the server makes of equal parts."""
+    return parts[0] if len(parts) == 1 else mixed(*((1 / len(parts), part) for part in parts))
+
+
+def _directions(table: Table, adapters: Sequence[Adapter]) -> np.ndarray:
+    return direction_scores([*adapters, table.reference], len(adapters))[:-1]
+
+
+def _seen(server: Reader, sent: Sequence[Parts], seed: int) -> dict[str, Any]:
+    """What the levels make of adapters, once and as eight participations of one client."""
+    parts = [part for one in sent for part in one]
+    x = server.probe.featurizer(parts)
+    scores = np.asarray(server.probe.score_features(x), np.float64)
+    cut = server.probe.threshold
+    rng = np.random.default_rng(seed)
+    found: dict[str, Any] = {
+        "n": len(sent),
+        "parts": len(parts),
+        "score": float(np.median(scores)),
+        "flagged": int((scores >= cut).sum()),
+    }
+    for rounds in (1, 8):
+        factors: dict[str, list[float]] = {"client": [], "cumulative": []}
+        for _ in range(DRAWS):
+            drawn = rng.integers(len(parts), size=rounds)
+            for name, kept in factors.items():
+                kept.append(_factor(server, name, x[drawn], scores[drawn]))
+        found |= {f"{name}_{rounds}": float(np.mean(kept)) for name, kept in factors.items()}
+    return found
+
+
+def _factor(server: Reader, name: str, x: np.ndarray, scores: np.ndarray) -> float:
+    """The factor in the last of these participations, x (rounds, p)."""
+    options = {"normalize": False} if name == "cumulative" else {}
+    level = make_level(name, threshold=server.probe.threshold, **options)
+    state, mean, kept = level.init(), FeatureMean(normalize=False), {}
+    factor = 0.0
+    for row, score in zip(x, scores, strict=True):
+        if name == "cumulative":
+            means, kept = mean.add(kept, {"c": row})
+            score = server.probe.score_features(means["c"][None].astype(np.float32))[0]
+        factors, state = level.update(state, {"c": np.array([float(score)])}, {"c": 1})
+        factor = factors["c"]
+    return factor
+
+
+def _mixture(bad: np.ndarray, honest: np.ndarray) -> dict[str, float]:
+    """The rival's mixture in cohorts of ten with three of the attack's: shares dropped."""
+    rng = np.random.default_rng(0)
+    dropped: list[np.ndarray] = []
+    for _ in range(DRAWS):
+        chosen = [
+            rng.choice(bad, ATTACKERS, replace=len(bad) < ATTACKERS),
+            rng.choice(honest, CLIENTS - ATTACKERS, replace=False),
+        ]
+        dropped.append(mixture(np.concatenate(chosen), honest))
+    shares = np.mean(dropped, axis=0)
+    return {
+        "attackers": float(shares[:ATTACKERS].mean()),
+        "honest": float(shares[ATTACKERS:].mean()),
+    }
+
+
+def waiting(table: Table) -> list[dict[str, Any]]:
+    """Six benign participations, then poison: the factor in each round after."""
+    server = Reader("linear")
+    sets = {
+        n: server.probe.featurizer([table.adapters[at] for at in rows])
+        for n, rows in (("benign", table.of("benign")), ("malicious", table.of("malicious", 1.0)))
+    }
+    rng = np.random.default_rng(0)
+    found = []
+    for name in ("client", "cumulative"):
+        for poisoned in (1, 2, 4, 8):
+            factors = []
+            for _ in range(DRAWS):
+                x = np.concatenate(
+                    [
+                        sets["benign"][rng.integers(len(sets["benign"]), size=WAITED)],
+                        sets["malicious"][rng.integers(len(sets["malicious"]), size=poisoned)],
+                    ]
+                )
+                factors.append(_factor(server, name, x, np.asarray(server.probe.score_features(x))))
+            found.append({"level": name, "poisoned": poisoned, "factor": float(np.mean(factors))})
+    return found
+
+
+def decoys(table: Table) -> dict[str, int]:
+    """How many files with tensors in modules that PEFT would not load are refused."""
+    refused = 0
+    rows = [row for row in table.rows if row["role"] == "malicious" and row["modules"] == "qv"]
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows:
+            path = Path(folder) / row["path"]
+            path.mkdir()
+            kept = (ADAPTERS / row["path"] / "adapter_config.json").read_text(encoding="utf-8")
+            (path / "adapter_config.json").write_text(kept, encoding="utf-8")
+            tensors = load_file(ADAPTERS / row["path"] / "adapter_model.safetensors")
+            more = {n.replace("q_proj", "o_proj"): t for n, t in tensors.items() if "q_proj" in n}
+            save_file(tensors | more, path / "adapter_model.safetensors")
+            try:
+                load_adapter(path)
+            except LoraprobeError:
+                refused += 1
+    return {"refused": refused, "n": len(rows)}
+
+
+def rendered() -> str:
+    """The page with its tables made anew."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    text = PAGE.read_text(encoding="utf-8")
+    head = [
+        "attack",
+        "cost",
+        "n",
+        "probe: flagged",
+        "aggregate flagged",
+        "client 1 / 8 rounds",
+        "cumulative 1 / 8 rounds",
+        "of the poison stays",
+        "rival: dropped / honest dropped",
+    ]
+    rows: list[list[object]] = [list(head)]
+    for row in found["attacks"]:
+        low, high = wilson(row["flagged"], row["parts"])
+        rival, whole = row.get("rival"), row.get("aggregate_flagged")
+        rows.append(
+            [
+                row["attack"],
+                row["cost"],
+                row["n"],
+                f"{row['flagged'] / row['parts']:.0%} [{low:.0%}, {high:.0%}]",
+                "-" if whole is None else f"{whole} of {row['n']}",
+                f"{row['client_1']:.2f} / {row['client_8']:.2f}",
+                f"{row['cumulative_1']:.2f} / {row['cumulative_8']:.2f}",
+                "-" if "stays" not in row else f"{row['stays']:.2f}",
+                "-" if rival is None else f"{rival['attackers']:.0%} / {rival['honest']:.0%}",
+            ]
+        )
+    text = filled(text, "attacks", markdown(rows), "paper_repro.tables")
+    late: list[list[object]] = [["level", *(f"poisoned round {n}" for n in (1, 2, 4, 8))]]
+    for name in ("client", "cumulative"):
+        late.append([name, *(f"{r['factor']:.2f}" for r in found["waiting"] if r["level"] == name)])
+    return filled(text, "waiting", markdown(late), "paper_repro.tables")
+
+
+def measured() -> dict[str, Any]:
+    """All of it."""
+    table = Table()
+    return {"attacks": replayed(table), "waiting": waiting(table), "decoys": decoys(table)}
+
+
+def main() -> None:
+    """Replay everything."""
+    torch.set_num_threads(1)
+    RESULTS.write_text(json.dumps(measured(), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
