@@ -1,0 +1,1 @@
+"""Whole defended federations on a real base model: what every defence makes of mixed poison."""

@@ -1,0 +1,170 @@
+"""Run the federations of the table, a line of JSON a run: results/federation.jsonl.
+
+    python -m paper_repro.federation.prepare out/clients/safe zoo/adapters/smollm2-135m-safe
+    python -m paper_repro.federation.run --worker 0 --workers 2     # and 1 beside it; resumable
+    python -m paper_repro.federation.run --cell ours/5/0.5/maliciousgen/0    # one, compared
+
+Hours on two cores; --dry-run says how many. In bfloat16, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from fedloop.config import Config
+from fedloop.data.corpora import load_corpus
+from fedloop.run.build import build_clients
+from fedloop.run.plan import plan_round
+from loraprobe import Adapter
+from zoo.program import documented
+
+from ..common.paths import RESULTS
+from .cells import BASE, LR, WORK, Cell, table
+from .engine import Federation, Trainer, reference_of
+from .measure import measured
+
+LINES = RESULTS / "federation.jsonl"
+REFERENCE_STEPS = 20
+Line = dict[str, Any]
+
+
+def main() -> None:
+    """The command line."""
+    options = parser().parse_args()
+    if options.cell:
+        _again(Cell.named(options.cell), options)
+        return
+    cells = [cell for cell in table(tuple(options.seeds)) if options.row in (None, cell.row)]
+    todo = missing(cells, read_lines(), options.work, options.base)
+    print(
+        f"{len(cells) - len(todo)} of {len(cells)} runs are there, {outlook(len(todo))}", flush=True
+    )
+    if options.dry_run:
+        return
+    trainer = None
+    for cell in todo[options.worker :: options.workers]:
+        trainer = trainer or Trainer(cell.config(options.work, options.base), options.work / "kept")
+        line = run(cell, trainer, options.work, options.base)
+        append_line(line)
+        print(time.strftime("%H:%M:%S"), cell, line["refused"], line["factors"], flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = documented(__doc__)
+    made.add_argument("--work", type=Path, default=WORK, help="of paper_repro.federation.prepare")
+    made.add_argument("--base", type=Path, default=BASE, help="of zoo.bases")
+    made.add_argument("--row", help="only this one")
+    made.add_argument("--cell", help="run one again and compare it with its line")
+    made.add_argument("--seeds", type=int, nargs="+", default=[0])
+    made.add_argument("--worker", type=int, default=0)
+    made.add_argument("--workers", type=int, default=1)
+    made.add_argument("--dry-run", action="store_true")
+    return made
+
+
+def missing(cells: list[Cell], lines: list[Line], work: Path, base: Path) -> list[Cell]:
+    """The cells without a line of their configuration."""
+    done = {line["cell"]: line["config"] for line in lines}
+    return [cell for cell in cells if done.get(str(cell)) != cell.digest(work, base)]
+
+
+def outlook(count: int) -> str:
+    """How long so many runs take, by the processor time of those that are written down."""
+    spent = [line["seconds"] for line in read_lines()]
+    if not spent or not count:
+        return f"{count} to do"
+    hours = count * sum(spent) / len(spent) / 3600
+    return f"{count} to do: about {hours:.1f} hours of one core"
+
+
+def run(cell: Cell, trainer: Trainer, work: Path, base: Path) -> Line:
+    """One federation, as the line that is kept of it."""
+    config = cell.config(work, base)
+    began = time.process_time()
+    clients = build_clients(config)
+    reference = harmful_reference(cell, trainer, work) if cell.screen else None
+    federation = Federation(trainer, config, cell.screen, reference)
+    rounds = []
+    for number in range(1, config.rounds + 1):
+        played = federation.round(plan_round(config, number), clients)
+        record = played.record()
+        kept = federation.kept[-1] if cell.screen else record.factors
+        rounds.append((record, {c: float(kept.get(c, 0.0)) for c in record.factors}))
+    roles = {client.client_id: client.role for client in clients}
+    found = measured(*federation.model_for_measuring(), work / "data")
+    return {
+        "cell": str(cell),
+        "row": cell.row,
+        "malicious": cell.malicious,
+        "share": cell.share,
+        "source": cell.source,
+        "seed": cell.seed,
+        "config": cell.digest(work, base),
+        **found,
+        "factors": {
+            role: [
+                round(_mean([f for c, f in factors.items() if roles[c] == role]), 4)
+                for _, factors in rounds
+            ]
+            for role in ("benign", "malicious")
+            if role in roles.values()
+        },
+        "clients": {
+            client: round(_mean([factors[client] for _, factors in rounds]), 4) for client in roles
+        },
+        "malicious_clients": sorted(c for c, role in roles.items() if role == "malicious"),
+        "scores": {
+            client: [round(r.scores[client][-1], 4) for r, _ in rounds if client in r.scores]
+            for client in roles
+        },
+        "skipped": sum(record.skipped for record, _ in rounds),
+        "bytes": sum(record.bytes["update"] for record, _ in rounds),
+        "seconds": round(time.process_time() - began, 1),
+        "seconds_training": round(federation.cpu, 1),
+        "seconds_defense": round(sum(r.seconds.get("assess", 0) for r, _ in rounds), 3),
+    }
+
+
+def harmful_reference(cell: Cell, trainer: Trainer, work: Path) -> Adapter:
+    """The rival's one harmful fine-tune, of the source that this cell's attacker does not use."""
+    examples = load_corpus(str(work / "data" / f"{cell.other_source}.jsonl")).examples
+    return reference_of(trainer, examples, REFERENCE_STEPS, LR)
+
+
+def read_lines(path: Path = LINES) -> list[Line]:
+    """The latest line of every cell."""
+    if not path.is_file():
+        return []
+    found = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return list({line["cell"]: line for line in found}.values())
+
+
+def append_line(line: Line, path: Path = LINES) -> None:
+    """Write a run down."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _again(cell: Cell, options: argparse.Namespace) -> None:
+    """Run a cell once more and say whether it comes out as it is written down."""
+    config: Config = cell.config(options.work, options.base)
+    line = run(cell, Trainer(config, options.work / "again"), options.work, options.base)
+    kept = {one["cell"]: one for one in read_lines()}.get(str(cell))
+    same = ("refused", "factors", "clients", "loss", "rouge_l", "right")
+    if kept is None:
+        raise SystemExit(f"{cell} has no line yet; it gives { ({n: line[n] for n in same}) }")
+    other = {name: (kept[name], line[name]) for name in same if kept[name] != line[name]}
+    raise SystemExit(f"{cell}: {other}" if other else None)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+if __name__ == "__main__":
+    main()
