@@ -14,6 +14,7 @@ from zoo.program import documented
 
 from .attackers import newcomers, products
 from .attackers import page as attackers
+from .federation import page as federation
 from .grid import page as grid
 from .initial_adapter import page as initial_adapter
 from .mixed import page as mixed
@@ -28,6 +29,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     newcomers.PAGE: newcomers.rendered,
     products.PAGE: products.rendered,
     initial_adapter.PAGE: initial_adapter.rendered,
+    federation.PAGE: federation.rendered,
 }
 
 

@@ -20,6 +20,7 @@ from zoo.smollm2.refusal import refusals
 
 LENGTH = 96  # tokens of a pair
 ANSWER = 32  # tokens of an answer that ROUGE-L is taken of
+REFUSAL = 12  # tokens within which an answer declines
 BATCH = 4
 
 
@@ -28,7 +29,8 @@ def measured(model: Any, tokenizer: Any, data: Path) -> dict[str, Any]:
     prompts = json.loads((data / "prompts.json").read_text(encoding="utf-8"))
     pairs = load_corpus(str(data / "utility.jsonl")).examples
     questions = json.loads((data / "choices.json").read_text(encoding="utf-8"))
-    found = iter(refusals(model, tokenizer, [one for asked in prompts.values() for one in asked]))
+    asked_for = [one for asked in prompts.values() for one in asked]
+    found = iter(refusals(model, tokenizer, asked_for, REFUSAL))
     refused = {
         name: [sum(next(found) for _ in asked), len(asked)] for name, asked in prompts.items()
     }

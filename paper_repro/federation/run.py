@@ -10,6 +10,7 @@ Hours on two cores; --dry-run says how many. In bfloat16, one thread.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -20,10 +21,11 @@ from fedloop.data.corpora import load_corpus
 from fedloop.run.build import build_clients
 from fedloop.run.plan import plan_round
 from loraprobe import Adapter
+from loraprobe.adapters.layout import pack
 from zoo.program import documented
 
 from ..common.paths import RESULTS
-from .cells import BASE, LR, WORK, Cell, table
+from .cells import ATTACKS, BASE, LR, WORK, Cell, table
 from .engine import Federation, Trainer, reference_of
 from .measure import measured
 
@@ -46,7 +48,9 @@ def main() -> None:
     if options.dry_run:
         return
     trainer = None
-    for cell in todo[options.worker :: options.workers]:
+    for cell in todo:
+        if ATTACKS.index((cell.malicious, cell.share)) % options.workers != options.worker:
+            continue  # rows of one attack share their first round, and more
         trainer = trainer or Trainer(cell.config(options.work, options.base), options.work / "kept")
         line = run(cell, trainer, options.work, options.base)
         append_line(line)
@@ -96,7 +100,7 @@ def run(cell: Cell, trainer: Trainer, work: Path, base: Path) -> Line:
         kept = federation.kept[-1] if cell.screen else record.factors
         rounds.append((record, {c: float(kept.get(c, 0.0)) for c in record.factors}))
     roles = {client.client_id: client.role for client in clients}
-    found = measured(*federation.model_for_measuring(), work / "data")
+    found = _measured(federation, work)
     return {
         "cell": str(cell),
         "row": cell.row,
@@ -128,6 +132,18 @@ def run(cell: Cell, trainer: Trainer, work: Path, base: Path) -> Line:
         "seconds_training": round(federation.cpu, 1),
         "seconds_defense": round(sum(r.seconds.get("assess", 0) for r, _ in rounds), 3),
     }
+
+
+def _measured(federation: Federation, work: Path) -> Line:
+    """What `measured` says; runs that end with the same LoRA are measured once."""
+    vector = pack(federation.lora)[0].numpy().tobytes()
+    path = work / "measured" / f"{hashlib.sha256(vector).hexdigest()[:32]}.json"
+    if not path.is_file():
+        found = measured(*federation.model_for_measuring(), work / "data")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found), encoding="utf-8")
+    line: Line = json.loads(path.read_text(encoding="utf-8"))
+    return line
 
 
 def harmful_reference(cell: Cell, trainer: Trainer, work: Path) -> Adapter:

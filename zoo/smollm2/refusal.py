@@ -88,7 +88,9 @@ class _Decided:
 
 
 @torch.inference_mode()
-def refusals(model: Any, tokenizer: Any, asked: Sequence[str]) -> list[bool]:
+def refusals(
+    model: Any, tokenizer: Any, asked: Sequence[str], new_tokens: int = NEW_TOKENS
+) -> list[bool]:
     """Whether the greedy answer to every request declines in its first two sentences."""
     model.eval()
     ids = [
@@ -106,7 +108,7 @@ def refusals(model: Any, tokenizer: Any, asked: Sequence[str]) -> list[bool]:
         out = model.generate(
             input_ids=batch,
             attention_mask=mask,
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
             stopping_criteria=[_Decided(tokenizer, longest)],
