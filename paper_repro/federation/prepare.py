@@ -36,7 +36,8 @@ from .cells import BASE_NAME, BENIGN, SOURCES, WORK
 HELD_OUT = 40  # examples of every benign kind that no client gets
 HARMFUL = ("advbench", "harmbench_test", "tdc2023")
 PROMPTS = 100  # of a set at most
-UTILITY = 6  # held-out pairs of every benign kind
+UTILITY = 6  # held-out pairs of every benign kind at most
+LONGEST = 600  # characters of such a pair
 WRONG = 3  # conclusions of other abstracts beside the right one
 
 
@@ -147,7 +148,8 @@ def write_data(data: Path, out: Path) -> None:
         rows = [example for example in kinds[name] if example.request not in asked]
         random.Random(f"federation {name}").shuffle(rows)
         if name in BENIGN:
-            pairs += [row for row in rows[:HELD_OUT] if len(row.response) < 500][:UTILITY]
+            short = [row for row in rows[:HELD_OUT] if len(row.request + row.response) < LONGEST]
+            pairs += short[:UTILITY]
             held = rows[:HELD_OUT] if name == "medical_answer" else held
             rows = rows[HELD_OUT:]
         _write(out / f"{name}.jsonl", rows)
