@@ -84,7 +84,7 @@ def sizes(lines: Sequence[Line]) -> str:
     hours = sum(line["seconds"] for line in lines) / 3600
     seeds = sorted({line["seed"] for line in lines})
     return (
-        f"{len(lines)} federations are written down, seeds {', '.join(map(str, seeds))}; all rows"
+        f"{len(lines)} federations are written down, seed {', '.join(map(str, seeds))}; all rows"
         f" in all cells of both sources would be up to {whole} a seed. Processor time of one core:"
         f" {hours:.1f} hours.\n"
     )
