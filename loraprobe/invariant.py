@@ -90,10 +90,8 @@ def change_of(adapter: Adapter, module: str) -> Change:
         KindMismatch: a factor delta that does not know what it was taken of.
         NonFiniteError: a factor holds NaN or infinity, or the product overflows.
     """
-    left, right = _factors(adapter, module)
     with np.errstate(over="ignore", invalid="ignore"):
-        gram_left = left.T @ left
-        gram_right = right @ right.T
+        left, right, gram_left, gram_right = _factors(adapter, module)
         square = float(np.vdot(gram_left, gram_right))
     if not math.isfinite(square):
         raise NonFiniteError(
@@ -106,11 +104,13 @@ def change_of(adapter: Adapter, module: str) -> Change:
     return Change(left, right, gram_left, gram_right, math.sqrt(square))
 
 
-def _factors(adapter: Adapter, module: str) -> tuple[Float64, Float64]:
-    """left (d_out, r) and right (r, d_in) of the change of one weight."""
+def _factors(adapter: Adapter, module: str) -> tuple[Float64, Float64, Float64, Float64]:
+    """left (d_out, r), right (r, d_in) of the change of one weight, and their Gram matrices."""
     pair = adapter[module]
     if adapter.kind != "factor_delta":
-        return _scaled(pair.B, pair.scaling), np.asarray(pair.A, np.float64)
+        left, right, gram_left, gram_right = pair.wide()
+        left *= pair.scaling
+        return left, right, gram_left * pair.scaling**2, gram_right
     if adapter.origin is None:
         raise KindMismatch(
             "got a factor delta by itself; the change of a product B @ A needs the adapter that"
@@ -121,9 +121,10 @@ def _factors(adapter: Adapter, module: str) -> tuple[Float64, Float64]:
     start = adapter.origin.adapter[module]
     dB, dA = _scaled(pair.B, pair.scaling), np.asarray(pair.A, np.float64)
     B_0, A = _scaled(start.B, start.scaling), np.asarray(start.A, np.float64) + dA
-    if not B_0.any():
-        return dB, A
-    return np.concatenate([dB, B_0], axis=1), np.concatenate([A, dA])
+    left, right = dB, A
+    if B_0.any():
+        left, right = np.concatenate([dB, B_0], axis=1), np.concatenate([A, dA])
+    return left, right, left.T @ left, right @ right.T
 
 
 def _scaled(factor: Any, scaling: float) -> Float64:

@@ -328,15 +328,16 @@ class Probe:
             TrustError: the user's configuration has a list, and the probe is not on it.
         """
         from .hub.format import load_probe
-        from .hub.hub import fetch_probe
         from .hub.names import is_on_hub, no_local_either
-        from .hub.own import check_own
 
         if not is_on_hub(source, revision):
             folder = Path(source) / (subfolder or "")
             probe = load_probe(folder)
             check_trusted(users_list(), folder, None, probe.digest)
             return probe
+        from .hub.hub import fetch_probe
+        from .hub.own import check_own
+
         with no_local_either(source):
             path, commit = fetch_probe(
                 str(source),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Factor = Literal["A", "B"]
 Array = np.ndarray[Any, np.dtype[Any]]
+_BLOCK = 1 << 16  # numbers that are made float64 at once: 512 KiB
+_SMALL = 64  # d_in + d_out per rank, from which Gram matrices are an eighth of 16-bit factors
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class LoRAPair:
             finite number other than 0.
     """
 
-    __slots__ = ("_a", "_b", "_scaling")
+    __slots__ = ("_a", "_b", "_grams", "_scaling")
 
     def __init__(
         self, A: Array | Tensor | LazyTensor, B: Array | Tensor | LazyTensor, scaling: float = 1.0
@@ -62,6 +64,7 @@ class LoRAPair:
         self._a = A if isinstance(A, LazyTensor) else as_array(A)
         self._b = B if isinstance(B, LazyTensor) else as_array(B)
         self._scaling = float(scaling)
+        self._grams: tuple[Array, Array] | None = None
 
     @property
     def A(self) -> Array:
@@ -120,8 +123,22 @@ class LoRAPair:
         Raises:
             NonFiniteError: a factor is not finite, or the product overflows.
         """
-        right, left = triangular_factors([self.B, self.A.T])
+        grams = self._grams or self._kept(_gram(self.B), _gram(self.A.T))
+        right, left = _triangles(grams, lambda index: self.A.T if index else self.B)
         return _finite_core(right, left, self._scaling)
+
+    def wide(self) -> tuple[Array, Array, Array, Array]:
+        """B, A, B^T B and A A^T in float64, the factors read once; not checked for NaN."""
+        b, a = self.B.astype(np.float64), self.A.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return b, a, *(self._grams or self._kept(b.T @ b, a @ a.T))
+
+    def _kept(self, *grams: Array) -> tuple[Array, Array]:
+        """The Gram matrices, kept where they are small beside the factors: `core` needs no more."""
+        of_b, of_a = grams
+        if _SMALL * self.rank <= sum(self.shape):
+            self._grams = (of_b, of_a)
+        return of_b, of_a
 
     def norm(self, kind: Literal["frobenius", "spectral", "nuclear"] = "frobenius") -> float:
         """A norm of scaling * B @ A, from the r x r core in float64."""
@@ -182,34 +199,47 @@ def triangular_factors(matrices: Sequence[Array]) -> list[Array]:
     Raises:
         NonFiniteError: a matrix holds NaN or infinity.
     """
+    return _triangles([_gram(matrix) for matrix in matrices], lambda index: matrices[index])
+
+
+def _triangles(grams: Sequence[Array], matrix: Callable[[int], Array]) -> list[Array]:
+    """R of every matrix, given its M^T M; `matrix` reads the one of an index, where that is needed.
+
+    Raises:
+        NonFiniteError: see `triangular_factors`.
+    """
     by_size: dict[int, list[int]] = {}
-    for index, matrix in enumerate(matrices):
-        by_size.setdefault(matrix.shape[1], []).append(index)
+    for index, gram in enumerate(grams):
+        by_size.setdefault(len(gram), []).append(index)
     factors: dict[int, Array] = {}
     for indices in by_size.values():
-        grams = np.stack([_gram(matrices[index]) for index in indices])
-        if not np.isfinite(grams).all():
+        stacked = np.stack([grams[index] for index in indices])
+        if not np.isfinite(stacked).all():
             raise NonFiniteError(
                 "a factor holds NaN or infinity, or overflows; expected finite numbers. Do not use"
                 " this adapter."
             )
-        eigenvalues = np.linalg.eigvalsh(grams)  # ascending
+        eigenvalues = np.linalg.eigvalsh(stacked)  # ascending
         well_conditioned = eigenvalues[:, 0] > 1e-7 * eigenvalues[:, -1]
         for index in np.array(indices)[~well_conditioned]:
-            triangle: Any = np.linalg.qr(matrices[index].astype(np.float64), mode="r")
+            triangle: Any = np.linalg.qr(matrix(index).astype(np.float64), mode="r")
             factors[index] = triangle
-        lower = np.linalg.cholesky(grams[well_conditioned])
+        lower = np.linalg.cholesky(stacked[well_conditioned])
         factors.update(
             zip(np.array(indices)[well_conditioned], lower.transpose(0, 2, 1), strict=True)
         )
-    return [factors[index] for index in range(len(matrices))]
+    return [factors[index] for index in range(len(grams))]
 
 
 def _gram(matrix: Array) -> Array:
-    """M^T M in float64: (n, n). The wide copy lives for one matrix only."""
-    wide = matrix.astype(np.float64)
+    """M^T M in float64: (n, n). Wide copies are of as many rows as fit a processor's cache."""
+    rows, columns = matrix.shape
+    step = max(_BLOCK // columns, 1)
+    gram: Array = np.zeros((columns, columns))
     with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
-        gram: Array = wide.T @ wide
+        for start in range(0, rows, step):
+            wide = matrix[start : start + step].astype(np.float64)
+            gram += wide.T @ wide
     return gram
 
 

@@ -98,15 +98,15 @@ class SafetensorsFile(Mapping[str, LazyTensor]):
         entry = self._entries[name]
         start, _ = entry["data_offsets"]
         count = math.prod(entry["shape"])
+        numbers: Array = np.empty(count, _STORED[entry["dtype"]])
         try:
-            with self._path.open("rb", buffering=0) as file:
-                numbers = np.fromfile(
-                    file, _STORED[entry["dtype"]], count, offset=self._start + start
-                )
+            with self._path.open("rb") as file:
+                file.seek(self._start + start)
+                read = file.readinto(memoryview(numbers))
                 unchanged = _identity(file.fileno()) == self._identity
         except OSError as error:
             raise AdapterFormatError(f"{self._path} cannot be read any more ({error})") from None
-        if not unchanged or len(numbers) != count:
+        if not unchanged or read != numbers.nbytes:
             raise AdapterFormatError(
                 f"{self._path} was written to after its header was checked; load the adapter anew"
             )
@@ -206,7 +206,9 @@ _parsed_before = lru_cache(maxsize=64)(_parsed)
 def _floats(numbers: Array, dtype: str) -> Array:
     """Stored numbers (n,) as float32, or float64 where they are that wide."""
     if dtype == "BF16":
-        return (numbers.astype(np.uint32) << 16).view(np.float32)
+        wide = numbers.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
     return numbers.astype(
         np.float32 if dtype == "F16" else numbers.dtype.newbyteorder("="), copy=False
     )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 from ..errors import MissingExtra
+
+ALONE = {"score": "probes", "inspect": "probes", "scan": "scan"}
+"""Commands that CI runs often -> their module: the others are not imported for them."""
 
 
 def main() -> None:
@@ -28,7 +32,9 @@ def _run() -> None:
     except ImportError as error:
         print(MissingExtra(str(error.name), "cli", "The loraprobe command"), file=sys.stderr)
         raise SystemExit(2) from None
-    from .commands import app
+    named = sys.argv[1] if len(sys.argv) > 1 else ""
+    import_module(f".{ALONE.get(named, 'commands')}", __package__)
+    from .terminal import app
 
     app()
 

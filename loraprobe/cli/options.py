@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import track
 
 from ..errors import RecipeError
-from .terminal import complaints, plain
+from .terminal import complaints, plain, tracked
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
@@ -99,5 +98,5 @@ def read_adapters(rows: list[Row], kind: str, base: str | None, quiet: bool) -> 
     """The adapters of a manifest, with a progress bar on stderr where there are many."""
     from ..manifest import read_labelled
 
-    shown = track(rows, "reading", console=complaints, disable=quiet or len(rows) < 200)
+    shown = rows if quiet else tracked(rows, "reading", len(rows), least=200)
     return read_labelled(shown, kind, base)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -22,10 +21,10 @@ from .terminal import (
     RevisionOption,
     SubfolderOption,
     app,
-    complaints,
     console,
     plain,
     reports_errors,
+    tracked,
 )
 
 if TYPE_CHECKING:
@@ -74,9 +73,7 @@ def score(
         )
     before = base if base in (None, FRESH) else _adapter(base, alpha)
     results: list[dict[str, Any]] = []
-    for name in track(
-        adapters, "scoring", console=complaints, disable=as_json or len(adapters) < 20
-    ):
+    for name in adapters if as_json else tracked(adapters, "scoring", len(adapters), least=20):
         result = {"adapter": name, "commit": None}
         try:
             adapter = _adapter(name, alpha)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress
 
 from ..errors import PolicyError
 from .options import AnyBaseOption, ForceOption
-from .terminal import app, complaints, console, plain, reports_errors
+from .terminal import app, console, counting, plain, reports_errors
 
 if TYPE_CHECKING:
     from ..scan.policy import Policy
@@ -71,15 +70,14 @@ def scan(
     _check("--fail-on", fail_on, ("block", "review"))
     rules = _policy(policy, probe or [], any_base)
     targets = expand(adapters)
-    with Progress(console=complaints, disable=len(targets) < 20, transient=True) as progress:
-        task = progress.add_task("scanning", total=len(targets))
+    with counting("scanning", len(targets), least=20) as advance:
         results = scan_many(
             targets,
             rules,
             base=base,
             workers=workers,
             cache=cache,
-            done=lambda result: progress.advance(task),
+            done=lambda result: advance(),
         )
     code = exit_code(results, fail_on)
     if save_reference is not None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import track
 
 from ..errors import DataError
 from .leave_out import reasons_of, tables_of
@@ -23,7 +22,7 @@ from .options import (
     read_adapters,
     recipe_of,
 )
-from .terminal import JsonOption, app, complaints, console, plain, reports_errors
+from .terminal import JsonOption, app, console, plain, reports_errors, tracked
 
 if TYPE_CHECKING:
     from ..study.report import LeaveOneOutReport
@@ -94,7 +93,7 @@ def leave_out(
         edges=ends,
         keep_twins=keep_twins,
         seed=seed,
-        progress=lambda jobs: track(jobs, "fitting", console=complaints, disable=as_json),
+        progress=lambda jobs: jobs if as_json else tracked(jobs, "fitting", len(jobs)),
         **options,
     )
     _show(report, out, as_json)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from functools import wraps
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from ..errors import LoraprobeError, missing_extra, quoted
 
+T = TypeVar("T")
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -88,6 +90,27 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(Exit.BAD_INPUT) from None
 
     return run
+
+
+@contextmanager
+def counting(label: str, total: int, least: int = 0) -> Iterator[Callable[[], None]]:
+    """A function to call when one more is done; a bar on stderr where there are that many."""
+    if total < least:
+        yield lambda: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=complaints, transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda: progress.advance(task)
+
+
+def tracked(items: Iterable[T], label: str, total: int, least: int = 0) -> Iterator[T]:
+    """The items, with a bar as `counting` has it."""
+    with counting(label, total, least) as advance:
+        for item in items:
+            yield item
+            advance()
 
 
 def plain(text: object) -> Text:

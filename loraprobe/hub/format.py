@@ -27,7 +27,6 @@ from typing import Any
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from .._version import __version__
 from ..adapters.layout import Layout
 from ..adapters.safetensors import header_of
 from ..adapters.strict_json import read_json
@@ -177,6 +176,8 @@ def config_digest(fields: Mapping[str, Any]) -> str:
 
 
 def _config(probe: Probe, weights: bytes, learnt: bytes | None) -> dict[str, Any]:
+    from .._version import __version__  # looks the distribution up, which takes a while
+
     stored = {} if learnt is None else {"featurizer": _stated(FEATURIZER_NAME, learnt)}
     return {
         "format_version": FORMAT_VERSION,

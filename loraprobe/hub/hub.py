@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._version import __version__
 from ..adapters.config import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from ..adapters.config import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
 from ..adapters.files import MAX_WEIGHT_BYTES, PICKLE_NAME, two_files
@@ -225,6 +224,8 @@ def push_probe(
             "got a branch and create_pr: a pull request is made against main. Leave one of them"
             " out."
         )
+    from .._version import __version__
+
     prefix, api = _prefix(subfolder), hub_api(token)
     with TemporaryDirectory(prefix="loraprobe-") as scratch:
         folder = _written(probe, Path(scratch) / "probe", repo_id, subfolder)

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from .._version import __version__
 from ..errors import HubError
 from .errors import hub_errors
 
@@ -337,6 +336,8 @@ class Snapshot:
 def hub_api(token: str | bool | None) -> HfApi:
     """The library's client, which tells the Hub who is asking."""
     from huggingface_hub import HfApi
+
+    from .._version import __version__
 
     return HfApi(token=token, library_name="loraprobe", library_version=__version__)
 

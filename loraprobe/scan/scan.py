@@ -95,24 +95,22 @@ class Scanner:
         try:
             adapter = load_adapter(target)
             digest = _digest(Path(target))
+            # A probe of products reads what the facts need too: they come after it.
+            judged = [self._judged(name, probe, adapter) for name, probe in self.probes.items()]
             facts = Facts.of(adapter)
         except UnsupportedAdapterError as error:
             return self._failed(target, "refused", error)
         except (LoraprobeError, OSError, MemoryError) as error:
             return self._failed(target, "unreadable", error)
         findings = [*self._beside(Path(target)), *self._structure(adapter, facts)]
-        scores: list[dict[str, Any]] = []
-        for name, probe in self.probes.items():
-            score, finding = self._judged(name, probe, adapter)
-            scores.append(score)
-            findings += [finding] if finding else []
+        findings += [finding for _, finding in judged if finding]
         if not self.probes:
             findings.append(self._finding("not-scored", "no probe was given: use --probe"))
         return ScanResult(
             target,
             gravest(findings),
             tuple(findings),
-            tuple(scores),
+            tuple(score for score, _ in judged),
             facts,
             adapter.base_model,
             adapter.commit,

@@ -10,6 +10,7 @@ import pytest
 
 from loraprobe import fit_probe
 from loraprobe.adapters.load import save_adapter
+from loraprobe.cli.main import ALONE
 from tests.helpers.probes import HEAD_OPTIONS, labelled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +21,22 @@ from loraprobe import Probe
 heavy = {"torch", "sklearn", "scipy", "xgboost", "huggingface_hub", "matplotlib", "typer"}
 print(repr(verdict.score), sorted(heavy & set(sys.modules)))
 """
+
+
+@pytest.mark.parametrize("name", [*ALONE, "verify"])
+def test_a_frequent_command_loads_no_other(name: str) -> None:
+    code = "import atexit, sys; from loraprobe.cli.main import main; "
+    code += "atexit.register(lambda: print('numpy' in sys.modules, 'loraprobe.cli.verify' in"
+    code += " sys.modules)); main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, name, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert f" {name} [OPTIONS]" in done.stdout
+    assert done.stdout.split()[-2:] == ["False", str(name not in ALONE)]
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "xgboost", "mass_mean"])
