@@ -88,6 +88,27 @@ class InitialAdapter:
         return True
 
 
+def check_own_start(adapter: Adapter) -> None:
+    """Raise where the A of a factor delta has turned away from the A that it was taken of.
+
+    No training does that; another adapter's start, or rotated factors, do. A delta that does not
+    know what it was taken of cannot be told.
+
+    Raises:
+        StartMismatch: it has.
+    """
+    origin = adapter.origin
+    if adapter.kind != "factor_delta" or origin is None or origin.trained:
+        return
+    modules = adapter.keys()
+    try:
+        after, start = _after(adapter, modules), _starts(adapter, modules)
+    except (KindMismatch, LayoutMismatch):  # a slice, or the like, that holds no A
+        return
+    if after is not None and start is not None:
+        _expect(after, start, "the adapter that it was trained from")
+
+
 def same_arrays(some: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
     """Whether two collections of arrays have the same names and numbers."""
     names = some.keys() == others.keys()

@@ -24,6 +24,7 @@ from .errors import (
 from .features import NORMS, SPECTRAL_FEATURES
 from .featurizer import Featurizer
 from .heads import Head
+from .initial import check_own_start
 from .invariant import Coverage
 from .trust import check_trusted, users_list
 
@@ -180,6 +181,8 @@ class Probe:
             StartMismatch: it does not.
         """
         if not self.featurizer.recipe.reads_factors:
+            if not self.featurizer.recipe.reads_product:  # spectra: of each factor, in a delta
+                check_own_start(adapter)
             return True
         initial = self.featurizer.initial
         return initial is not None and initial.check(adapter)

@@ -22,6 +22,11 @@ from .strict_json import read_json
 CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_NAME = 500
+FROM_MLX = (
+    "its matrices are the other way round: save X.lora_a transposed as"
+    " base_model.model.X.lora_A.weight, X.lora_b likewise, with an adapter_config.json of PEFT"
+    " whose lora_alpha is mlx-lm's scale times the rank"
+)
 
 # Fields of PEFT's LoraConfig that leave B @ A and its scaling as they are, whatever they hold, or
 # that are read here.
@@ -134,6 +139,8 @@ def read_config(path: Path, ignore_fields: Collection[str] = ()) -> Settings:
 
 
 def _settings(config: Mapping[str, Any], ignore_fields: Collection[str]) -> Settings:
+    if "fine_tune_type" in config or "lora_parameters" in config:
+        raise UnsupportedAdapterError(f"this is the configuration of mlx-lm; {FROM_MLX}")
     if config.get("peft_type") != "LORA":
         raise UnsupportedAdapterError(
             f"got peft_type {_shown(config.get('peft_type'))}; expected 'LORA'"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import AdapterFormatError, UnsupportedAdapterError, quoted
-from .config import MAX_NAME, Scalings
+from .config import FROM_MLX, MAX_NAME, Scalings
 from .pair import Array, LazyTensor, LoRAPair
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ _TOOLS = (
     (
         re.compile(r".*\.lora_[ab]"),
         "mlx-lm",
-        "its matrices are the other way round: save X.lora_a transposed as"
-        " base_model.model.X.lora_A.weight, X.lora_b likewise, with an adapter_config.json of PEFT",
+        FROM_MLX,
     ),
 )
 
@@ -195,12 +194,13 @@ def _module(key: str, path: str) -> str:
             f"{quoted(key, 200)}: these are fused experts (target_parameters), of which one pair"
             " holds a product for every expert; expected linear layers"
         )
-    if (tool := _tool(path + ".")) is not None:
+    if (tool := tool_of(path + ".")) is not None:
         raise UnsupportedAdapterError(f"{quoted(key, 200)}: {tool}")
     return path
 
 
-def _tool(key: str) -> str | None:
+def tool_of(key: str) -> str | None:
+    """Which other tool writes a tensor of that name, and how to get PEFT's; None if none does."""
     for pattern, tool, advice in _TOOLS:
         if pattern.fullmatch(key):
             return f"this is a name of {tool}; {advice}"
@@ -208,7 +208,7 @@ def _tool(key: str) -> str | None:
 
 
 def _what_is(key: str) -> str:
-    if (tool := _tool(key)) is not None:
+    if (tool := tool_of(key)) is not None:
         return tool
     if "lora_magnitude_vector" in key:
         return "this is DoRA, which also rescales the base weight"

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 
-from ..errors import AdapterFormatError
+from ..errors import AdapterFormatError, UnsupportedAdapterError
 from .formats import START, what_is
 from .pair import Array, LazyTensor
+from .peft import tool_of
 from .strict_json import quoted, read_json
 
 MAX_HEADER_BYTES = 16 << 20
@@ -102,7 +103,7 @@ class SafetensorsFile(Mapping[str, LazyTensor]):
         try:
             with self._path.open("rb") as file:
                 file.seek(self._start + start)
-                read = file.readinto(memoryview(numbers))
+                read = file.readinto(numbers.data)
                 unchanged = _identity(file.fileno()) == self._identity
         except OSError as error:
             raise AdapterFormatError(f"{self._path} cannot be read any more ({error})") from None
@@ -119,6 +120,7 @@ def read_safetensors(data: bytes) -> TensorFile:
     Raises:
         AdapterFormatError: cut short, not safetensors, an entry occurs twice, a header above
             `MAX_HEADER_BYTES`, or a type that is no number of IEEE 754 or bfloat16.
+        UnsupportedAdapterError: a tensor of such a type has a name of another tool.
     """
     header = header_of(data)
     try:
@@ -131,6 +133,8 @@ def read_safetensors(data: bytes) -> TensorFile:
     arrays = {}
     for name, view in tensors:
         if view["dtype"] not in _STORED:
+            if (tool := tool_of(name)) is not None:  # kohya's alpha is an integer, say
+                raise UnsupportedAdapterError(f"{quoted(name, 200)}: {tool}")
             raise AdapterFormatError(
                 f"{quoted(name, 200)}: got dtype {view['dtype']}; expected F32, F16, BF16 or F64"
             )
@@ -186,6 +190,8 @@ def _parsed(text: bytes) -> dict[str, Any]:
             f"got a safetensors header that is a JSON {type(header).__name__}; expected an object."
             f" {_ADVICE}"
         )
+    if header.get("__metadata__", {}) is None:
+        del header["__metadata__"]  # so MLX writes that there is none, and the library reads it
     for name, entry in header.items():
         if not name.isprintable():
             raise AdapterFormatError(

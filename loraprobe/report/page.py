@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import zipfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -89,12 +90,12 @@ def render(
     first = ("malicious", "inconclusive")  # of hundreds, what has to be looked at comes first
     rows = [_row(analysis, name) for name in own]
     rows.sort(key=lambda row: [*first, row["kind"]].index(row["kind"]))
-    links = {name: base64.b64encode(text.encode()).decode() for name, text in tables.items()}
     return environment.from_string(template).render(
         version=__version__,
         rows=rows,
         pictures=pictures,
-        tables=links,
+        tables=list(tables),
+        archive=base64.b64encode(_zip(tables)).decode(),
         behind=analysis.behind,
         scored=bool(analysis.scores),
         outliers=dict(analysis.outliers),
@@ -163,11 +164,21 @@ def _png(figure: Figure) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def _zip(tables: Mapping[str, str]) -> bytes:
+    """One archive: hundreds of adapters have tens of megabytes of numbers."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in tables.items():
+            entry = zipfile.ZipInfo(f"{name}.csv")  # of a fixed date: the same page every time
+            archive.writestr(entry, text, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
 def _csv(header: list[str], rows: list[tuple[object, ...]]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(
-        [f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows
+        [f"{cell:.5g}" if isinstance(cell, float) else cell for cell in row] for row in rows
     )
     return buffer.getvalue()

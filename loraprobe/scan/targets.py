@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ def expand(names: Iterable[str]) -> list[str]:
             ("org/name" or "org/name@revision"), or "org/*" for every adapter of a user.
 
     Raises:
-        PolicyError: a list cannot be read, or there is nothing to scan.
+        PolicyError: a list cannot be read, a name before /* is neither folder nor user, or there
+            is nothing to scan.
         HubError: a user's repositories cannot be listed.
     """
     found = list(dict.fromkeys(target for name in names for target in _expanded(name)))
@@ -38,18 +40,33 @@ def _expanded(name: str) -> Iterator[str]:
         if len(text) > MANIFEST:
             raise PolicyError(f"got more than {MANIFEST} characters of names; expected fewer")
         yield from _lines(text)
-    elif name.endswith(EVERY_REPOSITORY) and not path.exists():
+    elif name.endswith(EVERY_REPOSITORY) and not path.parent.is_dir():
         yield from _repositories(name.removesuffix(EVERY_REPOSITORY))
+    elif name.endswith(EVERY_REPOSITORY):
+        yield from _expanded(str(path.parent))  # here it means what a shell would have made of it
     elif path.suffix == ".txt" and path.is_file():
         try:
             yield from _lines(read_limited(path, MANIFEST, PolicyError).decode())
         except (OSError, UnicodeDecodeError) as error:
             raise PolicyError(f"cannot read the list {name!r}: {error}") from None
     elif path.is_dir() and not (path / CONFIG_NAME).exists():
-        inside = sorted(config.parent for config in path.rglob(CONFIG_NAME))
-        yield from map(str, inside or [path])  # a folder without any is reported as unreadable
+        yield from _inside(path) or [str(path)]  # a folder without any is reported as unreadable
     else:
         yield name
+
+
+def _inside(top: Path) -> list[str]:
+    """Folders of adapters at any depth, also behind links; each folder is looked into once."""
+    found, seen = [], set()
+    for folder, below, files in os.walk(top, followlinks=True):
+        here = os.path.realpath(folder)
+        if here in seen:
+            below.clear()
+            continue
+        seen.add(here)
+        if CONFIG_NAME in files:
+            found.append(folder)
+    return sorted(found)
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -59,12 +76,21 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _repositories(user: str) -> list[str]:
-    from huggingface_hub import HfApi
+    from ..hub.names import looks_like_repo_id
+
+    if not looks_like_repo_id(f"{user}/x"):
+        raise PolicyError(
+            f"no folder {user!r}, and no user of the Hub has such a name. Check the path"
+        )
+    from huggingface_hub import get_session
 
     from ..hub.errors import hub_errors
+    from ..hub.snapshot import hub_api
 
-    with hub_errors(f"cannot list the repositories of {user!r}"):
-        return [model.id for model in HfApi().list_models(author=user, filter="peft")]
+    api = hub_api(None)
+    with hub_errors(f"no folder {user!r} here, and cannot list the repositories of that user"):
+        get_session().head(api.endpoint, timeout=10)  # the list is asked for again and again
+        return [model.id for model in api.list_models(author=user, filter="peft")]
 
 
 def first_line(error: Exception) -> str:

@@ -104,6 +104,71 @@ def test_tensors_get_one_answer_in_every_way_in(name: str, way: str, tmp_path: P
         WAYS[way](tmp_path, tensors)
 
 
+TOOLS = Path(__file__).resolve().parents[1] / "data" / "tools"  # make.py there wrote them
+FOREIGN = {
+    "mlx-lm/adapters.safetensors": "mlx-lm; its matrices are the other way round",
+    "torchtune-own/adapter_0.safetensors": "a name of torchtune; let torchtune's checkpointer",
+    "diffusers/pytorch_lora_weights.safetensors": "a name of diffusers; it adapts an image model",
+    "kohya/lora.safetensors": "a name of kohya-ss sd-scripts; it adapts an image model",
+}
+
+
+def given_alpha(path: Path) -> Adapter:
+    result = CliRunner().invoke(commands.app, ["inspect", str(path), "--alpha", "4"])
+    if result.exit_code:
+        raise LoraprobeError(result.stderr.replace("\n", " "))
+    return load_adapter(path, alpha=4)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_another_tool_wrote_is_refused_by_the_tools_name(name: str) -> None:
+    path = TOOLS / name
+    tensors = safetensors.numpy.load_file(path)
+    for way in (
+        lambda: load_adapter(path, alpha=4),
+        lambda: given_alpha(path),
+        lambda: Adapter.from_state_dict(tensors, alpha=4),
+        lambda: read_whole(path.read_bytes(), "weights", alpha=4),
+        lambda: GlobalState(torch_of(tensors), LoRAOptions.of(4, {})),
+    ):
+        with pytest.raises(LoraprobeError, match=FOREIGN[name]):
+            way()
+
+
+def torch_of(tensors: dict[str, Any]) -> Tensors:
+    return {key: torch.from_numpy(array) for key, array in tensors.items()}
+
+
+def same_product(adapter: Adapter, tool: str) -> None:
+    expected = safetensors.numpy.load_file(TOOLS / tool / "product.safetensors")
+    assert adapter.keys() == expected.keys()
+    for module, pair in adapter.items():
+        np.testing.assert_allclose(pair.dense(), expected[module], atol=1e-4)
+
+
+def test_what_torchtunes_checkpointer_wrote_is_what_it_adds() -> None:
+    path = TOOLS / "torchtune"
+    tensors = safetensors.numpy.load_file(path / "adapter_model.safetensors")
+    same_product(inspected(path), "torchtune")
+    body = (path / "adapter_model.safetensors").read_bytes()
+    same_product(read_whole(body, "weights", alpha=4), "torchtune")
+    same_product(Adapter.from_state_dict(tensors, alpha=4), "torchtune")
+    same_product(GlobalState(torch_of(tensors), LoRAOptions.of(4, {})).adapter, "torchtune")
+
+
+def test_what_mlx_lm_wrote_is_what_it_adds_once_converted_as_the_message_says() -> None:
+    config = json.loads((TOOLS / "mlx-lm" / "adapter_config.json").read_text())
+    given = safetensors.numpy.load_file(TOOLS / "mlx-lm" / "adapters.safetensors")
+    converted = {
+        "base_model.model."
+        + name.replace(".lora_a", ".lora_A.weight").replace(".lora_b", ".lora_B.weight"): array.T
+        for name, array in given.items()
+    }
+    stated = config["lora_parameters"]
+    alpha = stated["scale"] * stated["rank"]
+    same_product(Adapter.from_state_dict(converted, alpha=alpha), "mlx-lm")
+
+
 def lfs(path: Path) -> Any:
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
 
@@ -228,12 +293,13 @@ def scored_in_a_round(adapter: Adapter, path: Path, probe: Any) -> float:
     [scored, scored_by_command, scored_by_service, scored_in_a_round],
     ids=lambda f: f.__name__,
 )
+@pytest.mark.parametrize("recipe", ["all_b", "spectral"])
 @pytest.mark.parametrize("name", FACTORS)
 def test_a_probe_of_factors_scores_only_what_started_where_it_knows(
-    name: str, way: Callable[[Adapter, Path, Any], float], tmp_path: Path
+    name: str, recipe: str, way: Callable[[Adapter, Path, Any], float], tmp_path: Path
 ) -> None:
     adapter, known = FACTORS[name]
-    probe = probes.tiny_probe("linear", "all_b")
+    probe = probes.tiny_probe("linear", recipe)
     if known:
         assert way(adapter, tmp_path, probe) == pytest.approx(scored(adapter, tmp_path, probe))
         return

@@ -109,6 +109,11 @@ def test_a_header_that_is_no_header_is_refused_from_bytes_and_from_a_file(
         assert str(caught.value).isprintable()
 
 
+def test_metadata_of_null_is_none() -> None:
+    header = b'{"__metadata__":null}'  # as MLX writes it
+    assert read_safetensors(len(header).to_bytes(8, "little") + header) == ({}, {})
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_numbers_are_those_that_torch_reads_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     """Every pattern of half precision: subnormal numbers, infinities and NaN too."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,10 @@ def test_the_page_needs_no_other_file_and_escapes_names(tmp_path: Path) -> None:
     assert len(pictures) == 5
     assert all(re.search(r'alt="[^"]{20,}"', picture) for picture in pictures)
     assert {path.suffix for path in others} == {".png", ".pdf", ".csv"}
+    [numbers] = re.findall(r"data:application/zip;base64,([^\"]+)", text)
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(numbers))) as archive:
+        apart = {path.name: path.read_bytes() for path in others if path.suffix == ".csv"}
+        assert {name: archive.read(name) for name in archive.namelist()} == apart
     with pytest.raises(OutputError, match="exists"):
         write_report(analysis, page)
 

@@ -162,6 +162,13 @@ def test_targets(tmp_path: Path, folder: Path) -> None:
     listed.write_text(f"{folder}\n\norg/name@main\n")
     assert expand([str(tmp_path)]) == [str(folder), str(tmp_path / "deep/er/one")]
     assert expand([str(listed), str(folder)]) == [str(folder), "org/name@main"]
+    assert expand([f"{tmp_path / 'deep'}/*"]) == [str(tmp_path / "deep/er/one")]
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/again").symlink_to(tmp_path / "linked")
+    (tmp_path / "linked/one").symlink_to(folder)
+    assert expand([str(tmp_path / "linked")]) == [str(tmp_path / "linked/one")]
+    with pytest.raises(PolicyError, match="no folder 'runs/goof'"):
+        expand(["runs/goof/*"])
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(PolicyError, match="no adapter"):
         expand([str(tmp_path / "empty.txt")])
