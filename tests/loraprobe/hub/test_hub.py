@@ -222,7 +222,7 @@ def test_nothing_is_copied_of_what_is_no_probe(hub: Hub, tmp_path: Path) -> None
         pull_probe(REPO, tmp_path / "file")
 
 
-# --- publishing: what a server cannot show; the rest is in test_hub_wire.py ---
+# --- publishing: what a server cannot show; the rest is in test_push.py ---
 
 
 def test_a_probe_that_does_not_read_back_as_it_was_is_not_sent(
