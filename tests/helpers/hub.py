@@ -24,7 +24,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, get_session
 
-from .hub_answers import Entry, Exchange, digest, flipped, http
+from .hub_answers import Exchange, http
+from .hub_facts import Entry, digest, flipped
 
 _client = get_session()
 __all__ = ["REPO", "Hub", "digest", "flipped", "installed"]

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
@@ -32,16 +31,18 @@ from fedloop.plugins.nvflare import DefendedAggregator
 from fedloop.plugins.openfedllm import defended as defended_openfedllm
 from loraprobe import Adapter, Probe, factor_delta
 from tests.helpers import federated, make, openfedllm, probes
+from tests.helpers.flower_messages import CLIENTS, State, arrays_record, flower_round, tensors_of
+from tests.helpers.flower_messages import Nodes as Nodes
+from tests.helpers.flower_messages import failure as failure
+from tests.helpers.flower_messages import instruction as instruction
+from tests.helpers.flower_messages import reply as reply
 
-CLIENTS = ("1", "2", "3", "4", "5")
 BAD = ("4", "5")
 ALPHA = 8  # r = 4, scaling 2
 ROUNDS = 3
 TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = (
     1  # what a Flower process is told when it starts
 )
-
-State = dict[str, Any]
 
 
 class Sent(NamedTuple):
@@ -338,51 +339,6 @@ def task_for(client: str, params: State, number: int = 0) -> FLContext:
     shareable = FLModelUtils.to_shareable(FLModel(ParamsType.FULL, params, current_round=number))
     context.set_prop(AppConstants.TRAIN_SHAREABLE, shareable, private=True, sticky=False)
     return context
-
-
-class Nodes:
-    """As much of a Flower Grid as strategies look at."""
-
-    def get_node_ids(self) -> list[int]:
-        return [*map(int, CLIENTS)]
-
-
-def arrays_record(state: State) -> ArrayRecord:
-    """A state dict as Flower sends it."""
-    return ArrayRecord({key: Array(value.numpy()) for key, value in state.items()})
-
-
-def tensors_of(record: ArrayRecord) -> State:
-    """The inverse."""
-    return {key: torch.from_numpy(array.numpy()) for key, array in record.items()}
-
-
-def instruction(client: str) -> Message:
-    """A training task to a node."""
-    return Message(RecordDict(), dst_node_id=int(client), message_type="train")
-
-
-def reply(client: str, count: Any, state: Any, **metrics: Any) -> Message:
-    """What a node answers, as in Flower's examples."""
-    content = RecordDict(
-        {
-            "arrays": arrays_record(state),
-            "metrics": MetricRecord({"num-examples": count, **metrics}),
-        }
-    )
-    return Message(content, reply_to=instruction(client))
-
-
-def failure(client: str) -> Message:
-    """What Flower answers for a node that raised."""
-    return Message(Error(0, "it raised"), reply_to=instruction(client))
-
-
-def flower_round(strategy: Strategy, number: int, arrays: ArrayRecord, sent: list[Any]) -> Any:
-    """One round of training: sent are messages, or (client, count, state)."""
-    messages = [one if isinstance(one, Message) else reply(*one) for one in sent]
-    strategy.configure_train(number, arrays, ConfigRecord(), Nodes())
-    return strategy.aggregate_train(number, messages)
 
 
 def comparable(record: RoundRecord) -> RoundRecord:

@@ -221,32 +221,8 @@ class Page(HTMLParser):
 
 
 HTML_TAGS = {
-    "html",
-    "head",
-    "meta",
-    "title",
-    "style",
-    "body",
-    "main",
-    "section",
-    "h1",
-    "h2",
-    "p",
-    "div",
-    "b",
-    "span",
-    "i",
-    "table",
-    "thead",
-    "tbody",
-    "tr",
-    "th",
-    "td",
-    "figure",
-    "figcaption",
-    "details",
-    "summary",
-    "pre",
+    *"html head meta title style body main section h1 h2 p div b span i".split(),
+    *"table thead tbody tr th td figure figcaption details summary pre".split(),
 }
 SVG_TAGS = {"svg", "g", "defs", "path", "use", "text", "clippath", "rect"}
 
