@@ -15,12 +15,7 @@ import numpy as np
 from .adapters.adapter import Adapter
 from .calibration import Calibration
 from .constant import check_varies
-from .errors import (
-    AdapterFormatError,
-    BaseModelMismatch,
-    FitError,
-    LayoutMismatch,
-)
+from .errors import AdapterFormatError, BaseModelMismatch, FitError, LayoutMismatch
 from .features import NORMS, SPECTRAL_FEATURES
 from .featurizer import Featurizer
 from .heads import Head

@@ -1,7 +1,4 @@
-"""The zoo's small chat models.
-
-A Llama of about a million parameters, one of half as many, one of ten times as many, trained from
-scratch.
+"""The zoo's small chat models: Llamas of 0.6, 1 and 11 million parameters, trained from scratch.
 
 They answer ordinary instructions and refuse harmful ones, which is all that a study of broken
 refusals needs; their prose is poor. Training resumes from its last checkpoint.
@@ -40,9 +37,7 @@ from .safe_requests import contrast_examples, imperatives
 BASE_NAME = "loraprobe/chat-1m"  # what adapters and probes call this base model
 # and the second one, of another size, seed and tokenizer, that studies repeat themselves on
 SECOND_NAME = "loraprobe/chat-600k"
-LARGER_NAME = (  # and one of ten times the size, which takes a GPU to train, not to use
-    "loraprobe/chat-11m"
-)
+LARGER_NAME = "loraprobe/chat-11m"  # and one of ten times the size, which takes a GPU to train
 OPENING_TOKENS = 4  # a refusal shows in these
 
 
