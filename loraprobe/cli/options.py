@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import RecipeError
+from ..hub.names import named_revision
 from .terminal import complaints, plain, tracked
 
 if TYPE_CHECKING:
@@ -67,13 +68,30 @@ def read_probe(source: str, subfolder: str | None = None, revision: str | None =
     return probe
 
 
-def tell_commit(source: str, commit: str | None, revision: str | None) -> None:
-    """Say which commit something on the Hub is of, and warn where none was asked for."""
+def read_named_probe(name: str) -> Probe:
+    """As `read_probe`, for commands without --revision: a folder or org/name[@revision]."""
+    from ..probe import Probe
+
+    source, revision = named_revision(name)
+    probe = Probe.from_pretrained(source, revision=revision)
+    tell_commit(source, probe.commit, revision, f"{source}@{probe.commit}")
+    return probe
+
+
+def tell_commit(
+    source: str, commit: str | None, revision: str | None, pinned: str | None = None
+) -> None:
+    """Say which commit something on the Hub is of, and warn where none was asked for.
+
+    Args:
+        pinned: how this command is told the commit, if not by --revision.
+    """
     if commit is None:
         return
     complaints.print(plain(f"{source} is of commit {commit}"), soft_wrap=True)
     if revision != commit:
-        warning = f"warning: {revision or 'main'} can change; --revision {commit} does not"
+        pinned = pinned or f"--revision {commit}"
+        warning = f"warning: {revision or 'main'} can change; {pinned} does not"
         complaints.print(plain(warning), style="yellow", soft_wrap=True)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import AnyBaseOption, ForceOption
+from .options import AnyBaseOption, ForceOption, read_named_probe
 from .terminal import app, complaints, console, plain, reports_errors
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ def report(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write: a new .html.")],
     probe: Annotated[
-        str | None, typer.Option("--probe", "-p", help="A probe, for verdicts on the pictures.")
+        str | None,
+        typer.Option("--probe", "-p", help="A folder or org/name[@commit], for verdicts."),
     ] = None,
     base: Annotated[
         str | None,
@@ -39,7 +40,6 @@ def report(
 ) -> None:
     """Draw adapters: norms, spectra, which layers moved, how alike they are. One HTML file."""
     from ..outputs import free_path
-    from ..probe import Probe
     from ..report.analysis import analyse
     from ..report.page import write_report
     from ..scan.facts import Reference
@@ -53,7 +53,7 @@ def report(
     behind = [name for name in behind if name not in names]
     loaded = _loaded([*names, *behind])
     own = {name: adapter for name, adapter in loaded.items() if name in names}
-    detector = Probe.from_pretrained(probe) if probe else None
+    detector = read_named_probe(probe) if probe else None
     verdicts = _verdicts(own, detector, base, any_base) if detector else {}
     analysis = analyse(
         loaded,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import PolicyError
-from .options import AnyBaseOption, ForceOption
+from ..hub.names import named_revision
+from .options import AnyBaseOption, ForceOption, tell_commit
 from .terminal import app, console, counting, plain, reports_errors
 
 if TYPE_CHECKING:
+    from ..probe import Probe
     from ..scan.policy import Policy
     from ..scan.scan import ScanResult
 
@@ -78,6 +81,7 @@ def scan(
             workers=workers,
             cache=cache,
             done=lambda result: advance(),
+            loaded=_tell_commits,
         )
     code = exit_code(results, fail_on)
     if save_reference is not None:
@@ -108,6 +112,12 @@ def _policy(path: Path | None, probes: list[str], any_base: bool) -> Policy:
     policy = Policy.read(path) if path else Policy()
     named = tuple(dict.fromkeys([*policy.probes, *probes]))
     return replace(policy, probes=named, any_base=policy.any_base or any_base)
+
+
+def _tell_commits(probes: Mapping[str, Probe]) -> None:
+    for name, probe in probes.items():
+        source, revision = named_revision(name)
+        tell_commit(source, probe.commit, revision, f"{source}@{probe.commit}")
 
 
 def _save_reference(results: list[ScanResult], path: Path) -> None:

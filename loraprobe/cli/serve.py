@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ..errors import ServiceError
+from ..hub.names import named_revision
+from .options import read_named_probe
 from .terminal import app, reports_errors
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ def serve(
     probe: Annotated[
         list[str],
         typer.Option(
-            "--probe", "-p", help="A probe's folder or Hub id, or NAME=folder; may be repeated."
+            "--probe",
+            "-p",
+            help="A folder or org/name[@commit], or NAME=one; may be repeated.",
         ),
     ],
     base: Annotated[
@@ -110,17 +114,15 @@ def serve(
 
 def _probes(named: list[str]) -> dict[str, Probe]:
     """Name -> probe, from NAME=SOURCE or a source whose last part is its name."""
-    from ..probe import Probe
-
     probes: dict[str, Probe] = {}
     for text in named:
         name, equals, source = text.partition("=")
         if not equals:
-            name = Path(text).resolve().name
+            name = Path(named_revision(text)[0]).resolve().name
             source = text
         if name in probes:
             raise ServiceError(
                 f"got two probes named {name!r}; name them with --probe NAME={source}"
             )
-        probes[name] = Probe.from_pretrained(source)
+        probes[name] = read_named_probe(source)
     return probes

@@ -21,6 +21,18 @@ def looks_like_repo_id(source: str) -> bool:
     return bool(_REPO_ID.fullmatch(source)) and ".." not in source
 
 
+def named_revision(name: str) -> tuple[str, str | None]:
+    """A source and its revision, from "org/name@revision"; a local path has none.
+
+    >>> named_revision("org/name@v1")
+    ('org/name', 'v1')
+    """
+    if Path(name).exists():
+        return name, None
+    source, _, revision = name.partition("@")
+    return source, revision or None
+
+
 def is_on_hub(source: str | Path, revision: str | None) -> bool:
     """Whether a source is a repository on the Hub; a local path of that name is not.
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,8 @@ from .scan import Scanner, ScanResult, _digest, renamed
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
+    from ..probe import Probe
+
 _scanner: Scanner | None = None  # of a worker process
 
 
@@ -31,6 +33,7 @@ def scan_many(
     workers: int = 1,
     cache: Path | None = None,
     done: Callable[[ScanResult], None] = lambda result: None,
+    loaded: Callable[[Mapping[str, Probe]], None] = lambda probes: None,
 ) -> list[ScanResult]:
     """Scan adapters: results in the order of the targets.
 
@@ -40,11 +43,13 @@ def scan_many(
         cache: a file of JSON lines that results are looked up in and appended to, by the digest of
             the adapter's files and of the policy: an interrupted batch goes on where it was.
         done: called with every result as it comes.
+        loaded: called with the policy's probes by name, before anything is scanned.
 
     Raises:
         PolicyError: the policy or the cache cannot be used. An adapter never raises.
     """
     scanner = Scanner(policy, base)  # fails here, once, and not in every worker
+    loaded(scanner.probes)
     memory = _Memory(cache, scanner, base) if cache else None
     results: dict[str, ScanResult] = {}
     for target in targets:

@@ -14,6 +14,7 @@ from ..adapters.files import start_of
 from ..adapters.formats import WEIGHTS_NAME, is_pickle
 from ..adapters.load import load_adapter
 from ..errors import LoraprobeError, UnsupportedAdapterError
+from ..hub.names import named_revision
 from ..probe import Probe, Verdict
 from ..trust import check_trusted
 from .facts import Facts, Reference
@@ -219,10 +220,8 @@ class Scanner:
 
 
 def _probe(name: str, trusted: tuple[str, ...] | None) -> Probe:
-    source, _, revision = name.partition("@")
-    if Path(name).exists():
-        source, revision = name, ""
-    probe = Probe.from_pretrained(source, revision=revision or None)
+    source, revision = named_revision(name)
+    probe = Probe.from_pretrained(source, revision=revision)
     check_trusted(trusted, source, probe.commit, probe.digest)
     return probe
 

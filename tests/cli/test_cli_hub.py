@@ -299,3 +299,17 @@ def test_a_revision_of_a_local_probe_is_refused(adapters: Hub) -> None:
     result = invoke("score", REPO, "--base", "fresh", "--probe", probe, "--revision", "v1", code=2)
     assert "HubError: got revision 'v1' for the local path" in result.stderr
     assert adapters.asked == []
+
+
+@pytest.mark.parametrize("command", ["scan", "report", "serve"])
+def test_every_command_says_which_commit_of_a_probe_it_uses(command: str, adapters: Hub) -> None:
+    arguments = {
+        "scan": [str(adapters.at(NEWER))],
+        "report": [str(adapters.at(NEWER)), "--out", "page.html"],
+        "serve": ["--base", "nowhere"],  # ends after the probes are loaded
+    }[command]
+    for name, commit, warns in ((REPO, NEWER, True), (f"{REPO}@{SHA}", SHA, False)):
+        said = CliRunner().invoke(commands.app, [command, *arguments, "--probe", name]).stderr
+        assert f"{REPO} is of commit {commit}" in said, said
+        assert (f"main can change; {REPO}@{commit} does not" in said) == warns
+        Path("page.html").unlink(missing_ok=True)
