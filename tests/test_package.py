@@ -133,7 +133,7 @@ def test_the_extras_are_the_documented_ones(metadata: Message) -> None:
         *"cli xgboost figures fed tensorboard serve".split()
     }
     assert {
-        *"loraprobe[all,flower,flower-deploy,nvflare] pytest ruff mypy".split()
+        *"loraprobe[all,flower,flower-deploy,nvflare,sign] pytest ruff mypy".split()
     } <= requirements(metadata, "dev")
 
 
