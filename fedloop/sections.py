@@ -206,6 +206,7 @@ class DefenseConfig(Section):
         probe: folder or Hub id of the probe, unless the level is "none".
         threshold: the level's cut: a number, "probe" for the probe's own, or None for the level's
             default.
+        score_aggregate: the probe scores a round's weighted mean too, and skips the round.
         behaviour: a file of prompts that only the server has, JSON lines {"prompt": text, "kind":
             "harmful" or "benign"}; updates that make the model say yes to the harmful ones are
             refused (`fedloop.measure.behaviour`).
@@ -223,6 +224,7 @@ class DefenseConfig(Section):
     forget_after: Positive | None = None
     probation: Natural = 0
     newcomer_share: Annotated[NotBelow, Field(lt=1)] | None = None
+    score_aggregate: Annotated[bool, Field(strict=True)] = False
     behaviour: str | None = None
     behaviour_cut: Number | None = None
 

@@ -106,8 +106,21 @@ def reweighed(
     if bad:
         weighed = again(bad)
         weighed = weighed._replace(reasons={**weighed.reasons, **bad})
-    if weighed.weights is not None:
-        whole = {AGGREGATE: weighted_mean(weighed.weights, deltas)}
-        for why in refused(opinion, round, start, whole).values():
-            weighed = weighed._replace(weights=None, note=f"skipped: the aggregate: {why}")
-    return weighed, bad
+    return (
+        together(
+            weighed,
+            deltas,
+            lambda mean: refused(opinion, round, start, {AGGREGATE: mean}).get(AGGREGATE, ""),
+        ),
+        bad,
+    )
+
+
+def together(
+    weighed: Weighed, deltas: Mapping[str, Adapter], why_not: Callable[[Adapter], str]
+) -> Weighed:
+    """The round, or a skipped one where there is a reason against the weighted mean of it."""
+    if weighed.weights is None:
+        return weighed
+    why = why_not(weighted_mean(weighed.weights, deltas))
+    return weighed._replace(weights=None, note=f"skipped: the aggregate: {why}") if why else weighed

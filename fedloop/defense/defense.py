@@ -7,8 +7,7 @@ It knows no engine and no loop.
     new = sum(assessment.weights[c] * delta for c, delta in assessment.accepted.items())
 
 It fails closed: whatever is missing, malformed, not finite, sent twice or copied has factor 0 and a
-reason in the record. `assess` checks first and commits last: whatever raises leaves the state as it
-was. A lock makes it safe to use from several threads.
+reason in the record. Whatever raises leaves the state as it was. A lock makes it safe in threads.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from loraprobe.adapters.layout import Layout
 from loraprobe.probe import Probe
 
 from ..checks import is_integer
-from ..errors import EvidenceError
-from .behaviour import SecondOpinion, reweighed
+from ..errors import ConfigError, EvidenceError
+from .behaviour import SecondOpinion, reweighed, together
 from .explain import Explanation, explanation
 from .levels import LAST_STEP, LOCAL_STEPS, CumulativeLevel, Level
 from .memory import Memory, Overruling, RuleState, from_plain, to_plain
@@ -68,6 +67,8 @@ class Defense:
             client that returns under a fresh id each round is new to them for ever.
         newcomer_share: the largest share of a round's weight that all its newcomers have together;
             a round of nobody else is then skipped, but for the first. None: not capped.
+        score_aggregate: the probe also scores the weighted mean of those who count, and a round
+            whose mean reaches the level's threshold is skipped: parts that pass one by one.
         behaviour: a veto on whom the level trusts, and on the weighted mean of them, such as a
             `fedloop.measure.behaviour.Behaviour`; it needs `start` in every round. None: no veto.
 
@@ -93,6 +94,7 @@ class Defense:
         forget_after: int | None = None,
         probation: int = 0,
         newcomer_share: float | None = None,
+        score_aggregate: bool = False,
         behaviour: SecondOpinion | None = None,
     ) -> None:
         self.probe = loaded_probe(probe)
@@ -111,6 +113,9 @@ class Defense:
             probation,
             newcomer_share,
         )
+        if score_aggregate and self._scorer is None:
+            raise ConfigError("score_aggregate: it needs a probe and a level; got none")
+        self.score_aggregate = score_aggregate
         self.behaviour = behaviour
         accumulator = self.level.accumulator if self.level else None
         self._memory = Memory(
@@ -282,13 +287,15 @@ class Defense:
             left = {client: 0.0 if client in bad else judged[client] for client in judged}
             return weigh(left, sound, allowed, self.limits, memory.played)
 
-        weighed = without({})
-        if self.behaviour is None:
-            return judged, weighed
+        weighed, bad = without({}), dict[str, str]()
         deltas = {client: update.delta for client, update in sound.items()}
-        weighed, bad = reweighed(
-            self.behaviour, memory.round, start, weighed, deltas, allowed, without
-        )
+        if self.behaviour is not None:
+            weighed, bad = reweighed(
+                self.behaviour, memory.round, start, weighed, deltas, allowed, without
+            )
+        if self.score_aggregate and self._scorer is not None:
+            reading, scorer = self._screening(start).reading, self._scorer
+            weighed = together(weighed, deltas, lambda mean: scorer.together(mean, reading))
         return {c: 0.0 if c in bad else factor for c, factor in judged.items()}, weighed
 
     def _assessment(

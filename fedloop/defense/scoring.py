@@ -108,6 +108,15 @@ class Scorer:
                 self._add(scored, self.level.accumulator, evidence)
         return scored
 
+    def together(self, delta: Adapter, reading: Reading) -> str:
+        """Why a round's aggregate must not be applied, by its score; "" if it may be."""
+        try:
+            score = float(self.probe.score_features(self._features([reading(delta)]))[0])
+        except UNREADABLE as error:
+            return reason(error)
+        cut = self.level.threshold
+        return f"score {score:.3f}; the cut is {cut:.3f}" if score >= cut else ""
+
     def _blocks(self, clients: Sequence[str]) -> Iterator[Sequence[str]]:
         """Clients whose evidence is in memory at a time: all where a median is subtracted."""
         accumulator = self.level.accumulator

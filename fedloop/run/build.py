@@ -171,6 +171,7 @@ def build_defense(
         "forget_after": chosen.forget_after,
         "probation": chosen.probation,
         "newcomer_share": chosen.newcomer_share,
+        "score_aggregate": chosen.score_aggregate,
         "behaviour": _second_opinion(config, loaded),
     }
     if chosen.level == "none":

@@ -44,6 +44,7 @@ SHARES = (1.0, 0.5, 0.25, 0.1)
 ATTACKERS = 3
 DRAWS = 200
 WAITED = 6
+COHORTS = 30
 Parts = list[Adapter]
 
 
@@ -469,6 +470,28 @@ def waiting(table: Table) -> list[dict[str, Any]]:
     return found
 
 
+def together(table: Table) -> list[dict[str, Any]]:
+    """Means of ten, honest or with four colluders whose poison is in two pairs: how many the probe
+    flags, and at how many times the trained length of the poison.
+    """
+    server = Reader("linear")
+    cut = server.probe.threshold
+    found = []
+    for times in (None, 1.0, 4.0):
+        rng, means = np.random.default_rng(0), []
+        for _ in range(COHORTS):
+            count = CLIENTS if times is None else CLIENTS - 4
+            parts = [table.adapters[at] for at in rng.choice(table.honest, count, replace=False)]
+            for at in () if times is None else rng.choice(table.of("malicious", 1.0), 2, False):
+                own = mixed((times, table.adapters[at]))
+                scene = Scene(own, table.donor(own, rng), server, 0.0, rng)
+                parts += cancelling(4.0)(scene)
+            means.append(mean_of(parts))
+        flagged = int((server.scores(means) >= cut).sum())
+        found.append({"longer": times, "n": COHORTS, "flagged": flagged})
+    return found
+
+
 def decoys(table: Table) -> dict[str, int]:
     """How many files with tensors in modules that PEFT would not load are refused."""
     refused = 0
@@ -525,13 +548,25 @@ def rendered() -> str:
     late: list[list[object]] = [["level", *(f"poisoned round {n}" for n in (1, 2, 4, 8))]]
     for name in ("client", "cumulative"):
         late.append([name, *(f"{r['factor']:.2f}" for r in found["waiting"] if r["level"] == name)])
+    sums: list[list[object]] = [["mean of ten", "flagged"]]
+    for row in found["together"]:
+        low, high = wilson(row["flagged"], row["n"])
+        name = "honest" if row["longer"] is None else f"four colluders, poison x {row['longer']:g}"
+        shown = f"{row['flagged']} of {row['n']} [{low:.0%}, {high:.0%}]"
+        sums.append([name, shown])
+    text = filled(text, "together", markdown(sums), "paper_repro.tables")
     return filled(text, "waiting", markdown(late), "paper_repro.tables")
 
 
 def measured() -> dict[str, Any]:
     """All of it."""
     table = Table()
-    return {"attacks": replayed(table), "waiting": waiting(table), "decoys": decoys(table)}
+    return {
+        "attacks": replayed(table),
+        "waiting": waiting(table),
+        "together": together(table),
+        "decoys": decoys(table),
+    }
 
 
 def main() -> None:

@@ -119,6 +119,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("defense.forget_after", [0, True], INTEGER),
     ("defense.probation", [-1, True], INTEGER),
     ("defense.newcomer_share", [-0.1, 1.0, True], NUMBER),
+    ("defense.score_aggregate", [1, "yes"], "valid boolean"),
     ("defense.behaviour", [3], "valid string"),
     ("defense.behaviour_cut", [INF, NAN, True], NUMBER),
     ("aggregation.rule", ["average", None], "mean, median, trimmed_mean|valid string"),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
+import torch
 
-from fedloop.defense.behaviour import AGGREGATE
-from fedloop.errors import EvidenceError
+from fedloop.defense.behaviour import AGGREGATE, weighted_mean
+from fedloop.errors import ConfigError, EvidenceError
 from loraprobe.adapters.adapter import Adapter
 from tests.fedloop.defense.test_defense import defense
 from tests.helpers import probes
-from tests.helpers.federated import CLIENTS, LEVELS, updates
+from tests.helpers.federated import CLIENTS, LEVELS, mapped, updates
 
 _LIKE = probes.labelled_adapter(0)
 START = Adapter(dict(_LIKE), base_model=_LIKE.base_model)
@@ -74,3 +75,35 @@ def test_the_gate_closes_on_refusals_and_an_operators_word_is_not_asked_about() 
     with pytest.raises(EvidenceError, match="start="):
         tested.assess(2, sent)
     assert tested.round == 1
+
+
+@pytest.mark.parametrize("name", ["client", "cumulative"])
+def test_parts_that_pass_one_by_one_are_scored_together(name: str) -> None:
+    """Malicious updates under noise that cancels: each is trusted, their mean is not."""
+    level = LEVELS[name]
+    bad = updates(level, 1, malicious=("c0",))["c0"]
+    rng = torch.Generator().manual_seed(0)
+    noise = mapped(bad.adapter, lambda t: t.std() * torch.randn(t.shape, generator=rng))
+    parts = [
+        replace(bad, client_id=client, adapter=plus(bad.adapter, noise, sign), steps=())
+        for client, sign in (("x", 8.0), ("y", -8.0))
+    ]
+    if level.evidence == "last_step":
+        parts = [replace(part, steps=(part.adapter,)) for part in parts]
+    apart = defense(level).assess(1, parts)
+    assert not apart.skipped
+    assert min(apart.factors.values()) > 0.4
+    whole = defense(level, score_aggregate=True).assess(1, parts)
+    assert whole.skipped
+    assert "the aggregate: score" in whole.note
+    honest = list(updates(level, 1).values())
+    kept = defense(level, score_aggregate=True).assess(1, honest)
+    assert kept.weights == defense(level).assess(1, honest).weights
+    with pytest.raises(ConfigError, match="score_aggregate"):
+        defense(None, score_aggregate=True)
+
+
+def plus(one: Adapter, other: Adapter, times: float) -> Adapter:
+    return weighted_mean(
+        {"one": 1.0, "other": 1.0}, {"one": one, "other": mapped(other, lambda t: times * t)}
+    )
