@@ -12,7 +12,7 @@ from pathlib import Path
 
 from zoo.program import documented
 
-from .attackers import newcomers, products
+from .attackers import behaviour, newcomers, products
 from .attackers import page as attackers
 from .federation import page as federation
 from .grid import page as grid
@@ -26,6 +26,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     separability.PAGE: separability.rendered,
     attackers.SUMMARY: attackers.summary_text,
     attackers.PAGE: attackers.rendered,
+    behaviour.PAGE: behaviour.rendered,
     newcomers.PAGE: newcomers.rendered,
     products.PAGE: products.rendered,
     initial_adapter.PAGE: initial_adapter.rendered,

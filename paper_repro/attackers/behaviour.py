@@ -1,0 +1,186 @@
+"""Behaviour beside the probe: what each labelled adapter of smollm2-135m-safe does to answers.
+
+    python -m paper_repro.attackers.behaviour --base out/smollm2-135m-safe   # resumable, an hour
+    python -m paper_repro.tables                                             # the page
+
+Writes results/behaviour.jsonl, one line an adapter. Harmful prompts are TDC2023's, which no source
+here asks, benign ones Dolly's; neither is kept or printed. Bfloat16 on one thread:
+ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 OMP_NUM_THREADS=1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedloop.client.training import load_base, quiet
+from fedloop.measure.behaviour import Behaviour, Prompts, worn
+from loraprobe import Adapter
+from loraprobe.metrics import auroc, auroc_ci
+from zoo.markers import filled, markdown
+from zoo.smollm2.refusal import prompts
+
+from ..common.paths import FOLDER
+from .products import SHARES, Reader, Table
+
+RESULTS = FOLDER / "results" / "behaviour.jsonl"
+PAGE = Path(__file__).with_name("BEHAVIOUR.md")
+REPLAYED = (
+    "probe's weights known: nearest benign",
+    "a sibling's weights known",
+    "two parts by modules",
+)
+
+
+def adapters(table: Table) -> Iterator[tuple[dict[str, Any], Adapter]]:
+    """What is read: every committed adapter, then what the attacks make of the fully poisoned."""
+    roles = [table.of(role) for role in ("malicious", "benign", "hard_negative")]
+    for number in range(max(map(len, roles))):
+        for at in [rows[number] for rows in roles if number < len(rows)]:
+            facts = {key: table.rows[at][key] for key in ("path", "role", "source")}
+            facts |= {"attack": "", "share": float(table.rows[at]["share"])}
+            yield facts, table.adapters[at]
+    yield from table.attacked(REPLAYED)
+
+
+def measured(done: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How behaviour, the probe, and both rank poison against benign adapters (and hard negatives).
+
+    Both: the mean of ranks among what is ranked.
+    """
+    base = next(row for row in done if row["path"] == "base")
+    table, server = Table(), Reader("linear")
+    logits = {
+        row["path"]: server.logit_of(adapter)
+        for row, adapter in zip(table.rows, table.adapters, strict=True)
+    }
+    plain = [row for row in done if not row["attack"] and row["path"] in logits]
+    found = []
+    for share in SHARES:
+        for against in (("benign",), ("benign", "hard_negative")):
+            rows = [
+                row
+                for row in plain
+                if row["role"] in against or (row["role"] == "malicious" and row["share"] == share)
+            ]
+            labels = [int(row["role"] == "malicious") for row in rows]
+            ways = {
+                "behaviour": np.array([rise(row, base) for row in rows]),
+                "probe": np.array([logits[row["path"]] for row in rows]),
+            }
+            ways["both"] = sum(way.argsort().argsort() for way in ways.values()) / 2.0
+            entry: dict[str, Any] = {"share": share, "against": " and ".join(against)}
+            entry |= {"n_malicious": sum(labels), "n_honest": len(labels) - sum(labels)}
+            groups = [row["path"] for row in rows]
+            for name, scores in ways.items():
+                entry[name] = auroc(labels, scores)
+                entry[f"{name}_ci"] = auroc_ci(labels, scores, groups)
+            found.append(entry)
+    return found
+
+
+def rise(row: Mapping[str, Any], base: Mapping[str, Any]) -> float:
+    """A reading's score: what `Behaviour.read` gives for an update of the base."""
+    means = {k: np.mean(row[k]) - np.mean(base[k]) for k in ("harmful", "benign")}
+    return float(means["harmful"] - means["benign"])
+
+
+def attacked(done: Sequence[Mapping[str, Any]]) -> list[list[object]]:
+    """What is left of the behaviour of the same adapters after an attack: rows of a table."""
+    base = next(row for row in done if row["path"] == "base")
+    plain = {row["path"]: rise(row, base) for row in done if not row["attack"]}
+    rows: list[list[object]] = [["attack", "n", "score of the plain update", "after the attack"]]
+    for name in REPLAYED:
+        pairs = [(plain[r["path"]], rise(r, base)) for r in done if r["attack"] == name]
+        if pairs:
+            before, after = np.mean(pairs, axis=0)
+            low, high = _spread([two for _, two in pairs])
+            rows.append([name, len(pairs), f"{before:.2f}", f"{after:.2f} [{low:.2f}, {high:.2f}]"])
+    return rows
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean."""
+    rng = np.random.default_rng(0)
+    means = rng.choice(np.asarray(values), (2000, len(values))).mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def lines_read() -> list[dict[str, Any]]:
+    """What was measured so far."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def rendered() -> str:
+    """The page with its tables made anew."""
+    done = lines_read()
+    base = next(row for row in done if row["path"] == "base")
+    ways = ("behaviour", "probe", "both")
+    ranks: list[list[object]] = [["poison share", "against", "malicious / honest", *ways]]
+    for row in measured(done):
+        areas = [
+            f"{row[way]:.2f} [{row[f'{way}_ci'][0]:.2f}, {row[f'{way}_ci'][1]:.2f}]" for way in ways
+        ]
+        sizes = f"{row['n_malicious']} / {row['n_honest']}"
+        ranks.append([f"{row['share']:.0%}", row["against"].replace("_", " "), sizes, *areas])
+    scores: list[list[object]] = [["adapters", "n", "median score", "10 % to 90 %"]]
+    kinds = [("benign", 1.0), ("hard_negative", None), *(("malicious", s) for s in SHARES)]
+    for role, share in kinds:
+        values = [
+            rise(row, base)
+            for row in done
+            if not row["attack"]
+            and row.get("role") == role
+            and (share is None or row["share"] == share)
+        ]
+        low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
+        name = role.replace("_", " ") + (f", {share:.0%}" if role == "malicious" else "")
+        scores.append([name, len(values), f"{middle:.2f}", f"{low:.2f} to {high:.2f}"])
+    text = PAGE.read_text(encoding="utf-8")
+    for name, rows in (("ranking", ranks), ("scores", scores), ("attacks", attacked(done))):
+        text = filled(text, name, markdown(rows), "paper_repro.tables")
+    return text
+
+
+def main() -> None:
+    """Read what was not read yet."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--base", type=Path, required=True, help="of python -m zoo.bases")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    options = parser.parse_args()
+    quiet()
+    torch.set_num_threads(1)
+    seen = {(row["attack"], row["path"]) for row in lines_read()}
+    model, tokenizer = load_base(str(options.base), dtype=torch.bfloat16, template="chat")
+    model.set_attn_implementation("eager")  # faster than the fused one at these sizes
+    pools = prompts(options.data)
+    asked = Prompts(tuple(pools["tdc2023"]), tuple(pools["dolly"]))
+    reader = Behaviour(model, tokenizer, asked, cut=1.0)
+    drawn = asked.of_round(1)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        base: list[tuple[dict[str, Any], Adapter | None]] = [({"attack": "", "path": "base"}, None)]
+        for facts, adapter in [*base, *adapters(Table())]:
+            if (facts["attack"], facts["path"]) in seen:
+                continue
+            began = time.process_time()
+            with worn(model, adapter) if adapter is not None else nullcontext():
+                read = {kind: reader.likelihoods(drawn[kind]) for kind in drawn}
+            row = {**facts, **{k: [round(v, 4) for v in values] for k, values in read.items()}}
+            file.write(
+                json.dumps({**row, "cpu_seconds": round(time.process_time() - began, 2)}) + "\n"
+            )
+            file.flush()
+
+
+if __name__ == "__main__":
+    main()
