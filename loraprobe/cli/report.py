@@ -75,7 +75,9 @@ def _loaded(names: list[str]) -> dict[str, Adapter]:
     loaded: dict[str, Adapter] = {}
     for name in names:
         try:
-            loaded[name] = load_adapter(name).load()
+            adapter = load_adapter(name)
+            adapter.check_finite()
+            loaded[name] = adapter
         except (LoraprobeError, OSError) as error:
             complaints.print(plain(f"left out: {name}: {error}"), soft_wrap=True)
     return loaded

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..scan.facts import Reference
 
 LIMIT = 6.0  # deviations from a median, beyond which an adapter is named
+_BAND = 32  # adapters
 SHOWN_VALUES = 16  # singular values a module: what tells a spectrum's shape
 
 
@@ -167,13 +169,15 @@ def _between(adapters: Sequence[Adapter]) -> tuple[np.ndarray, np.ndarray]:
         owners = [index for index, adapter in enumerate(adapters) if module in adapter]
         pairs = [adapters[index][module] for index in owners]
         ranks = [pair.rank for pair in pairs]
-        left = np.hstack([np.asarray(pair.B, np.float32) * pair.scaling for pair in pairs])
+        factors = [np.asarray(pair.B, np.float32) for pair in pairs]  # read once
+        scalings = [pair.scaling for pair in pairs]
+        left = np.hstack([b * s for b, s in zip(factors, scalings, strict=True)])
         right = np.vstack([np.asarray(pair.A, np.float32) for pair in pairs])
-        bases = np.hstack([_basis(pair.B) for pair in pairs])
+        bases = np.hstack([_basis(factor) for factor in factors])
         place = np.ix_(owners, owners)
-        inner[place] += _blocks(np.multiply(left.T @ left, right @ right.T), ranks)
         smaller = np.minimum.outer(ranks, ranks)
-        overlap[place] += _blocks(np.square(bases.T @ bases), ranks) / smaller
+        inner[place] += _blocks(ranks, partial(_inner, left, right))
+        overlap[place] += _blocks(ranks, partial(_overlap, bases)) / smaller
         shared[place] += 1
     return inner, np.divide(overlap, shared, out=np.zeros_like(overlap), where=shared > 0)
 
@@ -185,11 +189,28 @@ def _basis(matrix: np.ndarray) -> np.ndarray:
     return np.asarray(u * kept)
 
 
-def _blocks(matrix: np.ndarray, ranks: Sequence[int]) -> np.ndarray:
-    """Sums over the blocks of a matrix whose rows and columns are grouped alike: (n, n)."""
-    starts = np.concatenate([[0], np.cumsum(ranks)[:-1]])
-    rows = np.add.reduceat(matrix.astype(np.float64), starts, axis=0)
-    return np.asarray(np.add.reduceat(rows, starts, axis=1))
+def _inner(left: np.ndarray, right: np.ndarray, rows: slice) -> np.ndarray:
+    return np.asarray(np.multiply(left[:, rows].T @ left, right[rows] @ right.T))
+
+
+def _overlap(bases: np.ndarray, rows: slice) -> np.ndarray:
+    return np.asarray(np.square(bases[:, rows].T @ bases))
+
+
+def _blocks(ranks: Sequence[int], rows_of: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """Sums over the blocks of a matrix whose rows and columns are grouped alike: (n, n).
+
+    Of hundreds of adapters the matrix has tens of millions of numbers: it is made in bands.
+    """
+    ends = np.cumsum(ranks, dtype=np.int64)
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+    bands = []
+    for first in range(0, len(ranks), _BAND):
+        last = min(first + _BAND, len(ranks))
+        band = rows_of(slice(int(starts[first]), int(ends[last - 1])))
+        sums = np.add.reduceat(band, starts, axis=1, dtype=np.float64)
+        bands.append(np.add.reduceat(sums, starts[first:last] - starts[first], axis=0))
+    return np.concatenate(bands)
 
 
 def _coordinates(cosine: np.ndarray, seed: int) -> dict[str, np.ndarray]:
