@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .errors import DataError, LoraprobeError
+from .errors import DataError
 
 MIB = 1 << 20
 ADAPTER_CONFIG = MIB
@@ -23,14 +23,22 @@ MANIFEST = 16 * MIB
 MANIFEST_ROWS = 100_000
 SETTINGS = MIB
 TRAINING_DATA = 512 * MIB
+SCAN_REFERENCE = MIB
+SCAN_CACHE = 1 << 30
+RUN_CONFIG = 16 * MIB
+RUN_CLIENTS = 16 * MIB
+RUN_WORDS = 16 * MIB
+RUN_LOG = 1 << 30
+CHECKPOINT_STATE = 256 * MIB
+CHECKPOINT_ARRAYS = 16 << 30
 
 
-def read_limited(path: Path, limit: int, error: type[LoraprobeError] = DataError) -> bytes:
+def read_limited(path: Path, limit: int, error: type[ValueError] = DataError) -> bytes:
     """The bytes of a file of at most `limit`; of a larger one, or one without an end, not more.
 
     Raises:
         OSError: it cannot be read.
-        LoraprobeError: it is larger; of the class `error`.
+        ValueError: it is larger; of the class `error`.
     """
     with path.open("rb") as file:
         known = os.fstat(file.fileno()).st_size

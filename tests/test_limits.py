@@ -15,8 +15,18 @@ from pathlib import Path
 import pytest
 
 from fedloop.data.files import read_file
+from fedloop.defense.audit import AuditLog, read_audit
+from fedloop.errors import ConfigError, StateError
+from fedloop.flower.nodes import read_nodes
+from fedloop.run.checkpoint import read_checkpoint
+from fedloop.run.folder import read_config
+from fedloop.run.logs import read_records, read_roles
+from fedloop.run.words import read_words
 from loraprobe import limits
-from loraprobe.errors import LoraprobeError
+from loraprobe.errors import DataError, PolicyError
+from loraprobe.scan.batch import scan_many
+from loraprobe.scan.facts import Reference
+from loraprobe.scan.policy import Policy
 from loraprobe.scan.targets import expand
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,18 +151,59 @@ def test_the_largest_file_is_answered_within_the_stated_memory_and_a_larger_one_
     assert of_larger <= max(16, 3 * limit // limits.MIB)
 
 
+def read_run_state(folder: Path) -> object:
+    return read_checkpoint(folder / "checkpoint")
+
+
+RUN: dict[str, tuple[int, Callable[[Path], object]]] = {
+    "config.json": (limits.RUN_CONFIG, read_config),
+    "clients.json": (limits.RUN_CLIENTS, read_roles),
+    "overrulings.jsonl": (limits.RUN_WORDS, read_words),
+    "records.jsonl": (limits.RUN_LOG, read_records),
+    "audit.jsonl": (limits.RUN_LOG, lambda folder: read_audit(folder / "audit.jsonl")),
+    "checkpoint/round-000001/state.json": (limits.CHECKPOINT_STATE, read_run_state),
+    "checkpoint/round-000001/arrays.safetensors": (limits.CHECKPOINT_ARRAYS, read_run_state),
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "limit", "read"),
+    ("name", "limit", "read", "error"),
     [
-        ("list.txt", limits.MANIFEST, lambda path: expand([str(path)])),
-        ("data.jsonl", limits.TRAINING_DATA, read_file),
+        ("list.txt", limits.MANIFEST, lambda path: expand([str(path)]), PolicyError),
+        ("data.jsonl", limits.TRAINING_DATA, read_file, DataError),
+        ("reference.json", limits.SCAN_REFERENCE, Reference.load, PolicyError),
+        (
+            *("cache.jsonl", limits.SCAN_CACHE),
+            lambda path: scan_many([], Policy(), cache=path),
+            PolicyError,
+        ),
+        ("nodes.json", limits.RUN_CLIENTS, read_nodes, ConfigError),
+        *((name, limit, read, StateError) for name, (limit, read) in RUN.items()),
+        ("audit log", limits.RUN_LOG, AuditLog, StateError),
     ],
 )
-def test_a_list_or_training_data_beyond_the_limit_is_refused_unread(
-    name: str, limit: int, read: Callable[[Path], object], tmp_path: Path
+def test_a_larger_list_data_set_cache_or_file_of_a_run_is_refused_unread(
+    name: str,
+    limit: int,
+    read: Callable[[Path], object],
+    error: type[Exception],
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for other in ("config.json", "checkpoint/round-000001/state.json"):
+        if name in RUN and not (tmp_path / other).exists():
+            (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / other).write_text("{}")
     path.touch()
     os.truncate(path, limit + 1)
-    with pytest.raises(LoraprobeError, match="It was not read"):
-        read(path)
+    with pytest.raises(error, match="It was not read"):
+        read(tmp_path if name in RUN else path)
+
+
+def test_the_limits_of_runs_and_scans_are_on_the_page() -> None:
+    page = (ROOT / "docs/inputs.md").read_text(encoding="utf-8")
+    for name, (limit, _) in RUN.items():
+        row = rf"^\| [^|]*`{Path(name).name}`[^|]*\| (\d+) ([MG])iB[^|]*\|[^|]*\|$"
+        [(count, unit)] = re.findall(row, page, re.MULTILINE)
+        assert int(count) << {"M": 20, "G": 30}[unit] == limit, name

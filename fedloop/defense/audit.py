@@ -17,8 +17,11 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from loraprobe.limits import RUN_LOG, read_limited
 
 from ..errors import AuditError, StateError
 from ..files import write_synced
@@ -56,7 +59,7 @@ class Head(NamedTuple):
         """Of a log as it is now.
 
         Raises:
-            AuditError: it is not whole. OSError: it cannot be read.
+            AuditError: it is not whole. StateError: it is too large. OSError: it cannot be read.
         """
         head = cls()
         for one, _ in _lines(Path(path)):
@@ -74,6 +77,7 @@ class AuditLog:
 
     Raises:
         AuditError: the log that is there is not whole.
+        StateError: it is too large.
         OSError: it cannot be read or written.
     """
 
@@ -81,7 +85,7 @@ class AuditLog:
         self.path = Path(path)
         self.head = Head()
         if self.path.exists():
-            whole = self.path.read_bytes().rpartition(b"\n")
+            whole = read_limited(self.path, RUN_LOG, StateError).rpartition(b"\n")
             if whole[2]:
                 with self.path.open("r+b") as file:
                     file.truncate(len(whole[0]) + len(whole[1]))
@@ -172,18 +176,17 @@ def _decisions(record: RoundRecord) -> Iterator[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[Head, dict[str, Any]]]:
     head = Head()
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                raise AuditError(f"{path}, line {number}: half a line; expected a line feed")
-            decision = _decision(path, number, line)
-            if decision.get("n") != number or decision.get("previous") != head.sha256:
-                raise AuditError(
-                    f"{path}, line {number}: it does not follow the line before it: one of the two"
-                    " was changed, or lines were removed or put in between"
-                )
-            head = Head(number, hashlib.sha256(line[:-1]).hexdigest())
-            yield head, decision
+    for number, line in enumerate(BytesIO(read_limited(path, RUN_LOG, StateError)), start=1):
+        if not line.endswith(b"\n"):
+            raise AuditError(f"{path}, line {number}: half a line; expected a line feed")
+        decision = _decision(path, number, line)
+        if decision.get("n") != number or decision.get("previous") != head.sha256:
+            raise AuditError(
+                f"{path}, line {number}: it does not follow the line before it: one of the two"
+                " was changed, or lines were removed or put in between"
+            )
+        head = Head(number, hashlib.sha256(line[:-1]).hexdigest())
+        yield head, decision
 
 
 def _decision(path: Path, number: int, line: bytes) -> dict[str, Any]:

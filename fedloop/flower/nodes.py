@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraprobe.limits import RUN_CLIENTS, read_limited
+
 from ..errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -40,7 +42,7 @@ def read_nodes(path: Path) -> dict[str, Node]:
             some clients only.
     """
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = json.loads(read_limited(path, RUN_CLIENTS, ConfigError))
         nodes = {
             name: Node(int(one["node"]), str(one["key"]), one.get("examples"))
             for name, one in sorted(plain.items())

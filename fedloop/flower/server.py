@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraprobe.limits import RUN_CLIENTS, read_limited
+
 from ..client.training import quiet, read_adapter
 from ..config import Config
-from ..errors import ConfigError, MissingExtra
+from ..errors import ConfigError, MissingExtra, StateError
 from ..run.build import build_defense, build_federation, load_adapted
 from ..run.folder import RunFolder, read_config, written_to
 from ..run.global_lora import GlobalLoRA
@@ -99,7 +101,7 @@ def _roles(folder: Path, nodes: Mapping[str, Node]) -> dict[str, dict[str, Any]]
     """What an experiment knows of its clients; of a real client nobody knows what it is."""
     try:
         roles: dict[str, dict[str, Any]] = json.loads(
-            (folder / "clients.json").read_text(encoding="utf-8")
+            read_limited(folder / "clients.json", RUN_CLIENTS, StateError)
         )
     except FileNotFoundError:
         return {name: {"role": "unknown", "source": "its own data", "share": 1.0} for name in nodes}

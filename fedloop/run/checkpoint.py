@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError
 
+from loraprobe.limits import CHECKPOINT_ARRAYS, CHECKPOINT_STATE, read_limited
+
 from ..errors import StateError
 from ..files import sync_folder, write_synced
 
@@ -117,8 +119,8 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     path = found[-1][1]
     try:
-        saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        blob = (path / "arrays.safetensors").read_bytes()
+        saved = json.loads(read_limited(path / "state.json", CHECKPOINT_STATE, StateError))
+        blob = read_limited(path / "arrays.safetensors", CHECKPOINT_ARRAYS, StateError)
         if saved["version"] != FORMAT_VERSION:
             raise StateError(
                 f"{path}: got a checkpoint of format version {saved['version']!r}; expected"

@@ -21,6 +21,8 @@ from uuid import uuid4
 
 from filelock import FileLock
 
+from loraprobe.limits import RUN_CONFIG, read_limited
+
 from ..config import Config
 from ..defense.audit import AuditLog, Head, read_audit, record_digest
 from ..defense.types import RoundRecord
@@ -229,7 +231,7 @@ def read_config(path: Path) -> Config:
         StateError: there is none, or it cannot be read.
     """
     try:
-        return Config.of(json.loads((path / "config.json").read_text(encoding="utf-8")))
+        return Config.of(json.loads(read_limited(path / "config.json", RUN_CONFIG, StateError)))
     except (OSError, ValueError) as error:
         raise StateError(
             f"{path} is not the folder of a run: {error}. Expected one that `fedloop run` wrote."

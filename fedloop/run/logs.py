@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from loraprobe.limits import RUN_CLIENTS, RUN_LOG, read_limited
+
 from ..defense.audit import Head, read_audit, record_digest
 from ..defense.types import RoundRecord
 from ..errors import AuditError, StateError
@@ -34,8 +36,8 @@ def read_records(path: Path) -> list[RoundRecord]:
         _check_is_run(path)
         return []
     try:
-        lines = log.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_limited(log, RUN_LOG, StateError).decode().split("\n")
+    except (OSError, ValueError) as error:
         raise StateError(
             f"cannot read {log}: {error}. Expected the records that `fedloop run` wrote."
         ) from error
@@ -50,7 +52,9 @@ def read_roles(path: Path) -> dict[str, dict[str, Any]]:
     """
     _check_is_run(path)
     try:
-        roles: dict[str, dict[str, Any]] = json.loads((path / ROLES).read_text(encoding="utf-8"))
+        roles: dict[str, dict[str, Any]] = json.loads(
+            read_limited(path / ROLES, RUN_CLIENTS, StateError)
+        )
     except (OSError, ValueError) as error:
         raise StateError(
             f"cannot read {path / ROLES}: {error}. Expected the file that `fedloop run` wrote."

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from loraprobe.limits import RUN_WORDS, read_limited
+
 from ..checks import is_integer
 from ..defense.types import client_name
 from ..errors import EvidenceError, StateError
@@ -47,13 +49,15 @@ def read_words(folder: Path) -> list[Word]:
     """All words of a run's folder, in their order.
 
     Raises:
-        StateError: a line is none; the message has its number.
+        StateError: a line is none, the message has its number; or the file is too large.
     """
     path = folder / NAME
     if not path.exists():
         return []
     words = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(
+        read_limited(path, RUN_WORDS, StateError).split(b"\n")[:-1], start=1
+    ):
         try:
             words.append(Word(**json.loads(line)))
             _check(words[-1])

@@ -276,11 +276,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"no {CONFIG_NAME} in {folder}; expected the folder of a probe (config.json and"
             f" head.safetensors or head.json){hint}"
         )
-    size = path.stat().st_size
-    if size > PROBE_CONFIG:
-        raise ProbeFormatError(f"{path} has {size} bytes; expected at most {PROBE_CONFIG}")
+    data = read_limited(path, PROBE_CONFIG, ProbeFormatError)
     try:
-        config = read_json(path.read_bytes())
+        config = read_json(data)
     except ValueError as error:
         raise ProbeFormatError(f"{path} is not readable JSON: {error}") from None
     return object_of(config, str(path))

@@ -25,7 +25,7 @@ from ..adapters.files import MAX_WEIGHT_BYTES, PICKLE_NAME, two_files
 from ..adapters.formats import WEIGHTS_NAME, pickle_advice
 from ..adapters.strict_json import read_json
 from ..errors import AdapterFormatError, HubError
-from ..limits import CARD, PROBE_CONFIG, PROBE_FEATURIZER
+from ..limits import CARD, PROBE_CONFIG, PROBE_FEATURIZER, read_limited
 from ..trust import check_trusted, users_list
 from .card import CARD_NAME, card
 from .card_figure import FIGURE_NAME
@@ -306,7 +306,7 @@ def _check_published(api: HfApi, repo_id: str, commit: str, prefix: str, folder:
 def _weight_files(config: Path) -> list[str]:
     """The files that a config.json which nobody has checked yet names; [] if it is no probe's."""
     try:
-        return weight_files(read_json(config.read_bytes()))
+        return weight_files(read_json(read_limited(config, PROBE_CONFIG, HubError)))
     except ValueError:
         return []
 

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from ..adapters.strict_json import read_json
 from ..errors import TrustError, quoted, require
+from ..limits import PROBE_CONFIG, read_limited
 from .format import CONFIG_NAME, SIGNATURE_NAME, weight_files
 
 MAX_SIGNATURE_BYTES = 1 << 20
@@ -62,7 +63,10 @@ def _signed_files(folder: Path, scratch: Path) -> Path:
     """A copy of the files that a signature is of, under a name that is always the same."""
     signed = scratch / "probe"
     signed.mkdir()
-    for name in (CONFIG_NAME, *weight_files(read_json((folder / CONFIG_NAME).read_bytes()))):
+    for name in (
+        CONFIG_NAME,
+        *weight_files(read_json(read_limited(folder / CONFIG_NAME, PROBE_CONFIG, TrustError))),
+    ):
         shutil.copyfile(folder / name, signed / name)
     return signed
 

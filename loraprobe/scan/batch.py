@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import PolicyError
+from ..limits import SCAN_CACHE, read_limited
 from .findings import Finding, gravest
 from .policy import Policy
 from .scan import Scanner, ScanResult, _digest, renamed
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
     from ..probe import Probe
+
+Pinned = tuple[Policy, str | None, dict[str, str]]  # for `Scanner`
 
 _scanner: Scanner | None = None  # of a worker process
 
@@ -58,7 +61,11 @@ def scan_many(
             done(known)
     ahead = [target for target in targets if target not in results]
     serial = workers == 1 or len(ahead) < 2
-    for result in map(scanner, ahead) if serial else _parallel(ahead, policy, base, workers):
+    for result in (
+        map(scanner, ahead)
+        if serial
+        else _parallel(ahead, (policy, base, scanner.commits), workers)
+    ):
         results[result.target] = result
         if memory:
             memory.add(result)
@@ -66,16 +73,14 @@ def scan_many(
     return [results[target] for target in targets]
 
 
-def _parallel(
-    targets: Sequence[str], policy: Policy, base: str | None, workers: int
-) -> Iterator[ScanResult]:
+def _parallel(targets: Sequence[str], pinned: Pinned, workers: int) -> Iterator[ScanResult]:
     """Results as they come; an adapter that takes its process down is tried once more alone."""
     from concurrent.futures import as_completed
     from concurrent.futures.process import BrokenProcessPool
 
     finished: set[str] = set()
     try:
-        with _pool(policy, base, min(workers, len(targets))) as pool:
+        with _pool(pinned, min(workers, len(targets))) as pool:
             try:
                 with _uninterrupted():  # the workers start here, and inherit it
                     futures = [pool.submit(_scan, target) for target in targets]
@@ -89,7 +94,7 @@ def _parallel(
     except BrokenProcessPool:
         for target in targets:
             if target not in finished:
-                yield _alone(target, policy, base)
+                yield _alone(target, pinned)
 
 
 @contextmanager
@@ -105,30 +110,30 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _alone(target: str, policy: Policy, base: str | None) -> ScanResult:
+def _alone(target: str, pinned: Pinned) -> ScanResult:
     from concurrent.futures.process import BrokenProcessPool
 
     try:
-        with _pool(policy, base, 1) as pool:
+        with _pool(pinned, 1) as pool:
             return pool.submit(_scan, target).result()
     except BrokenProcessPool:
         message = "the process that read it was killed: out of memory, or a file made to crash it"
-        finding = Finding("unreadable", policy.level("unreadable"), message)
+        finding = Finding("unreadable", pinned[0].level("unreadable"), message)
         return ScanResult(target, gravest([finding]), (finding,))
 
 
-def _pool(policy: Policy, base: str | None, workers: int) -> ProcessPoolExecutor:
+def _pool(pinned: Pinned, workers: int) -> ProcessPoolExecutor:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     context = get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_start, initargs=(policy, base))
+    return ProcessPoolExecutor(workers, context, initializer=_start, initargs=pinned)
 
 
-def _start(policy: Policy, base: str | None) -> None:
+def _start(*pinned: Any) -> None:
     global _scanner
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    _scanner = Scanner(policy, base)
+    _scanner = Scanner(*pinned)
 
 
 def _scan(target: str) -> ScanResult:
@@ -153,7 +158,7 @@ class _Memory:
 
     def _read(self) -> None:
         try:
-            for line in self._path.read_text(encoding="utf-8").splitlines():
+            for line in read_limited(self._path, SCAN_CACHE, PolicyError).splitlines():
                 entry = json.loads(line)
                 if entry["policy"] == self._policy:
                     self._known[entry["digest"]] = ScanResult.from_dict(entry["result"])

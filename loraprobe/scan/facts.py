@@ -14,6 +14,7 @@ import numpy as np
 from ..adapters.adapter import Adapter
 from ..adapters.layout import layer_of
 from ..errors import PolicyError
+from ..limits import SCAN_REFERENCE, read_limited
 from ..probe import Probe
 
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
@@ -145,7 +146,7 @@ class Reference:
             PolicyError: it is missing or something else.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(json.loads(read_limited(Path(path), SCAN_REFERENCE, PolicyError)))
         except (OSError, ValueError) as error:
             raise PolicyError(
                 f"cannot read the reference {str(path)!r}: {error}; expected a file of"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,22 +79,30 @@ class Scanner:
         policy: what is allowed.
         base: the adapter that training started from, for probes that score deltas: a path, a Hub
             id, or "fresh" if its B was zero.
+        commits: name of a probe or of the base -> its commit on the Hub, as `commits` of another
+            scanner has them: a branch may have moved since.
 
     Raises:
         PolicyError, ProbeFormatError, HubError, TrustError: what the policy names cannot be had.
     """
 
-    def __init__(self, policy: Policy, base: str | None = None) -> None:
+    def __init__(
+        self, policy: Policy, base: str | None = None, commits: Mapping[str, str] | None = None
+    ) -> None:
         policy.check_base()
+        known = commits or {}
         self.policy = policy
-        self.probes = {name: _probe(name, policy.trusted) for name in policy.probes}
+        self.probes = {name: _probe(name, known.get(name), policy) for name in policy.probes}
         self.reference = self._reference()
-        self._before = base if base in (None, FRESH) else load_adapter(str(base))
+        self._before = base if base in (None, FRESH) else _adapter(str(base), known.get(str(base)))
+        loaded = {**self.probes, str(base): self._before}
+        found = {name: getattr(one, "commit", None) for name, one in loaded.items()}
+        self.commits = {name: commit for name, commit in found.items() if commit}
 
     def __call__(self, target: str) -> ScanResult:
         """Scan one adapter; whatever is wrong with it becomes a finding."""
         try:
-            adapter = load_adapter(target)
+            adapter = _adapter(target)
             digest = _digest(Path(target))
             # A probe of products reads what the facts need too: they come after it.
             judged = [self._judged(name, probe, adapter) for name, probe in self.probes.items()]
@@ -219,10 +227,15 @@ class Scanner:
         return probe.verdicts([change], check_base=not self.policy.any_base)[0]
 
 
-def _probe(name: str, trusted: tuple[str, ...] | None) -> Probe:
+def _adapter(name: str, commit: str | None = None) -> Adapter:
     source, revision = named_revision(name)
-    probe = Probe.from_pretrained(source, revision=revision)
-    check_trusted(trusted, source, probe.commit, probe.digest)
+    return load_adapter(source, revision=commit or revision)
+
+
+def _probe(name: str, commit: str | None, policy: Policy) -> Probe:
+    source, revision = named_revision(name)
+    probe = Probe.from_pretrained(source, revision=commit or revision)
+    check_trusted(policy.trusted, source, probe.commit, probe.digest)
     return probe
 
 

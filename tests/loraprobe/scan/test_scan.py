@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from loraprobe import FeatureRecipe, Featurizer, Probe
 from loraprobe.adapters.adapter import Adapter
@@ -28,6 +29,8 @@ from loraprobe.scan.policy import Policy
 from loraprobe.scan.scan import Scanner, ScanResult
 from loraprobe.scan.targets import expand
 from tests.helpers.boxed import invoke
+from tests.helpers.hub import REPO
+from tests.helpers.hub_probes import NEWER, SHA, filled, peft_folder, with_adapter
 
 ROOT = Path(__file__).resolve().parents[3]
 BASE = "org/base"
@@ -187,6 +190,33 @@ def test_a_batch_goes_on_where_it_was(tmp_path: Path) -> None:
     cache.write_text("{")
     with pytest.raises(PolicyError, match="cache"):
         scan_many(targets, policy, cache=cache)
+
+
+def test_an_adapter_and_the_base_are_named_with_their_revision(hub: Any) -> None:
+    with_adapter(filled(hub))
+    named = f"{REPO}@{SHA}"
+    scanner = Scanner(Policy(), named)
+    assert scanner.commits == {named: SHA}
+    result = scanner(f"{REPO}@v1")
+    assert (result.commit, result.unreadable) == (SHA, False)
+
+
+def test_workers_load_the_commit_that_was_printed_though_the_branch_moves(
+    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(hub)
+    monkeypatch.setenv("HF_HUB_CACHE", constants.HF_HUB_CACHE)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # in a worker a branch is what it last was here
+
+    def moves(probes: Any) -> None:
+        assert probes[REPO].commit == NEWER
+        hub.refs["main"] = SHA
+        assert Probe.from_pretrained(REPO).commit == SHA
+
+    targets = [str(peft_folder(tmp_path / str(seed), seed)) for seed in range(2)]
+    results = scan_many(targets, Policy(probes=(REPO,)), workers=2, loaded=moves)
+    said = [(score["probe"], score["commit"]) for result in results for score in result.scores]
+    assert said == [(REPO, NEWER)] * 2
 
 
 def test_processes_give_what_one_gives(tmp_path: Path) -> None:
