@@ -40,6 +40,7 @@ NOBODY = (0, 1.0)
 ROWS: dict[str, dict[str, Any]] = {
     "FedAvg": {},
     "ours": {"level": "cumulative", "probe": "linear"},
+    "ours, cohort": {"level": "cumulative", "probe": "linear", "screen": "cohort"},
     "rival": {"screen": "mixture"},
     "rival, BIC": {"screen": "mixture_by_bic"},
     "DnC": {"rule": "dnc", "rule_options": {"f": "f"}},
@@ -47,7 +48,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "Krum": {"rule": "krum", "rule_options": {"f": "f"}},
     "client, paper's feature": {"level": "client", "probe": "paper"},
 }
-FIRST_ROWS = 3  # of ROWS: run in every cell before any other row
+FIRST_ROWS = 4  # of ROWS: run in every cell before any other row
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Cell:
 
     @property
     def screen(self) -> str | None:
-        """The name of a screen of `paper_repro.federation.rival`, if the row has one."""
+        """The name of a screen of `paper_repro.federation.screens`, if the row has one."""
         return ROWS[self.row].get("screen")
 
     @property

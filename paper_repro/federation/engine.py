@@ -42,7 +42,7 @@ from loraprobe import Adapter, factor_delta
 from loraprobe.adapters.deltas import add_delta
 from loraprobe.adapters.layout import Layout, pack, unpack
 
-from .rival import kept_by
+from .screens import Kept, Screen
 
 
 class Trainer:
@@ -116,30 +116,24 @@ class Federation(GlobalLoRA):
     """The server's half, and clients that `Trainer` plays.
 
     Args:
-        screen: in `paper_repro.federation.rival.SCREENS`; None for the defence of the
-            configuration alone.
-        reference: what the screen compares with.
+        screen: of `paper_repro.federation.screens`; None for the defence alone.
 
     Attributes:
-        kept: client -> whether the screen let it through, of every round that is over.
+        kept: client -> whether the screen let it through, of every round that is over; {} where
+            there is no screen, or the defence skipped the round.
+        cpu: seconds that clients trained.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        config: Config,
-        screen: str | None = None,
-        reference: Adapter | None = None,
-    ) -> None:
+    def __init__(self, trainer: Trainer, config: Config, screen: Screen | None = None) -> None:
         super().__init__(trainer.initial, build_defense(config, trainer.initial), config)
         self._trainer = trainer
         self._screen = screen
-        self._reference = reference
-        self.kept: list[dict[str, bool]] = []
+        self.kept: list[Kept] = []
         self.cpu = 0.0
 
     def round(self, plan: RoundPlan, clients: Sequence[Client]) -> Played:
         """Play one round and make its result the global LoRA."""
+        self.kept.append({})
         chosen = [clients[index] for index in plan.chosen]
         with OpenRound(self, plan, [client.client_id for client in chosen]) as arriving:
             for client, seed in zip(chosen, plan.seeds, strict=True):
@@ -157,9 +151,8 @@ class Federation(GlobalLoRA):
         if self._screen is None:
             super().apply(assessment, spool, plan)
             return
-        assert self._reference is not None
-        kept = kept_by(self._screen, assessment.accepted, self.lora, self._reference)
-        self.kept.append(kept)
+        kept = self._screen(assessment, self.lora)
+        self.kept[-1] = kept
         if not any(kept.values()):
             raise AggregationError("the screen keeps nobody; the global LoRA stays")
         super().apply(_only(assessment, kept), spool, plan)
@@ -170,7 +163,7 @@ class Federation(GlobalLoRA):
         return self._trainer.model, self._trainer.tokenizer
 
 
-def _only(assessment: Assessment, kept: dict[str, bool]) -> Assessment:
+def _only(assessment: Assessment, kept: Kept) -> Assessment:
     """The assessment without whom a screen drops."""
     return replace(
         assessment,

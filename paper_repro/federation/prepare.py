@@ -28,6 +28,7 @@ from loraprobe.fit.fit import fit_features, fit_probe
 from zoo.program import documented
 from zoo.smollm2 import refusal
 from zoo.smollm2.clients import load_kinds
+from zoo.smollm2.cohorts import FLOOR
 from zoo.smollm2.folds import Table, benign_groups, read_all
 from zoo.smollm2.sources import FAMILIES
 
@@ -99,7 +100,12 @@ def probes(table: Table, adapters: Sequence[Adapter], source: str) -> dict[str, 
     cut = cut_at(left_out)
     assert cut is not None
     floor = min(cut, highest_kind(table, x, train))
-    cumulative = {"threshold": sigmoid(cut), "floor": sigmoid(floor), "benign": len(left_out)}
+    cumulative = {
+        "threshold": sigmoid(cut),
+        "floor": sigmoid(floor),
+        "watch": sigmoid(float(np.quantile(left_out, FLOOR))),
+        "benign": len(left_out),
+    }
     alike = [
         row
         for row in rows

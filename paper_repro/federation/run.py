@@ -20,7 +20,7 @@ from fedloop.config import Config
 from fedloop.data.corpora import load_corpus
 from fedloop.run.build import build_clients
 from fedloop.run.plan import plan_round
-from loraprobe import Adapter
+from loraprobe import Adapter, Probe
 from loraprobe.adapters.layout import pack
 from zoo.program import documented
 
@@ -28,6 +28,7 @@ from ..common.paths import RESULTS
 from .cells import ATTACKS, BASE, LR, WORK, Cell, table
 from .engine import Federation, Trainer, reference_of
 from .measure import measured
+from .screens import Screen, cohort, rival
 
 LINES = RESULTS / "federation.jsonl"
 REFERENCE_STEPS = 20
@@ -91,14 +92,14 @@ def run(cell: Cell, trainer: Trainer, work: Path, base: Path) -> Line:
     config = cell.config(work, base)
     began = time.process_time()
     clients = build_clients(config)
-    reference = harmful_reference(cell, trainer, work) if cell.screen else None
-    federation = Federation(trainer, config, cell.screen, reference)
+    federation = Federation(trainer, config, screen_of(cell, trainer, work))
     rounds = []
     for number in range(1, config.rounds + 1):
         played = federation.round(plan_round(config, number), clients)
         record = played.record()
-        kept = federation.kept[-1] if cell.screen else record.factors
-        rounds.append((record, {c: float(kept.get(c, 0.0)) for c in record.factors}))
+        kept = federation.kept[-1]
+        factors = {c: f * kept.get(c, True) for c, f in record.factors.items()}
+        rounds.append((record, factors))
     roles = {client.client_id: client.role for client in clients}
     found = _measured(federation, work)
     return {
@@ -144,6 +145,14 @@ def _measured(federation: Federation, work: Path) -> Line:
         path.write_text(json.dumps(found), encoding="utf-8")
     line: Line = json.loads(path.read_text(encoding="utf-8"))
     return line
+
+
+def screen_of(cell: Cell, trainer: Trainer, work: Path) -> Screen | None:
+    """What tells clients apart beside the defence."""
+    if cell.screen == "cohort":
+        facts = Probe.from_pretrained(work / "probes" / f"linear-without-{cell.source}").facts
+        return cohort(facts["cumulative"]["watch"])
+    return rival(cell.screen, harmful_reference(cell, trainer, work)) if cell.screen else None
 
 
 def harmful_reference(cell: Cell, trainer: Trainer, work: Path) -> Adapter:

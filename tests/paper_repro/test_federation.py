@@ -10,6 +10,7 @@ import pytest
 
 from fedloop.client.training import LocalTraining
 from fedloop.config import Config
+from fedloop.defense.types import Assessment
 from fedloop.errors import ConfigError
 from fedloop.run.build import build_clients
 from fedloop.run.plan import plan_round
@@ -19,8 +20,8 @@ from loraprobe.adapters.layout import pack
 from paper_repro.federation import page
 from paper_repro.federation.cells import ATTACKS, ROWS, Cell, table
 from paper_repro.federation.engine import Federation, Trainer, reference_of
-from paper_repro.federation.rival import kept_by
 from paper_repro.federation.run import LINES, read_lines
+from paper_repro.federation.screens import MIXTURES, cohort, rival
 
 EXAMPLE = Path("fedloop/example/example.toml")
 
@@ -64,7 +65,7 @@ def test_a_screened_round_is_the_mean_of_those_it_keeps(config: Config, trainer:
     plan = plan_round(config, 1)
     poison = next(client.examples for client in clients if client.role == "malicious")
     reference = reference_of(trainer, poison, 4, 1e-2)
-    federation = Federation(trainer, config, "mixture", reference)
+    federation = Federation(trainer, config, rival("mixture", reference))
     federation.round(plan, clients)
     (kept,) = federation.kept
     assert {client.role for client in clients if not kept[client.client_id]} == {"malicious"}
@@ -84,14 +85,33 @@ def test_two_components_always_split_and_the_bic_does_not(config: Config, traine
         str(seed): trainer.update(clients[seed % 2].examples, trainer.initial, training, seed)[0]
         for seed in range(6)
     }
+    assessment = Assessment(1, {}, {}, {}, accepted=updates)
     reference = add_delta(trainer.initial, updates["0"])
     dropped = {
-        screen: sum(not kept for kept in found.values())
-        for screen in ("mixture", "mixture_by_bic")
-        for found in [kept_by(screen, updates, trainer.initial, reference)]
+        name: sum(not kept for kept in rival(name, reference)(assessment, trainer.initial).values())
+        for name in MIXTURES
     }
     assert dropped["mixture"] >= dropped["mixture_by_bic"]
     assert dropped["mixture"] > 0
+
+
+@pytest.mark.parametrize(
+    ("high", "watch", "dropped"),
+    [
+        ((0.9, 0.8, 0.85, 0.88), 0.1, 4),
+        ((0.9, 0.8, 0.85, 0.88), 0.95, 0),  # split off, and below what benign clients reach
+        ((0.011, 0.009, 0.012, 0.01), 0.005, 0),  # nothing to split
+    ],
+)
+def test_a_cohort_is_split_where_two_groups_are_and_above_a_floor(
+    high: tuple[float, ...], watch: float, dropped: int, trainer: Trainer
+) -> None:
+    scores = dict(enumerate((0.01, 0.012, 0.009, 0.011, 0.013, 0.01, *high)))
+    scored = {str(client): (score,) for client, score in scores.items()}
+    accepted = dict.fromkeys(scored, trainer.initial)
+    kept = cohort(watch)(Assessment(1, scored, {}, {}, accepted=accepted), trainer.initial)
+    assert sum(not one for one in kept.values()) == dropped
+    assert all(kept[client] for client in list(kept)[:6])
 
 
 def test_every_cell_has_one_name() -> None:
