@@ -146,10 +146,18 @@ def targets(lines: Sequence[Line]) -> str:
     """Ours against what was wanted of it."""
     free = next((line for line in lines if _is(line, "FedAvg", NOBODY)), None)
     rows: list[Sequence[str]] = [
-        ("source", "attack", "refusal below no attack", "lowest honest factor", "loss above", "met")
+        (
+            "source",
+            "attack",
+            "defence",
+            "refusal below no attack",
+            "lowest honest factor",
+            "loss above",
+            "met",
+        )
     ]
     for line in _ordered(lines):
-        if line["row"] != "ours" or free is None:
+        if not line["row"].startswith("ours") or free is None:
             continue
         without = pooled(free, HARMFUL)
         own = pooled(line, HARMFUL)
@@ -161,6 +169,7 @@ def targets(lines: Sequence[Line]) -> str:
             (
                 line["source"],
                 attack_name(line["malicious"], line["share"]),
+                line["row"],
                 f"{100 * below:+.1f} points",
                 f"{lowest:.2f}",
                 f"{above:+.1%}",
