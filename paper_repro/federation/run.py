@@ -18,6 +18,7 @@ from typing import Any
 
 from fedloop.config import Config
 from fedloop.data.corpora import load_corpus
+from fedloop.errors import DataError
 from fedloop.run.build import build_clients
 from fedloop.run.plan import plan_round
 from loraprobe import Adapter, Probe
@@ -25,6 +26,7 @@ from loraprobe.adapters.layout import pack
 from zoo.program import documented
 
 from ..common.paths import RESULTS
+from ..grid.lines import append_line
 from .cells import ATTACKS, BASE, LR, WORK, Cell, table
 from .engine import Federation, Trainer, reference_of
 from .measure import measured
@@ -54,7 +56,7 @@ def main() -> None:
             continue  # rows of one attack share their first round, and more
         trainer = trainer or Trainer(cell.config(options.work, options.base), options.work / "kept")
         line = run(cell, trainer, options.work, options.base)
-        append_line(line)
+        append_line(line, LINES)
         print(time.strftime("%H:%M:%S"), cell, line["refused"], line["factors"], flush=True)
 
 
@@ -151,7 +153,13 @@ def screen_of(cell: Cell, trainer: Trainer, work: Path) -> Screen | None:
     """What tells clients apart beside the defence."""
     if cell.screen == "cohort":
         facts = Probe.from_pretrained(work / "probes" / f"linear-without-{cell.source}").facts
-        return cohort(facts["cumulative"]["watch"])
+        watch = facts.get("cumulative", {}).get("watch")
+        if watch is None:
+            raise DataError(
+                f"the probe for {cell.source} has no floor for cohorts; expected one that"
+                " python -m paper_repro.federation.prepare wrote"
+            )
+        return cohort(watch)
     return rival(cell.screen, harmful_reference(cell, trainer, work)) if cell.screen else None
 
 
@@ -162,17 +170,12 @@ def harmful_reference(cell: Cell, trainer: Trainer, work: Path) -> Adapter:
 
 
 def read_lines(path: Path = LINES) -> list[Line]:
-    """The latest line of every cell."""
+    """The latest line of every cell; a last one that was cut off is left out."""
     if not path.is_file():
         return []
-    found = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    *whole, _cut_off = path.read_text(encoding="utf-8").split("\n")
+    found = map(json.loads, whole)
     return list({line["cell"]: line for line in found}.values())
-
-
-def append_line(line: Line, path: Path = LINES) -> None:
-    """Write a run down."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def _again(cell: Cell, options: argparse.Namespace) -> None:
