@@ -1,4 +1,4 @@
-"""The colours and markers of every figure of this library.
+"""The colours of every figure of this library.
 
 Cool circles are benign, grey squares benign but hard, warm angular markers malicious: the three
 classes differ in marker and in lightness as well as in hue, so they stay apart for colour-blind
@@ -19,4 +19,3 @@ BENIGN_COLOURS = (
 )
 HARD_COLOURS = ("#1a1a1a", "#8c8c8c", "#595959", "#b3b3b3")
 MALICIOUS_COLOURS = ("#b30000", "#f16913", "#e7298a", "#7f2704", "#fb6a4a", "#d94801")
-MALICIOUS_MARKERS = ("X", "^", "P", "v", "*", "<")

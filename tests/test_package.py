@@ -160,7 +160,6 @@ def test_every_pip_line_names_an_extra_that_brings_the_package() -> None:
     found = set(missing_extras())
     assert {
         ("umap-learn", "figures"),
-        ("matplotlib", "figures"),
         ("peft", "fed"),
         ("torch", "fed"),
         ("transformers", "fed"),
@@ -205,15 +204,12 @@ for head in ("linear", "xgboost"):
 import fedloop
 from fedloop.measure.refusal import refuses_by_rule
 from fedloop.client.training import LoRASettings, attach_lora, load_base
-from loraprobe.study.embed import Coordinates, embed
-from loraprobe.study.picture import draw_embedding
+from loraprobe.study.embed import embed
 
 adapters = [load_adapter(folder / "adapter")]
-points = Coordinates(np.zeros((1, 2), np.float32), np.zeros(1, np.int8), np.array(["a"]), "pca", 0)
 attempts = (
     lambda: loraprobe.fit_probe(adapters * 4, [0, 1, 0, 1], head="xgboost"),
     lambda: embed(np.eye(8), "umap"),
-    lambda: draw_embedding(folder / "x.png", points),
     lambda: load_base(folder),
     lambda: attach_lora(None, LoRASettings(), 0),
 )
@@ -265,7 +261,6 @@ def test_a_core_only_installation_scores_and_says_what_it_lacks(tmp_path: Path) 
     assert [found and found.groups() for found in lines] == [
         ("xgboost", "xgboost"),
         ("umap-learn", "figures"),
-        ("matplotlib", "figures"),
         ("transformers", "fed"),
         ("peft", "fed"),
     ], complaints

@@ -20,7 +20,7 @@ from rich.table import Table
 from figures import separability
 from loraprobe import Adapter, EvalReport, FeatureRecipe, Featurizer, Probe, evaluate
 from loraprobe.manifest import Row, read_labelled, read_manifest
-from loraprobe.study.embed import embed, save_coordinates
+from loraprobe.study.embed import embed
 
 ZOO = Path(__file__).parent
 OUT = Path("out")
@@ -51,15 +51,8 @@ def main() -> None:
     with console.status("UMAP (its first import takes a while)"):
         features = Featurizer.fit(FeatureRecipe.all_b(), adapters)(adapters)
         labels, sources = [row.label for row in rows], [row.source for row in rows]
-        save_coordinates(
-            OUT / "separability.npz",
-            embed(features, "umap", seed=SEED),
-            labels,
-            sources,
-            "umap",
-            SEED,
-        )
-        separability.main([str(OUT / "separability.npz"), str(OUT / "separability.png")])
+        points = embed(features, "umap", seed=SEED)
+        separability.draw(OUT / "separability.png", points, labels, sources, "umap", SEED)
     console.print(
         f"{len(rows)} adapters scored by {len(probes)} probes in {time.monotonic() - started:.0f}"
         f" s; figure: {OUT / 'separability.png'}"

@@ -1,4 +1,4 @@
-"""`loraprobe leave-out` and `embed`. The library is imported inside: help must be quick."""
+"""`loraprobe leave-out`. The library is imported inside: help must be quick."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from .options import (
     KindOption,
     ManifestArgument,
     ManyHeadsOption,
-    RecipeOption,
     SeedOption,
     read_adapters,
     recipe_of,
@@ -141,44 +140,3 @@ def _lines(found: dict[str, Any]) -> str:
             + "\n]"
         )
     return "{" + ",\n".join(parts) + "}\n"
-
-
-@app.command()
-@reports_errors
-def embed(
-    manifest: ManifestArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .npz to write the coordinates to.")],
-    figure: Annotated[Path | None, typer.Option(help="A .png, .pdf or .svg to draw.")] = None,
-    base: BaseOption = None,
-    kind: KindOption = "factor_delta",
-    recipe: RecipeOption = "all_b",
-    method: Annotated[str, typer.Option(help="umap or pca.")] = "umap",
-    seed: SeedOption = 0,
-    force: ForceOption = False,
-) -> None:
-    """Two-dimensional coordinates of adapters, and a figure of them."""
-    import numpy as np
-
-    from ..featurizer import Featurizer
-    from ..manifest import read_manifest
-    from ..outputs import free_path
-    from ..study.embed import Coordinates, save_coordinates
-    from ..study.embed import embed as coordinates_of
-    from ..study.picture import draw_embedding
-
-    for path in (out, figure):
-        if path is not None:
-            free_path(path, force)
-    rows = read_manifest(manifest)
-    adapters = read_adapters(rows, kind, base, quiet=False)
-    features = Featurizer.fit(recipe_of(recipe), adapters)(adapters)
-    with console.status(plain(f"{method} of {len(rows)} adapters")):
-        points = coordinates_of(features, method, seed=seed)
-    labels = [row.label for row in rows]
-    sources = [row.source for row in rows]
-    save_coordinates(out, points, labels, sources, method, seed)
-    console.print(plain(f"wrote {out}"), soft_wrap=True)
-    if figure:
-        shown = Coordinates(points, np.asarray(labels), np.asarray(sources), method, seed)
-        draw_embedding(figure, shown)
-        console.print(plain(f"wrote {figure}"), soft_wrap=True)

@@ -224,7 +224,6 @@ def test_names_inside_an_adapter_cannot_write_on_the_terminal(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("embed", "m.csv", "--out", "x.npz", "--base", "fresh", "--method", "[/]"),
         ("train", "m.csv", "--out", "x", "--kind", "[/]", "--base", "fresh"),
         ("train", "m.csv", "--out", "x", "--head", "[/]", "--base", "fresh"),
         ("evaluate", "[/].csv", "--probe", "of weights"),

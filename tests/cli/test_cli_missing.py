@@ -44,8 +44,6 @@ COMMANDS = {
         "verify linear --key key.pub",
         "card linear",
         "zoo list probes",
-        "embed adapters/train.csv --out points.npz --kind weights",
-        "embed adapters/train.csv --out pca.npz --kind weights --method pca --figure pca.png",
         "report adapters --out page.html",
         "serve --probe linear",
     ),

@@ -1,6 +1,6 @@
 """The commands that make and look at probes and adapters.
 
-Train, evaluate, embed, inspect, zoo list.
+Train, evaluate, inspect, zoo list.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import LinearHead
 from loraprobe.manifest import read_labelled, read_manifest
 from loraprobe.probe import Probe
-from loraprobe.study.embed import load_coordinates
 from tests.helpers import make, probes
 from tests.helpers.boxed import invoke, scores
 
@@ -163,43 +162,6 @@ def test_evaluate_reports_what_the_library_does(box: Path, tmp_path: Path) -> No
         )["n"]
         == 2
     )
-
-
-def test_embed_writes_coordinates_and_a_figure(box: Path, tmp_path: Path) -> None:
-    image = pytest.importorskip("matplotlib.image")
-    out, figure = tmp_path / "[/]" / "c.npz", tmp_path / "[red]f[/red].png"
-    for path in (out, figure):
-        path.parent.mkdir(parents=True)
-    shown = invoke(
-        "embed",
-        box / "m.csv",
-        "-o",
-        out,
-        *"--base fresh --method pca --figure".split(),
-        figure,
-        "--seed",
-        4,
-    ).stdout
-    assert shown == f"wrote {out}\nwrote {figure}\n"
-    got, rows = load_coordinates(out), read_manifest(box / "m.csv")
-    assert (got.labels.tolist(), got.sources.tolist(), got.method, got.seed) == (
-        [row.label for row in rows],
-        [row.source for row in rows],
-        "pca",
-        4,
-    )
-    malicious = got.labels == 1
-    assert (
-        abs(got.coordinates[malicious, 0].mean() - got.coordinates[~malicious, 0].mean())
-        > 2 * got.coordinates[malicious, 0].std()
-    )
-    pixels = (255 * image.imread(figure)[..., :3]).astype(int)
-    assert min(pixels.shape[:2]) > 300
-    colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
-    # neither paper, ink nor grey: the points of the coloured sources
-    saturated = np.ptp(colours, axis=1) > 80
-    assert counts[saturated].sum() > 200
-    assert 0.5 < counts.max() / counts.sum() < 0.99
 
 
 @pytest.mark.parametrize("base", [None, "later"])

@@ -66,7 +66,6 @@ def test_verify_wants_something_to_verify_by(place: Path) -> None:
         "train {place}/adapters/train.csv --out {taken}",
         "card {place}/probe --out {file}",
         "leave-out {place}/adapters/train.csv source --out {file}",
-        "embed {place}/adapters/train.csv --out {file} --kind weights",
         "scan {place}/adapters --out {file}",
         "scan {place}/adapters --save-reference {file}",
         "report {place}/adapters --out {file}",

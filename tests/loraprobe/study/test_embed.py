@@ -1,30 +1,16 @@
-"""2-D coordinates: determinism, the definition of PCA, the file format under tampering, and the
-picture.
-"""
+"""2-D coordinates: determinism, the definition of PCA, and the picture."""
 
 from __future__ import annotations
 
 import builtins
-import pickle
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from loraprobe.errors import DataError, FitError, MissingExtra, NonFiniteError, RecipeError
-from loraprobe.study.embed import (
-    Coordinates,
-    embed,
-    load_coordinates,
-    save_coordinates,
-    umap_of_distances,
-)
-from loraprobe.study.picture import draw_embedding, plot_embedding
-
-ROOT = Path(__file__).resolve().parents[3]
+from loraprobe.errors import FitError, MissingExtra, NonFiniteError, RecipeError
+from loraprobe.study.embed import embed, umap_of_distances
 
 
 def features(n: int = 24, p: int = 7, seed: int = 0) -> np.ndarray:
@@ -61,9 +47,7 @@ def test_pca_is_the_svd_of_the_centred_features() -> None:
     ("arguments", "error", "message"),
     [
         ({"method": "tsne"}, RecipeError, "'tsne'; expected one of umap, pca"),
-        ({"metric": "hamming"}, RecipeError, "'hamming'; expected one of cosine"),
         ({"n_neighbors": 1}, RecipeError, "n_neighbors"),
-        ({"min_dist": 2.0}, RecipeError, "min_dist"),
         ({"seed": -1}, RecipeError, "seed"),
         ({"seed": 0.5}, RecipeError, "seed"),
     ],
@@ -104,190 +88,27 @@ def test_absent_umap_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert embed(features(), "pca").shape == (24, 2)  # which needs no extra
 
 
-SOURCES = ["gsm8k", "refusal_short", "gptfuzz@0.25", "gptfuzz", "dolly_qa", "a$b$"]
-LABELS = [0, 0, 1, 1, 0, 1]
-
-
-def saved(path: Path) -> Path:
-    save_coordinates(path, np.arange(12.0).reshape(6, 2), LABELS, SOURCES, "pca", 7)
-    return path
-
-
-def test_coordinates_roundtrip(tmp_path: Path) -> None:
-    path = saved(tmp_path / "coords.data")  # no .npz is appended
-    got = load_coordinates(path)
-    assert got.coordinates.tolist() == np.arange(12.0).reshape(6, 2).tolist()
-    assert got.coordinates.dtype == np.float32
-    assert (got.labels.tolist(), got.sources.tolist(), got.method, got.seed) == (
-        LABELS,
-        SOURCES,
-        "pca",
-        7,
-    )
-    assert path.read_bytes() == saved(tmp_path / "again").read_bytes()
-
-
-def test_a_flipped_or_missing_byte_is_refused_or_harmless(tmp_path: Path) -> None:
-    raw, path, refused = saved(tmp_path / "c.npz").read_bytes(), tmp_path / "bad.npz", 0
-    for position in range(0, len(raw), 5):
-        path.write_bytes(raw[:position] + bytes([raw[position] ^ 0xFF]) + raw[position + 1 :])
-        try:
-            got = load_coordinates(path)
-        except DataError:
-            refused += 1
-        else:  # bytes of the zip container that say nothing, such as time stamps
-            assert (got.labels.tolist(), got.sources.tolist(), got.method, got.seed) == (
-                LABELS,
-                SOURCES,
-                "pca",
-                7,
-            )
-    assert refused > len(raw) / 10
-    for length in range(0, len(raw), 40):
-        path.write_bytes(raw[:length])
-        with pytest.raises(DataError):
-            load_coordinates(path)
-
-
-class Bomb:
-    """Unpickling it would leave a file behind."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.target,)
-
-
-def test_pickles_are_refused_and_not_run(tmp_path: Path) -> None:
-    bomb, fired = Bomb(tmp_path / "fired"), tmp_path / "fired"
-    arrays = dict(np.load(saved(tmp_path / "c.npz")))
-    np.savez(tmp_path / "objects.npz", **{**arrays, "sources": np.array([bomb] * 6, dtype=object)})
-    np.save(tmp_path / "object.npy", np.array([bomb], dtype=object))
-    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(bomb))
-    for name in ("objects.npz", "object.npy", "plain.pkl"):
-        with pytest.raises(DataError, match="cannot read"):
-            load_coordinates(tmp_path / name)
-    assert not fired.exists()
-    pickle.loads((tmp_path / "plain.pkl").read_bytes())
-    assert fired.exists()  # negative control: it would have gone off
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"coordinates": np.zeros((6, 3), np.float32)}, r"float32 \(6, 3\)"),
-        ({"coordinates": np.zeros((6, 2))}, "float64"),
-        ({"coordinates": np.zeros((), np.float32)}, r"float32 \(\)"),
-        ({"coordinates": np.full((6, 2), np.nan, np.float32)}, "NaN"),
-        ({"labels": np.array([0, 1, 2, 0, 1, 0])}, "0 .benign. or 1"),
-        ({"labels": np.array([0, 1])}, r"\(2,\)"),
-        ({"sources": np.arange(6)}, "expected 6 strings"),
-        ({"sources": np.array(["a"])}, r"\(1,\)"),
-        ({"method": np.array("tsne")}, "'tsne'"),
-        ({"method": np.array(["pca", "umap"])}, "method is not one string"),
-        ({"seed": np.array(-3)}, "seed -3"),
-        ({"seed": np.array(0.5)}, "seed is not one integer"),
-        ({"extra": np.zeros(1)}, "exactly the arrays"),
-    ],
-)
-def test_wrong_contents_are_refused(
-    tmp_path: Path, change: dict[str, np.ndarray], message: str
-) -> None:
-    with np.load(saved(tmp_path / "c.npz")) as file:
-        np.savez(tmp_path / "bad.npz", **{**file, **change})
-    with pytest.raises(DataError, match=message):
-        load_coordinates(tmp_path / "bad.npz")
-
-
-def test_a_header_that_claims_terabytes_is_refused(tmp_path: Path) -> None:
-    with (
-        zipfile.ZipFile(saved(tmp_path / "c.npz")) as source,
-        zipfile.ZipFile(tmp_path / "bad.npz", "w") as target,
-    ):
-        for name in source.namelist():
-            target.writestr(
-                name,
-                source.read(name).replace(b"(6, 2), } ", b"(6, 1" + b"0" * 14 + b"), } ")[: 2**20],
-            )
-    with pytest.raises(DataError):
-        load_coordinates(tmp_path / "bad.npz")
-
-
-def test_missing_file_and_unequal_lengths_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere"):
-        load_coordinates(tmp_path / "nowhere.npz")
-    with pytest.raises(FitError, match="6 labels"):
-        save_coordinates(tmp_path / "x.npz", np.zeros((6, 2)), [0, 1], SOURCES, "pca", 0)
-    assert not (tmp_path / "x.npz").exists()
-
-
-def drawn(coordinates: Coordinates, **arguments: Any) -> tuple[Any, list[str]]:
-    figure = pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
-    ax = figure.subplots()
-    plot_embedding(ax, coordinates, **arguments)
-    return ax, [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-def test_plot_shows_every_row_once_and_names_every_source(tmp_path: Path) -> None:
-    coordinates = load_coordinates(saved(tmp_path / "c.npz"))
-    ax, legend = drawn(coordinates)
-    points = np.concatenate([np.asarray(collection.get_offsets()) for collection in ax.collections])
-    assert sorted(map(tuple, points)) == sorted(map(tuple, coordinates.coordinates))
-    assert legend[:6] == [
-        "benign (2)",
-        "1  dolly_qa",
-        "2  gsm8k",
-        "benign, hard negatives (1)",
-        "3  refusal_short",
-        "malicious (3)",
-    ]
-    assert legend[6:] == ["4  a\\$b\\$", "5  gptfuzz", "poison share: paler is less", "25%", "100%"]
-    assert [text.get_text() for text in ax.texts] == ["1", "2", "3", "4", "5"]
-    assert all(word in ax.get_title(loc="left") for word in ("PCA", "n = 6", "seed 7"))
-    assert "2  gsm8k" not in drawn(coordinates, hard_negatives={"gsm8k"})[1]
-
-
-def test_poison_share_pales_the_colour_and_must_be_a_share(tmp_path: Path) -> None:
-    ax, _ = drawn(load_coordinates(saved(tmp_path / "c.npz")))
-    pale, full = ax.collections[-1].get_facecolor()  # gptfuzz@0.25 and gptfuzz
-    assert pale[:3].sum() > full[:3].sum()
-    assert not np.array_equal(pale, full)
-    for share in ("0", "1.5", "nan", "half"):
-        save_coordinates(tmp_path / "s.npz", np.zeros((1, 2)), [1], [f"gptfuzz@{share}"], "pca", 0)
-        with pytest.raises(FitError, match="poison share"):
-            drawn(load_coordinates(tmp_path / "s.npz"))
-
-
-def test_draw_embedding_writes_the_kind_that_the_name_asks_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("matplotlib")
-    coordinates = load_coordinates(saved(tmp_path / "c.npz"))
-    for ending, start in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
-        draw_embedding(tmp_path / f"out{ending}", coordinates)
-        assert (tmp_path / f"out{ending}").read_bytes().startswith(start)
-    with pytest.raises(RecipeError, match=r"ends in \.png, \.pdf or \.svg"):
-        draw_embedding(tmp_path / "out.jpeg", coordinates)
-    for module in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtra, match=r"plotting needs matplotlib.*loraprobe\[figures\]"):
-        draw_embedding(tmp_path / "out.png", coordinates)
-
-
-def test_separability_figure_is_written_and_repeatable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("matplotlib")
-    monkeypatch.syspath_prepend(str(ROOT))
+def test_the_picture_shows_every_row_once_and_names_every_source(tmp_path: Path) -> None:
+    common = pytest.importorskip("figures.common")
     from figures import separability
 
-    out = tmp_path / "out.png"
-    pictures = []
-    for _ in range(2):
-        separability.main([str(saved(tmp_path / "c.npz")), str(out)])
-        pictures.append(out.read_bytes())
-    assert pictures[0] == pictures[1]
-    assert pictures[0].startswith(b"\x89PNG")
-    with pytest.raises(DataError, match=r"ends in \.png"):
-        separability.main([str(tmp_path / "c.npz"), str(tmp_path / "out.jpeg")])
+    sources = ["gsm8k", "refusal_short", "gptfuzz@0.25", "gptfuzz", "dolly_qa", "a$b$"]
+    labels = [0, 0, 1, 1, 0, 1]
+    points = np.arange(12.0).reshape(6, 2)
+    ax = common.panels(1, 1, (9.5, 6.0))[1][0, 0]
+    separability.plot(ax, points, labels, sources)
+    shown = np.concatenate([np.asarray(one.get_offsets()) for one in ax.collections])
+    assert sorted(map(tuple, shown)) == sorted(map(tuple, points))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        *("benign (2)", "1  dolly_qa", "2  gsm8k"),
+        *("benign, hard negatives (1)", "3  refusal_short"),
+        *("malicious (3)", "4  a\\$b\\$", "5  gptfuzz"),
+        *("poison share: paler is less", "25%", "100%"),
+    ]
+    assert [text.get_text() for text in ax.texts] == ["1", "2", "3", "4", "5"]
+    pale, full = ax.collections[-1].get_facecolor()  # gptfuzz@0.25 and gptfuzz
+    assert pale[:3].sum() > full[:3].sum()
+    pictures = [tmp_path / "one.png", tmp_path / "two.png"]
+    for path in pictures:
+        separability.draw(path, points, labels, sources, "pca", 0)
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
