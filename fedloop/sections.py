@@ -19,7 +19,7 @@ from pydantic import (
 
 from .checks import is_number
 from .data.corpora import check_source
-from .defense.levels import LEVELS, Level, make_level
+from .defense.levels import LEVELS, make_level
 from .rules.attacks import KINDS as ATTACK_KINDS
 from .rules.attacks import Attack, make_attack
 from .rules.lora import LORA_AGGREGATION
@@ -204,8 +204,8 @@ class DefenseConfig(Section):
     Attributes:
         level: a name in LEVELS, or "none": every well-formed update counts by its examples.
         probe: folder or Hub id of the probe, unless the level is "none".
-        threshold: the level's cut: a number, "probe" for the probe's own, or None for the level's
-            default.
+        threshold: the level's cut: a number, "probe" for the one the probe was saved with, or None
+            for what the probe says of this level, or else the level's default.
         score_aggregate: the probe scores a round's weighted mean too, and skips the round.
         behaviour: a file of prompts that only the server has, JSON lines {"prompt": text, "kind":
             "harmful" or "benign"}; updates that make the model say yes to the harmful ones are
@@ -258,12 +258,12 @@ class DefenseConfig(Section):
         make_level(self.level, **self.options)
         return self
 
-    def make_level(self, probe_threshold: float) -> Level:
-        """The level with its fields."""
-        fields = dict(self.options)
-        if self.threshold is not None:
-            fields["threshold"] = probe_threshold if self.threshold == "probe" else self.threshold
-        return make_level(self.level, **fields)
+    def level_fields(self, probe_threshold: float) -> dict[str, Any]:
+        """The fields of the level that are set here."""
+        if self.threshold is None:
+            return dict(self.options)
+        cut = probe_threshold if self.threshold == "probe" else self.threshold
+        return {**self.options, "threshold": cut}
 
 
 class AggregationConfig(Section):

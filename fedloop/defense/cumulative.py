@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from ..checks import Validity, boolean, check_fields, integer, is_integer, number, one_of, or_none
@@ -28,6 +30,8 @@ from .trust import (
 _VALID: Mapping[str, Validity] = {
     **dict.fromkeys(("threshold", "floor"), number(above=0, below=1)),
     "shrink": number(at_least=0),
+    "gap": or_none(number(above=0)),
+    "watch": number(above=0, below=1),
     "sketch": or_none(integer(1)),
     "sketch_seed": integer(0),
     **dict.fromkeys(("graded", "normalize", "relative"), boolean()),
@@ -43,7 +47,9 @@ class CumulativeLevel:
     score is compared with cut(T), T the rounds in which this client was scored; in log odds it is
     floor + (threshold - floor) T^-shrink. f is 0 at or above the cut, else 1. Averaging over T
     independent rounds divides the noise by sqrt(T), so a score nearer to the floor then tells as
-    much as one at the threshold did. Ours, not the paper's.
+    much as one at the threshold did. With a gap the round's other clients are looked at as well:
+    whoever stands apart from at least half of them is rejected below the cut too, see
+    `edge_of_cohort`. Ours, not the paper's.
 
     Attributes:
         threshold: cut(1), in (0, 1); from it the cut moves towards the floor.
@@ -52,6 +58,9 @@ class CumulativeLevel:
         floor: what the cut tends to, in (0, 1). One half where nothing is known; lower where benign
             clients of unseen kinds were seen to stay far below it, because what is left when the
             noise is gone is how kinds of data differ.
+        gap: in log odds, how far a client has to stand above the next lower score of the round to
+            be rejected with all above it; None looks at no other client.
+        watch: the score in (0, 1) below which nobody is rejected for standing apart.
         graded: f = 1 - score / cut below the cut.
         evidence: "update_features", or "shadow_gradient".
         normalize, relative, sketch, sketch_seed: `normalize`, `relative`, `sketch` and `seed` of
@@ -61,6 +70,8 @@ class CumulativeLevel:
     threshold: float = 0.8
     shrink: float = 0.5
     floor: float = 0.5
+    gap: float | None = None
+    watch: float = 0.5
     graded: bool = False
     evidence: Evidence = UPDATE_FEATURES
     normalize: bool = True
@@ -105,8 +116,22 @@ class CumulativeLevel:
     def update(
         self, state: State, scores: Mapping[str, ArrayLike], num_examples: Mapping[str, int]
     ) -> tuple[dict[str, float], State]:
-        """Play one round; see `fedloop.defense.trust.play_round`."""
-        return play_round(self, state, scores, num_examples)
+        """Play one round; see `fedloop.defense.trust.play_round`.
+
+        Where clients stand apart from the cohort, the new state's "edge" is the lowest score of
+        them; it is None where nobody does.
+        """
+        factors, after = play_round(self, state, scores, num_examples)
+        if self.gap is None:
+            return factors, after
+        last = {client: float(np.ravel(values)[-1]) for client, values in scores.items()}
+        edge = edge_of_cohort(list(last.values()), self.gap, self.watch)
+        trusts = after["clients"]
+        for client, score in last.items():
+            if edge is not None and score >= edge:
+                factors[client] = 0.0
+                trusts[client] = {**trusts[client], "factor": 0.0}
+        return factors, {**after, "edge": edge}
 
     def status(self, state: State) -> dict[str, str]:
         """No standing verdicts."""
@@ -122,5 +147,29 @@ class CumulativeLevel:
         return {"rounds": rounds, "factor": 1 - score / cut if self.graded else 1.0}
 
 
+def edge_of_cohort(scores: Sequence[float], gap: float, watch: float) -> float | None:
+    """The lowest score of the clients that stand apart from the rest of a round.
+
+    Those are all above the lowest gap of this width, once half of the clients lie below it: honest
+    clients are the larger half, or no comparison with the others can tell which half is.
+
+    Args:
+        scores: (n,) P(malicious) of the round's clients, in any order.
+        gap: the width from which on a gap counts, in log odds, above 0.
+        watch: the score below which nobody stands apart.
+
+    Returns:
+        None where nobody stands apart.
+
+    Source: this project; measured in zoo/smollm2.md.
+    """
+    ordered = sorted(scores)
+    for lower, upper in pairwise(ordered[(len(ordered) - 1) // 2 :]):
+        if upper >= watch and _log_odds(upper) - _log_odds(lower) >= gap:
+            return upper
+    return None
+
+
 def _log_odds(p: float) -> float:
-    return math.log(p / (1 - p))
+    within = min(max(p, 1e-9), 1 - 1e-9)
+    return math.log(within / (1 - within))

@@ -43,9 +43,8 @@ class Defense:
         probe: scores updates: a Probe, or the folder or Hub id of one; None checks updates and
             trusts the well-formed ones.
         level: turns scores into security factors: one of `fedloop.defense.levels`, or the name of
-            one, with its default fields. "default" is "cumulative" with a probe and None without;
-            "cumulative" leaves means as long as they are where the probe's features are no unit
-            vectors.
+            one, with what the probe says of its use with that level, or else default fields.
+            "default" is "cumulative" with a probe and None without.
         layout: what every update has to look like (kind "factor_delta"). If None, that of `start`.
         min_mean_factor: the safety gate: below this mean factor of the well-formed updates of
             clients that were asked and are registered a round is skipped.
@@ -330,7 +329,9 @@ class Defense:
     def _cut(self, client: str, state: Mapping[str, Any]) -> float:
         """The score from which the level took this round's evidence to speak against a client."""
         if isinstance(self.level, CumulativeLevel):
-            return self.level.cut(state["clients"][client]["rounds"])
+            cut = self.level.cut(state["clients"][client]["rounds"])
+            edge = state.get("edge")
+            return cut if edge is None else min(cut, edge)
         return self.level.threshold if self.level else 1.0
 
     def explain(self, client: str) -> Explanation:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from loraprobe.probe import Probe
 
 from ..errors import ConfigError, EvidenceError
-from .levels import LEVELS, Level, make_level
+from .levels import LEVELS, UPDATE_FEATURES, Level, make_level
 from .scoring import makes_unit_vectors
 
 DEFAULT = "default"  # the level's name: "cumulative" with a probe, none without
+OF_PROBE = ("threshold", "floor", "gap", "watch")  # of the cumulative level, in a probe's facts
 
 
 def loaded_probe(probe: Probe | str | Path | None) -> Probe | None:
@@ -29,8 +32,33 @@ def loaded_probe(probe: Probe | str | Path | None) -> Probe | None:
     )
 
 
+def level_for(probe: Probe, name: str, options: Mapping[str, Any] | None = None) -> Level:
+    """A level with fields as fits a probe.
+
+    The cumulative level leaves means as long as they are where the probe's features are no unit
+    vectors; threshold, floor, gap and watch are those of the probe's facts "cumulative", if it has
+    any: what was measured on benign data that the probe has not seen. Other fields have their
+    defaults, and an option goes before all.
+
+    Raises:
+        ConfigError: no such level or field, or a value that is not valid.
+    """
+    given = dict(options or {})
+    if name != "cumulative" or given.get("evidence", UPDATE_FEATURES) != UPDATE_FEATURES:
+        return make_level(name, **given)
+    own = probe.facts.get("cumulative", {})
+    unknown = sorted(set(own) - set(OF_PROBE)) if isinstance(own, Mapping) else [own]
+    if unknown:
+        raise ConfigError(
+            f"the probe's facts on the cumulative level have {unknown}; expected"
+            f" {', '.join(OF_PROBE)}. Give the level's fields yourself."
+        )
+    fitting = {"normalize": makes_unit_vectors(probe.featurizer), **own}
+    return make_level("cumulative", **fitting | given)
+
+
 def named_level(level: Level | str | None, probe: Probe | None) -> Level | None:
-    """A level as it is, or the one of a name with its default fields, as fits the probe.
+    """A level as it is, or the one of a name with fields as fits the probe.
 
     Raises:
         ConfigError: it is no level.
@@ -39,8 +67,8 @@ def named_level(level: Level | str | None, probe: Probe | None) -> Level | None:
     name = level
     if name == DEFAULT:
         name = "cumulative" if probe is not None else None
-    if name == "cumulative" and probe is not None:
-        return make_level("cumulative", normalize=makes_unit_vectors(probe.featurizer))
+    if isinstance(name, str) and probe is not None:
+        return level_for(probe, name)
     found = make_level(name) if isinstance(name, str) else name
     if found is not None and not isinstance(found, Level):
         raise ConfigError(

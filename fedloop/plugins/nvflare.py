@@ -24,6 +24,7 @@ from loraprobe.probe import Probe
 from ..defense.defense import Defense
 from ..defense.explain import rejected
 from ..defense.levels import make_level
+from ..defense.parts import level_for
 from ..defense.types import RoundRecord
 from ..defense.weighing import Limits
 from ..errors import ConfigError, MissingExtra
@@ -121,8 +122,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         """
         if self._defense is None:
             probe = Probe.from_pretrained(self.probe, revision=self.probe_revision)
-            fields = self.level_options
-            level = make_level(self.level, **fields) if fields else self.level
+            level = level_for(probe, self.level, self.level_options)
             self._defense = Defense(probe, level, **(self.defense_options or {}))
         return self._defense
 

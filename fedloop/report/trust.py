@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from ..defense.levels import CumulativeLevel
 from .drawing import ROLE_COLOURS, Panel
 from .figures import clients_over_rounds, lines_over_rounds
 from .html import figure, paragraph, percent
@@ -53,16 +52,11 @@ def scores_figure(run: ReportedRun) -> str:
 
 
 def _cut(run: ReportedRun) -> tuple[list[float], str] | None:
-    """What the scores are compared with, a value a round, where the configuration alone says it."""
-    of = run.config
-    if of.defense.level == "none" or of.defense.threshold == "probe":
+    """What the scores are compared with, a value a round, where it is one for all clients."""
+    cuts = [set(record.cuts.values()) for record in run.records]
+    if any(len(values) != 1 for values in cuts):
         return None
-    level = of.defense.make_level(math.nan)
-    if not isinstance(level, CumulativeLevel):
-        return [level.threshold] * len(run.records), f"cut at {level.threshold:g}"
-    if of.clients.sampled not in (None, of.clients.count):
-        return None  # it depends on how often each client took part
-    return [level.cut(record.round) for record in run.records], "cut"
+    return [cut for (cut,) in cuts], "cut"
 
 
 def weights_figure(run: ReportedRun) -> str:

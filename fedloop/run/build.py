@@ -23,6 +23,7 @@ from ..data.corpora import load_corpus
 from ..data.examples import Example
 from ..data.partition import by_column, dirichlet, iid, mixtures
 from ..defense.defense import Defense
+from ..defense.parts import level_for
 from ..defense.screening import Reading
 from ..errors import ConfigError
 from ..measure.behaviour import Behaviour, Prompts
@@ -192,7 +193,8 @@ def build_defense(
         ) from None
     if config.clients.update_attack == "probe_evasion":
         probe_direction(probe, Layout.of(initial))
-    return Defense(probe, chosen.make_level(probe.threshold), **limits)
+    fields = chosen.level_fields(probe.threshold)
+    return Defense(probe, level_for(probe, chosen.level, fields), **limits)
 
 
 def _second_opinion(config: Config, loaded: tuple[Any, Any] | None) -> Behaviour | None:

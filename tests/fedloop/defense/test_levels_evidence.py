@@ -235,6 +235,8 @@ BAD = {
     "sharpness": [0, -1, float("nan"), float("inf"), None],
     "exponent": [0, -1, float("nan"), float("inf"), "7", True],
     "floor": NOT_IN_UNIT,
+    "watch": NOT_IN_UNIT,
+    "gap": [0, -1, float("nan"), float("inf"), "1", True],
     "shrink": [-0.1, float("nan"), float("inf"), None],
     "scored_rounds": [-1, 1.0, None, True],
     "min_evidence": [0, 1.0, None, True],
