@@ -35,6 +35,7 @@ from .features import coordinates, grams
 from .folds import Fold, Table, in_distribution, pairs
 from .measures import BUDGET, Row, counts, one_head
 from .options import HEADS, KEPT, Asked, check_folder, check_plan, read_kinds
+from .rounds import facts_for_rounds
 
 Say = Callable[[str], None]
 PROTOCOLS = {
@@ -266,6 +267,7 @@ def fit(
     Raises:
         LoraprobeError: the head cannot be fitted.
     """
+    cumulative = facts_for_rounds(asked.head, features, table, np.ones(len(table), bool))
     return fit_features(
         featurizer,
         features,
@@ -275,7 +277,7 @@ def fit(
         threshold=f"fpr:{budget_for(int((table.label == 0).sum())):.4f}",
         kinds=table.kinds,
         base_model=asked.name,
-        facts=facts(asked, record, PROTOCOLS),
+        facts=facts(asked, record, PROTOCOLS) | {"cumulative": cumulative},
     )
 
 

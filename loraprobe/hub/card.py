@@ -181,6 +181,7 @@ def _at_a_glance(probe: Probe) -> str:
         ("Head", str(training.get("head", probe.head.name))),
         ("Threshold", f"{probe.threshold:.4g} ({_rule(training)})"),
         ("Benign below", f"{probe.lower_cut:.4g}; inconclusive in between"),
+        *_in_rounds(probe.facts.get("cumulative")),
         (
             "Calibration",
             (
@@ -201,6 +202,14 @@ def _at_a_glance(probe: Probe) -> str:
     return "\n".join(
         ["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows)]
     )
+
+
+def _in_rounds(said: Any) -> list[tuple[str, str]]:
+    """What fedloop's cumulative level takes from the probe, where it says so."""
+    if not isinstance(said, Mapping) or not said:
+        return []
+    named = ", ".join(f"{name} {_value(value)}" for name, value in said.items())
+    return [("In a federation", f"level `cumulative`, on a client's mean features: {named}")]
 
 
 def _rule(training: Mapping[str, Any]) -> str:

@@ -40,7 +40,6 @@ NOBODY = (0, 1.0)
 ROWS: dict[str, dict[str, Any]] = {
     "FedAvg": {},
     "ours": {"level": "cumulative", "probe": "linear"},
-    "ours, cohort": {"level": "cumulative", "probe": "linear", "screen": "cohort"},
     "rival": {"screen": "mixture"},
     "rival, BIC": {"screen": "mixture_by_bic"},
     "DnC": {"rule": "dnc", "rule_options": {"f": "f"}},
@@ -48,7 +47,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "Krum": {"rule": "krum", "rule_options": {"f": "f"}},
     "client, paper's feature": {"level": "client", "probe": "paper"},
 }
-FIRST_ROWS = 4  # of ROWS: run in every cell before any other row
+FIRST_ROWS = 3  # of ROWS: run in every cell before any other row
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,9 @@ class Cell:
             values["clients"]["malicious_source"] = str(work / "data" / f"{self.source}.jsonl")
         if "level" in row:
             probe = work / "probes" / f"{row['probe']}-without-{self.source}"
-            values["defense"] = {"level": row["level"], "probe": str(probe)} | rule_of(probe)
+            values["defense"] = {"level": row["level"], "probe": str(probe)}
+            if row["level"] == "cumulative":
+                values["defense"]["options"] = said_of_rounds(probe)
         return Config.of(values)
 
     def digest(self, work: Path = WORK, base: Path = BASE) -> str:
@@ -144,18 +145,14 @@ class Cell:
         return hashlib.sha256(text.replace(str(base), "base").encode()).hexdigest()[:16]
 
 
-def rule_of(probe: Path) -> dict[str, Any]:
-    """Threshold and floor that a probe was saved with for the cumulative level, if it was."""
+def said_of_rounds(probe: Path) -> dict[str, Any]:
+    """What a probe says of its use in rounds; {} where there is none yet."""
     config = probe / "config.json"
     if not config.is_file():
         return {}
-    found = json.loads(config.read_text(encoding="utf-8"))["facts"].get("cumulative")
-    if found is None:
-        return {}
-    return {
-        "threshold": found["threshold"],
-        "options": {"floor": found["floor"], "normalize": False},
-    }
+    facts = json.loads(config.read_text(encoding="utf-8"))["facts"]
+    found: dict[str, Any] = facts.get("cumulative", {})
+    return found
 
 
 def table(seeds: tuple[int, ...] = (0,)) -> Iterator[Cell]:

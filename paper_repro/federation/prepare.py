@@ -4,9 +4,7 @@
 
 Probes are fitted on labelled adapters (zoo.smollm2.clients) that saw neither the malicious source,
 nor another of the same questions, nor any kind of data that an honest client of the table holds.
-The cut's threshold is what 2 % of benign adapters of kinds that were left out of a fit reach; its
-floor is the highest mean of such a kind, for that is what is left when a client's noise has
-averaged out.
+What they say of their use in rounds is fixed on them alone, before any federation is made.
 """
 
 from __future__ import annotations
@@ -21,15 +19,13 @@ import numpy as np
 import torch
 
 from fedloop.data.examples import Example
-from fedloop.defense.trust import sigmoid
-from fedloop.kit.measures import cut_at, held_out_scores
+from fedloop.kit.rounds import facts_for_rounds
 from loraprobe import Adapter, FeatureRecipe, Featurizer, Probe, load_adapter
 from loraprobe.fit.fit import fit_features, fit_probe
 from zoo.program import documented
 from zoo.smollm2 import refusal
 from zoo.smollm2.clients import load_kinds
-from zoo.smollm2.cohorts import FLOOR
-from zoo.smollm2.folds import Table, benign_groups, read_all
+from zoo.smollm2.folds import Table, read_all
 from zoo.smollm2.sources import FAMILIES
 
 from .cells import BASE_NAME, BENIGN, SOURCES, WORK
@@ -86,7 +82,6 @@ def probes(table: Table, adapters: Sequence[Adapter], source: str) -> dict[str, 
     }
     featurizer = Featurizer.fit(FeatureRecipe.invariant(k=8), own)
     x = featurizer(adapters)
-    left_out = held_out_scores("linear", x, table, train, benign_groups(table))
     linear = fit_features(
         featurizer,
         x[train],
@@ -97,15 +92,7 @@ def probes(table: Table, adapters: Sequence[Adapter], source: str) -> dict[str, 
         kinds=[table.kinds[row] for row in rows],
         base_model=BASE_NAME,
     )
-    cut = cut_at(left_out)
-    assert cut is not None
-    floor = min(cut, highest_kind(table, x, train))
-    cumulative = {
-        "threshold": sigmoid(cut),
-        "floor": sigmoid(floor),
-        "watch": sigmoid(float(np.quantile(left_out, FLOOR))),
-        "benign": len(left_out),
-    }
+    cumulative = facts_for_rounds("linear", x, table, train)
     alike = [
         row
         for row in rows
@@ -123,20 +110,6 @@ def probes(table: Table, adapters: Sequence[Adapter], source: str) -> dict[str, 
         "linear": linear.with_facts(cumulative=cumulative, title="invariant", **facts),
         "paper": paper.with_facts(title="the paper's feature", **facts),
     }
-
-
-def highest_kind(table: Table, x: np.ndarray, train: np.ndarray) -> float:
-    """The highest mean score of a benign kind, a hard negative too, that was left out of the fit.
-
-    Kinds of one adapter are left out: their mean is that adapter's noise.
-    """
-    means = []
-    for group in benign_groups(table):
-        for kind in group:
-            rows = train & (table.label == 0) & (table.source == kind)
-            if rows.sum() > 1:
-                means.append(float(held_out_scores("linear", x, table, train, [[kind]]).mean()))
-    return max(means)
 
 
 def write_data(data: Path, out: Path) -> None:

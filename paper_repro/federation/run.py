@@ -18,10 +18,9 @@ from typing import Any
 
 from fedloop.config import Config
 from fedloop.data.corpora import load_corpus
-from fedloop.errors import DataError
 from fedloop.run.build import build_clients
 from fedloop.run.plan import plan_round
-from loraprobe import Adapter, Probe
+from loraprobe import Adapter
 from loraprobe.adapters.layout import pack
 from zoo.program import documented
 
@@ -30,7 +29,7 @@ from ..grid.lines import append_line
 from .cells import ATTACKS, BASE, LR, WORK, Cell, table
 from .engine import Federation, Trainer, reference_of
 from .measure import measured
-from .screens import Screen, cohort, rival
+from .screens import Screen, rival
 
 LINES = RESULTS / "federation.jsonl"
 REFERENCE_STEPS = 20
@@ -151,15 +150,6 @@ def _measured(federation: Federation, work: Path) -> Line:
 
 def screen_of(cell: Cell, trainer: Trainer, work: Path) -> Screen | None:
     """What tells clients apart beside the defence."""
-    if cell.screen == "cohort":
-        facts = Probe.from_pretrained(work / "probes" / f"linear-without-{cell.source}").facts
-        watch = facts.get("cumulative", {}).get("watch")
-        if watch is None:
-            raise DataError(
-                f"the probe for {cell.source} has no floor for cohorts; expected one that"
-                " python -m paper_repro.federation.prepare wrote"
-            )
-        return cohort(watch)
     return rival(cell.screen, harmful_reference(cell, trainer, work)) if cell.screen else None
 
 

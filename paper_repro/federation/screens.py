@@ -6,16 +6,10 @@ LoRA and that of one harmful fine-tune. A Gaussian mixture of two components ove
 scores; who belongs to the lower one with P >= 0.8 is averaged. With the BIC it splits only where
 two components explain the scores better than one. Source: the independent reproduction of
 Safe-FedLLM (arXiv:2601.07177) and its own method.
-
-Ours: who is above the defence's cut is out already; of the others, whom the BIC splits off by their
-accumulated scores is out as well, if above what a fifth of benign adapters of left-out kinds reach.
-It is the cut "fixed, or BIC above a floor" of `zoo.smollm2.cohorts`, which was measured there
-before any federation was made.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -47,24 +41,5 @@ def rival(name: str, reference: Adapter) -> Screen:
         scores = direction_scores([*changes, reference], len(changes))[:-1]
         dropped = MIXTURES[name](scores, NOTHING)
         return {client: not out for client, out in zip(updates, dropped, strict=True)}
-
-    return screen
-
-
-def cohort(watch: float) -> Screen:
-    """Ours.
-
-    Args:
-        watch: the score below which nobody is split off.
-    """
-
-    def screen(assessment: Assessment, start: Adapter) -> Kept:
-        clients = list(assessment.accepted)
-        last = np.array([assessment.scores[client][-1] for client in clients])
-        clipped = np.clip(last, 1e-9, 1 - 1e-9)
-        logits = np.log(clipped / (1 - clipped))
-        split = by_bic(logits, NOTHING) if len(clients) > 2 else np.zeros(len(clients), bool)
-        dropped = split & (logits >= math.log(watch / (1 - watch)))
-        return {client: not out for client, out in zip(clients, dropped, strict=True)}
 
     return screen

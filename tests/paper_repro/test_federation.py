@@ -21,7 +21,7 @@ from paper_repro.federation import page
 from paper_repro.federation.cells import ATTACKS, ROWS, Cell, table
 from paper_repro.federation.engine import Federation, Trainer, reference_of
 from paper_repro.federation.run import LINES, read_lines
-from paper_repro.federation.screens import MIXTURES, cohort, rival
+from paper_repro.federation.screens import MIXTURES, rival
 
 EXAMPLE = Path("fedloop/example/example.toml")
 
@@ -93,25 +93,6 @@ def test_two_components_always_split_and_the_bic_does_not(config: Config, traine
     }
     assert dropped["mixture"] >= dropped["mixture_by_bic"]
     assert dropped["mixture"] > 0
-
-
-@pytest.mark.parametrize(
-    ("high", "watch", "dropped"),
-    [
-        ((0.9, 0.8, 0.85, 0.88), 0.1, 4),
-        ((0.9, 0.8, 0.85, 0.88), 0.95, 0),  # split off, and below what benign clients reach
-        ((0.011, 0.009, 0.012, 0.01), 0.005, 0),  # nothing to split
-    ],
-)
-def test_a_cohort_is_split_where_two_groups_are_and_above_a_floor(
-    high: tuple[float, ...], watch: float, dropped: int, trainer: Trainer
-) -> None:
-    scores = dict(enumerate((0.01, 0.012, 0.009, 0.011, 0.013, 0.01, *high)))
-    scored = {str(client): (score,) for client, score in scores.items()}
-    accepted = dict.fromkeys(scored, trainer.initial)
-    kept = cohort(watch)(Assessment(1, scored, {}, {}, accepted=accepted), trainer.initial)
-    assert sum(not one for one in kept.values()) == dropped
-    assert all(kept[client] for client in list(kept)[:6])
 
 
 def test_every_cell_has_one_name() -> None:

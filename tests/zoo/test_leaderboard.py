@@ -60,7 +60,7 @@ def test_cuts_of_a_cohort() -> None:
     quiet = np.linspace(-1, 1, 10)
     assert cohorts.mixture(quiet, benign).any(), "two components always split"
     assert not cohorts.by_bic(quiet, benign).any()
-    assert not cohorts.fixed_or_mad(quiet, benign).any()
+    assert not cohorts.fixed_or_apart(quiet, benign).any()
 
 
 def test_the_direction_is_the_cosine_of_products() -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from fedloop.defense.cumulative import CumulativeLevel
 from fedloop.kit.features import Study
 from fedloop.kit.measures import cell, cut_of, scores_of, summary
+from fedloop.kit.rounds import facts_for_rounds
 from loraprobe import Adapter
 from loraprobe.errors import DataError
 from zoo.smollm2 import baselines
@@ -135,3 +137,18 @@ def test_measures_count_what_is_above_the_cut(table: Table) -> None:
 def test_wilson_intervals_are_the_published_ones() -> None:
     assert wilson(0, 10) == [0.0, pytest.approx(0.2775, abs=1e-3)]
     assert wilson(81, 263) == [pytest.approx(0.2553, abs=1e-3), pytest.approx(0.3662, abs=1e-3)]
+
+
+def test_what_a_probe_says_of_rounds_is_fixed_on_kinds_it_has_not_seen(table: Table) -> None:
+    x = np.random.default_rng(1).normal(size=(len(table), 6))
+    x[:, 0] += 3.0 * table.label
+    everyone = np.ones(len(table), bool)
+    level = CumulativeLevel(**facts_for_rounds("linear", x, table, everyone))
+    assert level.floor <= level.threshold
+    assert level.watch < level.threshold
+    shifted = x.copy()
+    shifted[table.role == "hard_negative", 0] += 2.0  # a benign kind that looks like poison
+    assert facts_for_rounds("linear", shifted, table, everyone)["threshold"] > level.threshold
+    assert facts_for_rounds("mlp", x, table, everyone) == {}
+    few = np.flatnonzero(table.label == 0)[:10]
+    assert facts_for_rounds("linear", x, table, np.isin(np.arange(len(table)), few)) == {}

@@ -20,8 +20,11 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+from fedloop.defense.cumulative import edge_of_cohort
+from fedloop.defense.trust import sigmoid
 from fedloop.kit.features import Study
 from fedloop.kit.measures import Row, cut_at, held_out_scores, scores_of
+from fedloop.kit.rounds import gap_of, watch_of
 from loraprobe import Adapter, load_adapter
 from loraprobe.adapters.pair import LoRAPair
 from zoo.smollm2.folds import Fold, Mask, Table, benign_groups, pairs, read_all
@@ -30,8 +33,6 @@ CLIENTS = 10
 DRAWS = 12  # cohorts of a fold and cell
 CELLS = ((0, 1.0), *((count, share) for share in (1.0, 0.5, 0.25, 0.1) for count in (3, 5)))
 SURE = 0.8  # clients with P(low component) of this and more are kept (the rival's)
-FLOOR = 0.8  # quantile of left-out benign scores below which no cohort drops anybody
-MADS = 3.5
 LEAVES = ("q_proj", "v_proj")
 Cut = Callable[[np.ndarray, np.ndarray], np.ndarray]  # scores, left-out benign -> dropped
 
@@ -57,20 +58,15 @@ def by_bic(scores: np.ndarray, benign: np.ndarray) -> np.ndarray:
 
 def fixed_or_bic(scores: np.ndarray, benign: np.ndarray) -> np.ndarray:
     """The fixed cut, and what the BIC splits off above the floor."""
-    above = scores >= np.quantile(benign, FLOOR)
+    above = scores >= watch_of(benign)
     return np.asarray(fixed(scores, benign) | (by_bic(scores, benign) & above))
 
 
-def fixed_or_mad(scores: np.ndarray, benign: np.ndarray) -> np.ndarray:
-    """The fixed cut, and outliers of the cohort above the floor.
-
-    Outliers are more than 3.5 scaled median absolute deviations above the median (Iglewicz and
-    Hoaglin 1993); more than half of the cohort cannot be.
-    """
-    median = np.median(scores)
-    spread = 1.4826 * np.median(np.abs(scores - median))
-    above = scores >= np.quantile(benign, FLOOR)
-    return np.asarray(fixed(scores, benign) | ((scores > median + MADS * spread) & above))
+def fixed_or_apart(scores: np.ndarray, benign: np.ndarray) -> np.ndarray:
+    """The fixed cut, and whoever stands apart from the cohort: what the `CumulativeLevel` does."""
+    odds = np.array([sigmoid(score) for score in scores])
+    edge = edge_of_cohort(odds.tolist(), gap_of(benign), sigmoid(watch_of(benign)))
+    return np.asarray(fixed(scores, benign) | (odds >= (np.inf if edge is None else edge)))
 
 
 CUTS: dict[str, Cut] = {
@@ -78,7 +74,7 @@ CUTS: dict[str, Cut] = {
     "two components": mixture,
     "two components by BIC": by_bic,
     "fixed, or BIC above a floor": fixed_or_bic,
-    "fixed, or MAD above a floor": fixed_or_mad,
+    "fixed, or apart from the cohort": fixed_or_apart,
 }
 
 

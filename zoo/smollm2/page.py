@@ -71,13 +71,16 @@ and benign kinds unseen, hard negatives among the honest, of any initial adapter
 one participation. Share of honest dropped, then of malicious dropped, with intervals of 95 % by
 resampling folds. *One harmful direction* is the rival's detector, *two components* its cut. Cuts:
 fixed, the 2 % of left-out benign kinds; a mixture of two normals over the cohort's scores, always
-or where the BIC prefers it to one; the fixed cut or what the BIC, or 3.5 median absolute
-deviations, split off above the 80 % point of left-out benign kinds. Five attackers of ten are in
+or where the BIC prefers it to one; the fixed cut or, above the 80 % point of left-out benign kinds,
+what the BIC splits off, or who stands apart: above a gap of two median absolute deviations of
+left-out benign scores, with half of the cohort below it. The last is what the `cumulative` level
+does with these probes. Five attackers of ten are in
 zoo/smollm2/records/cohorts.json and differ little. In a federation all clients share one start,
 which is easier for every detector than these cohorts, for the rival's most of all.
 
 The fixed cut is the one that costs honest clients least when nobody attacks; what the BIC finds
-beside it at low poison, honest clients pay for in every quiet round. With it the targets for a
+beside it at low poison, honest clients pay for in every quiet round; standing apart costs half of
+that and finds as much at half poison. With it the targets for a
 first contact, 95 % at full and half poison, 80 % at a quarter and 50 % at a tenth, are missed."""
 
 

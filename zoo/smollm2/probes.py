@@ -21,6 +21,7 @@ import torch
 
 from fedloop.kit.card import failures, metrics
 from fedloop.kit.measures import BUDGET, SHARES, Row
+from fedloop.kit.rounds import facts_for_rounds
 from loraprobe import Adapter, FeatureRecipe, Featurizer, Probe, load_adapter
 from loraprobe.errors import FitError
 from loraprobe.fit.fit import fit_features, fit_probe
@@ -67,6 +68,7 @@ def fit(
         kinds = _coarse(table)
     benign = int((table.label == 0).sum())
     budget = max(BUDGET, 1.01 / (benign + 1))  # fewer than 49 cannot carry 2 %
+    cumulative = facts_for_rounds(head, features, table, np.ones(len(table), bool))
     return fit_features(
         featurizer,
         features,
@@ -76,7 +78,7 @@ def fit(
         threshold=f"fpr:{budget:.4f}",
         kinds=kinds,
         base_model=BASES[which],
-        facts=facts(which, table, head, measured),
+        facts=facts(which, table, head, measured) | {"cumulative": cumulative},
     )
 
 
