@@ -28,6 +28,7 @@ import statistics
 import tempfile
 import time
 import timeit
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,19 +68,22 @@ from loraprobe.adapters.layout import Layout, pack, unpack
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import LinearHead
 from loraprobe.probe import Probe
-from paper_repro.common.format import markdown
-from paper_repro.gpu.models import byte_tokenizer
-from paper_repro.gpu.settings import ROWS, Choice, Inputs, tables
-from zoo.markers import filled
+from paper_repro.common.paths import CONFIGS
+from paper_repro.grid import cells
+from zoo.markers import filled, markdown
 
 from .scale import LLAMA_8B, Shape
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 RESULTS = Path(__file__).parent / "results/overhead_8b.json"
 PAGE = Path(__file__).parent.parent / "paper_repro/DEVIATIONS.md"
+TOKENIZER = Path(__file__).parent.parent / "zoo/base"  # any will do: texts fill the length
 CLIENTS, BATCH, REPETITIONS = 20, 16, 5
+# Without those that need a probe of one of this repository's bases.
+ROWS = {name: row for name, row in cells.ROWS.items() if "probe" not in row}
+PAPERS_LEVELS = ("step", "client", "shadow", "evidence")
 LEVELS = ("none", *(row for row in ROWS if "level" in ROWS[row]))
 SETTINGS = {"April 2026": "llama-3.1-8b-april", "June 2026": "llama-3.1-8b-june"}
 NO_GPU = "not measured: no GPU"
@@ -232,15 +236,11 @@ def measured(task: Callable[[], object], repetitions: int) -> dict[str, float]:
 def recipe_of(row: str) -> tuple[str, FeatureRecipe]:
     """What a row's probe reads.
 
-    The paper's recipe at the paper's levels, B of all layers at the others, as paper_repro.gpu.run
-    has it.
+    The paper's recipe at the paper's levels, B of all layers at the others.
     """
-    kind = Choice("llama-3.1-8b-april", row).probe_kind
-    return (
-        ("B of the first layer", FeatureRecipe.paper())
-        if kind == "paper"
-        else ("B of all layers", FeatureRecipe.all_b())
-    )
+    if row in PAPERS_LEVELS:
+        return "B of the first layer", FeatureRecipe.paper()
+    return "B of all layers", FeatureRecipe.all_b()
 
 
 def random_probe(row: str, like: Adapter) -> Probe:
@@ -289,7 +289,7 @@ def extra_examples(row: str, setting: str) -> dict[str, float]:
     Malicious clients score 1 and benign ones 0 throughout, the case in which the evidence level
     asks least.
     """
-    values = tables(Choice(setting, "FedAvg"), Inputs(Path("unused"), Path("unused")))
+    values = tomllib.loads((CONFIGS / f"{setting}.toml").read_text(encoding="utf-8"))
     config = Config.of({**values, "evaluation": {}})
     level, of = level_of(row), config.training
     state = level.init() if level else {}
@@ -329,10 +329,12 @@ def training_seconds() -> dict[str, Any]:
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
     }
+    from transformers import AutoTokenizer
+
     with tempfile.TemporaryDirectory(prefix="overhead-8b-") as folder:
         model: Any = random_8b()
         model.save_pretrained(folder)
-        tokens().save_pretrained(folder)
+        AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
         checkpoint_activations(model)  # as load_base does for a quantised one
         for name, quantization in PRECISIONS.items():
             if quantization != "none":
@@ -371,11 +373,6 @@ def random_8b() -> PreTrainedModel:
         torch.set_default_dtype(before)
 
 
-def tokens() -> PreTrainedTokenizerBase:
-    """One token a byte: text of any length is made at will."""
-    return byte_tokenizer("<s>", "</s>", None)
-
-
 def time_training(
     model: Any, *, steps: int, batch: int, length: int, warm: int = 3
 ) -> dict[str, Any]:
@@ -383,7 +380,9 @@ def time_training(
 
     Texts fill the whole length.
     """
-    tokenizer = tokens()
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     examples = [
         Example(f"Please count to {number}.", f"{number} " * length) for number in range(batch)
     ]

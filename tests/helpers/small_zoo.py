@@ -16,9 +16,17 @@ from fedloop.data.examples import deduplicate
 from tests.helpers import tiny
 from zoo.labelled.client_design import LORA, Design
 from zoo.labelled.deltas import Base
-from zoo.labelled.pipeline import make_probe
+from zoo.labelled.measure import same_rounding
+from zoo.labelled.pipeline import (
+    Replicate,
+    held_out_adapters,
+    labelled_deltas,
+    smaller,
+    studies,
+)
+from zoo.labelled.records import data_facts, fit_and_record, write_record
 from zoo.labelled.sources import Source
-from zoo.labelled.study import ENTRIES
+from zoo.labelled.study import BASELINES, ENTRIES
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "tiny-linear"
@@ -46,29 +54,44 @@ _FOLDER = TemporaryDirectory(prefix="small-zoo-")
 
 
 def make(out: Path, **changes: Any) -> None:
-    """Make that probe, or one of a changed design, in a folder that keeps what was trained."""
+    """Make that probe, or one of a changed design, in a folder that keeps what was trained.
+
+    The stages of `zoo.build`, on two replicates: OUT/probe, OUT/adapters and OUT/record.json.
+    """
     sources = {
         name: Source(name, (), tuple(deduplicate(load_corpus(spec).examples)))
         for name, spec in SPECS.items()
     }
-    make_probe(
-        changes.pop("entry", ENTRY),
-        Base(str(base()), "tiny/llama"),
-        replace(DESIGN, **changes),
-        sources,
-        out,
-        seeds=(0, 1),
-        held_out=2,
-        work=out / "work",
-        about={
+    entry, work = changes.pop("entry", ENTRY), out / "work"
+    design = replace(DESIGN, **changes)
+    results, published = [], None
+    for number in (0, 1):
+        replicate = Replicate(number, Base(str(base()), "tiny/llama"), number, number)
+        deltas = labelled_deltas(replicate, sources, design, work, workers=1)
+        if published is None:
+            published, sample = deltas, smaller(design, 2)
+            held_out_adapters(replicate, sources, sample, 2, work, 1, out / "adapters")
+        with same_rounding(1):
+            results.append(studies(deltas, [entry], replicate, work, twins_of=entry.name))
+    record = {
+        "probe": entry.name,
+        "command": "python -m zoo.build",
+        "base_model": "tiny/llama",
+        "about": {
             "title": f"{NAME}: malicious LoRA updates of tiny/llama",
             "detects": "Client updates that were trained on harmful compliance.",
             "does_not_detect": ["adapters of any other base model"],
             "licence": "apache-2.0",
         },
-        licences=dict.fromkeys(SPECS, "our own writing"),
-        command="python -m zoo.build",
-    )
+        "adapters": "adapters",
+        "data": data_facts(design, published, sources, dict.fromkeys(SPECS, "our own writing")),
+        "threads": 1,
+        "replicates": [result[entry.name] for result in results],
+        "baselines": {one.name: [result[one.name] for result in results] for one in BASELINES},
+    }
+    with same_rounding(1):
+        record = fit_and_record(published, entry, record, out / "adapters", out / "probe")
+    write_record(record, out / "record.json")
 
 
 @cache

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from .client_design import Design, plan
-from .deltas import Base, DeltaSet, check_sources, make_deltas, read_initial
+from .deltas import Base, DeltaSet, make_deltas, read_initial
 from .held_out import write_samples
-from .measure import check_entry, measured, same_rounding, sections_of
-from .records import Record, data_facts, fit_and_record, write_record
+from .measure import check_entry, measured, sections_of
 from .sources import Source
 from .study import BASELINES, Entry, Row, Study
 
@@ -114,60 +113,6 @@ def studies(
 def smaller(design: Design, per_source: int) -> Design:
     """The same sources with few clients of each, to hold out."""
     return replace(design, per_source=per_source, per_cell=1, per_hard_cell=1)
-
-
-def make_probe(
-    entry: Entry,
-    base: Base,
-    design: Design,
-    sources: Mapping[str, Source],
-    out: Path,
-    *,
-    seeds: Sequence[int],
-    held_out: int,
-    work: Path,
-    about: Mapping[str, Any],
-    licences: Mapping[str, str],
-    command: str,
-) -> Record:
-    """A probe of the zoo's kinds on any base: OUT/probe, OUT/adapters and OUT/record.json.
-
-    Args:
-        seeds: one a replicate, of its initial adapter and its clients; the first is published.
-        held_out: clients of every source that are fitted on by no probe.
-        work: what is kept between runs.
-        about: what the card says that no study measures.
-
-    Raises:
-        DataError: a source is too small, or what is kept is of another design.
-        FitError: too few clients for the studies or the threshold.
-    """
-    check_sources(sources, design)
-    results = []
-    for number, seed in enumerate(seeds):
-        replicate = Replicate(number, base, seed, seed)
-        deltas = labelled_deltas(replicate, sources, design, work, workers=1)
-        if number == 0:
-            published, sample = deltas, smaller(design, held_out)
-            apart, to = max(seeds) + 1, out / "adapters"
-            held_out_adapters(replicate, sources, sample, apart, work, 1, to)
-        with same_rounding(1):
-            results.append(studies(deltas, [entry], replicate, work, twins_of=entry.name))
-    record = {
-        "probe": entry.name,
-        "command": command,
-        "base_model": base.name,
-        "about": dict(about),
-        "adapters": "adapters",
-        "data": data_facts(design, published, sources, licences),
-        "threads": 1,
-        "replicates": [result[entry.name] for result in results],
-        "baselines": {one.name: [result[one.name] for result in results] for one in BASELINES},
-    }
-    with same_rounding(1):
-        record = fit_and_record(published, entry, record, out / "adapters", out / "probe")
-    write_record(record, out / "record.json")
-    return record
 
 
 def _write_json(path: Path, value: Any) -> None:

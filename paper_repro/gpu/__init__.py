@@ -1,1 +1,0 @@
-"""The papers' own sizes on a GPU: settings, a dry run, and one command a run."""
