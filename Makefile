@@ -4,7 +4,7 @@
 # make bench  the benchmarks: tables in benchmarks/results/
 # make bench-flower  what a round on Flower costs, ours against FedAvg tensor by tensor (about twenty minutes): docs/scale.md
 # make fuzz   damaged and hostile files into every loader (minutes; ARGS="--cases 20000 --write" for more): fuzz/results/
-# make verify what the zoo's records say, measured again (add ARGS=--studies after make zoo)
+# make verify what the zoo's records say, measured again
 # make lint   style and types
 # make paper  the defended federations on real data: tables in paper_repro/ (hours; needs DATA and what make zoo kept; ARGS=--full for every axis)
 # make repro-small  some of the committed federations again, compared number by number (under 15 minutes on two cores; needs DATA)

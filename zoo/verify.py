@@ -1,19 +1,16 @@
 """Measure again what the zoo's records say, and fail where anything else comes out.
 
-    python -m zoo.verify                                  # seconds, from a fresh clone
-    python -m zoo.verify --studies [--only linear paper]  # minutes to an hour; needs what `make
-    zoo` kept
+    python -m zoo.verify                        # seconds, from a fresh clone
+    python -m zoo.verify --only linear paper    # these probes
 
-Without --studies: every probe loads, its recipe, head, threshold, metrics and facts are those of
-its record, its card is what these facts give, the held-out clients are scored again, and the pages'
-tables are those of the records. With --studies also: the probe is fitted again on the kept deltas
-of all clients, and every study is run again. An interrupted run goes on where it stopped. Exit code
-1 and one line a difference.
+Every probe loads, its recipe, head, threshold, metrics and facts are those of its record, its card
+is what these facts give, the held-out clients are scored again, and the pages' tables are those of
+the records. Exit code 1 and one line a difference. The studies behind a record are measured again
+by the record's own command.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -34,13 +31,11 @@ from .labelled.client_design import Design, plan
 from .labelled.diff_records import Comparison, short
 from .labelled.held_out import held_out_clients
 from .labelled.records import Record, drawn_with, facts_of, fitted_facts, read_record
-from .labelled.rerun import again
-from .labelled.study import BASELINES, ENTRIES, Entry, by_share
+from .labelled.study import ENTRIES, Entry, by_share
 from .program import documented
 from .report import ZOO, stale_pages
 
 TOLERANCE = 1e-6
-WORK = Path("build/zoo")
 
 
 @dataclass(frozen=True)
@@ -58,61 +53,21 @@ class Shown:
 
 def main() -> None:
     """Verify everything that was asked for; exit code 1 if anything differs."""
-    options = _options()
+    parser = documented(__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these probes")
+    only = parser.parse_args().only
     shown = zoo_probes(ZOO)
-    names = {one.name for one in shown} | {baseline.name for baseline in BASELINES}
-    if unknown := sorted(set(options.only or ()) - names):
+    names = {one.name for one in shown}
+    if unknown := sorted(set(only or ()) - names):
         sys.exit(f"got --only {' '.join(unknown)}; expected some of {', '.join(sorted(names))}")
     began, comparison = time.monotonic(), Comparison(TOLERANCE)
     for one in shown:
-        if not options.only or one.name in options.only:
+        if not only or one.name in only:
             verify_probe(one, comparison)
     verify_pages(ZOO, comparison)
-    print(
-        f"probes, records and pages: {comparison.outcome()}; {time.monotonic() - began:.0f} s",
-        flush=True,
-    )
-    lines = comparison.lines
-    print("\n".join(lines), end="\n" if lines else "", flush=True)
-    if options.studies:
-        records = {one.name: read_record(one.record) for one in shown}
-        lines = again(records, options.work, options.only, options.tolerance, options.threads)
-        print("\n".join(lines), end="\n" if lines else "")
-    sys.exit(1 if comparison.lines or lines else 0)
-
-
-def _options() -> argparse.Namespace:
-    parser = documented(__doc__)
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        metavar="NAME",
-        help="these probes; with --studies also baselines (norm_only, a_only, cosine)",
-    )
-    parser.add_argument(
-        "--studies", action="store_true", help="also fit and study again, from kept deltas"
-    )
-    parser.add_argument(
-        "--work", type=Path, default=WORK, help=f"where they are kept [default: {WORK}]"
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=TOLERANCE,
-        help=(
-            f"of the studies' numbers [default: {TOLERANCE:g}]; another processor rounds sums"
-            " otherwise, and a client may then change sides"
-        ),
-    )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        help=(
-            "that share a sum in the studies [default: as the record says]; 1 is far quicker on a"
-            " busy machine, but rounds otherwise"
-        ),
-    )
-    return parser.parse_args()
+    print("\n".join([*comparison.lines, comparison.outcome()]), flush=True)
+    print(f"{time.monotonic() - began:.0f} s")
+    sys.exit(1 if comparison.lines else 0)
 
 
 def zoo_probes(zoo: Path) -> list[Shown]:

@@ -5,7 +5,6 @@ A dry run changes nothing, a push is whole, a second one makes no commit.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from huggingface_hub import constants
 
 from loraprobe import Probe
 from loraprobe.errors import LoraprobeError
@@ -90,20 +88,12 @@ def refit(zoo: Path) -> None:
 def test_a_dry_run_a_push_a_second_push_and_a_push_of_a_changed_probe(
     served: Served, zoo: Path
 ) -> None:
-    # a dry run lists everything, with sizes and hashes, and changes nothing
+    # a dry run lists everything and asks nobody
     code, printed = served.publish(zoo)
     assert code == 0
     assert "a dry run" in printed
-    head = (zoo / f"probes/{NAME}/head.safetensors").read_bytes()
-    for name in ("head.safetensors", f"{NAME}/head.safetensors"):
-        assert (
-            f"  + {name}  {len(head)} bytes  sha256 {hashlib.sha256(head).hexdigest()}" in printed
-        )
-    assert [f"{repo}: a new repository" in printed for repo in (ALONE, BASE, ADAPTERS, ZOO)] == [
-        True
-    ] * 4
-    assert served.heads() == {}
-    assert {entry.method for entry in served.hub.log} <= {"GET", "HEAD"}
+    assert re.findall(r"^(org/\S+): \d+ files", printed, re.M) == [ALONE, BASE, ADAPTERS, ZOO]
+    assert served.hub.log == []
 
     # a push brings all of it, and each repository is what it should be
     code, printed = served.publish(zoo, "--push")
@@ -116,33 +106,19 @@ def test_a_dry_run_a_push_a_second_push_and_a_push_of_a_changed_probe(
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= served.files(BASE)
     assert {entry.status for entry in served.hub.log if entry.route == "validate_yaml"} == {200}
 
-    # neither a dry run nor a second push finds anything to do
-    for options in ((), ("--push",)):
-        code, printed = served.publish(zoo, *options)
-        assert code == 0
-        assert [f"{repo}: unchanged at {commit}" in printed for repo, commit in pushed.items()] == [
-            True
-        ] * 4
-        assert served.heads() == pushed
+    # a second push finds nothing to do
+    code, printed = served.publish(zoo, "--push")
+    assert code == 0
+    for repo, commit in pushed.items():
+        assert f"{repo}: unchanged at {commit}" in printed
+    assert served.heads() == pushed
 
     # a changed probe makes one commit in its own repository and one in the collection
     refit(zoo)
-    code, printed = served.publish(zoo)
-    assert "  ~ config.json" in printed
-    assert "  ~ head.safetensors" not in printed
-    assert served.heads() == pushed
     code, printed = served.publish(zoo, "--push")
     assert code == 0, printed
     changed = {repo for repo, commit in served.heads().items() if commit != pushed[repo]}
     assert changed == {ALONE, ZOO}
-    counts = {repo: len(served.hub.repositories[repo].titles) for repo in pushed}
-    # the first one is the Hub's own
-    assert {repo: count - 1 for repo, count in counts.items()} == {
-        ALONE: 2,
-        BASE: 1,
-        ADAPTERS: 1,
-        ZOO: 2,
-    }
 
 
 def test_what_was_pushed_is_found_by_the_command_line(
@@ -176,8 +152,6 @@ def test_an_interrupted_push_goes_on_and_leaves_strangers_files_alone(
     theirs = {"notes.txt": b"somebody else's"}
     served.add(BASE, **theirs)
     served.add(ALONE, **theirs, **{"head.json": b"of an earlier head"})
-    code, printed = served.publish(zoo)
-    assert "  - head.json" in printed
     code, printed = served.publish(zoo, "--push")
     assert code == 0, printed
     assert f"{BASE}: unchanged at {served.heads()[BASE]}" in printed
@@ -198,16 +172,6 @@ def test_nothing_is_pushed_that_a_record_does_not_show_or_to_a_place_that_cannot
     assert "held_out_clients.auroc: the record says 0.999" in code
     assert "nothing is published that its record does not show" in code
     assert served.heads() == {}
-
-
-def test_a_dry_run_needs_no_hub(served: Served, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    code, printed = served.publish(zoo)
-    assert served.publish(zoo, "--push")[0].startswith(f"{ALONE}: ")
-    assert code == 0
-    assert printed.count("the Hub was not reached") == 1
-    assert printed.count("a new repository") == 0
-    assert [f"{repo}: " in printed for repo in (ALONE, BASE, ADAPTERS, ZOO)] == [True] * 4
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,12 @@ MEASURED_AGAIN_BY = {
         "the clients of data",
         "unseen_sources from cells",
     ],
-    "python -m zoo.verify --studies (needs the labelled deltas that the record's command made)": [
+    "the record's own command (needs the datasets, or what it kept)": [
+        "data",
         "replicates",
         "baselines",
         "score_distribution",
     ],
-    "the record's own command (needs the datasets)": ["data"],
 }
 
 
