@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..defense.types import RoundRecord
+from .content import Block, Figure, Paragraph, Table, percent
 from .drawing import Panel
 from .figures import clients_over_rounds, seconds_by_round
-from .html import figure, paragraph, percent, table
 from .run import ReportedRun, mean_of, shaded
 
 PHASES = ("train", "evidence", "assess", "aggregate", "evaluate")
+KINDS = ("update", "evidence")
 
 
 def ledger(records: Iterable[RoundRecord]) -> dict[str, Any]:
@@ -21,89 +22,74 @@ def ledger(records: Iterable[RoundRecord]) -> dict[str, Any]:
     {"rounds", "seconds", "bytes", "evidence_to_train", "assess_aggregate_to_train"}.
 
     `seconds` has phase -> total wall-clock seconds, PHASES first and 0.0 where nothing was
-    recorded; `bytes` has kind -> total bytes sent, "update" and "evidence" first. The ratios
-    compare seconds with those of training; None without training time.
+    recorded; `bytes` has kind -> total bytes sent, KINDS first. The ratios compare seconds with
+    those of training; None without training time.
     """
     records = list(records)
-    phases = [
-        *PHASES,
-        *sorted({phase for record in records for phase in record.seconds} - set(PHASES)),
-    ]
-    kinds = [
-        "update",
-        "evidence",
-        *sorted({kind for record in records for kind in record.bytes} - {"update", "evidence"}),
-    ]
-    seconds = {
-        phase: math.fsum(record.seconds.get(phase, 0.0) for record in records) for phase in phases
-    }
+    seconds = _sums([record.seconds for record in records], PHASES)
+    sent = _sums([record.bytes for record in records], KINDS)
     train = seconds["train"]
+    server = seconds["assess"] + seconds["aggregate"]
     return {
         "rounds": len(records),
         "seconds": seconds,
-        "bytes": {kind: sum(record.bytes.get(kind, 0) for record in records) for kind in kinds},
+        "bytes": {kind: int(total) for kind, total in sent.items()},
         "evidence_to_train": seconds["evidence"] / train if train else None,
-        "assess_aggregate_to_train": (
-            (seconds["assess"] + seconds["aggregate"]) / train if train else None
-        ),
+        "assess_aggregate_to_train": server / train if train else None,
     }
 
 
-def losses_section(run: ReportedRun) -> str:
+def _sums(rows: list[Mapping[str, Any]], first: tuple[str, ...]) -> dict[str, float]:
+    """The sum of every name over rows, some names first."""
+    names = [*first, *sorted({name for row in rows for name in row} - set(first))]
+    return {name: math.fsum(row.get(name, 0) for row in rows) for name in names}
+
+
+def losses_section(run: ReportedRun) -> Iterable[Block]:
     """The clients' training losses over the rounds."""
     series = run.series(lambda record: record.losses)
     means = [mean_of(record.losses.values()) for record in run.records if record.losses]
     if not means:
-        return paragraph("No training loss is recorded.")
-    title = f"The clients' mean training loss is {means[0]:.3g} in the first round" + (
-        f" and {means[-1]:.3g} in the last" if len(means) > 1 else ""
-    )
+        yield Paragraph("No training loss is recorded.")
+        return
+    last = f" and {means[-1]:.3g} in the last" if len(means) > 1 else ""
+    title = f"The clients' mean training loss is {means[0]:.3g} in the first round{last}"
     note = (
         "Mean over a client's local steps of a round, in nats per answer token. Clients with other"
-        " data have other losses." + shaded(run)
+        f" data have other losses.{shaded(run)}"
     )
-    return figure(
-        title,
-        note,
-        clients_over_rounds(
-            [Panel("", "training loss, nats per token", series)], run.roles, run.skipped, title
-        ),
-    )
+    panel = Panel("", "training loss, nats per token", series)
+    yield Figure(title, note, clients_over_rounds([panel], run.roles, run.skipped, title))
 
 
-def overhead_section(run: ReportedRun) -> str:
+def overhead_section(run: ReportedRun) -> Iterable[Block]:
     """Seconds and bytes by phase, and what of them is the defence."""
     spent, n = ledger(run.records), len(run.records)
     seconds, train = spent["seconds"], spent["seconds"]["train"]
     if not any(seconds.values()):
-        return paragraph("No seconds are recorded.")
-    rows = [
-        (phase, f"{one:,.3f}", f"{one / n:,.3f}", percent(one / train) if train else "")
-        for phase, one in seconds.items()
-    ]
-    sent = [(kind, f"{one:,}", f"{one / n:,.0f}") for kind, one in spent["bytes"].items()]
+        yield Paragraph("No seconds are recorded.")
+        return
     title = "Seconds by phase"
     if train:
-        evidence, rest = (
-            percent(spent[name]) for name in ("evidence_to_train", "assess_aggregate_to_train")
-        )
         title = (
-            f"Evidence takes {evidence} of the time that training takes, assessment and aggregation"
-            f" {rest}"
+            f"Evidence takes {percent(spent['evidence_to_train'])} of the time that training takes,"
+            f" assessment and aggregation {percent(spent['assess_aggregate_to_train'])}"
         )
-    note = (
-        "Wall-clock time of one process that plays all clients in turn. Aggregation is needed"
-        " without a defence, too."
-    )
     drawn = seconds_by_round(
         [record.seconds for record in run.records],
         list(seconds),
         ("evidence", "assess", "aggregate"),
         title,
     )
-    times = table("lrrr", ("phase", "seconds", "seconds a round", "of training time"), rows)
-    return (
-        figure(title, note, drawn)
-        + times
-        + table("lrr", ("sent by clients", "bytes", "bytes a round"), sent)
+    note = (
+        "Wall-clock time of one process that plays all clients in turn. Aggregation is needed"
+        " without a defence, too."
     )
+    yield Figure(title, note, drawn)
+    rows = [
+        (phase, f"{one:,.3f}", f"{one / n:,.3f}", percent(one / train) if train else "")
+        for phase, one in seconds.items()
+    ]
+    yield Table("lrrr", ("phase", "seconds", "seconds a round", "of training time"), rows)
+    sent = [(kind, f"{one:,}", f"{one / n:,.0f}") for kind, one in spent["bytes"].items()]
+    yield Table("lrr", ("sent by clients", "bytes", "bytes a round"), sent)

@@ -1,14 +1,9 @@
-"""What is known of a metric by its name.
-
-How to call it, how large its sample was, and its interval if it is a share.
-"""
+"""A metric by its name: how to call it, of how many prompts it is, its interval."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-
-from ..errors import FedloopError
 
 METRIC_WORDS = {
     "refusal_strict": "harmful prompts refused (strict)",
@@ -18,28 +13,11 @@ METRIC_WORDS = {
     "loss": "held-out loss, nats per token",
     "rouge_l": "held-out ROUGE-L, 0 to 1",
 }
-_Z = 1.959963984540054  # 97.5 % point of the normal distribution
 
 
-def wilson_interval(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share that was seen in n independent trials.
-
-    Raises:
-        FedloopError: share is not in [0, 1], or n is not at least 1.
-
-    Source: Wilson 1927, the score interval without continuity correction.
-    """
-    if not (0 <= share <= 1 and n >= 1):
-        raise FedloopError(
-            f"got a share of {share!r} in {n!r} trials; expected a share in [0, 1] of at least one"
-            " trial"
-        )
-    centre, spread = (
-        share + _Z**2 / (2 * n),
-        _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)),
-    )
-    low, high = ((centre + side * spread) / (1 + _Z**2 / n) for side in (-1, 1))
-    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
+def words_of(name: str) -> str:
+    """A metric as a reader would call it."""
+    return METRIC_WORDS.get(name, name)
 
 
 def sample_size(metrics: Mapping[str, float], name: str) -> int | None:
@@ -56,13 +34,14 @@ def sample_size(metrics: Mapping[str, float], name: str) -> int | None:
 def share_with_interval(
     metrics: Mapping[str, float], name: str
 ) -> tuple[float, float, float] | None:
-    """A metric with its interval, if it is a share: a whole number of the sample."""
+    """A metric with its 95 % Wilson interval, if it is a share: a whole number of the sample."""
     value, n = metrics.get(name, math.nan), sample_size(metrics, name)
-    if (
-        name in ("loss", "rouge_l")
-        or n is None
-        or not 0 <= value <= 1
-        or abs(value * n - round(value * n)) > 1e-6
-    ):
+    if name in ("loss", "rouge_l") or n is None or not 0 <= value <= 1:
         return None
-    return (value, *wilson_interval(value, n))
+    hits = round(value * n)
+    if abs(value * n - hits) > 1e-6:
+        return None
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, n).proportion_ci(method="wilson")
+    return value, float(interval.low), float(interval.high)

@@ -1,11 +1,8 @@
 """One HTML page about a run.
 
-What it was, what came out, whom it trusted and why, and what the defence cost.
-
-The page is one file without scripts or references to others, and it is the same whenever it is
-written from the same records.
-Client ids and reasons come from clients: every text is escaped on its way into the page, in tables
-    and in figures.
+What it was, what came out, whom it trusted and why, and what the defence cost. The page is one file
+without scripts or references to others, and it is the same whenever it is written from the same
+records. Client ids and reasons come from clients: the template escapes every text.
 """
 
 from __future__ import annotations
@@ -16,12 +13,22 @@ from pathlib import Path
 from ..errors import FedloopError, StateError
 from ..run.folder import read_run
 from .clients import clients_section, decisions_section, refusals_section
+from .content import Section, Table, render
 from .costs import losses_section, overhead_section
-from .html import folded, page, paragraph, table
 from .result import metrics_section, tiles_of
 from .run import ReportedRun, checked_run
 from .setup import in_a_sentence, setup_rows
-from .trust import factors_figure, scores_figure, weights_figure
+from .trust import trust_section
+
+_SECTIONS = {
+    "Result": metrics_section,
+    "Trust": trust_section,
+    "Clients": clients_section,
+    "Who counted nothing, and why": decisions_section,
+    "Skipped rounds and refused updates": refusals_section,
+    "Training": losses_section,
+    "Overhead": overhead_section,
+}
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -31,7 +38,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
     Raises:
         StateError: it is not the folder of a run, or a file of it is damaged.
-        MissingExtra: matplotlib is not installed.
+        MissingExtra: matplotlib or jinja2 is not installed.
         FedloopError: the page cannot be written there.
     """
     try:
@@ -56,27 +63,17 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
 def _page(run: ReportedRun) -> str:
     done, wanted = len(run.records), run.config.rounds
-    top = paragraph(in_a_sentence(run), "lead")
-    if done < wanted:
-        top += paragraph(
-            f"This run is unfinished: {done} of {wanted} rounds are recorded, and all that follows"
-            " is about these.",
-            "banner",
-        )
-    measured = [
-        ("Result", metrics_section),
-        ("Trust", lambda run: factors_figure(run) + scores_figure(run) + weights_figure(run)),
-        ("Clients", clients_section),
-        ("Who counted nothing, and why", decisions_section),
-        ("Skipped rounds and refused updates", refusals_section),
-        ("Training", losses_section),
-        ("Overhead", overhead_section),
-    ]
-    sections = [(title, content(run)) for title, content in measured if run.records]
-    sections.insert(1, ("Setup", table("hl", (), setup_rows(run))))
-    full = json.dumps(run.config.model_dump(mode="json"), indent=2)
-    return page(
-        run.config.name,
-        top + (tiles_of(run) if run.records else ""),
-        [*sections, ("Configuration", folded("Every field, defaults included", full))],
+    banner = (
+        f"This run is unfinished: {done} of {wanted} rounds are recorded, and all that follows is"
+        " about these."
+    )
+    sections: list[Section] = [(name, make(run)) for name, make in _SECTIONS.items() if done]
+    sections.insert(1, ("Setup", [Table("hl", (), list(setup_rows(run)))]))
+    return render(
+        title=run.config.name,
+        lead=in_a_sentence(run),
+        banner=banner if done < wanted else "",
+        tiles=tiles_of(run) if done else [],
+        sections=sections,
+        configuration=json.dumps(run.config.model_dump(mode="json"), indent=2),
     )
