@@ -9,8 +9,9 @@ from typing import Any
 from zoo.markers import filled, markdown
 from zoo.smollm2.refusal import wilson
 
-from .cells import ATTACKS, NOBODY, ROWS, SOURCES
+from .cells import ATTACKS, NOBODY, ROUNDS, ROWS, SOURCES
 from .prepare import HARMFUL
+from .repair import ARMS, CELLS, FOUND_AFTER, read_repairs
 from .run import read_lines
 
 PAGE = Path(__file__).with_name("README.md")
@@ -46,6 +47,7 @@ def rendered() -> str:
         "kept": by_cell(lines, kept_text),
         "utility": utility_table(lines),
         "targets": targets(lines),
+        "repair": repairs(read_repairs()),
         "reported": reported(),
     }
     for name, table in tables.items():
@@ -176,6 +178,28 @@ def targets(lines: Sequence[Line]) -> str:
                 " ".join("yes" if one else "**no**" for one in met),
             )
         )
+    return markdown(rows)
+
+
+def repairs(lines: Sequence[Line]) -> str:
+    """What is left of refusals after the rounds without defence, and at the end."""
+    rows: list[Sequence[str]] = [
+        (
+            "attack",
+            "malicious clients",
+            *(f"after round {number}" for number in (FOUND_AFTER, ROUNDS)),
+        )
+    ]
+    for cell in CELLS:
+        for arm in ARMS:
+            own = {
+                line["round"]: line
+                for line in lines
+                if (line["cell"], line["arm"]) == (str(cell), arm)
+            }
+            if own:
+                shares = (percent(*pooled(own[n], HARMFUL)) for n in (FOUND_AFTER, ROUNDS))
+                rows.append((attack_name(cell.malicious, cell.share), arm, *shares))
     return markdown(rows)
 
 

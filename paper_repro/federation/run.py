@@ -102,7 +102,7 @@ def run(cell: Cell, trainer: Trainer, work: Path, base: Path) -> Line:
         factors = {c: f * kept.get(c, True) for c, f in record.factors.items()}
         rounds.append((record, factors))
     roles = {client.client_id: client.role for client in clients}
-    found = _measured(federation, work)
+    found = measured_once(federation, work)
     return {
         "cell": str(cell),
         "row": cell.row,
@@ -136,7 +136,7 @@ def run(cell: Cell, trainer: Trainer, work: Path, base: Path) -> Line:
     }
 
 
-def _measured(federation: Federation, work: Path) -> Line:
+def measured_once(federation: Federation, work: Path) -> Line:
     """What `measured` says; runs that end with the same LoRA are measured once."""
     vector = pack(federation.lora)[0].numpy().tobytes()
     path = work / "measured" / f"{hashlib.sha256(vector).hexdigest()[:32]}.json"

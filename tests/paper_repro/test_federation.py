@@ -20,6 +20,7 @@ from loraprobe.adapters.layout import pack
 from paper_repro.federation import page
 from paper_repro.federation.cells import ATTACKS, ROWS, Cell, table
 from paper_repro.federation.engine import Federation, Trainer, reference_of
+from paper_repro.federation.repair import Late
 from paper_repro.federation.run import LINES, read_lines
 from paper_repro.federation.screens import MIXTURES, rival
 
@@ -76,6 +77,20 @@ def test_a_screened_round_is_the_mean_of_those_it_keeps(config: Config, trainer:
     ]
     moved = vector(federation.lora) - vector(trainer.initial)
     assert np.allclose(moved, np.mean([vector(one) for one in updates], axis=0), atol=1e-6)
+
+
+def test_taking_a_client_out_makes_the_mean_that_it_was_never_in(
+    config: Config, trainer: Trainer
+) -> None:
+    clients = build_clients(config)
+    ended = []
+    for known_after in (1, 0):
+        federation = Late(trainer, config, clients, known_after)
+        federation.round(plan_round(config, 1), clients)
+        federation.repair()
+        ended.append(vector(federation.lora))
+    assert np.allclose(*ended, atol=1e-6)
+    assert not np.allclose(ended[0], vector(trainer.initial), atol=1e-6)
 
 
 def test_two_components_always_split_and_the_bic_does_not(config: Config, trainer: Trainer) -> None:
