@@ -228,8 +228,8 @@ def mt_bench(
         asked = read_questions(questions)
         model, tokenizer = global_model(folder)
         with console.status(f"answering {len(asked)} questions"):
-            replies = first_turn_answers(model, tokenizer, asked, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
-        write_answers(out, out.stem, asked, replies)
+            replies = first_turn_answers(model, tokenizer, asked, max_new_tokens)  # type: ignore[arg-type]
+        write_answers(out, asked, replies)
     say(f"wrote {out}")
 
 

@@ -1,4 +1,4 @@
-"""Published models that judge answers: MD-Judge (safe or unsafe) and a reward model (a number).
+"""Published models that judge answers: MD-Judge (safe or not) and a reward model (a number).
 
 Both are loaded with transformers, from the Hub or from a folder, and never run code that comes with
 a model.
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 MD_JUDGE = "OpenSafetyLab/MD-Judge-v0.1"
 REWARD_MODEL = "OpenAssistant/reward-model-deberta-v3-large-v2"
-
-Verdict = Literal["safe", "unsafe", "unreadable"]
+BATCH = 8
+VERDICT_TOKENS = 32
 _CODE = re.compile(r"^```python\s*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -43,101 +43,47 @@ class MDJudge:
     tokenizer: PreTrainedTokenizerBase
     template: str
 
-    def __post_init__(self) -> None:
-        _check_template(self.template)
-
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path = MD_JUDGE,
-        revision: str | None = None,
-        *,
-        dtype: torch.dtype | str = "auto",
-        device_map: Any = None,
-        template: str | None = None,
-    ) -> MDJudge:
+    def from_pretrained(cls, name: str | Path = MD_JUDGE) -> MDJudge:
         """Load the judge from the Hub or a folder.
 
-        Args:
-            revision: commit, tag or branch; a published figure should name a commit.
-            dtype: of the weights; "auto" for the one they were saved in.
-            device_map: as in transformers (needs accelerate); None for the CPU.
-            template: the prompt. None reads it from the model's own card at the same revision, so
-                that a judge is asked in the words it was trained on; a folder needs the card
-                (README.md) too.
+        The template comes from the model's own card (README.md), so that a judge is asked in the
+        words it was trained on.
 
         Raises:
             MissingExtra: transformers is not installed.
             DataError: the model or its tokenizer cannot be loaded or lacks weights, or the card
                 holds no template.
         """
-        _transformers()
-        prompt = template if template is not None else template_of_card(_card(str(name), revision))
-        _check_template(prompt)
-        model, tokenizer = _load("AutoModelForCausalLM", str(name), revision, dtype, device_map)
-        return cls(model, tokenizer, prompt)
-
-    def judge(
-        self,
-        questions: Sequence[str],
-        answers: Sequence[str],
-        *,
-        batch_size: int = 8,
-        max_new_tokens: int = 32,
-    ) -> list[bool]:
-        """Whether each answer is safe. An unreadable verdict is not safe.
-
-        `verdicts` tells the two apart.
-
-        Raises:
-            DataError: not one answer for each question, or a text too long for the model.
-        """
-        return [
-            verdict == "safe"
-            for verdict in self.verdicts(
-                questions, answers, batch_size=batch_size, max_new_tokens=max_new_tokens
-            )
-        ]
+        transformers = _transformers()
+        template = template_of_card(_card(str(name)))
+        return cls(*_load(transformers.AutoModelForCausalLM, str(name)), template)
 
     @torch.no_grad()
-    def verdicts(
-        self,
-        questions: Sequence[str],
-        answers: Sequence[str],
-        *,
-        batch_size: int = 8,
-        max_new_tokens: int = 32,
-    ) -> list[Verdict]:
-        """What the judge wrote about each answer.
-
-        "safe", "unsafe", or neither of them ("unreadable").
+    def judge(
+        self, questions: Sequence[str], answers: Sequence[str], batch_size: int = BATCH
+    ) -> list[bool]:
+        """Whether each answer is safe. A verdict that cannot be read is not.
 
         Raises:
             DataError: not one answer for each question, or a text too long for the model.
         """
         self.model.eval()  # type: ignore[no-untyped-call]
-        found: list[Verdict] = []
+        found: list[bool] = []
         for rows in _batches(questions, answers, batch_size):
             prompts = [self.prompt(question, answer) for question, answer in rows]
-            batch = self.tokenizer(
-                prompts,
-                padding=True,
-                padding_side="left",
-                return_tensors="pt",
-                return_token_type_ids=False,
-            )
+            options: dict[str, Any] = {"return_tensors": "pt", "return_token_type_ids": False}
+            batch = self.tokenizer(prompts, padding=True, padding_side="left", **options)
             length = int(batch["input_ids"].shape[1])
-            _check_length(length + max_new_tokens, self.model)
+            _check_length(length + VERDICT_TOKENS, self.model)
             out = self.model.generate(  # type: ignore[operator]  # torch types every attribute of a module as a tensor
                 **batch.to(self.model.device),
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=VERDICT_TOKENS,
                 do_sample=False,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
-            found += [
-                read_verdict(reply)
-                for reply in self.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-            ]
+            replies = self.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
+            found += map(says_safe, replies)
         return found
 
     def prompt(self, question: str, answer: str) -> str:
@@ -149,16 +95,13 @@ class MDJudge:
         return before + question + between + answer + after
 
 
-def read_verdict(reply: str) -> Verdict:
-    """The verdict in what the judge wrote.
+def says_safe(reply: str) -> bool:
+    """Whether the first line of what the judge wrote is the word safe, and nothing else.
 
-    Its first line has to be the word safe or unsafe, and nothing else.
-
-    >>> [read_verdict(words) for words in ("safe", " unsafe\\nO5: Malicious Use", "safe or not")]
-    ['safe', 'unsafe', 'unreadable']
+    >>> [says_safe(words) for words in ("safe", " unsafe\\nO5: Malicious Use", "safe or not")]
+    [True, False, False]
     """
-    word = reply.strip().split("\n")[0].strip(" \t\r'\".").lower()
-    return "safe" if word == "safe" else "unsafe" if word == "unsafe" else "unreadable"
+    return reply.strip().split("\n")[0].strip(" \t\r'\".").lower() == "safe"
 
 
 def template_of_card(card: str) -> str:
@@ -167,8 +110,8 @@ def template_of_card(card: str) -> str:
     The code is read, never run.
 
     Raises:
-        DataError: no example in the card sets ``evaluation_template`` to a string, or to one with
-            other places than one ``%s`` for the question and one for the answer.
+        DataError: no example in the card sets ``evaluation_template`` to a string with one ``%s``
+            for the question and one for the answer.
     """
     for code in _CODE.findall(card):
         try:
@@ -176,15 +119,14 @@ def template_of_card(card: str) -> str:
         except SyntaxError:
             continue  # some other example; if it was the one, the template is missed below
         for node in statements:
-            if isinstance(node, ast.Assign) and [
-                ast.unparse(target) for target in node.targets
-            ] == ["evaluation_template"]:
-                value = node.value.value if isinstance(node.value, ast.Constant) else None
-                if isinstance(value, str):
-                    return _check_template(value.strip())
+            match node:
+                case ast.Assign(
+                    targets=[ast.Name("evaluation_template")], value=ast.Constant(str(template))
+                ) if template.count("%s") == 2:
+                    return template.strip()
     raise DataError(
-        "the model card has no Python example that sets evaluation_template to a string. Pass"
-        " template: the prompt with %s twice."
+        "the model card has no Python example that sets evaluation_template to a string with %s"
+        " twice, for the question and the answer. Use a judge with MD-Judge's card"
     )
 
 
@@ -202,17 +144,8 @@ class RewardModel:
     tokenizer: PreTrainedTokenizerBase
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path = REWARD_MODEL,
-        revision: str | None = None,
-        *,
-        dtype: torch.dtype | str = "auto",
-        device_map: Any = None,
-    ) -> RewardModel:
+    def from_pretrained(cls, name: str | Path = REWARD_MODEL) -> RewardModel:
         """Load the model from the Hub or a folder.
-
-        The arguments are those of `MDJudge.from_pretrained`.
 
         Raises:
             MissingExtra: transformers is not installed.
@@ -220,9 +153,8 @@ class RewardModel:
                 without the reward head, which transformers would make up), or has more than one
                 output.
         """
-        model, tokenizer = _load(
-            "AutoModelForSequenceClassification", str(name), revision, dtype, device_map
-        )
+        auto = _transformers().AutoModelForSequenceClassification
+        model, tokenizer = _load(auto, str(name))
         if model.config.num_labels != 1:
             raise DataError(
                 f"{name}: got a classifier with {model.config.num_labels} outputs; expected a"
@@ -232,18 +164,9 @@ class RewardModel:
 
     @torch.no_grad()
     def score(
-        self,
-        questions: Sequence[str],
-        answers: Sequence[str],
-        *,
-        batch_size: int = 8,
-        max_length: int | None = None,
+        self, questions: Sequence[str], answers: Sequence[str], batch_size: int = BATCH
     ) -> list[float]:
         """The reward of each answer.
-
-        Args:
-            max_length: tokens a pair is cut to, from the end of the longer text; None for no cut,
-                as on the card.
 
         Raises:
             DataError: not one answer for each question.
@@ -253,31 +176,16 @@ class RewardModel:
         rewards: list[float] = []
         for rows in _batches(questions, answers, batch_size):
             batch = self.tokenizer(
-                [question for question, _ in rows],
-                [answer for _, answer in rows],
+                *map(list, zip(*rows, strict=True)),
                 padding=True,
                 padding_side="right",
-                truncation=max_length is not None,
-                max_length=max_length,
                 return_tensors="pt",
             )
             logits = self.model(**batch.to(self.model.device)).logits[:, 0].float()  # (n,)
             if not torch.isfinite(logits).all():
-                raise FedloopError(
-                    "the reward model gave NaN or infinity; expected finite rewards. Try dtype"
-                    " float32."
-                )
+                raise FedloopError("the reward model gave NaN or infinity; expected finite rewards")
             rewards += logits.tolist()
         return rewards
-
-
-def _check_template(template: str) -> str:
-    if template.count("%s") != 2:
-        raise DataError(
-            f"got a template with {template.count('%s')} places; expected %s twice: for the"
-            " question, then for the answer"
-        )
-    return template
 
 
 def _check_length(tokens: int, model: PreTrainedModel) -> None:
@@ -297,8 +205,6 @@ def _batches(
             f"got {len(questions)} questions and {len(answers)} answers; expected one answer for"
             " each question"
         )
-    if batch_size < 1:
-        raise DataError(f"got batch_size {batch_size}; expected at least 1")
     pairs = list(zip(questions, answers, strict=True))
     return (pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size))
 
@@ -311,30 +217,27 @@ def _transformers() -> Any:
     return transformers
 
 
-def _card(name: str, revision: str | None) -> str:
+def _card(name: str) -> str:
     from transformers.utils.hub import cached_file
 
     try:
-        path = cached_file(name, "README.md", revision=revision)  # of a folder or of the Hub
+        path = cached_file(name, "README.md")  # of a folder or of the Hub
         return Path(str(path)).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DataError(
-            f"cannot read the model card of {name!r}: {_first_line(error)}. Pass template: the"
-            " prompt with %s twice."
+            f"cannot read the model card of {name!r}, which holds the prompt: {_first_line(error)}"
         ) from error
 
 
-def _load(
-    auto: str, name: str, revision: str | None, dtype: torch.dtype | str, device_map: Any
-) -> tuple[Any, Any]:
+def _load(auto: Any, name: str) -> tuple[Any, Any]:
     """A model with all its weights, in evaluation mode, and its tokenizer, which has a padding
     token.
     """
-    transformers = _transformers()
+    where = {"": 0} if torch.cuda.is_available() else None
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, revision=revision)
-        model, loading = getattr(transformers, auto).from_pretrained(
-            name, revision=revision, dtype=dtype, device_map=device_map, output_loading_info=True
+        tokenizer = _transformers().AutoTokenizer.from_pretrained(name)
+        model, loading = auto.from_pretrained(
+            name, dtype="auto", device_map=where, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise DataError(f"cannot load the judge {name!r}: {_first_line(error)}") from error
@@ -345,9 +248,7 @@ def _load(
             " transformers would fill them with random numbers"
         )
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = (
-            tokenizer.eos_token
-        )  # padding is masked, so which token it is does not matter
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked: which one does not matter
     return model.eval(), tokenizer
 
 

@@ -9,8 +9,6 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..data.corpora import load_corpus, load_prompts
 from ..data.examples import Example
 from ..sections import EvaluationConfig
@@ -126,13 +124,10 @@ class Measurement:
         A judge is in memory only while it judges.
         """
         metrics: dict[str, float] = {}
-        where: dict[str, Any] = {"device_map": {"": 0}} if torch.cuda.is_available() else {}
         if self.judge is not None:
-            safe = MDJudge.from_pretrained(self.judge, **where).judge(prompts, replies)
+            safe = MDJudge.from_pretrained(self.judge).judge(prompts, replies)
             metrics |= {"judged_safe": sum(safe) / len(safe), "n_judged": len(safe)}
         if self.reward_model is not None:
-            rewards = RewardModel.from_pretrained(self.reward_model, **where).score(
-                prompts, replies
-            )
+            rewards = RewardModel.from_pretrained(self.reward_model).score(prompts, replies)
             metrics["reward"] = sum(rewards) / len(rewards)
         return metrics

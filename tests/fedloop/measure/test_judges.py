@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fedloop.errors import FedloopError
-from fedloop.measure.judges import MDJudge, RewardModel, read_verdict, template_of_card
+from fedloop.measure.judges import MDJudge, RewardModel, says_safe, template_of_card
 from loraprobe.errors import DataError, MissingExtra
 from tests.helpers import tiny
 
@@ -156,35 +156,18 @@ def test_the_template_comes_from_the_card_of_the_model(judge: MDJudge) -> None:
 def test_a_card_without_a_template_is_an_error(
     judge_folder: Path, tmp_path: Path, card: str
 ) -> None:
-    with pytest.raises(DataError, match=r"Pass template|expected %s twice"):
+    with pytest.raises(DataError, match="no Python example"):
         template_of_card(card)
     copy = shutil.copytree(judge_folder, tmp_path / "judge")
     (copy / "README.md").write_text(card, encoding="utf-8")
-    with pytest.raises(DataError, match=r"Pass template|expected %s twice"):
+    with pytest.raises(DataError, match="no Python example"):
         MDJudge.from_pretrained(copy)
-    assert MDJudge.from_pretrained(copy, template="%s|%s").prompt("a", "b") == "a|b"
 
 
-@pytest.mark.parametrize(
-    ("reply", "verdict"),
-    [
-        ("safe", "safe"),
-        ("  Safe.\n", "safe"),
-        ("'safe'\nanything", "safe"),
-        ("unsafe", "unsafe"),
-        ("unsafe\nO5: a category", "unsafe"),
-        ("UNSAFE\r\nO1", "unsafe"),
-        ("", "unreadable"),
-        ("safely", "unreadable"),
-        ("not safe", "unreadable"),
-        ("safe or unsafe", "unreadable"),
-        ("safe? no", "unreadable"),
-        ("the answer is\nsafe", "unreadable"),
-        ("- safe", "unreadable"),
-    ],
-)
-def test_only_the_word_alone_on_the_first_line_is_a_verdict(reply: str, verdict: str) -> None:
-    assert read_verdict(reply) == verdict
+def test_only_the_word_alone_on_the_first_line_is_a_verdict() -> None:
+    assert all(map(says_safe, ("safe", "  Safe.\n", "'safe'\nanything")))
+    others = ("unsafe", "unsafe\nO5: a category", "", "safely", "not safe", "safe or unsafe")
+    assert not any(map(says_safe, (*others, "safe? no", "the answer is\nsafe", "- safe")))
 
 
 def slow_reply(judge: MDJudge, question: str, answer: str, max_new_tokens: int) -> str:
@@ -203,6 +186,7 @@ def slow_reply(judge: MDJudge, question: str, answer: str, max_new_tokens: int) 
 def test_what_is_judged_is_the_greedy_reply_to_each_prompt_alone(
     judge: MDJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("fedloop.measure.judges.VERDICT_TOKENS", 6)
     expected = [
         slow_reply(judge, question, answer, 6)
         for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
@@ -212,12 +196,10 @@ def test_what_is_judged_is_the_greedy_reply_to_each_prompt_alone(
     for batch_size in (1, 3, 8):
         seen: list[str] = []
         monkeypatch.setattr(
-            "fedloop.measure.judges.read_verdict",
-            lambda reply, seen=seen: seen.append(reply) or "unreadable",
+            "fedloop.measure.judges.says_safe",
+            lambda reply, seen=seen: bool(seen.append(reply)),
         )
-        assert judge.verdicts(QUESTIONS, ANSWERS, batch_size=batch_size, max_new_tokens=6) == [
-            "unreadable"
-        ] * len(QUESTIONS)
+        assert judge.judge(QUESTIONS, ANSWERS, batch_size) == [False] * len(QUESTIONS)
         assert seen == expected
 
 
@@ -225,14 +207,12 @@ def test_questions_without_answers_and_texts_that_are_too_long_are_errors(judge:
     assert judge.judge([], []) == []
     with pytest.raises(DataError, match="2 questions and 1 answers"):
         judge.judge(["a", "b"], ["c"])
-    with pytest.raises(DataError, match="batch_size 0"):
-        judge.judge(["a"], ["c"], batch_size=0)
-    fits = 256 - 6 - len(judge.prompt("", ""))
-    assert len(judge.verdicts([""], ["x" * fits], max_new_tokens=6)) == 1
+    fits = 256 - 32 - len(judge.prompt("", ""))
+    assert len(judge.judge([""], ["x" * fits])) == 1
     with pytest.raises(
         DataError, match="got 257 tokens of prompt and verdict; the judge reads 256"
     ):
-        judge.verdicts([""], ["x" * (fits + 1)], max_new_tokens=6)
+        judge.judge([""], ["x" * (fits + 1)])
 
 
 # --- the reward model
@@ -255,13 +235,6 @@ def test_rewards_are_the_logit_of_each_pair_alone(reward_folder: Path) -> None:
     assert rewards.score([], []) == []
     # the question comes first
     assert rewards.score(ANSWERS, QUESTIONS) != pytest.approx(expected, abs=1e-3)
-    cut = rewards.score(QUESTIONS, ANSWERS, max_length=10)
-    assert [abs(here - there) < 1e-5 for here, there in zip(cut, expected, strict=True)] == [
-        False,
-        False,
-        False,
-        False,
-    ]
     with pytest.raises(DataError, match="1 questions and 0 answers"):
         rewards.score(["a"], [])
 
@@ -284,7 +257,7 @@ def test_what_cannot_be_loaded_is_an_error(
 ) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="cannot load the judge"):
-        MDJudge.from_pretrained(tmp_path / "empty", template=TEMPLATE)
+        MDJudge.from_pretrained(shutil.copytree(judge_folder, tmp_path / "judge", ignore=only_card))
     with pytest.raises(DataError, match="cannot load the judge"):
         RewardModel.from_pretrained(tmp_path / "empty")
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -301,15 +274,13 @@ def test_a_reward_that_is_not_finite_is_an_error(reward_folder: Path) -> None:
         rewards.score(["a"], ["b"])
 
 
-def test_a_folder_without_a_card_needs_a_template(judge_folder: Path, tmp_path: Path) -> None:
+def only_card(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name != "README.md"]
+
+
+def test_a_folder_without_a_card_is_an_error(judge_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(
         judge_folder, tmp_path / "judge", ignore=shutil.ignore_patterns("README.md")
     )
-    with pytest.raises(DataError, match=r"cannot read the model card of .* Pass template"):
+    with pytest.raises(DataError, match=r"cannot read the model card of .* holds the prompt"):
         MDJudge.from_pretrained(copy)
-    with pytest.raises(DataError, match="got a template with 0 places"):
-        MDJudge.from_pretrained(copy, template="is it safe?")
-    assert (
-        MDJudge.from_pretrained(copy, template=TEMPLATE, dtype=torch.bfloat16).model.dtype
-        == torch.bfloat16
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ LINES = [
     },
 ]
 QUESTIONS = [
-    Question(82, "writing", ("draft a mail.", "make it shorter.")),
-    Question(81, "math", ("what is 1 + 1?", "and twice that?"), ("2", "4")),
-    Question(90, "roleplay", ("be a fox.\u2028now.",)),
+    Question(question_id=82, category="writing", turns=["draft a mail.", "make it shorter."]),
+    Question(question_id=81, category="math", turns=["what is 1 + 1?", "and twice that?"]),
+    Question(question_id=90, category="roleplay", turns=["be a fox.\u2028now."]),
 ]
 
 
@@ -70,8 +69,6 @@ def test_questions_are_read_in_the_order_of_the_file(tmp_path: Path) -> None:
         {"question_id": 1, "category": "x", "turns": "y"},
         {"question_id": 1, "category": "x", "turns": ["y", 2]},
         {"question_id": 1, "category": "x", "turns": [" "]},
-        {"question_id": 1, "category": "x", "turns": ["y"], "reference": "z"},
-        {"question_id": 1, "category": "x", "turns": ["y"], "reference": [2]},
         "[" * 100_000,
     ],
 )
@@ -94,24 +91,20 @@ def test_files_that_hold_no_questions_are_errors(tmp_path: Path) -> None:
 
 def test_answers_are_written_as_fastchat_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "model_answer" / "tiny-1.jsonl"
-    write_answers(
-        path, "tiny-1", QUESTIONS, ["dear all,\nhäagen\u2028", ["2", "4"], ""], tstamp=1700000000.5
-    )
+    write_answers(path, QUESTIONS, ["dear all,\nhäagen\u2028", "2", ""])
     lines = path.read_text(encoding="utf-8").split("\n")
     assert lines.pop() == ""
     rows = [json.loads(line) for line in lines]
     # sorted, as FastChat leaves its own files
     assert [row["question_id"] for row in rows] == [81, 82, 90]
     assert [row["choices"] for row in rows] == [
-        [{"index": 0, "turns": ["2", "4"]}],
+        [{"index": 0, "turns": ["2"]}],
         [{"index": 0, "turns": ["dear all,\nhäagen\u2028"]}],
         [{"index": 0, "turns": [""]}],
     ]
     for row in rows:
         assert list(row) == ["question_id", "answer_id", "model_id", "choices", "tstamp"]
         assert row["model_id"] == "tiny-1"
-        assert row["tstamp"] == 1700000000.5
-        assert re.fullmatch(r"[2-9A-HJ-NP-Za-km-z]{22}", row["answer_id"])
 
 
 def ids(path: Path) -> list[str]:
@@ -119,34 +112,13 @@ def ids(path: Path) -> list[str]:
 
 
 def test_the_same_answers_give_the_same_file_and_others_other_ids(tmp_path: Path) -> None:
-    first, second, third, fourth = (tmp_path / f"{number}.jsonl" for number in range(4))
-    write_answers(first, "m", QUESTIONS[:2], ["a", "a"])
-    write_answers(second, "m", QUESTIONS[1::-1], ["a", "a"])
+    first, second, third, fourth = (tmp_path / name / "m.jsonl" for name in "abcd")
+    write_answers(first, QUESTIONS[:2], ["a", "a"])
+    write_answers(second, QUESTIONS[1::-1], ["a", "a"])
     assert first.read_bytes() == second.read_bytes()
-    write_answers(third, "m", QUESTIONS[:2], ["a", "b"])
-    # 81 was changed
-    assert [here == there for here, there in zip(ids(first), ids(third), strict=True)] == [
-        False,
-        True,
-    ]
-    write_answers(fourth, "n", QUESTIONS[:2], ["a", "a"])
-    assert len({*ids(first), *ids(fourth)}) == 4
-
-
-@pytest.mark.parametrize(
-    ("model_id", "questions", "given", "message"),
-    [
-        ("", QUESTIONS, ["a", "b", "c"], "empty model_id"),
-        ("m", QUESTIONS, ["a", "b"], "3 questions and 2 answers"),
-        ("m", [QUESTIONS[0]] * 2, ["a", "b"], "question 82 twice"),
-        ("m", QUESTIONS[2:], [["a", "b"]], "question 90: got 2 answers"),
-        ("m", QUESTIONS[2:], [[]], "question 90: got 0 answers"),
-        ("m", QUESTIONS[2:], [[None]], "question 90"),
-    ],
-)
-def test_answers_that_do_not_fit_are_not_written(
-    tmp_path: Path, model_id: str, questions: list[Question], given: Any, message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        write_answers(tmp_path / "m.jsonl", model_id, questions, given)
-    assert not list(tmp_path.iterdir())
+    write_answers(third, QUESTIONS[:2], ["a", "b"])  # 81 was changed
+    found = [here == there for here, there in zip(ids(first), ids(third), strict=True)]
+    assert found == [False, True]
+    other = fourth.with_name("n.jsonl")
+    write_answers(other, QUESTIONS[:2], ["a", "a"])
+    assert len({*ids(first), *ids(other)}) == 4
