@@ -60,7 +60,6 @@ def plot_damage(ax: Axes, damage: Sequence[Row], cells: Sequence[Row]) -> None:
     ax.set_ylim(len(sources) - 0.5, -0.5)
     ax.set_xlim(LOWEST, 1.0)
     ax.set_xlabel("AUROC at 100 % poison, everything unseen")
-    ax.legend(loc="center left", frameon=False)
 
 
 def plot_rounds(ax: Axes, federations: Sequence[Row], base: str, averaged: str) -> None:
@@ -92,9 +91,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for ax, (base, averaged) in zip(axes[:, 1:].flat, kinds, strict=True):
         plot_rounds(ax, federations, base, averaged)
     axes[1, 0].axis("off")
-    axes[1, 0].legend(
-        *axes[0, 1].get_legend_handles_labels(), title="on the right", loc="center", frameon=False
-    )
+    for title, ax, place in (("above", axes[0, 0], 0.75), ("on the right", axes[0, 1], 0.35)):
+        fig.legend(
+            *ax.get_legend_handles_labels(),
+            title=title,
+            loc="center",
+            bbox_to_anchor=(0.5, place),
+            bbox_transform=axes[1, 0].transAxes,
+            frameon=False,
+        )
     common.caption(
         fig,
         "Mass-mean reader; malicious source, safe answers to its questions and the honest kind"

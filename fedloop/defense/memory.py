@@ -26,10 +26,7 @@ from .levels import Level
 
 VERSION = 4
 RuleState = dict[str, dict[str, Any]]
-_SECOND_FIELDS = ("version", "level", "probe", "round", "state", "features", "overruled", "rules")
-_THIRD_FIELDS = (*_SECOND_FIELDS, "seen")
-_FIELDS = {2: _SECOND_FIELDS, 3: _THIRD_FIELDS, VERSION: (*_THIRD_FIELDS, "played")}
-_FIRST_FIELDS = {"version", "level", "round", "state", "features"}  # of version 1
+_FIELDS = tuple("version level probe round state features overruled rules seen played".split())
 
 
 class Overruling(NamedTuple):
@@ -150,10 +147,11 @@ def to_plain(memory: Memory, probe: Probe | None, level: Level | None) -> dict[s
 
 
 def from_plain(state: Any, probe: Probe | None, level: Level | None) -> Memory:
-    """The inverse of `to_plain`; also reads what versions 1 to 3 wrote.
+    """The inverse of `to_plain`.
 
     Raises:
-        StateError: another version, damaged, or of another level or probe.
+        StateError: another version, damaged, or of another level or probe. The hash is no
+            signature: what holds no finite vectors is refused even where somebody hashed it anew.
     """
     if not isinstance(state, Mapping):
         raise StateError(
@@ -161,18 +159,15 @@ def from_plain(state: Any, probe: Probe | None, level: Level | None) -> Memory:
             " returns"
         )
     version = state.get("version")
-    if is_integer(version, 1) and version == 1:
-        return _first_version(state, level)
-    if not is_integer(version, 1) or version not in _FIELDS:
+    if not is_integer(version, 1) or version != VERSION:
         raise StateError(f"got a defence state of version {version!r}; expected {VERSION}")
-    names = _FIELDS[version]
-    wrong = sorted({*names, "sha256"} ^ set(state), key=str)
+    wrong = sorted({*_FIELDS, "sha256"} ^ set(state), key=str)
     if wrong:
         raise StateError(
             f"the defence's state lacks, or has too many of, the fields {wrong}; expected what"
             " state_dict() returns"
         )
-    if _hash({name: state[name] for name in names}) != state["sha256"]:
+    if _hash({name: state[name] for name in _FIELDS}) != state["sha256"]:
         raise StateError(
             "the defence's state is not what state_dict() returned: its hash differs. Use an"
             " undamaged copy; to overrule a verdict there are allow() and deny()."
@@ -187,6 +182,14 @@ def from_plain(state: Any, probe: Probe | None, level: Level | None) -> Memory:
             "got the state of another probe; expected that of this one: features and scores of two"
             " probes do not add up"
         )
+    try:
+        return _memory(state)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StateError(f"the defence's state is damaged: {error}") from None
+
+
+def _memory(state: Mapping[str, Any]) -> Memory:
+    """A state whose hash, level and probe are checked."""
     return Memory(
         state["round"],
         copy.deepcopy(dict(state["state"])),
@@ -202,8 +205,8 @@ def from_plain(state: Any, probe: Probe | None, level: Level | None) -> Memory:
             }
             for name, remembered in state["rules"].items()
         },
-        dict(state.get("seen", {})),
-        dict(state.get("played", {})),
+        dict(state["seen"]),
+        dict(state["played"]),
     )
 
 
@@ -250,23 +253,6 @@ def _level_fields(level: Level | None) -> dict[str, Any] | None:
     return values
 
 
-def _first_version(state: Mapping[str, Any], level: Level | None) -> Memory:
-    """A state as version 1 wrote it: means as arrays, no digest of the probe."""
-    wrong = sorted(_FIRST_FIELDS ^ (set(state) - {"rules"}), key=str)
-    valid = not wrong and is_integer(state["round"], 0)
-    if not (valid and isinstance(state["state"], dict) and isinstance(state["features"], dict)):
-        raise StateError(
-            f"the defence's state is damaged (fields {wrong or 'of other types'}); expected what"
-            " state_dict() of fedloop 0.1 returned"
-        )
-    if state["level"] != repr(level):
-        raise StateError(
-            f"got the state of {state['level']}; expected that of {level!r}: a state belongs to its"
-            " level's parameters"
-        )
-    return Memory(int(state["round"]), copy.deepcopy(state["state"]), dict(state["features"]))
-
-
 def _hash(plain: Mapping[str, Any]) -> str:
     try:
         text = json.dumps(plain, sort_keys=True, allow_nan=False)
@@ -283,4 +269,7 @@ def _text(array: Any) -> str:
 
 def _array(text: str) -> np.ndarray:
     dtype, _, numbers = text.partition(":")
-    return np.frombuffer(base64.b64decode(numbers), np.dtype(dtype)).copy()
+    array = np.frombuffer(base64.b64decode(numbers, validate=True), np.dtype(dtype)).copy()
+    if not np.isfinite(array).all():
+        raise ValueError("a vector of it holds NaN or infinity")
+    return array

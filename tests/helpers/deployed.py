@@ -24,7 +24,7 @@ from fedloop.run.build import build_clients
 from tests.helpers.federated import toml
 from tests.helpers.flowered import records
 
-PATIENCE = 150.0
+PATIENCE = 300.0
 FEDLOOP = [sys.executable, "-m", "fedloop.cli.main"]
 THREADS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 

@@ -5,7 +5,9 @@ It can be saved, it is nobody else's, and it does not depend on how a round is c
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import json
 import math
 import pickle
@@ -14,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,6 +126,7 @@ TAMPERED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no dict": lambda state: [1, 2],
     "nothing": lambda state: None,
     "version 9": lambda state: {**state, "version": 9},
+    "version 1, of fedloop 0.1": lambda state: {**state, "version": 1},
     "version as text": lambda state: {**state, "version": "2"},
     "version true": lambda state: {**state, "version": True},
     "another level": lambda state: {**state, "level": "StepLevel()"},
@@ -152,25 +156,27 @@ def test_damaged_states_are_refused(case: str) -> None:
     assert fresh.state_dict() == before
 
 
-def test_the_first_version_of_a_state_is_still_read() -> None:
-    """As fedloop 0.1 wrote it: means as arrays, the level by its repr."""
-    for name, level in LEVELS.items():
-        tested = defense(level)
-        play(tested, range(1, 4))
-        memory = tested._memory
-        former = {
-            "version": 1,
-            "level": repr(level),
-            "round": memory.round,
-            "state": memory.level,
-            "features": memory.features,
-        }
-        resumed = defense(level)
-        resumed.load_state_dict(former)
-        assert play(resumed, range(4, 6)) == play(tested, range(4, 6))
-        for wrong in ({"level": "StepLevel()"}, {"round": "3"}, {"state": None}):
-            with pytest.raises(StateError):
-                defense(LEVELS[name]).load_state_dict({**former, **wrong})
+NANS = "<f8:" + base64.b64encode(np.full(3, np.nan).tobytes()).decode()
+RESEALED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a mean of NaN": lambda state: state["features"]["c4"].update(mean=NANS),
+    "a mean as a list": lambda state: state["features"]["c4"].update(mean=[0.1]),
+    "no base64": lambda state: state["features"]["c4"].update(mean="<f8:?"),
+    "no mean": lambda state: state["features"]["c4"].pop("mean"),
+    "features as a list": lambda state: state.update(features=[1]),
+    "no state": lambda state: state.update(state=None),
+}
+
+
+@pytest.mark.parametrize("case", RESEALED)
+def test_a_hash_made_anew_does_not_carry_what_is_no_state(case: str) -> None:
+    tested = defense(LEVELS["cumulative"])
+    play(tested, range(1, 3))
+    state = tested.state_dict()
+    RESEALED[case](state)
+    plain = {key: value for key, value in state.items() if key != "sha256"}
+    seal = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    with pytest.raises(StateError, match="damaged"):
+        defense(LEVELS["cumulative"]).load_state_dict({**plain, "sha256": seal})
 
 
 def test_frozen_clients_need_no_evidence_and_keep_their_factor() -> None:
