@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from ..errors import FitError, quoted
+
+
+def _option(default: Any, holds: Callable[[Any], bool], expected: str) -> Any:
+    """A field that is checked when its dataclass is made."""
+    return field(default=default, metadata={"holds": holds, "expected": expected})
+
+
+def _number(default: float, high: float = math.inf, *, reaches: tuple[float, ...] = ()) -> Any:
+    """A finite number between 0 and `high`; of the bounds, those that it may reach."""
+
+    def holds(value: Any) -> bool:
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        return plain and (0 < value < high or value in reaches)
+
+    bounds = "above 0" if math.isinf(high) else f"between 0 and {high:g}"
+    return _option(default, holds, f"a number {bounds}")
+
+
+def _whole(default: int) -> Any:
+    """A whole number of at least 1."""
+    return _option(default, _is_count, "a whole number of at least 1")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
 
 
 @dataclass(frozen=True)
@@ -16,27 +41,14 @@ class _Options:
 
     head: ClassVar[str] = ""
 
-    def _number(self, name: str, low: float, high: float, *, closed: str = "") -> None:
-        """A finite number between two bounds; `closed` names those that it may reach."""
-        value = getattr(self, name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        inside = is_number and low <= value <= high and math.isfinite(value)
-        at_bound = inside and (
-            (value == low and "low" not in closed) or (value == high and "high" not in closed)
-        )
-        if not inside or at_bound:
-            bounds = f"above {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
-            self._refuse(name, f"a number {bounds}")
-
-    def _whole(self, name: str, value: Any, low: int = 1) -> None:
-        if type(value) is not int or value < low:
-            self._refuse(name, f"a whole number of at least {low}")
-
-    def _refuse(self, name: str, expected: str) -> None:
-        raise FitError(
-            f"head {self.head!r}, option {name}: got {quoted(getattr(self, name))}; expected"
-            f" {expected}"
-        )
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            got, valid = getattr(self, option.name), option.metadata
+            if not valid["holds"](got):
+                raise FitError(
+                    f"head {self.head!r}, option {option.name}: got {quoted(got)}; expected"
+                    f" {valid['expected']}"
+                )
 
 
 @dataclass(frozen=True)
@@ -53,52 +65,31 @@ class LinearOptions(_Options):
     """
 
     head: ClassVar[str] = "linear"
-    C: float = 100.0
-    max_iter: int = 2000
-    standardize: bool = False
-
-    def __post_init__(self) -> None:
-        self._number("C", 0, math.inf)
-        self._whole("max_iter", self.max_iter)
-        if not isinstance(self.standardize, bool):
-            self._refuse("standardize", "True or False")
+    C: float = _number(100.0)
+    max_iter: int = _whole(2000)
+    standardize: bool = _option(False, lambda value: isinstance(value, bool), "True or False")
 
 
 @dataclass(frozen=True)
-class _TorchOptions(_Options):
-    """How fast and how long a head that torch trains is trained."""
-
-    lr: float = 0.01
-    weight_decay: float = 2.0
-    batch_size: int = 256
-    max_epochs: int = 100
-    patience: int = 15
-    min_delta: float = 1e-4
-    clip: float = 0.5
-    val_fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "clip"):
-            self._number(name, 0, math.inf)
-        for name in ("weight_decay", "min_delta"):
-            self._number(name, 0, math.inf, closed="low")
-        for name in ("batch_size", "max_epochs", "patience"):
-            self._whole(name, getattr(self, name))
-        self._number("val_fraction", 0, 1)
-
-
-@dataclass(frozen=True)
-class LinearPaperOptions(_TorchOptions):
+class LinearPaperOptions(_Options):
     """Of `fit_linear_paper`; every constant is the paper's.
 
     Source: arXiv:2601.07177, LoRA-Probe; constants of its official code.
     """
 
     head: ClassVar[str] = "linear_paper"
+    lr: float = _number(0.01)
+    weight_decay: float = _number(2.0, reaches=(0,))
+    batch_size: int = _whole(256)
+    max_epochs: int = _whole(100)
+    patience: int = _whole(15)
+    min_delta: float = _number(1e-4, reaches=(0,))
+    clip: float = _number(0.5)
+    val_fraction: float = _number(0.1, 1)
 
 
 @dataclass(frozen=True)
-class MLPOptions(_TorchOptions):
+class MLPOptions(_Options):
     """Of `fit_mlp`.
 
     Attributes:
@@ -107,24 +98,20 @@ class MLPOptions(_TorchOptions):
     """
 
     head: ClassVar[str] = "mlp"
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    batch_size: int = 64
-    max_epochs: int = 200
-    patience: int = 20
-    clip: float = 1.0
-    val_fraction: float = 0.2
-    hidden: tuple[int, ...] = (64,)
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._number("dropout", 0, 1, closed="low")
-        if not isinstance(self.hidden, tuple | list):
-            self._refuse("hidden", "a list of widths")
-        for width in self.hidden:
-            self._whole("hidden", width)
-        object.__setattr__(self, "hidden", tuple(self.hidden))
+    lr: float = _number(1e-3)
+    weight_decay: float = _number(0.01, reaches=(0,))
+    batch_size: int = _whole(64)
+    max_epochs: int = _whole(200)
+    patience: int = _whole(20)
+    min_delta: float = _number(1e-4, reaches=(0,))
+    clip: float = _number(1.0)
+    val_fraction: float = _number(0.2, 1)
+    hidden: tuple[int, ...] = _option(
+        (64,),
+        lambda widths: isinstance(widths, tuple | list) and all(map(_is_count, widths)),
+        "a list of widths, whole numbers of at least 1",
+    )
+    dropout: float = _number(0.1, 1, reaches=(0,))
 
 
 @dataclass(frozen=True)
@@ -132,21 +119,14 @@ class XGBoostOptions(_Options):
     """Of `fit_xgboost`, by XGBoost's own names where it has one."""
 
     head: ClassVar[str] = "xgboost"
-    max_depth: int = 3
-    eta: float = 0.1
-    subsample: float = 0.8
-    colsample: float = 0.2
-    n_estimators: int = 300
-    early_stopping: int = 20
-    val_fraction: float = 0.2
-    nthread: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("max_depth", "n_estimators", "early_stopping", "nthread"):
-            self._whole(name, getattr(self, name))
-        for name in ("eta", "subsample", "colsample"):
-            self._number(name, 0, 1, closed="high")
-        self._number("val_fraction", 0, 1)
+    max_depth: int = _whole(3)
+    eta: float = _number(0.1, 1, reaches=(1,))
+    subsample: float = _number(0.8, 1, reaches=(1,))
+    colsample: float = _number(0.2, 1, reaches=(1,))
+    n_estimators: int = _whole(300)
+    early_stopping: int = _whole(20)
+    val_fraction: float = _number(0.2, 1)
+    nthread: int = _whole(1)
 
 
 @dataclass(frozen=True)

@@ -91,35 +91,21 @@ def _front_matter(probe: Probe, repo_id: str | None, subfolder: str | None) -> s
 
     facts = probe.facts
     results = _eval_results(facts.get("metrics", ()))
+    metrics = {result.metric_type for result in results} & set(_KNOWN_METRICS)
+    title = _line(_text(facts, "title", "LoRA probe"))
+    name = "/".join(filter(None, (repo_id, subfolder))) or title
+    # The Hub refuses a card whose base is no id of a model there; the table below names it anyway.
+    on_hub = probe.base_model and _HUB_MODEL.fullmatch(probe.base_model)
+    head = f"head:{probe.head.name}"
     data = ModelCardData(
         library_name="loraprobe",
         license=_text(facts, "licence", "apache-2.0"),
-        # The Hub refuses a card whose base is no id of a model there; the table below names it in
-        # any case.
-        base_model=(
-            probe.base_model
-            if probe.base_model and _HUB_MODEL.fullmatch(probe.base_model)
-            else None
-        ),
+        base_model=probe.base_model if on_hub else None,
         pipeline_tag=TASK,
-        tags=[
-            "lora",
-            "peft",
-            "federated-learning",
-            "backdoor-detection",
-            f"head:{probe.head.name}",
-        ],
+        tags=["lora", "peft", "federated-learning", "backdoor-detection", head],
         datasets=[row["hub_id"] for row in facts.get("data", ()) if row.get("hub_id")] or None,
-        metrics=sorted(
-            {result.metric_type for result in results if result.metric_type in _KNOWN_METRICS}
-        )
-        or None,
-        model_name=(
-            "/".join(filter(None, (repo_id, subfolder)))
-            or _line(_text(facts, "title", "LoRA probe"))
-            if results
-            else None
-        ),
+        metrics=sorted(metrics) or None,
+        model_name=name if results else None,
         eval_results=results or None,
     )
     return f"---\n{data.to_yaml()}\n---"
@@ -166,50 +152,27 @@ def metric_type(name: str) -> str:
 def _at_a_glance(probe: Probe) -> str:
     layout, recipe = probe.featurizer.layout, probe.featurizer.recipe
     training = probe.facts.get("training", {})
-    calibration = probe.calibration
-    rows = [
-        ("Base model", probe.base_model or "not recorded"),
-        ("Adapters", f"{layout.kind}, {len(layout.scalings)} modules read"),
-        (
-            "Features",
-            (
-                f"{', '.join(recipe.features)} of layers {recipe.layers}, factors"
-                f" {', '.join(recipe.factors)}"
-            ),
-        ),
-        ("Feature vector", f"{probe.featurizer.num_features} numbers"),
-        ("Head", str(training.get("head", probe.head.name))),
-        ("Threshold", f"{probe.threshold:.4g} ({_rule(training)})"),
-        ("Benign below", f"{probe.lower_cut:.4g}; inconclusive in between"),
-        *_in_rounds(probe.facts.get("cumulative")),
-        (
-            "Calibration",
-            (
-                f"{calibration.method}, on {calibration.rows} rows of unit {calibration.unit!r};"
-                " for a prior of one half"
-                if calibration
-                else "none"
-            ),
-        ),
-        (
-            "Trained on",
-            (
-                f"{training.get('n', '?')} adapters of {training.get('n_groups', '?')} groups,"
-                f" {training.get('n_malicious', '?')} malicious"
-            ),
-        ),
-    ]
-    return "\n".join(
-        ["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows)]
-    )
-
-
-def _in_rounds(said: Any) -> list[tuple[str, str]]:
-    """What fedloop's cumulative level takes from the probe, where it says so."""
-    if not isinstance(said, Mapping) or not said:
-        return []
-    named = ", ".join(f"{name} {_value(value)}" for name, value in said.items())
-    return [("In a federation", f"level `cumulative`, on a client's mean features: {named}")]
+    calibration = "none"
+    if probe.calibration:
+        calibration = (
+            f"{probe.calibration.method}, on {probe.calibration.rows} rows of unit"
+            f" {probe.calibration.unit!r}; for a prior of one half"
+        )
+    rows = {
+        "Base model": probe.base_model or "not recorded",
+        "Adapters": f"{layout.kind}, {len(layout.scalings)} modules read",
+        "Features": f"{', '.join(recipe.features)} of layers {recipe.layers}, factors"
+        f" {', '.join(recipe.factors)}",
+        "Feature vector": f"{probe.featurizer.num_features} numbers",
+        "Head": str(training.get("head", probe.head.name)),
+        "Threshold": f"{probe.threshold:.4g} ({_rule(training)})",
+        "Benign below": f"{probe.lower_cut:.4g}; inconclusive in between",
+        "Calibration": calibration,
+        "Trained on": f"{training.get('n', '?')} adapters of {training.get('n_groups', '?')}"
+        f" groups, {training.get('n_malicious', '?')} malicious",
+    }
+    lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
 
 
 def _rule(training: Mapping[str, Any]) -> str:
@@ -296,28 +259,20 @@ def _training(probe: Probe) -> str:
         if name not in ("score_distribution", "marks")
     ]
     computed = {**recipe.to_dict(), "modules": recipe.modules or "all"}
-    rows += [
-        {"what": f"recipe: {name}", "value": _value(value)} for name, value in computed.items()
-    ]
+    rows += [{"what": f"recipe: {name}", "value": _value(one)} for name, one in computed.items()]
     return _table("Training recipe", ("what", "value"), rows)
 
 
 def _value(value: Any) -> str:
     """A setting as a reader would write it."""
     if isinstance(value, Mapping):
-        return (
-            ", ".join(f"{name} = {_value(item)}" for name, item in value.items())
-            or "none but the defaults"
-        )
+        pairs = ", ".join(f"{name} = {_value(item)}" for name, item in value.items())
+        return pairs or "none but the defaults"
     if isinstance(value, list | tuple):
         return ", ".join(_value(item) for item in value)
-    return (
-        f"{value:.6g}"
-        if isinstance(value, float)
-        else "none"
-        if value in (None, "None")
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "none" if value in (None, "None") else str(value)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

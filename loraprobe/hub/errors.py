@@ -15,10 +15,8 @@ _BY_STATUS = {
     400: "the Hub refused the request",
     401: "the Hub wants a valid token. Set HF_TOKEN, or log in with `hf auth login`",
     402: "the Hub wants a paid plan for this",
-    403: (
-        "the token may not do this. Publishing needs one with the role 'write' for the repository"
-        " and its namespace"
-    ),
+    403: "the token may not do this. Publishing needs one with the role 'write' for the repository"
+    " and its namespace",
     409: "it conflicts with what the Hub holds. Look at the repository, then try again",
     412: "somebody else committed in the meantime, and nothing of this was committed. Push again",
     413: "the Hub finds it too large",
@@ -65,49 +63,23 @@ def _advice(error: Exception) -> str:
     from huggingface_hub import errors as hub
 
     wraps = "orce download failed" in str(error) or isinstance(error, hub.LocalEntryNotFoundError)
-    if wraps and isinstance(
-        error.__cause__, Exception
-    ):  # what the library met when it asked, and then found nothing in the cache
-        return _advice(error.__cause__)
-    known = (
-        (
-            hub.GatedRepoError,
-            (
-                "the repository is gated. Accept its conditions on the Hub, then pass the token of"
-                " that account."
-            ),
-        ),
-        (
-            hub.RepositoryNotFoundError,
-            (
-                "no such repository, or it is private and the token does not open it. Check the id"
-                " and token."
-            ),
-        ),
-        (
-            hub.RevisionNotFoundError,
-            "no such revision. Give a commit, tag or branch of the repository.",
-        ),
-        (
-            hub.OfflineModeIsEnabled,
-            (
-                "not in the local cache, and HF_HUB_OFFLINE=1 keeps the Hub from being asked. Unset"
-                " it to go online."
-            ),
-        ),
-        (
-            hub.LocalEntryNotFoundError,
-            (
-                "not in the local cache, and the Hub was not asked or not reached. Go online once,"
-                " or give a commit that is cached."
-            ),
-        ),
-        (
-            hub.HFValidationError,
-            f"the Hub knows no such name ({_reason(error)}). Check the id and revision.",
-        ),
-    )
-    for kind, advice in known:
+    if wraps and isinstance(error.__cause__, Exception):
+        return _advice(error.__cause__)  # what it met when it asked; then the cache had nothing
+    known: dict[type[Exception], str] = {
+        hub.GatedRepoError: "the repository is gated. Accept its conditions on the Hub, then pass"
+        " the token of that account.",
+        hub.RepositoryNotFoundError: "no such repository, or it is private and the token does not"
+        " open it. Check the id and token.",
+        hub.RevisionNotFoundError: "no such revision. Give a commit, tag or branch of the"
+        " repository.",
+        hub.OfflineModeIsEnabled: "not in the local cache, and HF_HUB_OFFLINE=1 keeps the Hub from"
+        " being asked. Unset it to go online.",
+        hub.LocalEntryNotFoundError: "not in the local cache, and the Hub was not asked or not"
+        " reached. Go online once, or give a commit that is cached.",
+        hub.HFValidationError: f"the Hub knows no such name ({_reason(error)}). Check the id and"
+        " revision.",
+    }
+    for kind, advice in known.items():
         if isinstance(error, kind):
             return advice
     status = getattr(getattr(error, "response", None), "status_code", 0)
@@ -115,9 +87,8 @@ def _advice(error: Exception) -> str:
         return f"the Hub has a fault of its own (HTTP {status}: {_reason(error)}). Try again later."
     if status in _BY_STATUS:
         return f"{_BY_STATUS[status]} (HTTP {status}: {_reason(error)})."
-    if (
-        "xet" in _reason(error).lower()
-    ):  # the client takes that storage wherever hf_xet is installed, and has no other way then
+    # The client takes that storage wherever hf_xet is installed, and has no other way then.
+    if "xet" in _reason(error).lower():
         return (
             f"the transfer to or from the Hub's Xet storage failed ({_reason(error)}). If this Hub"
             " has none, set HF_HUB_DISABLE_XET=1."

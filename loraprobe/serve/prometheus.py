@@ -14,23 +14,7 @@ from ..errors import MissingExtra
 if TYPE_CHECKING:
     from .results import Result
 
-_SECONDS = (
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-)
+_SECONDS = (0.0005, *(step * 10**power for power in range(-3, 1) for step in (1, 2.5, 5)), 10, 30)
 _BYTES = tuple(float(4**power) for power in range(5, 16))  # 1 KiB to 1 GiB
 
 
