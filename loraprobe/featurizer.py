@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .adapters.adapter import Adapter, Kind
-from .adapters.deltas import incomplete
+from .adapters.deltas import check_is_change, incomplete
 from .adapters.layout import Layout, layer_of
 from .adapters.pair import Array, LoRAPair, all_finite
 from .errors import KindMismatch, LayoutMismatch, LoraprobeError, NonFiniteError, RecipeError
@@ -112,7 +112,9 @@ class Featurizer:
         Raises:
             KindMismatch, LayoutMismatch: see `Layout.check`, or a module is adapted that was not in
                 training; a pooled recipe compares only kind, module names and, of spectra, rank.
+            DataError: B A of the adapter is not the change of its base (see `check_is_change`).
         """
+        check_is_change(adapter)
         unknown = (
             _leaves(list(adapter)) - _leaves(list(self.modules))
             if self.recipe.pool
@@ -128,7 +130,8 @@ class Featurizer:
             self._check_products(adapter)
             return
         if not self.recipe.pool:
-            self._check_whole(adapter)
+            if absent := self.absent(adapter):
+                raise LayoutMismatch(incomplete(absent))
             self.layout.check(adapter)
             return
         if adapter.kind != self.layout.kind:
@@ -182,16 +185,11 @@ class Featurizer:
             for module in self.layout.scalings
         }
 
-    def _check_whole(self, adapter: Adapter) -> None:
-        """Raise where the configuration selects modules of the base that the file does not hold."""
-        selects = adapter.selects
-        absent = [
-            module
-            for module in sorted(self.modules)
-            if selects is not None and module not in adapter and selects(module)
-        ]
-        if absent:
-            raise LayoutMismatch(incomplete(absent))
+    def absent(self, adapter: Adapter) -> list[str]:
+        """Modules of the base that the adapter's configuration selects and its file lacks."""
+        if (selects := adapter.selects) is None:
+            return []
+        return [one for one in sorted(self.modules) if one not in adapter and selects(one)]
 
     def check_unread(self, adapter: Adapter) -> None:
         """Look at every number of an adapter, kind "weights", that `read` does not look at.

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .adapters.adapter import Adapter
+from .adapters.deltas import incomplete
 from .calibration import Calibration
 from .constant import check_varies
 from .errors import AdapterFormatError, BaseModelMismatch, FitError, LayoutMismatch
@@ -144,7 +145,8 @@ class Probe:
 
         It is inconclusive where nothing or too little of what the probe reads has changed, and
         where nothing says that the adapter is of the probe's base model. It is not benign either
-        where nothing says that it started from the initial adapter that a probe of factors knows.
+        where nothing says that it started from the initial adapter that a probe of factors knows,
+        or where modules are missing that its configuration selects.
 
         Args:
             check_base: False is the caller's word that the base model is the probe's.
@@ -162,8 +164,9 @@ class Probe:
             known = self.check_start(adapter) or not check_start
             verdict = self.verdict(float(score), not self._is_blank(adapter, row, coverage))
             reason = self._doubt(adapter, coverage, check_base)
-            if not reason and not known and verdict.label == "benign":
-                reason = _UNKNOWN_START
+            if not reason and verdict.label == "benign":
+                absent = self.featurizer.absent(adapter)
+                reason = incomplete(absent) if absent else "" if known else _UNKNOWN_START
             if reason:
                 verdict = replace(verdict, label="inconclusive", reason=reason)
             verdicts.append(replace(verdict, coverage=coverage))

@@ -111,7 +111,7 @@ class Scorer:
     def together(self, delta: Adapter, reading: Reading) -> str:
         """Why a round's aggregate must not be applied, by its score; "" if it may be."""
         try:
-            score = float(self.probe.score_features(self._features([reading(delta)]))[0])
+            score = float(self.probe.score_features(self.probe.featurizer([reading(delta)]))[0])
         except UNREADABLE as error:
             return reason(error)
         cut = self.level.threshold
@@ -135,11 +135,13 @@ class Scorer:
         if evidence == SHADOW_GRADIENT and len(steps) != 1:
             raise EvidenceError(f"got {len(steps)} steps of evidence; expected one shadow gradient")
         self.probe.check_start(update.delta)  # steps are none, or lead to it
-        rows = self._features([reading(step) for step in steps])
+        rows, coverages = self.probe.featurizer.read([reading(step) for step in steps])
+        if not all(coverage.read for coverage in coverages):
+            raise EvidenceError(
+                "no weight that the probe reads has changed, whatever became of its factors: no"
+                " evidence of innocence; expected a trained update"
+            )
         return self.probe.score_features(rows) if self.level.accumulator is None else rows[0]
-
-    def _features(self, steps: Sequence[Adapter]) -> Vector:
-        return self.probe.featurizer(steps)
 
     def _add(self, scored: Scored, mean: FeatureMean, evidence: Mapping[str, Vector]) -> None:
         """Score every client's mean features so far; one without a score leaves no trace."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import BaseModelMismatch, KindMismatch, LayoutMismatch
+from ..errors import BaseModelMismatch, DataError, KindMismatch, LayoutMismatch
 from .adapter import Adapter, LazyPairs, Origin
 from .layout import Layout
 from .pair import Array, Factor, LazyTensor, LoRAPair
@@ -119,7 +119,8 @@ def _since_zero(module: str, pair: LoRAPair) -> LoRAPair:
     def refuse() -> Array:
         raise KindMismatch(
             f"{module}: the delta of lora_A needs the adapter that training started from, and none"
-            " was given. Use factor_delta(after, before), or a probe that reads lora_B only."
+            " was given. Give it (factor_delta(after, before); --base), or use a probe that reads"
+            " lora_B only."
         )
 
     return LoRAPair(LazyTensor(pair.shape_of("A"), refuse), pair.lazy("B"), pair.scaling)
@@ -154,6 +155,22 @@ def _same_modules(after: Adapter, before: Adapter) -> None:
             f"the adapter lacks {len(absent)} modules of the one that training started from and has"
             f" {len(added)} more, first {(absent or added)[0]!r}; expected the same modules before"
             " and after training"
+        )
+
+
+def check_is_change(adapter: Adapter) -> None:
+    """Raise where B A of weights is known not to be the change of the published base model.
+
+    Raises:
+        DataError: the initialisation changed the base as well (PiSSA, OLoRA, ...).
+    """
+    if adapter.kind == "weights" and adapter.moves_base:
+        raise DataError(
+            "the initialisation took part of the base's weights away (init_lora_weights in"
+            " adapter_config.json), so that B @ A is not the change of the published base. Save it"
+            " with PEFT's path_initial_model_for_weight_conversion (twice the rank) for a probe of"
+            " the recipe invariant; or compare it with the adapter as it was before training"
+            " (weight_delta; --base)"
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from .adapter import KINDS, Adapter
-from .deltas import factor_delta, weight_delta
+from .deltas import check_is_change, factor_delta, weight_delta
 from .load import load_adapter
 
 FRESH = "fresh"
@@ -30,14 +30,7 @@ def as_kind(
     if kind not in KINDS:
         raise DataError(f"got kind {kind!r}; expected one of {', '.join(KINDS)}")
     if kind == "weights":
-        if adapter.moves_base:
-            raise DataError(
-                "the initialisation took part of the base's weights away (init_lora_weights in"
-                " adapter_config.json), so that B @ A is not the change of the published base. Save"
-                " it with PEFT's path_initial_model_for_weight_conversion (twice the rank) for"
-                " a probe of the recipe invariant; or compare it with its start: --base with the"
-                " adapter as it was before training"
-            )
+        check_is_change(adapter)
         return adapter
     if before is None:
         raise DataError(

@@ -118,12 +118,14 @@ def _settings(
                 " is for files without a configuration"
             )
         return settings
+    if alpha is None:  # what is no PEFT adapter at all is said before what it lacks
+        pairs_from_tensors(SafetensorsFile(weights), Scalings(1.0))
     elsewhere = weights.parent.parent / CONFIG_NAME
     hint = f". Copy {elsewhere} beside the weights" if elsewhere.is_file() else ""
     if path.is_dir():
         raise AdapterFormatError(
-            f"no {CONFIG_NAME} in {path}; expected a PEFT adapter folder, or the file"
-            f" {weights.name} with alpha{hint}"
+            f"no {CONFIG_NAME} in {path}, which says how B @ A is scaled. Put it there, or give the"
+            f" file {weights.name} with alpha (--alpha of score and inspect){hint}"
         )
     if alpha is None:
         raise AdapterFormatError(

@@ -25,7 +25,9 @@ _FUSED = frozenset({"experts", "base_layer"})
 # Names of tensors, the tool that writes them, and how to get PEFT's.
 _TOOLS = (
     (
-        re.compile(r"lora_(?:unet|te\d?|transformer)_.*\.(?:lora_(?:down|up)\.weight|alpha)"),
+        # networks/lora*.py: prefix + the module's path with _ for ., one dot, and any of lora_down,
+        # lora_up, lora_mid, alpha, dora_scale, hada_*, lokr_*, oft_*; numbered where qkv is split.
+        re.compile(r"lora_(?:unet|te\d?|flux|transformer)_[^.]+\..+"),
         "kohya-ss sd-scripts",
         "it adapts an image model; load it with diffusers and save it with save_lora_adapter",
     ),

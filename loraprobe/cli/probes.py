@@ -138,7 +138,9 @@ def inspect(
     from ..adapters.kinds import as_kind
 
     kind = "weight_delta" if base else "weights"
-    loaded = as_kind(_adapter(adapter, alpha), kind, base, alpha)
+    given = _adapter(adapter, alpha)
+    given.check_finite()  # names the module
+    loaded = as_kind(given, kind, base, alpha)
     short = len(loaded) > MOST_MODULES and not every
     console.print(_by_layer(loaded) if short else _by_module(loaded))
     if short:

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..adapters.adapter import Adapter
 from ..adapters.layout import layer_of
-from ..errors import PolicyError
+from ..adapters.pair import Array, LoRAPair
+from ..errors import NonFiniteError, PolicyError
 from ..limits import SCAN_REFERENCE, read_limited
 from ..probe import Probe
 
@@ -50,9 +51,9 @@ class Facts:
         """Measure an adapter; one module is in memory at a time.
 
         Raises:
-            NonFiniteError: a factor holds NaN or infinity.
+            NonFiniteError: a factor holds NaN or infinity; it names the module.
         """
-        spectra = [np.asarray(pair.svdvals(), dtype=np.float64) for pair in adapter.values()]
+        spectra = [_spectrum(module, pair) for module, pair in adapter.items()]
         squares = [float(np.square(values).sum()) for values in spectra]
         largest = [float(values.max(initial=0.0)) for values in spectra]
         stable = [total / top**2 for total, top in zip(squares, largest, strict=True) if top > 0]
@@ -78,6 +79,13 @@ class Facts:
             "log spectral norm": math.log(max(self.spectral, 1e-12)),
             "log stable rank": math.log(max(self.stable_rank, 1e-12)),
         }
+
+
+def _spectrum(module: str, pair: LoRAPair) -> Array:
+    try:
+        return np.asarray(pair.svdvals(), dtype=np.float64)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{module}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlencode, urlsplit
 
 from .. import errors
-from ..errors import LayoutMismatch, LoraprobeError, ServiceError
+from ..errors import KindMismatch, LayoutMismatch, LoraprobeError, ServiceError
 from .results import Result
 from .upload import MEDIA_TYPE, content_digest
 
@@ -95,6 +95,7 @@ class ScoringClient:
         from ..adapters.load import load_adapter
 
         loaded = load_adapter(adapter, alpha=alpha) if isinstance(adapter, str | Path) else adapter
+        self._check_config(loaded)
         query = {"kind": loaded.kind, **({} if probe is None else {"probe": probe})}
         body = self._encoded(loaded, probe)
         headers = {"Content-Type": MEDIA_TYPE, "Content-Digest": content_digest(body)}
@@ -128,6 +129,23 @@ class ScoringClient:
                 f"{self._url} gave an answer of another form; is it a scoring service?"
             )
         return served
+
+    def _check_config(self, adapter: Adapter) -> None:
+        """What adapter_config.json says and tensors do not: no service can check it."""
+        from ..adapters.deltas import check_is_change, incomplete
+
+        check_is_change(adapter)
+        if adapter.kind != "weights" or (selects := adapter.selects) is None:
+            return
+        if not adapter.zero_start:
+            raise KindMismatch(
+                "B did not start at zero (init_lora_weights in adapter_config.json), which a"
+                " service cannot see. Send the change since the start: weight_delta(after, before)"
+                " to a probe of products, factor_delta(after, before) to one of factors"
+            )
+        known = {module for entry in self.probes() for module in entry["modules"]}
+        if absent := [one for one in sorted(known - adapter.keys()) if selects(one)]:
+            raise LayoutMismatch(incomplete(absent))
 
     def _encoded(self, adapter: Adapter, probe: str | None) -> bytes:
         from .slices import SLICE, encode, save_whole
