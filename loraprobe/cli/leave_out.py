@@ -80,19 +80,8 @@ def _cut_cells(cuts: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _outcome_table(outcomes: Sequence[Outcome]) -> Table:
-    table = Table(
-        *(
-            Column(name, overflow="fold")
-            for name in (
-                "left out",
-                "detector",
-                "recipe",
-                "malicious / benign tested",
-                "AUROC",
-                "rates",
-            )
-        )
-    )
+    names = ("left out", "detector", "recipe", "malicious / benign tested", "AUROC", "rates")
+    table = Table(*(Column(name, overflow="fold") for name in names))
     for one in outcomes:
         start = [plain(one.left_out), plain(one.detector), plain(one.recipe)]
         if one.report is None:

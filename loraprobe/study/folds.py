@@ -117,25 +117,15 @@ def pair_folds(rows: Sequence[Row], keep_twins: bool = False) -> list[Fold]:
     found = []
     for bad in sorted({*table.source[table.labels == 1]}):
         for good in sorted({*table.source[table.labels == 0]}):
-            mine = (
-                (table.source == bad) & (table.labels == 1) & (~table.mixed | (table.host == good))
-            )
-            test = mine | ((table.source == good) & (table.labels == 0))
-            out = np.isin(table.source, (bad, good)) | (
-                table.mixed & np.isin(table.host, (bad, good))
-            )
+            mine = table.of(bad, 1) & (~table.mixed | (table.host == good))
+            test = mine | table.of(good, 0)
+            out = table.touching((bad, good))
             out |= table.twins(out, keep_twins)
             train = ~table.in_groups(out | test)
             part = Part(np.flatnonzero(train), np.flatnonzero(test))
-            found.append(
-                Fold(
-                    f"{bad} | {good}",
-                    "pair",
-                    int((~train & ~test).sum()),
-                    (part,),
-                    table.kinds_in(test),
-                )
-            )
+            withheld = int((~train & ~test).sum())
+            name = f"{bad} | {good}"
+            found.append(Fold(name, "pair", withheld, (part,), table.kinds_in(test)))
     return found
 
 
@@ -161,20 +151,12 @@ def _value_fold(
     numbers = _fold_numbers(table, target, other, folds, seed)
     parts = []
     for number in range(numbers.max() + 1):
-        test = (target | other) & (numbers == number)
-        parts.append(
-            Part(
-                np.flatnonzero(train & ~table.in_groups(other & (numbers == number))),
-                np.flatnonzero(test),
-            )
-        )
-    return Fold(
-        value,
-        "malicious" if label else "benign",
-        int((~train & ~target & ~other).sum()),
-        tuple(parts),
-        table.kinds_in(target),
-    )
+        here = numbers == number
+        kept = train & ~table.in_groups(other & here)
+        parts.append(Part(np.flatnonzero(kept), np.flatnonzero((target | other) & here)))
+    withheld = int((~train & ~target & ~other).sum())
+    side: Side = "malicious" if label else "benign"
+    return Fold(value, side, withheld, tuple(parts), table.kinds_in(target))
 
 
 def _fold_numbers(
@@ -208,6 +190,16 @@ class _Table:
         self.groups = np.array([row.group for row in rows])
         self.kinds = np.array([kind_of(row) for row in rows])
         self.mixed = (self.host != "") & (self.host != self.source)
+
+    def of(self, source: str, label: int) -> Mask:
+        """Rows of a source and a class."""
+        return np.logical_and(self.source == source, self.labels == label)
+
+    def touching(self, sources: Sequence[str]) -> Mask:
+        """Rows of these sources, and mixtures into them."""
+        return np.logical_or(
+            np.isin(self.source, sources), self.mixed & np.isin(self.host, sources)
+        )
 
     def in_groups(self, mask: Mask) -> Mask:
         """Rows of a group that has a row in the mask."""
@@ -250,25 +242,17 @@ def values_of(
         )
     if field == "source":
         _check_sources(rows)
+    pairs = list(zip(rows, adapters, strict=True))
     if field == "lr":
         values = _ranges(rows, [row.lr for row in rows], bins, edges)
     elif field == "rank":
-        values = [_rank(row, adapter) for row, adapter in zip(rows, adapters, strict=True)]
+        values = [_rank(row, adapter) for row, adapter in pairs]
     elif field == "base":
-        values = [
-            row.base or adapter.base_model or ""
-            for row, adapter in zip(rows, adapters, strict=True)
-        ]
+        values = [row.base or adapter.base_model or "" for row, adapter in pairs]
     else:
         values = [str(getattr(row, field)) for row in rows]
-    _check_given(
-        rows,
-        field,
-        [
-            bool(value) or (field == "attack" and row.label == 0)
-            for row, value in zip(rows, values, strict=True)
-        ],
-    )
+    free = [field == "attack" and row.label == 0 for row in rows]
+    _check_given(rows, field, [bool(v) or f for v, f in zip(values, free, strict=True)])
     if not 2 <= (count := len({*values} - {""})) <= MAX_VALUES:
         raise FitError(
             f"got {count} values of {field} in {len(rows)} rows; expected from 2 to {MAX_VALUES}:"
@@ -305,11 +289,9 @@ def _check_sources(rows: Sequence[Row]) -> None:
 def _rank(row: Row, adapter: Adapter) -> str:
     if row.rank is not None:
         return str(row.rank)
-    return (
-        ""
-        if adapter.kind == "weight_delta"
-        else "/".join(map(str, sorted({pair.rank for pair in adapter.values()})))
-    )
+    if adapter.kind == "weight_delta":
+        return ""
+    return "/".join(map(str, sorted({pair.rank for pair in adapter.values()})))
 
 
 def _ranges(

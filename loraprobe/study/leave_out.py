@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,15 @@ from ..fit.calibration import Budget, budget_of, fit_calibration, fpr_threshold,
 from ..fit.fit import default_head_options, held_out_scores
 from ..fit.heads import HEAD_FITTERS, fit_head
 from ..manifest import Row
-from .folds import Fold, Mask, Part, kind_of, pair_folds, value_folds, values_of
-from .report import LeaveOneOutReport, Outcome, measured
+from .folds import Fold, Part, kind_of, pair_folds, value_folds, values_of
+from .report import CutResult, LeaveOneOutReport, Outcome, Tested
 
 Floats: TypeAlias = NDArray[np.float64]
 Job: TypeAlias = "tuple[Detector, Fold]"
+_Cuts: TypeAlias = dict[
+    str | float, float | str
+]  # as asked for -> the number, or why there is none
+_Scored: TypeAlias = tuple[Floats, _Cuts]
 CUT_FOLDS = 3  # of the out-of-fold scores that a cut or a calibration is fitted on
 HEADS = ("linear", "linear_paper")  # the two that take well under a second a fit
 RECIPES = {
@@ -132,18 +136,11 @@ def leave_one_out(
     cut_numbers = tuple(_number_or_budget(cut) for cut in cuts)
     if calibration is not None:
         check_method(calibration)
+    values = values_of(rows, adapters, field, bins, edges)
     if pairs:
-        values_of(rows, adapters, "source")  # for what it refuses
         chosen = pair_folds(rows, keep_twins)
     else:
-        chosen = value_folds(
-            rows,
-            values_of(rows, adapters, field, bins, edges),
-            field == "source",
-            folds,
-            seed,
-            keep_twins,
-        )
+        chosen = value_folds(rows, values, field == "source", folds, seed, keep_twins)
     study = _Study(adapters, rows, cut_numbers, calibration, seed)
     jobs = [
         (detector, fold)
@@ -229,29 +226,20 @@ class _Study:
         try:
             parts = [self._scored(detector, part) for part in fold.parts]
             test = np.concatenate([part.test for part in fold.parts])
-            groups, kinds = [self.groups[row] for row in test], [self.kinds[row] for row in test]
-            scores = np.concatenate([scores for scores, _ in parts])
-            cuts = [
-                _flagged(str(cut), [found[cut] for _, found in parts], [own for own, _ in parts])
-                for cut in self.cuts
-            ]
-            return measured(
-                same,
+            tested = Tested(
+                np.concatenate([scores for scores, _ in parts]),
                 self.labels[test],
-                scores,
-                groups,
-                kinds,
+                [self.groups[row] for row in test],
+                [self.kinds[row] for row in test],
                 self.hard[test],
-                cuts,
-                self.seed,
                 fold.kinds,
             )
+            cuts = [_at_cut(tested, cut, parts) for cut in self.cuts]
+            return tested.measured(same, cuts, self.seed)
         except LoraprobeError as error:
             return replace(same, error=f"{type(error).__name__}: {error}")
 
-    def _scored(
-        self, detector: Detector, part: Part
-    ) -> tuple[Floats, dict[str | float, float | str]]:
+    def _scored(self, detector: Detector, part: Part) -> _Scored:
         """Scores (m,) of a part's test rows, and the cuts of the probe, or why it has none."""
         x, x_test = self._read(detector.recipe, part)
         y, groups = self.labels[part.train], [self.groups[row] for row in part.train]
@@ -263,22 +251,17 @@ class _Study:
             )
         fitted = fit_head(detector.head, x, y, groups, seed=self.seed, options=options)
         scores = np.asarray(fitted(x_test), dtype=np.float64)
-        cuts: dict[str | float, float | str] = {
-            cut: cut for cut in self.cuts if not isinstance(cut, str)
-        }
+        cuts: _Cuts = {cut: cut for cut in self.cuts if not isinstance(cut, str)}
         budgets, calibrated = [cut for cut in self.cuts if isinstance(cut, str)], None
         if not budgets and self.calibration is None:
             return scores, cuts
         try:
-            held_out = held_out_scores(
-                x,
-                y,
-                groups,
-                head=detector.head,
-                head_options=options,
-                seed=self.seed,
-                folds=CUT_FOLDS,
-            )
+            how: dict[str, Any] = {
+                "head": detector.head,
+                "head_options": options,
+                "folds": CUT_FOLDS,
+            }
+            held_out = held_out_scores(x, y, groups, seed=self.seed, **how)
             if self.calibration is not None:
                 calibrated = fit_calibration(self.calibration, held_out, y, groups, "adapter")
                 held_out = calibrated(held_out)
@@ -304,10 +287,9 @@ class _Study:
             self._recipe, self._features = recipe, self._all_features(recipe)
         if self._features is not None:
             return self._features[part.train], self._features[part.test]
-        featurizer = Featurizer.fit(recipe, [self.adapters[row] for row in part.train])
-        return featurizer([self.adapters[row] for row in part.train]), featurizer(
-            [self.adapters[row] for row in part.test]
-        )
+        train, test = ([self.adapters[row] for row in rows] for rows in (part.train, part.test))
+        featurizer = Featurizer.fit(recipe, train)
+        return featurizer(train), featurizer(test)
 
     def _all_features(self, recipe: FeatureRecipe) -> np.ndarray | None:
         """(n, p), or None where layouts differ, or where bases are learnt from the rows.
@@ -322,18 +304,11 @@ class _Study:
             return None
 
 
-def _flagged(
-    name: str, thresholds: list[float | str], scores: list[Floats]
-) -> tuple[str, Mask | str, list[float]]:
-    """Which tested rows are flagged, each at the cut of the probe that scored it.
-
-    Or why one of the probes has no such cut.
-    """
-    if reason := next((found for found in thresholds if isinstance(found, str)), None):
-        return name, reason, []
-    numbers = [float(found) for found in thresholds]
-    return (
-        name,
-        np.concatenate([part >= number for part, number in zip(scores, numbers, strict=True)]),
-        numbers,
-    )
+def _at_cut(tested: Tested, cut: str | float, parts: Sequence[_Scored]) -> CutResult:
+    """Rates at a cut of every part's own probe, or why one of the probes has none."""
+    found = [cuts[cut] for _, cuts in parts]
+    numbers = [number for number in found if not isinstance(number, str)]
+    if len(numbers) < len(found):
+        return CutResult(str(cut), error=next(one for one in found if isinstance(one, str)))
+    flagged = [scores >= number for (scores, _), number in zip(parts, numbers, strict=True)]
+    return tested.at_cut(str(cut), np.concatenate(flagged), (min(numbers), max(numbers)))

@@ -83,25 +83,21 @@ class Outcome:
         """Plain data; a baseline, which is to be beaten as a whole, has no table by kind."""
         names = ("detector", "recipe", "baseline", "left_out", "side", "withheld", "n_trained")
         facts = {name: getattr(self, name) for name in names}
-        if self.report is None:
-            return facts | {"error": self.error}
         found = self.report
+        if found is None:
+            return facts | {"error": self.error}
         facts |= {
             "n": found.n,
             "n_malicious": found.n_malicious,
             "n_hard_negative": self.n_hard,
             "n_groups": found.n_groups,
-        }
-        facts |= {
             "auroc": found.auroc,
             "auroc_ci": found.auroc_ci,
             "auroc_hard_negative": self.auroc_hard,
-        }
-        facts |= {
             "tpr_at_fpr": {f"{level:g}": rate for level, rate in found.tpr_at_fpr.items()},
             "ece": found.ece,
+            "cuts": [cut.to_dict() for cut in self.cuts],
         }
-        facts["cuts"] = [cut.to_dict() for cut in self.cuts]
         if not self.baseline:
             facts["by"] = {
                 row.name: {
@@ -125,123 +121,105 @@ class LeaveOneOutReport:
     outcomes: tuple[Outcome, ...]
 
     def summary(self) -> list[dict[str, Any]]:
-        """A row a detector and side.
-
-        Mean and worst over what was left out, and how much could not be measured.
+        """A row a detector and side: mean and worst over what was left out, and what was measured.
 
         The sides are not mixed: a malicious value says whether it is found, a benign one whether it
-            is flagged.
+        is flagged.
         """
-        keys = dict.fromkeys(
-            (one.detector, one.recipe, one.baseline, one.side) for one in self.outcomes
-        )
-        return [self._summary(*key) for key in keys]
+        groups: dict[tuple[Any, ...], list[Outcome]] = {}
+        for one in self.outcomes:
+            key = (one.detector, one.recipe, one.baseline, one.side)
+            groups.setdefault(key, []).append(one)
+        return [self._summary(mine) for mine in groups.values()]
 
-    def _summary(self, detector: str, recipe: str, baseline: bool, side: str) -> dict[str, Any]:
-        mine = [
-            one
-            for one in self.outcomes
-            if (one.detector, one.recipe, one.baseline, one.side)
-            == (detector, recipe, baseline, side)
-        ]
+    def _summary(self, mine: Sequence[Outcome]) -> dict[str, Any]:
         reports = {one.left_out: one.report for one in mine if one.report is not None}
-        row = {
-            "detector": detector,
-            "recipe": recipe,
-            "baseline": baseline,
-            "side": side,
+        row: dict[str, Any] = {
+            "detector": mine[0].detector,
+            "recipe": mine[0].recipe,
+            "baseline": mine[0].baseline,
+            "side": mine[0].side,
             "measured": len(reports),
             "cannot": len(mine) - len(reports),
         }
         if not reports:
             return row | {"error": mine[0].error}
         worst = min(reports, key=lambda name: reports[name].auroc)
-        row |= {
+        return row | {
             "auroc_mean": _mean([one.auroc for one in reports.values()]),
             "auroc_worst": reports[worst].auroc,
             "worst": worst,
-        }
-        row |= {
             "tpr_at_1_fpr_mean": _mean([one.tpr_at_fpr[0.01] for one in reports.values()]),
             "ece_mean": _mean([one.ece for one in reports.values()]),
-        }
-        return row | {
             "cuts": [
                 _cut_summary([one.cuts[index] for one in mine if one.report])
                 for index in range(len(self.protocol["cuts"]))
-            ]
+            ],
         }
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: protocol, summary, outcomes; numbers of four digits after the point."""
-        plain = {
-            "protocol": self.protocol,
-            "summary": self.summary(),
-            "outcomes": [one.to_dict() for one in self.outcomes],
-        }
-        rounded: dict[str, Any] = _plain(plain)
-        return rounded
+        outcomes = [one.to_dict() for one in self.outcomes]
+        found = {"protocol": self.protocol, "summary": self.summary(), "outcomes": outcomes}
+        return {name: _plain(part) for name, part in found.items()}
 
 
-def measured(
-    outcome: Outcome,
-    labels: NDArray[np.int64],
-    scores: NDArray[np.float64],
-    groups: Sequence[str],
-    kinds: Sequence[str],
-    hard: Mask,
-    cuts: Sequence[tuple[str, Mask | str, Sequence[float]]],
-    seed: int,
-    own: frozenset[str],
-) -> Outcome:
-    """The outcome with the measures of n tested rows filled in.
+@dataclass(frozen=True)
+class Tested:
+    """The n tested rows of a fold.
 
-    Args:
-        labels, scores, groups, kinds, hard: (n,); hard says which are hard negatives.
-        cuts: name, (n,) which rows are flagged or the error instead, and the thresholds of the
-            fold's probes.
+    Attributes:
+        scores, labels, groups, kinds: (n,).
+        hard: (n,), which are hard negatives.
         own: kinds to list apart; the other class's have folds of their own.
-
-    Raises:
-        FitError: the rows are of one class.
     """
-    ranking = report(labels, scores, groups, threshold=0.5, by=kinds, seed=seed)
-    ranking = replace(ranking, by=tuple(row for row in ranking.by if row.name in own))
-    against = (labels == 1) | hard
-    return replace(
-        outcome,
-        report=ranking,
-        n_hard=int(hard.sum()),
-        auroc_hard=auroc(labels[against], scores[against]) if hard.any() else None,
-        cuts=tuple(
-            _cut_result(name, flagged, thresholds, labels, groups, kinds, hard)
-            for name, flagged, thresholds in cuts
-        ),
-    )
 
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    groups: Sequence[str]
+    kinds: Sequence[str]
+    hard: Mask
+    own: frozenset[str]
 
-def _cut_result(
-    name: str,
-    flagged: Mask | str,
-    thresholds: Sequence[float],
-    labels: NDArray[np.int64],
-    groups: Sequence[str],
-    kinds: Sequence[str],
-    hard: Mask,
-) -> CutResult:
-    if isinstance(flagged, str):
-        return CutResult(name, error=flagged)
-    rates = report(
-        labels, flagged.astype(np.float64), groups, threshold=0.5, by=kinds, resamples=1
-    )  # for its intervals of rates
-    ordinary = (labels == 0) & ~hard
-    in_hard, in_ordinary = (
-        float(flagged[mask].mean()) if mask.any() else None for mask in (hard, ordinary)
-    )
-    by, ends = {row.name: row.flagged for row in rates.by}, (min(thresholds), max(thresholds))
-    return CutResult(
-        name, ends, rates.tpr, rates.fpr, rates.tpr_ci, rates.fpr_ci, in_hard, in_ordinary, by
-    )
+    def measured(self, outcome: Outcome, cuts: Sequence[CutResult], seed: int) -> Outcome:
+        """The outcome with the measures of these rows filled in.
+
+        Raises:
+            FitError: the rows are of one class.
+        """
+        ranking = report(
+            self.labels, self.scores, self.groups, threshold=0.5, by=self.kinds, seed=seed
+        )
+        against = (self.labels == 1) | self.hard
+        some = self.hard.any()
+        return replace(
+            outcome,
+            report=replace(ranking, by=tuple(row for row in ranking.by if row.name in self.own)),
+            n_hard=int(self.hard.sum()),
+            auroc_hard=auroc(self.labels[against], self.scores[against]) if some else None,
+            cuts=tuple(cuts),
+        )
+
+    def at_cut(self, name: str, flagged: Mask, ends: tuple[float, float]) -> CutResult:
+        """Error rates of which rows are flagged (n,), each at the cut of the probe that scored it.
+
+        Args:
+            ends: the lowest and the highest of those cuts.
+        """
+        flags = flagged.astype(np.float64)  # for the report's intervals of rates
+        rates = report(self.labels, flags, self.groups, threshold=0.5, by=self.kinds, resamples=1)
+        ordinary = (self.labels == 0) & ~self.hard
+        in_hard, in_ordinary = (
+            float(flagged[mask].mean()) if mask.any() else None for mask in (self.hard, ordinary)
+        )
+        return CutResult(
+            name,
+            ends,
+            *(rates.tpr, rates.fpr, rates.tpr_ci, rates.fpr_ci),
+            in_hard,
+            in_ordinary,
+            {row.name: row.flagged for row in rates.by},
+        )
 
 
 def _cut_summary(found: list[CutResult]) -> dict[str, Any]:
@@ -252,16 +230,12 @@ def _cut_summary(found: list[CutResult]) -> dict[str, Any]:
     if lacking := [one for one in found if one.error]:
         return {"cut": found[0].cut, "lacking": len(lacking), "error": lacking[0].error}
     hard = [one.fpr_hard for one in found if one.fpr_hard is not None]
-    row = {
+    return {
         "cut": found[0].cut,
         "tpr_mean": _mean([one.tpr for one in found]),
         "tpr_worst": min(one.tpr for one in found),
-    }
-    row |= {
         "fpr_mean": _mean([one.fpr for one in found]),
         "fpr_worst": max(one.fpr for one in found),
-    }
-    return row | {
         "fpr_hard_mean": _mean(hard) if hard else None,
         "fpr_hard_worst": max(hard, default=None),
     }
