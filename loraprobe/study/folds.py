@@ -193,7 +193,7 @@ class _Table:
 
     def of(self, source: str, label: int) -> Mask:
         """Rows of a source and a class."""
-        return np.logical_and(self.source == source, self.labels == label)
+        return np.asarray((self.source == source) & (self.labels == label))
 
     def touching(self, sources: Sequence[str]) -> Mask:
         """Rows of these sources, and mixtures into them."""
