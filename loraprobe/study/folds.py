@@ -197,9 +197,8 @@ class _Table:
 
     def touching(self, sources: Sequence[str]) -> Mask:
         """Rows of these sources, and mixtures into them."""
-        return np.logical_or(
-            np.isin(self.source, sources), self.mixed & np.isin(self.host, sources)
-        )
+        mixed = self.mixed & np.isin(self.host, sources)
+        return np.asarray(np.isin(self.source, sources) | mixed)
 
     def in_groups(self, mask: Mask) -> Mask:
         """Rows of a group that has a row in the mask."""
