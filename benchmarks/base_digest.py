@@ -15,13 +15,15 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from fedloop.run.identity import base_digest
 
-RESULTS = Path(__file__).parent / "results" / "base_digest.json"
+from . import common
+from .common import write
+
+RESULTS = common.RESULTS / "base_digest.json"
 SIDE = 4096
 MATRICES = 32
 RUNS = 7
@@ -53,7 +55,7 @@ def main() -> None:
         ],
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
     }
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    write(RESULTS, found)
     print(json.dumps(found, indent=1))
 
 

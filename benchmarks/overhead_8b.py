@@ -24,14 +24,12 @@ import argparse
 import gc
 import json
 import platform
-import statistics
 import tempfile
 import time
 import timeit
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,21 +63,22 @@ from fedloop.run.plan import plan_round
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta, factor_delta
 from loraprobe.adapters.layout import Layout, pack, unpack
-from loraprobe.featurizer import FeatureRecipe, Featurizer
-from loraprobe.heads import LinearHead
+from loraprobe.featurizer import FeatureRecipe
 from loraprobe.probe import Probe
 from paper_repro.common.paths import CONFIGS
 from paper_repro.grid import cells
-from zoo.markers import filled, markdown
+from zoo.markers import markdown
 
+from . import common
+from .common import ROOT, fill, random_probe, summary, write
 from .scale import LLAMA_8B, Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RESULTS = Path(__file__).parent / "results/overhead_8b.json"
-PAGE = Path(__file__).parent.parent / "paper_repro/DEVIATIONS.md"
-TOKENIZER = Path(__file__).parent.parent / "zoo/base"  # any will do: texts fill the length
+RESULTS = common.RESULTS / "overhead_8b.json"
+PAGE = ROOT / "paper_repro/DEVIATIONS.md"
+TOKENIZER = ROOT / "zoo/base"  # any will do: texts fill the length
 CLIENTS, BATCH, REPETITIONS = 20, 16, 5
 # Without those that need a probe of one of this repository's bases.
 ROWS = {name: row for name, row in cells.ROWS.items() if "probe" not in row}
@@ -106,13 +105,8 @@ def main() -> None:
         if options.training
         else measure_all(options.repetitions)
     )
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(
-        filled(
-            PAGE.read_text(encoding="utf-8"), "overhead_8b", table(result), "benchmarks.overhead_8b"
-        ),
-        encoding="utf-8",
-    )
+    write(RESULTS, result)
+    fill(PAGE, "overhead_8b", table(result), "benchmarks.overhead_8b")
     print(table(result))
 
 
@@ -181,7 +175,7 @@ def costs(of: Round, row: str, steps: int, repetitions: int) -> dict[str, Any]:
     CPU seconds of checking, featurizing, scoring and weighing, and bytes a client.
     """
     level = level_of(row)
-    probe = random_probe(row, of.deltas[0]) if level else None
+    probe = random_probe(of.deltas[0], recipe_of(row)[1]) if level else None
     sent = of.sent(level, probe, steps)
     record = Defense(probe, level).assess(1, sent, start=of.start)
     if record.reasons:
@@ -224,13 +218,7 @@ def aggregation(of: Round, repetitions: int) -> dict[str, dict[str, float]]:
 def measured(task: Callable[[], object], repetitions: int) -> dict[str, float]:
     """Median, least and most CPU seconds of this process; once before, not counted."""
     task()
-    times = timeit.repeat(task, timer=time.process_time, number=1, repeat=repetitions)
-    least, most = min(times), max(times)
-    return {
-        "median": round(statistics.median(times), 4),
-        "min": round(least, 4),
-        "max": round(most, 4),
-    }
+    return summary(timeit.repeat(task, timer=time.process_time, number=1, repeat=repetitions))
 
 
 def recipe_of(row: str) -> tuple[str, FeatureRecipe]:
@@ -241,17 +229,6 @@ def recipe_of(row: str) -> tuple[str, FeatureRecipe]:
     if row in PAPERS_LEVELS:
         return "B of the first layer", FeatureRecipe.paper()
     return "B of all layers", FeatureRecipe.all_b()
-
-
-def random_probe(row: str, like: Adapter) -> Probe:
-    """A linear probe with random coefficients: what scoring costs does not depend on them."""
-    featurizer = Featurizer.fit(recipe_of(row)[1], [like])
-    return Probe(
-        featurizer,
-        LinearHead(
-            np.random.default_rng(0).normal(size=featurizer.num_features).astype(np.float32), 0.0
-        ),
-    )
 
 
 def evidence(
@@ -402,18 +379,8 @@ def time_training(
         gradients.append(time.perf_counter() - began)
     return {
         "tokens_a_step": batch * length,
-        "step_seconds": summary(times[warm:]),
-        "shadow_gradient_seconds": summary(gradients[warm:]),
-    }
-
-
-def summary(times: Sequence[float]) -> dict[str, float]:
-    """Median, extremes and how many."""
-    return {
-        "median": statistics.median(times),
-        "min": min(times),
-        "max": max(times),
-        "n": len(times),
+        "step_seconds": {**summary(times[warm:], 12), "n": len(times) - warm},
+        "shadow_gradient_seconds": {**summary(gradients[warm:], 12), "n": len(gradients) - warm},
     }
 
 

@@ -44,13 +44,13 @@ from fedloop.run.round import OpenRound
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout, pack
 from loraprobe.adapters.pair import LoRAPair
-from loraprobe.featurizer import FeatureRecipe, Featurizer
-from loraprobe.heads import LinearHead
-from loraprobe.probe import Probe
-from zoo.markers import filled
+from zoo.markers import markdown
 
-PAGE = Path(__file__).parent.parent / "docs/scale.md"
-RESULTS = Path(__file__).parent / "results/scale.json"
+from . import common
+from .common import fill, random_probe, write
+
+PAGE = common.ROOT / "docs/scale.md"
+RESULTS = common.RESULTS / "scale.json"
 RANK = 8
 LEVELS: dict[str, Level] = {
     "client": ClientLevel(),
@@ -119,8 +119,8 @@ def main() -> None:
         "machine": machine,
         "cases": sorted(rows.values(), key=key_of),
     }
-    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-    PAGE.write_text(filled(PAGE.read_text(), "scale", table(), "benchmarks.scale"))
+    write(RESULTS, kept)
+    fill(PAGE, "scale", table(), "benchmarks.scale")
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -144,30 +144,21 @@ def table() -> str:
         "assess, s",
         "aggregate, s",
     )
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    rows = [list(columns)]
     for case in measured["cases"]:
         seconds = (f"{case['seconds'][phase]:.1f}" for phase in ("arrive", "assess", "aggregate"))
-        shown = (
+        shown = [
             f"{case['numbers_per_adapter']:,}",
             f"{case['clients']:,}",
-            case["updates"],
-            case["level"],
-            case["rule"],
-            f"{case['all_updates_mib']:,}",
-            f"{case['peak_memory_mib']:,}",
+            *(case[name] for name in ("updates", "level", "rule")),
+            *(f"{case[name]:,}" for name in ("all_updates_mib", "peak_memory_mib")),
             *seconds,
-        )
-        lines.append(f"| {' | '.join(shown)} |")
-    threads = measured["machine"]["threads"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            (
-                f"One round a case, {threads} thread{'s' if threads > 1 else ''}, other work on the"
-                " machine: read the times as orders of magnitude."
-            ),
         ]
+        rows.append(shown)
+    threads = measured["machine"]["threads"]
+    return (
+        f"{markdown(rows)}\nOne round a case, {threads} thread{'s' if threads > 1 else ''}, other"
+        " work on the machine: read the times as orders of magnitude."
     )
 
 
@@ -247,20 +238,6 @@ def in_memory(
     with timed(seconds, "aggregate"):
         rows = torch.stack([pack(delta)[0] for delta in assessment.accepted.values()])
         AGGREGATORS[rule](rows, np.array([assessment.weights[c] for c in assessment.accepted]))
-
-
-def random_probe(like: Adapter) -> Probe:
-    """A linear probe of the published recipe with random coefficients.
-
-    What scoring costs does not depend on them.
-    """
-    featurizer = Featurizer.fit(FeatureRecipe.paper(), [like])
-    return Probe(
-        featurizer,
-        LinearHead(
-            np.random.default_rng(0).normal(size=featurizer.num_features).astype(np.float32), 0.0
-        ),
-    )
 
 
 @contextmanager

@@ -35,6 +35,17 @@ ADAPTERS = ROOT / "zoo/adapters/smollm2-135m-safe"
 PROBE = ROOT / "zoo/probes/smollm2-135m-safe/linear"
 OURS = (sys.executable, "-m", "loraprobe.cli.main")
 BEGIN, END = "<!-- benchmarks.scan -->\n", "<!-- end -->\n"
+LAYERS, RANK, K = 32, 16, 8
+MODULES = {  # (d_out, d_in) of Llama-3.1-8B
+    "self_attn.q_proj": (4096, 4096),
+    "self_attn.k_proj": (1024, 4096),
+    "self_attn.v_proj": (1024, 4096),
+    "self_attn.o_proj": (4096, 4096),
+    "mlp.gate_proj": (14336, 4096),
+    "mlp.up_proj": (14336, 4096),
+    "mlp.down_proj": (4096, 14336),
+}
+BASES = "bases.safetensors"
 # A process keeps the size of the one that it was forked from, so a small one starts it.
 STARTER = """
 import json, os, sys, time
@@ -117,7 +128,6 @@ def make(place: Path, count: int) -> None:
     import numpy as np
     from safetensors.numpy import load_file
 
-    from benchmarks.invariant import BASES, write_adapter
     from loraprobe import FeatureRecipe, Featurizer, LoRAPair, Probe, load_adapter
     from loraprobe.adapters.layout import Layout
     from loraprobe.adapters.load import save_adapter
@@ -148,6 +158,38 @@ def make(place: Path, count: int) -> None:
             for module, pair in of.items()
         }
         save_adapter(of.with_pairs(pairs), place / "many" / f"{number:03}")
+
+
+def write_adapter(folder: Path) -> Path:
+    """A random adapter in PEFT's format, and bases of its modules beside it."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    factors, bases = {}, {}
+
+    def random(shape: tuple[int, int], size: float) -> np.ndarray:
+        return (rng.standard_normal(shape, np.float32) * np.float32(size)).astype(np.float16)
+
+    for layer in range(LAYERS):
+        for name, (d_out, d_in) in MODULES.items():
+            module = f"model.layers.{layer}.{name}"
+            for factor, shape in (("A", (RANK, d_in)), ("B", (d_out, RANK))):
+                key = f"base_model.model.{module}.lora_{factor}.weight"
+                factors[key] = random(shape, 0.02)
+            bases[f"left.{module}"] = random((d_out, K), d_out**-0.5)
+            bases[f"right.{module}"] = random((d_in, K), d_in**-0.5)
+    save_file(factors, folder / "adapter_model.safetensors", {"format": "pt"})
+    save_file(bases, folder / BASES)
+    config = {
+        "peft_type": "LORA",
+        "r": RANK,
+        "lora_alpha": 2 * RANK,
+        "target_modules": sorted(name.partition(".")[2] for name in MODULES),
+        "base_model_name_or_path": "org/base",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
 
 
 def alternated(

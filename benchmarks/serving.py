@@ -37,17 +37,17 @@ from typing import Any
 
 import numpy as np
 
-from loraprobe import Adapter, FeatureRecipe, Featurizer, LoRAPair, Probe
-from loraprobe.heads import LinearHead
+from loraprobe import Adapter, LoRAPair, Probe
 from loraprobe.serve import Settings
 from loraprobe.serve.header_cache import MAX_KNOWN
 from loraprobe.serve.scoring import Question, Scorer
 from loraprobe.serve.slices import save_slice
 from loraprobe.serve.upload import content_digest
-from zoo.markers import filled
 
-RESULTS = Path(__file__).parent / "results/serving.json"
-ROOT = Path(__file__).resolve().parent.parent
+from . import common
+from .common import ROOT, fill, random_probe, write
+
+RESULTS = common.RESULTS / "serving.json"
 PAGE = ROOT / "docs/serve.md"
 MODULES = {"q_proj": (4096, 4096), "v_proj": (1024, 4096)}  # (d_out, d_in) of Llama-3.1-8B
 RANK = 8
@@ -82,7 +82,7 @@ def main() -> None:
 def measure(rounds: int, requests: int) -> None:
     """Start the servers, compare them, print and save."""
     delta = random_delta()
-    probe = paper_probe(delta)
+    probe = random_probe(delta, base_model=BASE)
     body = save_slice(probe.featurizer, delta)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         probe.save_pretrained(Path(name) / "paper")
@@ -123,7 +123,7 @@ def measure(rounds: int, requests: int) -> None:
         "memory": memory,
     }
     print(json.dumps(result, indent=2))
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    write(RESULTS, result, indent=2)
     write_page(json.loads(RESULTS.read_text()))
 
 
@@ -140,19 +140,6 @@ def random_delta() -> Adapter:
         for name, (d_out, d_in) in MODULES.items()
     }
     return Adapter(pairs, kind="factor_delta", base_model=BASE)
-
-
-def paper_probe(delta: Adapter) -> Probe:
-    """The paper's recipe with a linear head of random weights."""
-    featurizer = Featurizer.fit(FeatureRecipe.paper(), [delta])
-    return Probe(
-        featurizer,
-        LinearHead(
-            np.random.default_rng(0).standard_normal(featurizer.num_features).astype(np.float32),
-            0.0,
-        ),
-        base_model=BASE,
-    )
 
 
 def echo(port: int) -> None:
@@ -402,7 +389,7 @@ def memory_over_time(server: Server, body: bytes) -> dict[str, Any]:
 
 def write_page(result: dict[str, Any]) -> None:
     """Put the results between the marks of docs/serve.md."""
-    PAGE.write_text(filled(PAGE.read_text(), "serving cost", table(result), "benchmarks.serving"))
+    fill(PAGE, "serving cost", table(result), "benchmarks.serving")
 
 
 def table(result: dict[str, Any]) -> str:

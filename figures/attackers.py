@@ -1,7 +1,5 @@
 """What an attack costs the model against what the defence sees of it.
 
-    python -m figures.attackers
-
 A picture a group of attacks, a panel an attack, a point a strength.
 """
 
@@ -9,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from figures import common
 from figures.common import RESULTS, Row
@@ -107,7 +105,7 @@ def _name_points(
         ax.annotate(", ".join(found), point, color="#333333", **look)
 
 
-def draw(rows: Sequence[Row], picture: str) -> Any:
+def draw(rows: Sequence[Row], picture: str) -> Figure:
     """The figure of one group of attacks."""
     title, attacks = PICTURES[picture]
     fig, axes = common.panels(1, len(attacks), (2.6 * len(attacks), 3.6), sharey=True)
@@ -129,13 +127,7 @@ def draw(rows: Sequence[Row], picture: str) -> Any:
     return fig
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write attackers_made, attackers_looks and attackers_when, each .png and .pdf."""
-    folder = common.folder_of("attackers", __doc__, argv)
+def pictures() -> dict[str, Figure]:
+    """attackers_made, attackers_looks and attackers_when."""
     rows = read_rows()
-    for picture in PICTURES:
-        common.save_both(draw(rows, picture), folder, f"attackers_{picture}", dpi=110)
-
-
-if __name__ == "__main__":
-    main()
+    return {f"attackers_{picture}": draw(rows, picture) for picture in PICTURES}

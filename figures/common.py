@@ -7,7 +7,6 @@ marker of its own.
 
 from __future__ import annotations
 
-import argparse
 import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -130,24 +129,6 @@ def save(fig: Figure, path: Path, dpi: int = DPI) -> Path:
         path, dpi=dpi, facecolor="white", bbox_inches="tight", metadata=UNDATED[path.suffix]
     )
     return path
-
-
-def save_both(fig: Figure, folder: Path, name: str, dpi: int = DPI) -> list[Path]:
-    """Write name.png and name.pdf into the folder, which is made; the two paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return [save(fig, folder / f"{name}{ending}", dpi) for ending in UNDATED]
-
-
-def folder_of(name: str, about: str | None, argv: Sequence[str] | None = None) -> Path:
-    """The folder that a figure's command line names; figures/pictures if it names none."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m figures.{name}", description=(about or "").partition("\n")[0]
-    )
-    parser.add_argument(
-        "--out", type=Path, default=PICTURES, help="folder for the .png and the .pdf"
-    )
-    folder: Path = parser.parse_args(argv).out
-    return folder
 
 
 def read_json(path: Path, command: str) -> Any:

@@ -1,8 +1,6 @@
 """AUROC of every malicious source against every benign one, neither of which the head met.
 
 A heat map a poison share.
-
-python -m figures.cross_source
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from figures import common
@@ -57,7 +56,7 @@ def plot(
     return image
 
 
-def draw(numbers: dict[str, Any]) -> Any:
+def draw(numbers: dict[str, Any]) -> Figure:
     """The figure: a row a poison share, a column a recipe."""
     design, rows = numbers["about"]["zoo_design"], numbers["cross_source"]
     fig, axes = common.panels(
@@ -82,11 +81,6 @@ def draw(numbers: dict[str, Any]) -> Any:
     return fig
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write cross_source.png and cross_source.pdf."""
-    folder = common.folder_of("cross_source", __doc__, argv)
-    common.save_both(draw(read_numbers()), folder, "cross_source", dpi=120)
-
-
-if __name__ == "__main__":
-    main()
+def pictures() -> dict[str, Figure]:
+    """cross_source."""
+    return {"cross_source": draw(read_numbers())}

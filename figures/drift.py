@@ -1,7 +1,5 @@
 """How the drift of the global LoRA moves AUROC and scores of submitted updates, over a client's
 participations.
-
-python -m figures.drift
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from figures import common
 from figures.common import CUT, RECIPES, Row, chosen, read_numbers
@@ -44,7 +43,7 @@ def plot_scores(ax: Axes, rows: Sequence[Row]) -> None:
     common.reference(ax, CUT)
 
 
-def draw(numbers: dict[str, Any]) -> Any:
+def draw(numbers: dict[str, Any]) -> Figure:
     """The figure: a column a poison share.
 
     AUROC and scores of the paper's feature above those of all B.
@@ -74,11 +73,6 @@ def draw(numbers: dict[str, Any]) -> Any:
     return fig
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write drift.png and drift.pdf."""
-    folder = common.folder_of("drift", __doc__, argv)
-    common.save_both(draw(read_numbers()), folder, "drift", dpi=110)
-
-
-if __name__ == "__main__":
-    main()
+def pictures() -> dict[str, Figure]:
+    """drift."""
+    return {"drift": draw(read_numbers())}

@@ -2,18 +2,16 @@
 
 By label, by source and by poison share.
 
-    python -m figures.embeddings
-
 No label was used to place a point. The pictures are for looking at: how far islands lie apart means
 nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from figures import common, points
 from loraprobe.errors import DataError
@@ -66,7 +64,7 @@ def kinds(arrays: Mapping[str, np.ndarray], colouring: str) -> list[points.Kind]
     return found
 
 
-def draw(arrays: Mapping[str, np.ndarray], colouring: str) -> Any:
+def draw(arrays: Mapping[str, np.ndarray], colouring: str) -> Figure:
     """One picture: a row a recipe, a column a method."""
     fig, axes = common.panels(len(RECIPES), len(METHODS), (13.0, 6.6))
     drawn = kinds(arrays, colouring)
@@ -93,13 +91,7 @@ def draw(arrays: Mapping[str, np.ndarray], colouring: str) -> Any:
     return fig
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write embeddings_label, embeddings_source and embeddings_share, each .png and .pdf."""
-    folder = common.folder_of("embeddings", __doc__, argv)
+def pictures() -> dict[str, Figure]:
+    """embeddings_label, embeddings_source and embeddings_share."""
     arrays = common.read_coordinates()
-    for colouring in COLOURINGS:
-        common.save_both(draw(arrays, colouring), folder, f"embeddings_{colouring}", dpi=90)
-
-
-if __name__ == "__main__":
-    main()
+    return {f"embeddings_{colouring}": draw(arrays, colouring) for colouring in COLOURINGS}

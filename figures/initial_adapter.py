@@ -1,7 +1,4 @@
-"""What another initial adapter does to features of B, and not to invariant ones.
-
-python -m figures.initial_adapter
-"""
+"""What another initial adapter does to features of B, and not to invariant ones."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from figures import common
 from figures.common import HERE, RECIPES, Row, read_numbers
@@ -96,7 +94,7 @@ def compare(ax: Axes, rows: Sequence[Row], share: str) -> None:
     ax.set_xlim(-0.5, len(FEATURES) - 0.5)
 
 
-def draw(numbers: Mapping[str, Any], cells: Sequence[Row]) -> Any:
+def draw(numbers: Mapping[str, Any], cells: Sequence[Row]) -> Figure:
     """The figure: probes of B on a second initial adapter, then B beside the invariant features."""
     about = numbers["about"]
     shares = about["sweep_design"]["shares"]
@@ -138,11 +136,6 @@ def draw(numbers: Mapping[str, Any], cells: Sequence[Row]) -> Any:
     return fig
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write initial_adapter.png and initial_adapter.pdf."""
-    folder = common.folder_of("initial_adapter", __doc__, argv)
-    common.save_both(draw(read_numbers(), read_cells()), folder, "initial_adapter", dpi=110)
-
-
-if __name__ == "__main__":
-    main()
+def pictures() -> dict[str, Figure]:
+    """initial_adapter."""
+    return {"initial_adapter": draw(read_numbers(), read_cells())}

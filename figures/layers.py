@@ -1,8 +1,6 @@
 """Which layer and which factor of an update tells clients apart.
 
 AUROC per layer, with 95 % intervals.
-
-python -m figures.layers
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from figures import common
 from figures.common import Row, chosen, read_numbers
@@ -36,7 +35,7 @@ def plot(ax: Axes, rows: Sequence[Row], protocol: str, share: float) -> None:
     ax.set_xticks(range(len(LAYERS)), LAYERS)
 
 
-def draw(numbers: dict[str, Any]) -> Any:
+def draw(numbers: dict[str, Any]) -> Figure:
     """The figure: a row a protocol, a column a poison share."""
     shares = numbers["about"]["zoo_design"]["shares"]
     fig, axes = common.panels(2, len(shares), (11.5, 5.8), sharex=True, sharey=True)
@@ -58,11 +57,6 @@ def draw(numbers: dict[str, Any]) -> Any:
     return fig
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write layers.png and layers.pdf."""
-    folder = common.folder_of("layers", __doc__, argv)
-    common.save_both(draw(read_numbers()), folder, "layers")
-
-
-if __name__ == "__main__":
-    main()
+def pictures() -> dict[str, Figure]:
+    """layers."""
+    return {"layers": draw(read_numbers())}

@@ -1,7 +1,4 @@
-"""Mixed poison: what an attack breaks beside how well it is told, and what participations tell.
-
-python -m figures.mixed
-"""
+"""Mixed poison: what an attack breaks beside how well it is told, and what participations tell."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from figures import common
 from figures.common import LINES, RESULTS, Row
@@ -80,8 +78,8 @@ def plot_rounds(ax: Axes, federations: Sequence[Row], base: str, averaged: str) 
     ax.set_ylim(LOWEST, 1.0)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write mixed.png and mixed.pdf."""
+def pictures() -> dict[str, Figure]:
+    """mixed."""
     damage = read_rows("mixed_damage")["damage"]
     cells = read_rows("mixed_grid")
     federations = [row for name in ("mixed_accumulated", "mixed_fresh") for row in read_rows(name)]
@@ -107,8 +105,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         " the mean update of the source.\nRight: without GPTFuzz; 5 malicious clients a share and"
         " 28 honest ones (10 hard negatives) a federation; bands: lowest and highest federation.",
     )
-    common.save_both(fig, common.folder_of("mixed", __doc__, argv), "mixed", dpi=110)
-
-
-if __name__ == "__main__":
-    main()
+    return {"mixed": fig}

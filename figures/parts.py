@@ -1,7 +1,4 @@
-"""After how many local steps, and in which module, clients can be told apart.
-
-python -m figures.parts
-"""
+"""After how many local steps, and in which module, clients can be told apart."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from figures import common
 from figures.common import Row, chosen, read_numbers
@@ -42,7 +40,7 @@ def plot_modules(ax: Axes, rows: Sequence[Row], factors: str, shares: Sequence[f
     ax.set_xlim(-0.5, len(MODULES) - 0.5)
 
 
-def draw(numbers: dict[str, Any]) -> Any:
+def draw(numbers: dict[str, Any]) -> Figure:
     """The figure: two panels over steps, three over modules."""
     about, rows = numbers["about"], numbers["views"]
     shares = about["zoo_design"]["shares"]
@@ -64,11 +62,6 @@ def draw(numbers: dict[str, Any]) -> Any:
     return fig
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write parts.png and parts.pdf."""
-    folder = common.folder_of("parts", __doc__, argv)
-    common.save_both(draw(read_numbers()), folder, "parts", dpi=120)
-
-
-if __name__ == "__main__":
-    main()
+def pictures() -> dict[str, Figure]:
+    """parts."""
+    return {"parts": draw(read_numbers())}

@@ -1,19 +1,17 @@
 """Where clients' updates lie from one participation to the next, from two start points.
 
-    python -m figures.rounds
-
 Seen from the round's global LoRA, and from the initial one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
+from matplotlib.figure import Figure
 
 from figures import common, points
 
@@ -22,7 +20,7 @@ METHODS = {"pca": "PCA", "umap15": "UMAP, 15 neighbours"}
 MARKERS = (("honest", "o", 0), ("malicious", "^", 1))
 
 
-def draw(arrays: Mapping[str, np.ndarray]) -> Any:
+def draw(arrays: Mapping[str, np.ndarray]) -> Figure:
     """The figure: a row a way to see the client, a column a method."""
     rounds = arrays["rounds_participation"].astype(int)
     labels = arrays["rounds_label"]
@@ -57,11 +55,6 @@ def draw(arrays: Mapping[str, np.ndarray]) -> Any:
     return fig
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write rounds.png and rounds.pdf."""
-    folder = common.folder_of("rounds", __doc__, argv)
-    common.save_both(draw(common.read_coordinates()), folder, "rounds", dpi=100)
-
-
-if __name__ == "__main__":
-    main()
+def pictures() -> dict[str, Figure]:
+    """rounds."""
+    return {"rounds": draw(common.read_coordinates())}

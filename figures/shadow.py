@@ -1,7 +1,5 @@
 """How the drift of the global LoRA breaks what step- and client-level read, and why the shadow
 branch is spared.
-
-python -m figures.shadow
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from figures import common
 from figures.common import CUT, RECIPES, Row, chosen, read_numbers
@@ -64,7 +63,7 @@ def plot_directions(ax: Axes, rows: Sequence[Row]) -> None:
         ax.plot(rounds, lengths, color=colour, linestyle=":", linewidth=1.2)
 
 
-def draw(numbers: dict[str, Any]) -> Any:
+def draw(numbers: dict[str, Any]) -> Figure:
     """The figure: a column a recipe and poison share.
 
     AUROC, scores and directions below each other.
@@ -98,11 +97,6 @@ def draw(numbers: dict[str, Any]) -> Any:
     return fig
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write shadow.png and shadow.pdf."""
-    folder = common.folder_of("shadow", __doc__, argv)
-    common.save_both(draw(read_numbers()), folder, "shadow", dpi=110)
-
-
-if __name__ == "__main__":
-    main()
+def pictures() -> dict[str, Figure]:
+    """shadow."""
+    return {"shadow": draw(read_numbers())}

@@ -1,8 +1,6 @@
 """What separability depends on.
 
 Rank, adapted modules, learning rate and local steps; the initial adapter has a figure of its own.
-
-python -m figures.sweeps
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from figures import common
 from figures.common import RECIPES, Row, chosen, read_numbers
@@ -71,7 +70,7 @@ def plot(
     common.chance(ax)
 
 
-def draw(numbers: dict[str, Any]) -> Any:
+def draw(numbers: dict[str, Any]) -> Figure:
     """The figure: a row a recipe, a column an axis."""
     about = numbers["about"]
     shares = about["sweep_design"]["shares"]
@@ -125,11 +124,6 @@ def draw(numbers: dict[str, Any]) -> Any:
     return fig
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write sweeps.png and sweeps.pdf."""
-    folder = common.folder_of("sweeps", __doc__, argv)
-    common.save_both(draw(read_numbers()), folder, "sweeps", dpi=110)
-
-
-if __name__ == "__main__":
-    main()
+def pictures() -> dict[str, Figure]:
+    """sweeps."""
+    return {"sweeps": draw(read_numbers())}

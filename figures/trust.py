@@ -1,7 +1,5 @@
 """Trust over rounds: what each level leaves malicious clients of their weight.
 
-    python -m figures.trust
-
 The global LoRA drifts meanwhile; on both base models of the grid, beside no defence.
 """
 
@@ -11,6 +9,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from figures import common
 from loraprobe.errors import DataError
@@ -63,8 +62,8 @@ def plot_trust(ax: Axes, lines: Sequence[Line], base: str, share: float) -> None
     ax.set_xlabel("round")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write trust.png and trust.pdf."""
+def pictures() -> dict[str, Figure]:
+    """trust."""
     lines = read_lines()
     fig, axes = common.panels(len(SHARES), len(BASES), (8.0, 6.4), sharey=True)
     for ax, (share, base) in zip(axes.flat, product(SHARES, BASES), strict=True):
@@ -81,8 +80,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         " highest.\n0: such a client counts for nothing; 1: as much as an honest one, as without a"
         " defence.",
     )
-    common.save_both(fig, common.folder_of("trust", __doc__, argv), "trust", dpi=110)
-
-
-if __name__ == "__main__":
-    main()
+    return {"trust": fig}

@@ -2,8 +2,8 @@
 
     python -m paper_repro.check --random 7                              # one cell, drawn by this
     seed from all committed ones
-    python -m paper_repro.check --random 7 --count 3 --here             # three, of those that this
-    kind of machine made python -m paper_repro.check --cell "cumulative/5/0.5/0" "shadow/3/1/0"
+    python -m paper_repro.check --random 7 --count 3                    # three
+    python -m paper_repro.check --cell "cumulative/5/0.5/0" "shadow/3/1/0"
     python -m paper_repro.check --small --workers 2                     # `make repro-small`: 12
     cells, under 15 minutes on two cores
 
@@ -22,14 +22,13 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from fedloop.errors import ConfigError
 from loraprobe.errors import DataError
 from zoo.program import documented
 
 from .common.format import markdown
-from .common.setting import DATA, make_files
+from .common.setting import make_files
 from .grid.cells import Cell
 from .grid.lines import Line, cell_of, read_lines
 from .grid.run import machine, on_gpu, processes, run
@@ -77,7 +76,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = documented(__doc__)
+    made = documented(__doc__, "data", "workers")
     which = made.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--cell",
@@ -94,23 +93,11 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--small", action="store_true", help="a fixed small part of the first grid")
     made.add_argument("--count", type=int, default=1, help="with --random: how many")
     made.add_argument(
-        "--here",
-        action="store_true",
-        help="with --random: only of the lines that this kind of machine made",
-    )
-    made.add_argument("--workers", type=int, default=2, help="processes; one a core")
-    made.add_argument(
         "--tolerance",
         type=float,
         help=(
             f"largest difference of a metric or factor, instead of {TOLERANCE:g} and {ELSEWHERE:g}"
         ),
-    )
-    made.add_argument(
-        "--data",
-        type=Path,
-        default=DATA,
-        help="folder of the datasets, if their files are not made yet",
     )
     return made
 
@@ -124,13 +111,8 @@ def chosen(options: argparse.Namespace, lines: Mapping[Cell, Line]) -> list[Cell
     """
     if options.random is not None:
         here = machine()
-        alike = {
-            cell: line for cell, line in lines.items() if on_gpu(line["machine"]) == on_gpu(here)
-        }
-        drawn = sorted(
-            (cell for cell, line in alike.items() if not options.here or line["machine"] == here),
-            key=str,
-        )
+        alike = [cell for cell, line in lines.items() if on_gpu(line["machine"]) == on_gpu(here)]
+        drawn = sorted(alike, key=str)
         if not 0 < options.count <= len(drawn):
             raise ConfigError(
                 f"--count: got {options.count}; expected 1 to {len(drawn)}, the number of lines to"

@@ -54,17 +54,7 @@ THREADS = 2  # as when the published probes were first fitted: their heads come 
 
 def main() -> None:
     """Build the zoo, or write its cards again."""
-    parser = documented(__doc__)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path("../shared/data"),
-        help="folder of the datasets (one sub-folder each)",
-    )
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/zoo"), help="folder for what is kept between runs"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="processes that train clients")
+    parser = documented(__doc__, "data", "work", "workers")
     parser.add_argument(
         "--cards-only",
         action="store_true",

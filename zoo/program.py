@@ -4,16 +4,59 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 
-def documented(about: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is a module's docstring as it stands."""
-    return argparse.ArgumentParser(
+DATA = Path("../shared/data")
+_STANDARD: dict[str, dict[str, Any]] = {
+    "data": {"type": Path, "default": DATA, "help": "folder of the datasets, one sub-folder each"},
+    "work": {
+        "type": Path,
+        "default": Path("build/zoo"),
+        "help": "what `make zoo` keeps: replicate-0 holds the labelled updates",
+    },
+    "workers": {"type": int, "default": 2, "help": "processes, one a core"},
+}
+
+
+def documented(about: str | None, *options: str) -> argparse.ArgumentParser:
+    """A parser whose help is a module's docstring as it stands.
+
+    Args:
+        options: those of "data", "work" and "workers" that the program has.
+    """
+    parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    for name in options:
+        parser.add_argument(f"--{name}", **_STANDARD[name])
+    return parser
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file with one JSON object a line; none if it is not there."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add rows to such a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """An .npz file; one that is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez(file, **arrays)
+    part.replace(path)
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:

@@ -10,8 +10,6 @@ ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 OMP_NUM_THREADS=1.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -26,6 +24,7 @@ from fedloop.measure.behaviour import Behaviour, Prompts, worn
 from loraprobe import Adapter
 from loraprobe.metrics import auroc, auroc_ci
 from zoo.markers import filled, markdown
+from zoo.program import append_lines, documented, read_lines
 from zoo.smollm2.refusal import prompts
 
 from ..common.paths import FOLDER
@@ -115,15 +114,9 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def lines_read() -> list[dict[str, Any]]:
-    """What was measured so far."""
-    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
-    return [json.loads(line) for line in lines]
-
-
 def rendered() -> str:
     """The page with its tables made anew."""
-    done = lines_read()
+    done = read_lines(RESULTS)
     base = next(row for row in done if row["path"] == "base")
     ways = ("behaviour", "probe", "both")
     ranks: list[list[object]] = [["poison share", "against", "malicious / honest", *ways]]
@@ -154,32 +147,28 @@ def rendered() -> str:
 
 def main() -> None:
     """Read what was not read yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = documented(__doc__, "data")
     parser.add_argument("--base", type=Path, required=True, help="of python -m zoo.bases")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     options = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
-    seen = {(row["attack"], row["path"]) for row in lines_read()}
+    seen = {(row["attack"], row["path"]) for row in read_lines(RESULTS)}
     model, tokenizer = load_base(str(options.base), dtype=torch.bfloat16, template="chat")
     model.set_attn_implementation("eager")  # faster than the fused one at these sizes
     pools = prompts(options.data)
     asked = Prompts(tuple(pools["tdc2023"]), tuple(pools["dolly"]))
     reader = Behaviour(model, tokenizer, asked, cut=1.0)
     drawn = asked.of_round(1)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        base: list[tuple[dict[str, Any], Adapter | None]] = [({"attack": "", "path": "base"}, None)]
-        for facts, adapter in [*base, *adapters(Table())]:
-            if (facts["attack"], facts["path"]) in seen:
-                continue
-            began = time.process_time()
-            with worn(model, adapter) if adapter is not None else nullcontext():
-                read = {kind: reader.likelihoods(drawn[kind]) for kind in drawn}
-            row = {**facts, **{k: [round(v, 4) for v in values] for k, values in read.items()}}
-            file.write(
-                json.dumps({**row, "cpu_seconds": round(time.process_time() - began, 2)}) + "\n"
-            )
-            file.flush()
+    base: list[tuple[dict[str, Any], Adapter | None]] = [({"attack": "", "path": "base"}, None)]
+    for facts, adapter in [*base, *adapters(Table())]:
+        if (facts["attack"], facts["path"]) in seen:
+            continue
+        began = time.process_time()
+        with worn(model, adapter) if adapter is not None else nullcontext():
+            read = {kind: reader.likelihoods(drawn[kind]) for kind in drawn}
+        row = {**facts, **{k: [round(v, 4) for v in values] for k, values in read.items()}}
+        spent = round(time.process_time() - began, 2)
+        append_lines(RESULTS, [{**row, "cpu_seconds": spent}])
 
 
 if __name__ == "__main__":

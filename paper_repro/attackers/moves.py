@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,7 @@ from loraprobe.adapters.layout import Layout
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class View:
+class View(Protocol):
     """What the attackers of one round can work with; rows are packed updates.
 
     Attributes:
@@ -45,11 +45,6 @@ class View:
     layout: Layout
     seed: int
 
-    @property
-    def median_norm(self) -> float:
-        """Of the honest updates."""
-        return float(np.median(np.linalg.norm(self.honest, axis=1)))
-
 
 Move = Callable[[View, float], Floats]
 
@@ -61,7 +56,7 @@ def unchanged(view: View, strength: float) -> Floats:
 
 def rescaled(view: View, strength: float) -> Floats:
     """The trained update at `strength` times the honest median norm; 1 is norm matching."""
-    return strength * view.median_norm * _units(view.own)
+    return strength * _median_norm(view) * _units(view.own)
 
 
 def rotated(view: View, strength: float) -> Floats:
@@ -117,14 +112,14 @@ def cancelling(view: View, strength: float) -> Floats:
 
 def cancelling_matched(view: View, strength: float) -> Floats:
     """Cancelling noise, then norm matching."""
-    return view.median_norm * _units(cancelling(view, strength))
+    return _median_norm(view) * _units(cancelling(view, strength))
 
 
 def projected(view: View, strength: float) -> Floats:
     """The part along the published probe's coefficients taken away `strength` times, then norm
     matching; at 1 the probe sees 0.
     """
-    return view.median_norm * _units(_without(view.own, view.direction, strength))
+    return _median_norm(view) * _units(_without(view.own, view.direction, strength))
 
 
 def projected_by_surrogate(view: View, strength: float) -> Floats:
@@ -132,7 +127,7 @@ def projected_by_surrogate(view: View, strength: float) -> Floats:
 
     They do not know the server's.
     """
-    return view.median_norm * _units(_without(view.own, view.surrogate, strength))
+    return _median_norm(view) * _units(_without(view.own, view.surrogate, strength))
 
 
 def unread(view: View, strength: float) -> Floats:
@@ -167,6 +162,10 @@ MOVES: Mapping[str, tuple[Move, tuple[float, ...]]] = {
     "mimicry of one client": (mimicry_of_one, (0.75, 0.9)),
     "mimicry, made longer": (blended, (0.75, 0.9)),
 }
+
+
+def _median_norm(view: View) -> float:
+    return float(np.median(np.linalg.norm(view.honest, axis=1)))
 
 
 def _units(rows: Floats) -> Floats:

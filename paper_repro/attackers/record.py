@@ -30,9 +30,10 @@ from fedloop.data.examples import Example
 from fedloop.run.build import build_clients, build_federation
 from fedloop.run.plan import client_seed
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.layout import Layout, flattened, pack, unpack
-from zoo.program import documented
+from loraprobe.adapters.layout import Layout, pack, unpack
+from zoo.program import documented, write_arrays
 
+from ..common.recording import read_b
 from ..common.setting import federation
 
 OUT = Path("build/federations/attackers")
@@ -47,31 +48,17 @@ Arrays = dict[str, np.ndarray]
 
 def main() -> None:
     """Record what is not recorded yet, seed by seed."""
-    parser = documented(__doc__)
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="only these"
-    )
-    parser.add_argument(
-        "--shares",
-        nargs="+",
-        type=float,
-        choices=SHARES,
-        default=SHARES,
-        help="only these poison shares",
-    )
-    options = parser.parse_args()
+    documented(__doc__).parse_args()
     quiet()
     torch.set_num_threads(1)
-    OUT.mkdir(parents=True, exist_ok=True)
-    for seed in options.seeds:
+    for seed in SEEDS:
         if not honest_path(seed).exists():
-            _write(honest_path(seed), record_honest(seed))
-        for share in options.shares:
+            write_arrays(honest_path(seed), **record_honest(seed))
+        for share in SHARES:
             for source in SOURCES:
                 if not malicious_path(source, share, seed).exists():
-                    _write(
-                        malicious_path(source, share, seed), record_malicious(source, share, seed)
-                    )
+                    found = record_malicious(source, share, seed)
+                    write_arrays(malicious_path(source, share, seed), **found)
 
 
 def configuration(source: str, share: float, seed: int, malicious: int = MALICIOUS) -> Config:
@@ -222,11 +209,6 @@ def malicious_path(source: str, share: float, seed: int) -> Path:
     return OUT / f"{source}-{share:g}-{seed}.npz"
 
 
-def read_b(delta: Adapter) -> np.ndarray:
-    """What the probe reads of a step, not normalised: B of all layers, (p,)."""
-    return flattened(delta, Layout.of(delta, factors=("B",)).slots)
-
-
 def _freeze_b(parameters: list[torch.nn.Parameter], rank: int) -> None:
     """Before the optimiser's step: B, (d_out, r), gets no gradient.
 
@@ -235,13 +217,6 @@ def _freeze_b(parameters: list[torch.nn.Parameter], rank: int) -> None:
     for parameter in parameters:
         if parameter.shape[1] == rank and parameter.grad is not None:
             parameter.grad.zero_()
-
-
-def _write(target: Path, arrays: Arrays) -> None:
-    part = target.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez(file, **arrays)
-    part.replace(target)
 
 
 if __name__ == "__main__":

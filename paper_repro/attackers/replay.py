@@ -28,7 +28,7 @@ from loraprobe.probe import Probe
 
 from ..common.setting import CLIENTS
 from .clients import Clients, Played
-from .moves import Floats, Move, Schedule, View, unchanged
+from .moves import Floats, Move, Schedule, unchanged
 from .record import EXAMPLES, ROUNDS
 
 EVIDENCE = {
@@ -177,15 +177,15 @@ def _sent(
     sent = np.empty((CLIENTS, clients.layout.size))
     sent[honest] = played.benign(honest)
     if number in attack.schedule.rounds:
-        view = _LazyView(played, members, sent[honest], known, clients.layout, seed)
-        sent[members] = attack.schedule.scale * attack.move(view, attack.strength)  # type: ignore[arg-type]
+        view = RoundView(played, members, sent[honest], known, clients.layout, seed)
+        sent[members] = attack.schedule.scale * attack.move(view, attack.strength)
     else:
         sent[members] = played.benign(members)
     return sent
 
 
-class _LazyView:
-    """A `View` that trains or reads what a move asks for, when it asks."""
+class RoundView:
+    """The `View` of a round, which trains or reads what a move asks for, when it asks."""
 
     def __init__(
         self,
@@ -200,18 +200,19 @@ class _LazyView:
         self.honest, self.start, self.layout, self.seed = honest, played.start, layout, seed
         self.direction, self.surrogate = known.direction, known.surrogate
 
-    median_norm = View.median_norm
-
     @cached_property
     def own(self) -> Floats:
+        """Trained on poison."""
         return self._played.malicious()
 
     @cached_property
     def benign(self) -> Floats:
+        """Of their benign data."""
         return self._played.benign(self._members)
 
     @cached_property
     def through_a(self) -> Floats:
+        """Trained on poison with B frozen."""
         return self._played.malicious("through_a")
 
 

@@ -17,7 +17,6 @@ attackers' source.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,7 +36,7 @@ from loraprobe import fit_probe
 from loraprobe.adapters.layout import Layout
 from loraprobe.featurizer import FeatureRecipe
 from loraprobe.probe import Probe
-from zoo.program import documented
+from zoo.program import append_lines, documented, read_lines
 
 from ..common.held_out import PROBES
 from ..common.paths import FOLDER
@@ -136,14 +135,10 @@ def main() -> None:
     """Run every cell that is recorded and has no line yet."""
     parser = documented(__doc__)
     parser.add_argument("--live", action="store_true", help="whole federations instead of replays")
-    parser.add_argument(
-        "--results", type=Path, help="file to go on with, in place of the committed one"
-    )
     options = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
     target, cells = (LIVE, list(live_cells())) if options.live else (RESULTS, list(attacks()))
-    target = options.results or target
     done, began = {key(line): line["digest"] for line in read_results(target)}, time.monotonic()
     stages: dict[tuple[str, int], Stage] = {}
     # Recordings inside, so that an unfinished grid still holds whole rows.
@@ -155,8 +150,7 @@ def main() -> None:
                 if (source, seed) not in stages:
                     stages[source, seed] = Stage.of(source, seed)
                 line = stages[source, seed].play(attack, guards, live=options.live)
-                with target.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_lines(target, [line])
                 refusals = ", ".join(
                     f"{name} {facts['refusal']:.0%}" for name, facts in line["guards"].items()
                 )
@@ -364,13 +358,7 @@ def key(line: Line) -> tuple[Any, ...]:
 
 def read_results(path: Path = RESULTS) -> list[Line]:
     """The latest line of every cell."""
-    if not path.exists():
-        return []
-    return list(
-        {
-            key(line): line for line in map(json.loads, filter(None, path.read_text().split("\n")))
-        }.values()
-    )
+    return list({key(line): line for line in read_lines(path)}.values())
 
 
 if __name__ == "__main__":

@@ -51,16 +51,7 @@ LONGEST = (
 
 def main() -> None:
     """Write the data files and the probes."""
-    parser = documented(__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
-    )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("build/zoo"),
-        help="what `make zoo` kept: replicate-0 holds the labelled updates",
-    )
+    parser = documented(__doc__, "data", "work")
     options = parser.parse_args()
     write_data(options.data, FILES)
     write_probes(options.work / "replicate-0" / "deltas")

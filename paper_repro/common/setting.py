@@ -44,7 +44,6 @@ BASES = {
     BASE: GridBase(ZOO / "base", BASE_NAME, 1.5e-2),
     LARGER_BASE: GridBase(ZOO / "base-11m", LARGER_NAME, 1.5e-2),
 }
-DATA = Path("../shared/data")
 
 
 def federation(

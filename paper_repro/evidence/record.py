@@ -24,12 +24,12 @@ from fedloop.client.training import LocalTraining, in_training_order, local_step
 from fedloop.run.build import build_clients, build_federation
 from fedloop.run.plan import client_seed, learning_rate
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.deltas import add_delta
-from loraprobe.adapters.layout import Layout, flattened, pack, unpack
+from loraprobe.adapters.layout import pack
 from zoo.labelled.client_design import SHARES
 from zoo.labelled.sources import MALICIOUS
-from zoo.program import documented
+from zoo.program import documented, write_arrays
 
+from ..common.recording import averaged, read_b
 from ..common.setting import federation
 
 OUT = Path("build/federations/evidence")
@@ -92,16 +92,8 @@ def record(source: str, share: float) -> None:
             *_, last = local_steps(model, tokenizer, client.examples, start, training, seed)
             deltas.append(pack(last.delta)[0])
             rows["update"].append(_read(last.delta))
-            rows["shadow"].append(
-                np.stack(
-                    [
-                        _read(step.delta)
-                        for step in local_steps(
-                            model, tokenizer, client.examples, initial, shadow, seed
-                        )
-                    ]
-                )
-            )
+            again = local_steps(model, tokenizer, client.examples, initial, shadow, seed)
+            rows["shadow"].append(np.stack([_read(step.delta) for step in again]))
             order = in_training_order(client.examples, seed)
             for count in GRADIENT_EXAMPLES:
                 rows[f"gradient_{count}"].append(
@@ -109,29 +101,15 @@ def record(source: str, share: float) -> None:
                 )
         for name, values in rows.items():
             evidence[name].append(np.stack(values))
-        start = add_delta(
-            start,
-            unpack(
-                torch.stack(deltas).mean(dim=0),
-                replace(Layout.of(start), kind="factor_delta"),
-                base_model=start.base_model,
-            ),
-        )
+        start = averaged(start, deltas)
         print(f"{source} {share:.0%}: round {number}, {time.monotonic() - began:.0f} s", flush=True)
     roles = {
         "role": [client.role for client in clients],
         "source": [Path(client.source).stem for client in clients],
     }
-    part = target.with_suffix(".part")
-    with part.open("wb") as file:  # (rounds, clients, [steps,] p)
-        np.savez(
-            file,
-            share=share,
-            malicious=source,
-            **roles,
-            **{name: np.stack(values).astype(np.float16) for name, values in evidence.items()},
-        )
-    part.replace(target)
+    # (rounds, clients, [steps,] p)
+    arrays = {name: np.stack(values).astype(np.float16) for name, values in evidence.items()}
+    write_arrays(target, share=share, malicious=source, **roles, **arrays)
 
 
 def path(source: str, share: float) -> Path:
@@ -141,7 +119,7 @@ def path(source: str, share: float) -> Path:
 
 def _read(delta: Adapter) -> np.ndarray:
     """B of all layers, L2-normalised: what the probe's featurizer makes of it, (p,)."""
-    vector = flattened(delta, Layout.of(delta, factors=("B",)).slots)
+    vector = read_b(delta)
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
 

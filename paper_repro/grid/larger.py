@@ -46,7 +46,7 @@ from zoo.train_base import LARGER, BaseConfig, train_base
 from ..common.format import markdown
 from ..common.held_out import ENTRIES, PROBES, UNSEEN_BENIGN, save_probe
 from ..common.paths import FOLDER
-from ..common.setting import BASE, BASES, DATA, LARGER_BASE, federation, make_files, probe_name
+from ..common.setting import BASE, BASES, LARGER_BASE, federation, make_files, probe_name
 from ..mixed.grid import measured
 from ..mixed.readers import READERS
 from ..mixed.setting import Model, mended_sources
@@ -72,10 +72,8 @@ def main() -> None:
         "probe": probe,
         "cells": cells,
     }
-    parser = documented(__doc__)
+    parser = documented(__doc__, "data", "workers")
     parser.add_argument("stage", choices=stages)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the datasets")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
     options = parser.parse_args()
     stages[options.stage](options.data, options.workers)
 

@@ -32,7 +32,7 @@ from zoo.program import documented
 
 from ..common.format import markdown
 from ..common.paths import FOLDER
-from ..common.setting import DATA, LARGER_BASE, make_files
+from ..common.setting import LARGER_BASE, make_files
 from .cells import NO_ATTACK, Cell
 from .lines import Line, cell_of, read_lines
 from .run import machine, processes, run
@@ -83,14 +83,7 @@ def main() -> None:
     """Run them, and write down what they came to in place of what this kind of machine came to
     before.
     """
-    parser = documented(__doc__)
-    parser.add_argument("--workers", type=int, default=2, help="processes; one a core")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=DATA,
-        help="folder of the datasets, if their files are not made yet",
-    )
+    parser = documented(__doc__, "data", "workers")
     parser.add_argument("--larger", action="store_true", help="the cells on the larger base model")
     options = parser.parse_args()
     sample = LARGER if options.larger else FIRST

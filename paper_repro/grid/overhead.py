@@ -11,7 +11,6 @@ table in README.md.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 
 from fedloop.client.training import quiet
 from fedloop.run.simulate import simulate
-from zoo.program import documented
+from zoo.program import append_lines, documented, read_lines
 
 from ..common.paths import FOLDER
 from ..common.setting import federation
@@ -35,15 +34,13 @@ EXAMPLES = {"shadow": 5, "evidence": 10}
 
 def main() -> None:
     """Run what has no line yet."""
-    parser = documented(__doc__)
-    parser.add_argument("--workers", type=int, default=2)
+    parser = documented(__doc__, "workers")
     options = parser.parse_args()
-    done = {line["level"] for line in read_results()}
+    done = {line["level"] for line in read_lines(RESULTS)}
     todo = [level for level in EXAMPLES if level not in done]
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         for line in pool.imap_unordered(run, todo):
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_lines(RESULTS, [line])
             print(line, flush=True)
 
 
@@ -71,15 +68,6 @@ def run(level: str) -> dict[str, Any]:
         "seconds": totals(result, "seconds"),
         "bytes": totals(result, "bytes"),
     }
-
-
-def read_results() -> list[dict[str, Any]]:
-    """Every line."""
-    return (
-        [json.loads(line) for line in RESULTS.read_text().split("\n") if line]
-        if RESULTS.exists()
-        else []
-    )
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ from pathlib import Path
 from statistics import mean
 
 from zoo.markers import filled
+from zoo.program import read_lines
 
 from ..common.format import attack_name, distinct, markdown, spread, where
 from ..common.paths import FOLDER, REPOSITORY
 from ..evidence import accumulation
 from . import larger, machines, overhead
 from .cells import FIRST, FULL, LARGER, NO_ATTACK, ROWS
-from .lines import Line, read_lines
+from .lines import Line
+from .lines import read_lines as read_runs
 from .reported import reported_table
 from .run import on_gpu
 from .tables import cells_page, grid_tables, within
@@ -49,7 +51,7 @@ PAGES: dict[Path, tuple[str, ...]] = {
 
 def rendered(page: Path) -> str:
     """The page's text with every table between its markers made anew."""
-    made = read_lines()
+    made = read_runs()
     lines, tenfold = within(made, FULL), within(made, LARGER)
     if page == CELLS:
         return cells_page(lines)
@@ -58,7 +60,7 @@ def rendered(page: Path) -> str:
         "refusal": lambda: refusal_table(first),
         "factors": lambda: factor_table(first),
         "ledger": lambda: ledger_table(lines),
-        "overhead": lambda: overhead_table(overhead.read_results()),
+        "overhead": lambda: overhead_table(read_lines(overhead.RESULTS)),
         "accumulation": lambda: accumulation_table(json.loads(accumulation.RESULTS.read_text())),
         "grid": lambda: grid_tables(lines),
         "worst": lambda: worst_table(lines),

@@ -11,8 +11,6 @@ one benign kind of prose and one of code or dialogue that the federation's hones
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from zoo.labelled.client_design import plan
 from zoo.labelled.deltas import read_deltas
 from zoo.labelled.study import Study
@@ -28,13 +26,7 @@ SET, UNSEEN = "second", ("dolly_context", "gpteacher_toolformer")
 
 def main() -> None:
     """Fit and save one probe a malicious source of the grid."""
-    parser = documented(__doc__)
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("build/zoo"),
-        help="what `make zoo` kept: replicate-0 holds the labelled updates",
-    )
+    parser = documented(__doc__, "work")
     labelled = read_deltas(parser.parse_args().work / "replicate-0" / "deltas", plan(), BASE_NAME)
     entry = next(entry for entry in ENTRIES if entry.name == "linear")
     study = Study(labelled, entry)

@@ -39,7 +39,7 @@ from fedloop.run.simulate import simulate
 from loraprobe.errors import DataError
 from zoo.program import documented
 
-from ..common.setting import DATA, make_files
+from ..common.setting import make_files
 from .cells import FIRST, FULL, LARGER, Axes, Cell, grid
 from .lines import Line, append_line, cell_of, read_lines
 
@@ -68,21 +68,14 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; one option an axis."""
-    made = documented(__doc__)
+    made = documented(__doc__, "data", "workers")
     which = made.add_mutually_exclusive_group()
     which.add_argument("--full", action="store_true", help="the full grid instead of the first one")
     which.add_argument(
         "--larger", action="store_true", help="the first grid on the larger base model"
     )
-    made.add_argument("--workers", type=int, default=2, help="processes; one a core")
     made.add_argument(
         "--dry-run", action="store_true", help="say what is to be done, and do nothing"
-    )
-    made.add_argument(
-        "--data",
-        type=Path,
-        default=DATA,
-        help="folder of the datasets, if their files are not made yet",
     )
     for axis in fields(Axes):
         values = list(dict.fromkeys(getattr(FULL, axis.name) + getattr(LARGER, axis.name)))

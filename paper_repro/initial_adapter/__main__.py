@@ -6,10 +6,9 @@ python -m paper_repro.initial_adapter --page           # the page alone, from th
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
+
+from zoo.program import documented
 
 from .cells import all_cells
 from .clients import STARTS, clients_of, train
@@ -20,20 +19,15 @@ from .sources import load
 
 def main() -> None:
     """Run what has not been run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--starts", type=int, default=len(STARTS), help="how many of them")
+    parser = documented(__doc__, "data")
     parser.add_argument("--page", action="store_true", help="write the page and nothing else")
     options = parser.parse_args()
-    starts = STARTS[: options.starts]
     if not options.page:
         torch.set_num_threads(1)
         sources = load(options.data)
-        for start in starts:
+        for start in STARTS:
             train(start, sources)
-        run(clients_of(starts), all_cells(starts), RESULTS, list(QUESTIONS))
+        run(clients_of(STARTS), all_cells(STARTS), RESULTS, list(QUESTIONS))
     write_page()
 
 

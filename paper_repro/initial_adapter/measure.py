@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.labelled.client_design import Client
+from zoo.program import append_lines, read_lines
 
 from .cells import Cell, Clients, Row, cut_for, head_on, measured
 from .clients import Start
@@ -39,7 +39,7 @@ class Question:
 
 def run(data: Clients, cells: Sequence[Cell], path: Path, names: Sequence[str]) -> None:
     """Ask every question in every cell that has no rows yet."""
-    kept = {(row["seed"], row["malicious"], row["question"]) for row in read(path)}
+    kept = {(row["seed"], row["malicious"], row["question"]) for row in read_lines(path)}
     for number, cell in enumerate(cells):
         for name in names:
             question = QUESTIONS[name]
@@ -57,24 +57,11 @@ def run(data: Clients, cells: Sequence[Cell], path: Path, names: Sequence[str]) 
                 "question": name,
                 "n_train": len(train),
             }
-            _append(path, [{**facts, **row} for row in rows or [{"variant": None}]])
+            append_lines(path, [{**facts, **row} for row in rows or [{"variant": None}]])
         print(f"{number + 1} of {len(cells)} cells", flush=True)
 
 
 FEW_OF = range(6)  # malicious sources of a start
-
-
-def read(path: Path) -> list[Row]:
-    """The rows measured so far."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _append(path: Path, rows: list[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 # --- which rows are learnt from

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
+from zoo.markers import markdown
+from zoo.program import read_lines
+
 from .cells import BUDGET, NEGATIVES, Row, share_name
 from .clients import SHARES, STARTS, plan
 from .features import MISSING
-from .measure import read
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "cells.jsonl"
@@ -28,7 +30,7 @@ def write_page() -> None:
 
 def rendered() -> str:
     """What the page should be."""
-    rows = [row for row in read(RESULTS) if row["variant"]]
+    rows = [row for row in read_lines(RESULTS) if row["variant"]]
     text = WORDS.read_text(encoding="utf-8")
     for name, table in TABLES.items():
         text = text.replace(f"{{{{{name}}}}}", table(rows))
@@ -95,8 +97,7 @@ def _worst(rows: Sequence[Row], key: str, name: str = "benign") -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [list(header), ["---"] * len(header), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown([header, *rows]).rstrip("\n")
 
 
 def _named(variant: Sequence[object]) -> list[str]:

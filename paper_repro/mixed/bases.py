@@ -13,8 +13,6 @@ base that they were fitted on, out of fold by client.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +24,7 @@ from loraprobe.fit.fit import fit_features
 from loraprobe.metrics import auroc, auroc_ci
 from zoo.labelled.client_design import SHARES, plan
 from zoo.labelled.deltas import read_deltas
+from zoo.program import documented, write_rows
 
 from ..common.paths import FOLDER
 from .labelled import DESIGN
@@ -45,12 +44,9 @@ FOLDS = 5
 
 def main() -> None:
     """Measure every recipe and head, from every base to every base."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args()
+    documented(__doc__).parse_args()
     rows = [row for name, recipe in RECIPES.items() for row in measured(name, recipe)]
-    RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    write_rows(RESULTS, rows)
 
 
 def measured(name: str, recipe: FeatureRecipe) -> Iterator[dict[str, Any]]:

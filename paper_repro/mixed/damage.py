@@ -42,10 +42,7 @@ CLIENTS, TIMES, EVERY, QUESTIONS, NEW_TOKENS = 16, (1.0, 3.0), 4, 100, 12
 
 def main() -> None:
     """Measure every kind on every base model."""
-    parser = documented(__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
-    )
+    parser = documented(__doc__, "data")
     options = parser.parse_args()
     torch.set_num_threads(1)
     quiet()

@@ -40,11 +40,10 @@ from fedloop.client.training import (
 )
 from fedloop.data.examples import Example
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.deltas import add_delta
-from loraprobe.adapters.layout import Layout, pack, unpack
+from loraprobe.adapters.layout import Layout, pack
 from zoo.labelled.client_design import SHARES, ZOO_DESIGN
-from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, Source
-from zoo.program import documented
+from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, Source
+from zoo.program import documented, write_arrays
 
 from .setting import ALL, FRESH, MODELS, Model, mended_sources
 
@@ -69,12 +68,7 @@ class Member:
 
 def main() -> None:
     """Record what is not recorded yet."""
-    parser = documented(__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
-    )
-    parser.add_argument("--base", choices=list(MODELS), nargs="+", default=list(MODELS))
-    parser.add_argument("--sources", choices=MALICIOUS, nargs="+", default=list(MALICIOUS))
+    parser = documented(__doc__, "data")
     parser.add_argument(
         "--draws",
         type=int,
@@ -87,10 +81,9 @@ def main() -> None:
     quiet()
     sources = mended_sources(options.data)
     for draw in options.draws:
-        for key in options.base:
-            for malicious, averaged in FRESH if draw else MODELS[key].federations:
-                if malicious in options.sources:
-                    record(MODELS[key], malicious, averaged, sources, draw)
+        for model in MODELS.values():
+            for malicious, averaged in FRESH if draw else model.federations:
+                record(model, malicious, averaged, sources, draw)
 
 
 def path(model: Model, malicious: str, averaged: str, draw: int = 0) -> Path:
@@ -140,9 +133,7 @@ def record(model: Model, malicious: str, averaged: str, sources: Sources, draw: 
                 for member, delta in zip(chosen, deltas, strict=True)
                 if members[member].role not in left_out
             ]
-            start = add_delta(
-                start, unpack(torch.stack(counted).mean(0), layout, base_model=model.name)
-            )
+            start = averaged(start, counted)
             print(
                 f"{model.key}, {malicious}, {averaged}, draw {draw}: round {number},"
                 f" {time.monotonic() - began:.0f} s",
@@ -155,11 +146,7 @@ def record(model: Model, malicious: str, averaged: str, sources: Sources, draw: 
     is_b = np.concatenate(
         [np.full(int(np.prod(slot.shape)), slot.factor == "B") for slot in layout.slots]
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez(file, x=np.stack(rows), meta=np.array(meta), isB=is_b, **facts)
-    part.replace(target)
+    write_arrays(target, x=np.stack(rows), meta=np.array(meta), isB=is_b, **facts)
 
 
 def members_of(malicious: str, sources: Sources, rng: random.Random) -> list[Member]:

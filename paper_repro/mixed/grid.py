@@ -34,23 +34,10 @@ RESULTS = FOLDER / "results" / "mixed_grid.json"
 
 def main() -> None:
     """Measure every reader on every base model."""
-    parser = documented(__doc__)
-    parser.add_argument(
-        "--readers",
-        nargs="+",
-        choices=[reader.name for reader in READERS],
-        help="measure these alone, and write no results yet",
-    )
-    options = parser.parse_args()
+    documented(__doc__).parse_args()
     torch.set_num_threads(1)
-    chosen = [
-        reader for reader in READERS if options.readers is None or reader.name in options.readers
-    ]
-    rows = [
-        row for reader in chosen for model in MODELS.values() for row in measured(model, reader)
-    ]
-    if options.readers is None:
-        write_rows(RESULTS, rows)
+    pairs = [(model, reader) for reader in READERS for model in MODELS.values()]
+    write_rows(RESULTS, [row for pair in pairs for row in measured(*pair)])
 
 
 def measured(

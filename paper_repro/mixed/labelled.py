@@ -2,8 +2,8 @@
 
 What probes of this study are fitted on.
 
-    python -m paper_repro.mixed.labelled --base chat-600k       # 15 to 30 minutes a base on one
-    core; goes on where it stopped
+    python -m paper_repro.mixed.labelled    # 15 to 30 minutes a base on one core; goes on where it
+    stopped
 
 The zoo's plan (1,480 clients: 9 benign kinds, 4 of hard negatives, 4 malicious sources at 100, 50,
 25 and 10 % poison) on mended sources.
@@ -27,15 +27,10 @@ DESIGN = replace(ZOO_DESIGN, all_steps=False)
 
 def main() -> None:
     """Train what is missing."""
-    parser = documented(__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
-    )
-    parser.add_argument("--base", choices=list(MODELS), nargs="+", default=list(MODELS))
-    options = parser.parse_args()
+    data = documented(__doc__, "data").parse_args().data
     torch.set_num_threads(1)
-    for key in options.base:
-        labelled_updates(MODELS[key], options.data)
+    for model in MODELS.values():
+        labelled_updates(model, data)
 
 
 def labelled_updates(model: Model, data: Path) -> DeltaSet:

@@ -1,10 +1,8 @@
 """Two-dimensional coordinates of the updates for the figures, so that those can be drawn anew
 without training.
 
-    python -m paper_repro.separability.coordinates                    # all parts, then
-    results/separability_coordinates.npz
-    python -m paper_repro.separability.coordinates --only paper       # one part: paper, all_b or
-    rounds, about a minute each
+    python -m paper_repro.separability.coordinates      # results/separability_coordinates.npz;
+    minutes
 
 UMAP with a fixed seed at several numbers of neighbours, and PCA beside it; neither sees a label.
 They are pictures: no number of this project rests on them. Finished parts are kept under
@@ -43,29 +41,20 @@ PARTS = (*SHORT.values(), "rounds")
 
 
 def main() -> None:
-    """Embed what is not embedded yet; with all parts there, write the file."""
-    parser = documented(__doc__)
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("build/zoo"),
-        help="what `make zoo` kept: replicate-0 holds the labelled updates",
-    )
-    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
-    options = parser.parse_args()
+    """Embed what is not embedded yet, and write the file."""
+    options = documented(__doc__, "work").parse_args()
     torch.set_num_threads(1)
     deltas = zoo_deltas(options.work)
     KEPT.mkdir(parents=True, exist_ok=True)
-    for part in options.only:
+    for part in PARTS:
         if not (KEPT / f"{part}.npz").exists():
             arrays = round_arrays(deltas) if part == "rounds" else zoo_arrays(deltas, part)
             np.savez(KEPT / f"{part}.npz", **arrays)
-    if all((KEPT / f"{part}.npz").exists() for part in PARTS):
-        found: dict[str, Any] = {"seed": np.array(SEED)}
-        for part in PARTS:
-            with np.load(KEPT / f"{part}.npz") as file:
-                found |= {name: file[name] for name in file.files}
-        np.savez_compressed(COORDINATES, **found)
+    found: dict[str, Any] = {"seed": np.array(SEED)}
+    for part in PARTS:
+        with np.load(KEPT / f"{part}.npz") as file:
+            found |= {name: file[name] for name in file.files}
+    np.savez_compressed(COORDINATES, **found)
 
 
 def zoo_arrays(deltas: DeltaSet, part: str) -> dict[str, Any]:

@@ -16,9 +16,7 @@ from the initial LoRA. In the first round the two are one and the same training.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,16 +30,16 @@ from fedloop.client.training import (
     read_adapter,
 )
 from fedloop.run.plan import client_seed
-from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.deltas import add_delta, factor_delta
-from loraprobe.adapters.layout import Layout, flattened, pack, unpack
+from loraprobe.adapters.deltas import factor_delta
+from loraprobe.adapters.layout import pack
 from zoo.labelled.client_design import LORA, TRAINING, Client
 from zoo.labelled.deltas import examples_of
 from zoo.labelled.sources import Source, load_sources
-from zoo.program import documented
+from zoo.program import documented, write_arrays
 from zoo.train_base import BASE_NAME
 
 from ..common.held_out import UNSEEN_BENIGN, base_model
+from ..common.recording import averaged, read_b
 from ..common.setting import BENIGN
 
 WORK = Path("build/separability/drift")
@@ -55,10 +53,7 @@ UNSEEN = UNSEEN_BENIGN
 
 def main() -> None:
     """Record every federation that is not recorded yet."""
-    parser = documented(__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
-    )
+    parser = documented(__doc__, "data")
     options = parser.parse_args()
     torch.set_num_threads(1)
     quiet()
@@ -98,14 +93,13 @@ def record(sources: dict[str, Source], malicious: str, share: float) -> None:
     causal_lm, tokenizer = load_base(str(base_model()))
     model = attach_lora(causal_lm, LORA, seed=0)
     initial = start = read_adapter(model, BASE_NAME)
-    layout = replace(Layout.of(initial), kind="factor_delta")
     training = LocalTraining(LR, TRAINING.steps, TRAINING.batch_size, TRAINING.max_length)
     clients = federation(malicious, share)
     data = {client.name: examples_of(client, sources, EXAMPLES) for client in clients}
     kept: dict[str, list[np.ndarray]] = {"update": [], "shadow": [], "global": []}
     began = time.monotonic()
     for number in range(1, ROUNDS + 1):
-        kept["global"].append(_read(factor_delta(start, initial)))
+        kept["global"].append(read_b(factor_delta(start, initial)))
         updates, shadows, deltas = [], [], []
         for index, client in enumerate(clients):
             seed = client_seed(client.seed, number, index)
@@ -113,32 +107,18 @@ def record(sources: dict[str, Source], malicious: str, share: float) -> None:
                 step.delta
                 for step in local_steps(model, tokenizer, data[client.name], start, training, seed)
             ]
-            updates.append(np.stack([_read(delta) for delta in steps]))
-            shadows.append(
-                np.stack(
-                    [
-                        _read(step.delta)
-                        for step in local_steps(
-                            model, tokenizer, data[client.name], initial, training, seed
-                        )
-                    ]
-                )
-            )
+            updates.append(np.stack([read_b(delta) for delta in steps]))
+            again = local_steps(model, tokenizer, data[client.name], initial, training, seed)
+            shadows.append(np.stack([read_b(step.delta) for step in again]))
             deltas.append(pack(steps[-1])[0])
         kept["update"].append(np.stack(updates))
         kept["shadow"].append(np.stack(shadows))
-        start = add_delta(
-            start, unpack(torch.stack(deltas).mean(dim=0), layout, base_model=BASE_NAME)
-        )
+        start = averaged(start, deltas)
         print(
             f"{malicious} {share:.0%}: round {number}, {time.monotonic() - began:.0f} s", flush=True
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    with part.open("wb") as file:
-        arrays: dict[str, Any] = {name: np.stack(rows) for name, rows in kept.items()}
-        np.savez(file, labels=[client.label for client in clients], **arrays)
-    part.replace(target)
+    arrays = {name: np.stack(rows) for name, rows in kept.items()}
+    write_arrays(target, labels=[client.label for client in clients], **arrays)
 
 
 def path(malicious: str, share: float) -> Path:
@@ -149,11 +129,6 @@ def path(malicious: str, share: float) -> Path:
 def recorded_sources() -> list[str]:
     """The malicious sources whose federations are recorded at every share."""
     return [source for source in SOURCES if all(path(source, share).exists() for share in SHARES)]
-
-
-def _read(delta: Adapter) -> np.ndarray:
-    """B of all layers as it is, in the order of a featurizer: (p,)."""
-    return flattened(delta, Layout.of(delta, factors=("B",)).slots)
 
 
 if __name__ == "__main__":

@@ -118,28 +118,12 @@ VIEWS = tuple(
 
 def main() -> None:
     """Measure everything that is not measured yet and write the results."""
-    parser = documented(__doc__)
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("build/zoo"),
-        help="what `make zoo` kept: replicate-0 holds the labelled updates",
-    )
-    parser.add_argument(
-        "--mended",
-        type=Path,
-        default=MODELS["chat-1m"].folder / "labelled",
-        help="what paper_repro.mixed.labelled trained",
-    )
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
-    )
-    options = parser.parse_args()
+    options = documented(__doc__, "data", "work").parse_args()
     torch.set_num_threads(1)
     results = {
         **measure(
             zoo_deltas(options.work),
-            mended_deltas(options.mended),
+            mended_deltas(MODELS["chat-1m"].folder / "labelled"),
             MEASURED / _digest(options.work),
         ),
         "answers": answers(load_sources(options.data)),

@@ -148,10 +148,7 @@ SETTINGS = (
 
 def main() -> None:
     """Train every client of every setting that is not trained yet."""
-    parser = documented(__doc__)
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="folder of the datasets"
-    )
+    parser = documented(__doc__, "data")
     options = parser.parse_args()
     torch.set_num_threads(1)
     sources, base = load_sources(options.data), Base(str(base_model()), BASE_NAME)

@@ -10,21 +10,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 
-from figures import attackers as figure
 from loraprobe.adapters.layout import Layout, pack
 from paper_repro.attackers import moves as attackers_moves
 from paper_repro.attackers import newcomers
-from paper_repro.attackers import page as attackers_page
 from paper_repro.attackers import products as replays
 from paper_repro.attackers import run as attackers
-from paper_repro.attackers.moves import Schedule, View
+from paper_repro.attackers.moves import Schedule
 from paper_repro.attackers.record import ROUNDS
-from paper_repro.attackers.replay import Attack, Guard, Known, Outcome, replay
+from paper_repro.attackers.replay import Attack, Guard, Known, Outcome, RoundView, replay
 from paper_repro.common.setting import CLIENTS
 from tests.helpers import probes
 
@@ -79,24 +76,14 @@ def played(attack: Attack, guard: Guard) -> Outcome:
     return replay(Recording(), attack, guard, known(), seed=0)
 
 
-def view() -> View:
-    one, of = Round(1), known()
+def view() -> RoundView:
+    one = Round(1)
+    one.start = packed(9, False)
     honest = one.benign([index for index in range(CLIENTS) if index not in MEMBERS])
-    start = packed(9, False)
-    return View(
-        honest,
-        one.malicious(),
-        one.benign(MEMBERS),
-        one.malicious("through_a"),
-        start,
-        of.direction,
-        of.surrogate,
-        LAYOUT,
-        0,
-    )
+    return RoundView(one, list(MEMBERS), honest, known(), LAYOUT, 0)
 
 
-def products(view: View, sent: np.ndarray) -> list[np.ndarray]:
+def products(view: RoundView, sent: np.ndarray) -> list[np.ndarray]:
     """B A of every module after the update was applied."""
     parts = dict(
         zip(
@@ -150,9 +137,9 @@ def test_projection_takes_away_what_the_probe_reads() -> None:
         attackers_moves.projected(seen, 1.0) @ seen.direction, 0.0, atol=1e-9
     )
     assert (attackers_moves.projected(seen, 1.5) @ seen.direction).max() < 0
-    other = replace(seen, surrogate=np.random.default_rng(0).normal(size=LAYOUT.size))
+    seen.surrogate = np.random.default_rng(0).normal(size=LAYOUT.size)
     # a wrong guess leaves most of it
-    assert (attackers_moves.projected_by_surrogate(other, 1.0) @ seen.direction).min() > 0
+    assert (attackers_moves.projected_by_surrogate(seen, 1.0) @ seen.direction).min() > 0
 
 
 def test_mimicry_goes_all_the_way_and_blending_keeps_the_poison() -> None:
@@ -241,56 +228,6 @@ def test_forged_steps_end_in_what_was_sent() -> None:
     assert forged.max() < 0.75  # and it alone is flagged, one of two
 
 
-# --- results
-
-
-def facts(refusal: float, rejected: Sequence[float]) -> dict[str, Any]:
-    factors = [1 - value for value in rejected]
-    roles = {"malicious": factors, "honest": [1.0, 1.0]}
-    return {
-        "refusal": refusal,
-        "n": 130,
-        "loss": 3.0,
-        "skipped": 0,
-        "factor": roles,
-        "flagged_alone": {"malicious": [1.0, 0.0], "honest": [0.0, 0.0]},
-    }
-
-
-def test_damage_is_against_the_same_recording_without_an_attack() -> None:
-    def line(attack: str, strength: float, seed: int, refusal: float) -> dict[str, Any]:
-        guards = {
-            attackers.LEFT_OUT: facts(refusal, [1.0, 1.0]),
-            "no defence": facts(refusal - 0.1, [0.0, 1.0]),
-        }
-        return {
-            "attack": attack,
-            "strength": strength,
-            "source": "s",
-            "seed": seed,
-            "rounds": 4,
-            "guards": guards,
-        }
-
-    rows = attackers_page.summary(
-        [
-            line("no attack", 4, 0, 0.9),
-            line("no attack", 4, 1, 0.8),
-            line("poison share", 1.0, 0, 0.6),
-            line("poison share", 1.0, 1, 0.7),
-        ]
-    )
-    row = next(
-        row for row in rows if row["attack"] == "poison share" and row["defence"] == "no defence"
-    )
-    assert (row["damage"], row["damage_sd"], row["goals"]) == (30.0, pytest.approx(14.14), 260)
-    assert (
-        row["malicious"]["rejected"],
-        row["malicious"]["clients"],
-        row["malicious"]["flagged"],
-    ) == (0.5, 4, 0.5)
-
-
 def test_every_cell_is_tried_once_and_no_result_is_of_another_grid() -> None:
     grid = {
         (attack.name, attack.strength): attackers.digest(attack, guards)
@@ -303,24 +240,6 @@ def test_every_cell_is_tried_once_and_no_result_is_of_another_grid() -> None:
             assert (line["attack"], line["strength"]) in grid
     assert {line["digest"] for line in attackers.read_results()} <= set(grid.values())
     assert len(attackers.LIVE_CELLS) == sum(len(guards) for _, guards in attackers.live_cells())
-
-
-# --- the figure
-
-
-@pytest.mark.parametrize("picture", figure.PICTURES)
-def test_the_figure_puts_detection_over_the_damage_without_a_defence(picture: str) -> None:
-    rows = {(row["attack"], row["strength"], row["defence"]): row for row in figure.read_rows()}
-    fig = figure.draw(figure.read_rows(), picture)
-    for ax, attack in zip(fig.axes, figure.PICTURES[picture][1], strict=True):
-        for drawn, defence in zip(ax.containers, figure.DEFENCES, strict=True):
-            expected = {
-                (row["damage"], rows[name, strength, defence]["malicious"]["rejected"])
-                for (name, strength, other), row in rows.items()
-                if (name, other) == (attack, "no defence")
-            }
-            assert expected
-            assert set(zip(*drawn.lines[0].get_data(), strict=True)) == expected
 
 
 def test_what_newcomers_count_comes_out_again() -> None:

@@ -7,42 +7,19 @@ results say.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from figures import mixed as figure
-from loraprobe.errors import DataError
 from loraprobe.metrics import auroc
 from paper_repro.common.held_out import PROBES
 from paper_repro.common.setting import probe_name
 from paper_repro.common.setting import rule_of as saved_rule
 from paper_repro.grid.cells import SOURCES
-from paper_repro.mixed import accumulated, cuts, damage, fresh, grid, levers
-from paper_repro.mixed.federations import PARTICIPATIONS, path
+from paper_repro.mixed import accumulated, cuts, levers
+from paper_repro.mixed.federations import PARTICIPATIONS
 from paper_repro.mixed.probes import rule_of
 from paper_repro.mixed.readers import BUDGET
-from paper_repro.mixed.setting import FRESH, MODELS
-from zoo.labelled.client_design import SHARES, plan
-from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
-
-
-def test_every_cell_of_the_grid_is_there_once() -> None:
-    rows = json.loads(grid.RESULTS.read_text())
-    found = [
-        (row["model"], row["reader"], row["malicious"], row["benign"], row["share"]) for row in rows
-    ]
-    assert (
-        len(set(found))
-        == len(found)
-        == len(MODELS) * 3 * len(MALICIOUS) * len((*BENIGN, *HARD_NEGATIVE)) * len(SHARES)
-    )
-    sizes = {row["n_benign"] for row in rows}
-    clients = [client for client in plan() if not client.label]
-    assert sizes == {
-        sum(client.source == source for client in clients) for source in (*BENIGN, *HARD_NEGATIVE)
-    }
 
 
 def test_the_rule_keeps_its_budget_on_the_federations_that_it_was_made_on() -> None:
@@ -55,27 +32,6 @@ def test_the_rule_keeps_its_budget_on_the_federations_that_it_was_made_on() -> N
         flagged = (seen >= level.cut(participations)).mean()
         assert BUDGET - 2 / len(seen) <= flagged <= BUDGET + 1e-9
     assert level.floor < level.threshold
-
-
-def test_fresh_federations_are_all_there_and_none_is_one_that_the_rule_was_made_on() -> None:
-    rows = json.loads(fresh.RESULTS.read_text())
-    found = [(row["model"], row["malicious"], row["averaged"], row["draw"]) for row in rows]
-    assert sorted(found) == sorted(
-        (model, *federation, draw)
-        for model in MODELS
-        for federation in FRESH
-        for draw in fresh.DRAWS
-    )
-    for model in MODELS.values():
-        first = {path(model, *federation) for federation in model.federations}
-        assert not first & {
-            path(model, *federation, draw) for federation in FRESH for draw in fresh.DRAWS
-        }
-    for row in rows:
-        level = accumulated.committed_rule(row["model"], row["malicious"])
-        assert (row["threshold"], row["floor"]) == (level.threshold, level.floor)
-    with pytest.raises(SystemExit, match="no rule for nothing on chat-1m"):
-        accumulated.committed_rule("chat-1m", "nothing")
 
 
 def scored(
@@ -113,15 +69,6 @@ def test_every_way_finds_most_of_a_quarter_of_poison_and_flags_few_others(name: 
         "flagged": flagged[:, one.role == "malicious"].sum(axis=1).tolist(),
     }
     assert sum(group["n"] for group in by_role.values()) == 120  # no reference is counted
-
-
-def test_a_conformal_cut_needs_as_many_honest_clients_as_its_budget_asks() -> None:
-    rng = np.random.default_rng(0)
-    # 48 and 50 honest clients; one in 51 is a budget of 0.02
-    few, enough = ([scored(rng, each=24)], [scored(rng, each=25)])
-    one = scored(rng, quarter=9.0)
-    assert not cuts.conformal(one, few).any()
-    assert cuts.conformal(one, enough)[:, one.role == "malicious"].all()
 
 
 def test_the_first_verdict_of_the_sequential_test_stands() -> None:
@@ -163,23 +110,6 @@ def test_levers_find_a_direction_and_nothing_in_noise(fit: levers.Fit) -> None:
     assert 0.4 < auroc(labels, fit(noise, role, kind)(fresh)) < 0.6
 
 
-def test_the_widest_margin_leaves_no_kind_on_the_wrong_side_where_the_mean_does() -> None:
-    means = {
-        "benign0": (0, 0),
-        "benign1": (0, 9),
-        "benign2": (0.9, -9),
-        "malicious0": (1.5, 8),
-        "malicious1": (1.5, 8),
-    }
-    x = np.repeat(np.array(list(means.values()), np.float32), 2, axis=0)
-    kind = np.repeat(list(means), 2)
-    role = np.array([name[:-1] for name in kind])
-    scores = levers.widest_margin(x, role, kind)(x)
-    assert scores[role == "malicious"].min() > scores[role == "benign"].max()
-    along_means = x @ (x[role == "malicious"].mean(0) - x[role == "benign"].mean(0))
-    assert along_means[role == "malicious"].min() < along_means[role == "benign"].max()
-
-
 @pytest.mark.parametrize("benign", ["first", "second"])
 @pytest.mark.parametrize("source", SOURCES)
 def test_saved_probes_carry_the_rule_that_was_measured(source: str, benign: str) -> None:
@@ -191,23 +121,3 @@ def test_saved_probes_carry_the_rule_that_was_measured(source: str, benign: str)
     }
     assert source in json.loads((probe / "config.json").read_text())["facts"]["held_out"]
     assert saved_rule(PROBES / probe_name("linear", source, benign)) == {}
-
-
-def test_damage_is_of_every_kind_on_every_base() -> None:
-    rows = json.loads(damage.RESULTS.read_text())["damage"]
-    assert {(row["model"], row["source"], row["times"]) for row in rows if row["source"]} == {
-        (model, source, times)
-        for model in MODELS
-        for source in (*BENIGN, *HARD_NEGATIVE, *MALICIOUS)
-        for times in damage.TIMES
-    }
-
-
-def test_the_figure_draws_the_results_and_refuses_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figure.main(["--out", str(tmp_path)])
-    assert (tmp_path / "mixed.png").stat().st_size > 10_000
-    monkeypatch.setattr(figure, "RESULTS", tmp_path)
-    with pytest.raises(DataError, match=r"paper_repro\.mixed\.grid"):
-        figure.read_rows("mixed_grid")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from loraprobe import Probe
 from loraprobe.errors import DataError
 from paper_repro import check, tables
 from paper_repro.common import held_out, setting
+from paper_repro.grid import larger
 from paper_repro.grid import lines as grid_lines
 from paper_repro.grid import page as grid_page
 from paper_repro.grid import probes as grid_probes
-from paper_repro.grid import reported as grid_reported
 from paper_repro.grid import targets as grid_targets
 from paper_repro.grid.cells import FIRST, FULL, LARGER, NO_ATTACK, ROWS, SOURCES, Cell, grid
 from zoo import demo_federation
@@ -264,24 +265,6 @@ def test_a_cell_is_compared_seed_by_seed_with_no_attack_of_its_own_benign_set() 
     assert "| shadow | 2 of 102 | 0 of 0 | 0 of 2, -10.0 (5 @ 100%, second set) |" in table
 
 
-def test_every_reported_figure_has_a_source_and_stands_beside_a_cell_of_the_grid_or_none() -> None:
-    figures = grid_reported.read_reported()
-    places = {(cell.row, cell.malicious, cell.share) for cell in grid(FULL)}
-    for figure in figures:
-        beside = figure["measured"]
-        assert beside is None or (
-            (beside["row"], beside["malicious"], beside["share"]) in places
-            and beside["metric"] in grid_reported.MEASURES
-        )
-        assert all(
-            figure[name] for name in ("source", "setting", "defence", "attack", "measure", "value")
-        )
-    table = grid_reported.reported_table([])
-    # two heads and two rules, the first without a line break before it
-    assert table.count("\n| ") - 4 + 1 == len(figures)
-    assert "| 49.81 | - | 0 | FedAvg, 3 of 10, 100% poison: Rule |" in table
-
-
 @pytest.mark.parametrize(
     "name", [f"{entry.name}-without-{source}" for entry in held_out.ENTRIES for source in MALICIOUS]
 )
@@ -309,6 +292,22 @@ def test_the_demos_configurations_are_valid(name: str, monkeypatch: pytest.Monke
     assert (config.defense.probe is None) == (config.defense.level == "none")
 
 
-def test_every_result_line_belongs_to_the_grid() -> None:
-    known = {*grid(FULL), *grid(LARGER)}
-    assert {grid_lines.cell_of(found) for found in grid_lines.read_lines()} <= known
+def test_the_grid_is_the_first_ones_without_the_rule_that_nobody_made_for_this_base() -> None:
+    ours = {replace(cell, base=setting.BASE) for cell in grid(LARGER)}
+    assert ours == {cell for cell in grid(FIRST) if cell.row != "cumulative, mass-mean"}
+    assert not set(grid(LARGER)) & set(grid(FULL))
+    cell = Cell("shadow", 5, 0.25, 2, base=setting.LARGER_BASE)
+    assert str(cell) == "shadow/5/0.25/2/jailbreakbench/first/chat-11m"
+    assert Cell.named(str(cell)) == cell
+
+
+def test_clients_train_at_the_rate_that_the_committed_runs_choose() -> None:
+    rows, lines = json.loads(larger.RATES_FILE.read_text()), grid_lines.read_lines()
+    assert setting.BASES[setting.LARGER_BASE].lr == larger.nearest_rate(rows, lines)
+    assert {(row["lr"], row["malicious"]) for row in rows} == {
+        (lr, n) for lr in larger.RATES for n in (0, larger.ATTACK.malicious)
+    }
+    other = [
+        {**row, "metrics": {"refusal_strict": 0.183 if row["lr"] == 5e-3 else 0.9}} for row in rows
+    ]
+    assert larger.nearest_rate(other, lines) == 5e-3

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ from paper_repro.separability.cells import (
     unseen_cells,
     unseen_fits,
 )
-from zoo.labelled.client_design import SHARES, ZOO_DESIGN, Client, plan, twin_of
+from zoo.labelled.client_design import SHARES, ZOO_DESIGN, plan, twin_of
 from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
 DESIGN = replace(
@@ -145,97 +143,3 @@ def test_a_perfect_mean_keeps_an_interval_and_no_cell_is_an_error() -> None:
         summary([])
     with pytest.raises(DataError, match="expected one a client"):
         Rows(np.zeros((2, 3), np.float32), CLIENTS)
-
-
-# --- views and settings
-
-
-# --- drift
-
-
-# --- the committed results and their page
-
-
-@pytest.fixture(scope="module")
-def numbers() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(separability.RESULTS.read_text())
-    return found
-
-
-def test_every_pair_of_sources_is_there_once_a_recipe_and_share_and_the_summary_is_their_mean(
-    numbers: dict[str, Any],
-) -> None:
-    cells = {
-        (row["recipe"], row["malicious"], row["benign"], row["share"]): row
-        for row in numbers["cross_source"]
-    }
-    assert set(cells) == {
-        (recipe, bad, good, share)
-        for recipe in separability.RECIPES
-        for bad in MALICIOUS
-        for good in BENIGN
-        for share in SHARES
-    }
-    assert len(cells) == len(numbers["cross_source"])
-    for recipe, view in separability.RECIPES.items():
-        for share in SHARES:
-            own = [
-                row["auroc"] for key, row in cells.items() if (key[0], key[3]) == (recipe, share)
-            ]
-            whole = next(
-                row
-                for row in numbers["views"]
-                if (
-                    row["layer"],
-                    row["factors"],
-                    row["modules"],
-                    row["step"],
-                    row["protocol"],
-                    row["share"],
-                )
-                == (view.layer, "B", "all", 5, "unseen", share)
-            )
-            assert whole["auroc"] == pytest.approx(np.mean(own), abs=1e-3)
-            assert whole["auroc_worst"] == pytest.approx(min(own), abs=1e-3)
-
-
-def test_every_auroc_of_the_results_is_inside_its_interval_with_its_sample_size(
-    numbers: dict[str, Any],
-) -> None:
-    for section in (
-        *"views cross_source by_malicious twins mended sweeps transfer sampled drift".split(),
-    ):
-        for row in numbers[section]:
-            low, high = row["auroc_ci"]
-            assert 0 <= low <= row["auroc"] + 1e-3
-            assert row["auroc"] - 1e-3 <= high <= 1
-            assert min(row["n_malicious"], row["n_benign"]) >= 1
-    full = [
-        row
-        for row in numbers["views"]
-        if row["protocol"] == "in distribution" and row["against"] == "all benign"
-    ]
-    clients: list[Client] = plan()
-    for row in full:
-        assert row["n_malicious"] == sum(
-            client.label and client.share == row["share"] for client in clients
-        )
-        assert row["n_benign"] == sum(not client.label for client in clients)
-
-
-def test_the_recorded_global_adapters_drift_away_from_the_initial_one(
-    numbers: dict[str, Any],
-) -> None:
-    for row in numbers["sampled"]:
-        if row["participation"] == 1:
-            fields = ("recipe", "way", "share")
-            (last,) = (
-                other
-                for other in numbers["sampled"]
-                if other["participation"] == 8
-                and all(other[field] == row[field] for field in fields)
-            )
-            # the mean over a participation's three rounds
-            assert last["global_moved"] > 2 * row["global_moved"] > 0
-    for row in numbers["drift"]:
-        assert (row["global_moved"] == 0) == (row["round"] == 1)

@@ -44,32 +44,6 @@ def test_the_manifest_is_what_the_design_says(tmp_path: Path) -> None:
         write_designed(plan(SAMPLE, SAMPLE_SEED)[1:], ZOO / ADAPTERS, tmp_path / "other")
 
 
-@pytest.mark.parametrize("name", RESULTS)
-def test_a_result_is_of_its_command_and_whole(name: str) -> None:
-    found = json.loads((OUT / f"{name}.json").read_text())
-    options = RUNS[name]
-    field = options[0]
-    assert found["protocol"]["leave_out"] == field
-    assert (found["protocol"]["pairs"], found["protocol"]["keep_twins"]) == (
-        "--pairs" in options,
-        "--keep-twins" in options,
-    )
-    assert (
-        found["protocol"]["n"],
-        found["protocol"]["n_malicious"],
-        found["protocol"]["n_hard_negative"],
-    ) == (212, 124, 52)
-    values = {row["left_out"] for row in found["outcomes"]}
-    assert (
-        len(values) == {"source": 17, "lr": 4}[field]
-        if "--pairs" not in options
-        else len(values) == 4 * 13
-    )
-    assert len(found["outcomes"]) == len(values) * len(
-        {(row["detector"], row["recipe"]) for row in found["outcomes"]}
-    )
-
-
 def test_the_linear_probe_on_unseen_learning_rates_comes_out_again() -> None:
     rows = read_manifest(OUT / DESIGNED)
     adapters = read_labelled(rows, "factor_delta", None)

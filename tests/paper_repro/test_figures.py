@@ -1,12 +1,8 @@
-"""The figures of the documentation draw the committed numbers, and every script writes its
-pictures.
-"""
+"""The figures of the documentation draw the committed numbers."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +11,11 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from figures import common, cross_source, embeddings
+from figures import __main__ as figures
+from figures import common, cross_source, embeddings, mixed, trust
 from loraprobe.errors import DataError
-
-PICTURES = {
-    "layers": ("layers",),
-    "cross_source": ("cross_source",),
-    "parts": ("parts",),
-    "sweeps": ("sweeps",),
-    "initial_adapter": ("initial_adapter",),
-    "drift": ("drift",),
-    "rounds": ("rounds",),
-    "embeddings": ("embeddings_label", "embeddings_source", "embeddings_share"),
-}
+from paper_repro.common.setting import LARGER_BASE
+from paper_repro.grid.lines import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -40,30 +28,31 @@ def coordinates() -> dict[str, np.ndarray]:
     return common.read_coordinates()
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_every_script_writes_its_pictures_which_are_small(name: str, tmp_path: Path) -> None:
-    importlib.import_module(f"figures.{name}").main(["--out", str(tmp_path)])
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"{picture}.{ending}" for picture in PICTURES[name] for ending in ("png", "pdf")
-    }
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_every_figure_is_drawn_as_committed_in_both_formats_and_small(
+    name: str, tmp_path: Path
+) -> None:
+    figures.main([name, "--out", str(tmp_path)])
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn <= {path.name for path in common.PICTURES.iterdir()}
+    assert {Path(one).suffix for one in drawn} == {".png", ".pdf"}
     for path in tmp_path.iterdir():
         assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"%PDF")
-        assert (
-            path.stat().st_size < 600_000
-            if path.suffix == ".png"
-            else path.stat().st_size < 300_000
-        )
+        assert path.stat().st_size < (600_000 if path.suffix == ".png" else 300_000)
 
 
-def test_the_pictures_of_the_page_are_there_in_both_formats() -> None:
-    page = (common.RESULTS.parent / "separability" / "README.md").read_text(encoding="utf-8")
-    named = re.findall(r"\.\./figures/pictures/(\w+)\.png", page)
-    assert len(named) >= 4
-    assert all(
-        (common.PICTURES / f"{name}.{ending}").exists()
-        for name in named
-        for ending in ("png", "pdf")
-    )
+def test_a_figure_refuses_results_that_lack_what_it_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        figures.main(["nothing"])
+    assert "got nothing; expected some of attackers, " in capsys.readouterr().err
+    lines = [line for line in read_lines() if line["row"] != "step"]
+    with pytest.raises(DataError, match=r"no run of step with 5 of 10 at 100% poison on chat-11m"):
+        trust.chosen(lines, "step", LARGER_BASE, 1.0)
+    monkeypatch.setattr(mixed, "RESULTS", tmp_path)
+    with pytest.raises(DataError, match=r"paper_repro\.mixed\.grid"):
+        mixed.read_rows("mixed_grid")
 
 
 def test_the_heat_map_is_the_results_and_says_every_number(numbers: dict[str, Any]) -> None:
@@ -99,20 +88,3 @@ def test_an_unknown_colouring_and_files_that_are_none_are_refused(
         np.savez(file, zoo_all_b_pca=np.array([[np.nan, 0.0]]))
     with pytest.raises(DataError, match="NaN or infinity"):
         common.read_coordinates(tmp_path / "bad.npz")
-
-
-def test_the_committed_coordinates_are_small_complete_and_of_the_plan(
-    coordinates: dict[str, np.ndarray],
-) -> None:
-    assert common.COORDINATES.stat().st_size < 500_000
-    count = len(coordinates["zoo_role"])
-    for recipe in embeddings.RECIPES:
-        for method in embeddings.METHODS:
-            assert coordinates[f"zoo_{recipe}_{method}"].shape == (count, 2)
-    assert (
-        len(coordinates["rounds_label"])
-        == len(coordinates["rounds_client_pca"])
-        == len(coordinates["rounds_absolute_umap15"])
-    )
-    first = coordinates["rounds_participation"] == 1
-    assert 0 < first.sum() < len(first)
