@@ -15,6 +15,7 @@ from figures import common
 from figures.common import HERE, RECIPES, Row, read_numbers
 from figures.sweeps import at, plot
 from loraprobe.errors import DataError
+from paper_repro.initial_adapter.page import interval
 
 CELLS = HERE.parent / "paper_repro/initial_adapter/results/cells.jsonl"
 COMMAND = "paper_repro.initial_adapter"
@@ -28,7 +29,6 @@ FEATURES = {
     "B of the first layer": "B of the\nfirst layer",
 }
 SHARES = ("100%", "25%")
-_RESAMPLES = 2000
 
 
 def read_cells(path: Path = CELLS) -> list[Row]:
@@ -67,16 +67,10 @@ def areas(rows: Sequence[Row], features: str, question: str, share: str) -> Row:
     ]
     if not mine:
         raise DataError(f"got no cell of {features}, {question}, {share}; expected some")
-    seeds = np.array([seed for seed, _ in mine])
+    seeds = [seed for seed, _ in mine]
     values = np.array([value for _, value in mine])
-    groups = [values[seeds == seed] for seed in dict.fromkeys(seeds)]
-    rng = np.random.default_rng(0)
-    means = [
-        np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]).mean()
-        for _ in range(_RESAMPLES)
-    ]
-    ends = np.quantile(means, [0.025, 0.975])
-    return {"auroc": values.mean(), "auroc_ci": ends, "cells": values, "starts": len(groups)}
+    ends = interval(values, seeds)
+    return {"auroc": values.mean(), "auroc_ci": ends, "cells": values, "starts": len(set(seeds))}
 
 
 def compare(ax: Axes, rows: Sequence[Row], share: str) -> None:

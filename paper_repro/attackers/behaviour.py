@@ -23,10 +23,10 @@ from fedloop.client.training import load_base, quiet
 from fedloop.measure.behaviour import Behaviour, Prompts, worn
 from loraprobe import Adapter
 from loraprobe.metrics import auroc, auroc_ci
-from zoo.markers import filled, markdown
 from zoo.program import append_lines, documented, read_lines
 from zoo.smollm2.refusal import prompts
 
+from ..common.format import markdown, page_with
 from ..common.paths import FOLDER
 from .products import SHARES, Reader, Table
 
@@ -139,10 +139,8 @@ def rendered() -> str:
         low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
         name = role.replace("_", " ") + (f", {share:.0%}" if role == "malicious" else "")
         scores.append([name, len(values), f"{middle:.2f}", f"{low:.2f} to {high:.2f}"])
-    text = PAGE.read_text(encoding="utf-8")
-    for name, rows in (("ranking", ranks), ("scores", scores), ("attacks", attacked(done))):
-        text = filled(text, name, markdown(rows), "paper_repro.tables")
-    return text
+    tables = {"ranking": ranks, "scores": scores, "attacks": attacked(done)}
+    return page_with(PAGE, {name: markdown(rows) for name, rows in tables.items()})
 
 
 def main() -> None:

@@ -19,9 +19,8 @@ import numpy as np
 
 from fedloop.defense.probation import on_probation
 from fedloop.defense.weights import aggregation_weights
-from zoo.markers import filled
 
-from ..common.format import markdown
+from ..common.format import markdown, page_with
 from ..common.paths import FOLDER
 
 SOURCE = FOLDER / "results" / "mixed_fresh.json"
@@ -187,7 +186,6 @@ def _named(row: Mapping[str, Any]) -> str:
 
 def rendered() -> str:
     """The page with its tables made anew."""
-    text = PAGE.read_text(encoding="utf-8")
     found = json.loads(RESULTS.read_text())
 
     def spread(row: Mapping[str, Any], name: str) -> str:
@@ -214,10 +212,11 @@ def rendered() -> str:
         }
         for row in found["honest"]
     ]
-    for name, rows in (("attackers", attack), ("honest", cost)):
-        table = markdown([list(rows[0]), *(list(row.values()) for row in rows)])
-        text = filled(text, name, table, "paper_repro.tables")
-    return text
+    tables = {
+        name: markdown([list(rows[0]), *(list(row.values()) for row in rows)])
+        for name, rows in (("attackers", attack), ("honest", cost))
+    }
+    return page_with(PAGE, tables)
 
 
 def main() -> None:

@@ -8,9 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from zoo.markers import filled
-
-from ..common.format import distinct, markdown, where
+from ..common.format import distinct, markdown, page_with, where
 from .moves import MOVES
 from .run import (
     AGAINST_LIES,
@@ -46,7 +44,6 @@ def summary_text() -> str:
 
 def rendered() -> str:
     """The page with every table between its markers made anew."""
-    text = PAGE.read_text(encoding="utf-8")
     rows = summary(read_results())
     tables = {
         "updates": update_table(rows),
@@ -56,9 +53,7 @@ def rendered() -> str:
         "worst": worst_table(rows),
         "live": live_table(live_rows(rows_of_live())),
     }
-    for name, table in tables.items():
-        text = filled(text, name, table, "paper_repro.tables")
-    return text
+    return page_with(PAGE, tables)
 
 
 def summary(lines: Iterable[Line]) -> list[Line]:

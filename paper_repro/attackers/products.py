@@ -27,10 +27,10 @@ from fedloop.defense.accumulate import FeatureMean
 from fedloop.defense.levels import make_level
 from loraprobe import Adapter, load_adapter
 from loraprobe.errors import LoraprobeError
-from zoo.markers import filled, markdown
 from zoo.smollm2.cohorts import CLIENTS, direction_scores, mixture
 from zoo.smollm2.refusal import wilson
 
+from ..common.format import markdown, page_with
 from ..common.paths import FOLDER
 from .product_moves import (
     Parts,
@@ -321,19 +321,11 @@ def decoys(table: Table) -> dict[str, int]:
 def rendered() -> str:
     """The page with its tables made anew."""
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    text = PAGE.read_text(encoding="utf-8")
-    head = [
-        "attack",
-        "cost",
-        "n",
-        "probe: flagged",
-        "aggregate flagged",
-        "client 1 / 8 rounds",
-        "cumulative 1 / 8 rounds",
-        "of the poison stays",
-        "rival: dropped / honest dropped",
-    ]
-    rows: list[list[object]] = [list(head)]
+    head = (
+        "attack | cost | n | probe: flagged | aggregate flagged | client 1 / 8 rounds"
+        " | cumulative 1 / 8 rounds | of the poison stays | rival: dropped / honest dropped"
+    )
+    rows: list[list[object]] = [head.split(" | ")]
     for row in found["attacks"]:
         low, high = wilson(row["flagged"], row["parts"])
         rival, whole = row.get("rival"), row.get("aggregate_flagged")
@@ -350,7 +342,6 @@ def rendered() -> str:
                 "-" if rival is None else f"{rival['attackers']:.0%} / {rival['honest']:.0%}",
             ]
         )
-    text = filled(text, "attacks", markdown(rows), "paper_repro.tables")
     late: list[list[object]] = [["level", *(f"poisoned round {n}" for n in (1, 2, 4, 8))]]
     for name in ("client", "cumulative"):
         late.append([name, *(f"{r['factor']:.2f}" for r in found["waiting"] if r["level"] == name)])
@@ -360,8 +351,8 @@ def rendered() -> str:
         name = "honest" if row["longer"] is None else f"four colluders, poison x {row['longer']:g}"
         shown = f"{row['flagged']} of {row['n']} [{low:.0%}, {high:.0%}]"
         sums.append([name, shown])
-    text = filled(text, "together", markdown(sums), "paper_repro.tables")
-    return filled(text, "waiting", markdown(late), "paper_repro.tables")
+    tables = {"attacks": rows, "together": sums, "waiting": late}
+    return page_with(PAGE, {name: markdown(table) for name, table in tables.items()})
 
 
 def measured() -> dict[str, Any]:

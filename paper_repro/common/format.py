@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from zoo.markers import markdown
+from scipy.stats import binomtest
 
-__all__ = ["Row", "area", "attack_name", "distinct", "markdown", "spread", "where"]
+from zoo.markers import filled
+from zoo.markers import markdown as markdown
 
 Row = dict[str, Any]
 
@@ -41,3 +43,17 @@ def area(row: Row) -> str:
 def attack_name(malicious: int, share: float) -> str:
     """What a table calls an attack."""
     return f"{malicious} of 10, {share:.0%} poison" if malicious else "0 of 10"
+
+
+def share_of(count: int, n: int) -> str:
+    """A rate with its Clopper-Pearson interval."""
+    found = binomtest(count, n).proportion_ci(method="exact")
+    return f"{count / n:.0%} [{found.low:.0%}, {found.high:.0%}]"
+
+
+def page_with(page: Path, tables: Mapping[str, str]) -> str:
+    """The page's text with every table between its markers made anew."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        text = filled(text, name, table, "paper_repro.tables")
+    return text

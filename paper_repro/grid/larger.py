@@ -29,7 +29,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -51,7 +50,7 @@ from ..mixed.grid import measured
 from ..mixed.readers import READERS
 from ..mixed.setting import Model, mended_sources
 from .cells import SOURCES, Cell
-from .lines import Line, cell_of
+from .lines import Line
 from .run import machine, processes
 
 RESULTS = FOLDER / "results"
@@ -173,19 +172,6 @@ def rates_table(rows: list[Line]) -> str:
 def machines_of(rows: list[Line]) -> str:
     """Where lines were made."""
     return "; ".join(dict.fromkeys(row["machine"] for row in rows))
-
-
-def nearest_rate(rows: list[Line], lines: list[Line]) -> float:
-    """The rate at which the attack leaves the refusal nearest to the mean over seeds of what it
-    leaves the first base.
-    """
-    own = [
-        line["metrics"]["refusal_strict"]
-        for line in lines
-        if replace(cell_of(line), seed=ATTACK.seed) == ATTACK
-    ]
-    left = {row["lr"]: row["metrics"]["refusal_strict"] for row in rows if row["malicious"]}
-    return min(left, key=lambda lr: abs(left[lr] - mean(own)))
 
 
 def design() -> Design:

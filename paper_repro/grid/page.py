@@ -8,10 +8,9 @@ from collections import Counter
 from pathlib import Path
 from statistics import mean
 
-from zoo.markers import filled
 from zoo.program import read_lines
 
-from ..common.format import attack_name, distinct, markdown, spread, where
+from ..common.format import attack_name, distinct, markdown, page_with, spread, where
 from ..common.paths import FOLDER, REPOSITORY
 from ..evidence import accumulation
 from . import larger, machines, overhead
@@ -73,10 +72,7 @@ def rendered(page: Path) -> str:
         "larger_targets": lambda: targets_table(tenfold),
         "larger_rates": lambda: larger.rates_table(json.loads(larger.RATES_FILE.read_text())),
     }
-    text = page.read_text(encoding="utf-8")
-    for name in PAGES[page]:
-        text = filled(text, name, tables[name](), "paper_repro.tables")
-    return text
+    return page_with(page, {name: tables[name]() for name in PAGES[page]})
 
 
 def refusal_table(lines: list[Line]) -> str:

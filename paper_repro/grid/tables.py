@@ -13,7 +13,6 @@ from ..common.setting import BENIGN_SETS
 from .cells import FIRST, FULL, NO_ATTACK, ROWS, Axes, Cell, grid
 from .lines import Line, cell_of
 
-Key = tuple[int, float]
 NAMES = (NO_ATTACK, *ROWS)
 
 

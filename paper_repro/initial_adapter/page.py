@@ -58,11 +58,11 @@ def _area(rows: Sequence[Row], share: float, against: str = "all") -> str:
     values = np.array([row["auroc"][name] for row in kept])
     if len({row["seed"] for row in kept}) == 1:
         return f"{values.mean():.3f} / {values.min():.2f}"
-    low, high = _interval(values, [row["seed"] for row in kept])
+    low, high = interval(values, [row["seed"] for row in kept])
     return f"{values.mean():.3f} [{low:.3f}, {high:.3f}] / {values.min():.2f}"
 
 
-def _interval(values: np.ndarray, seeds: Sequence[int]) -> tuple[float, float]:
+def interval(values: np.ndarray, seeds: Sequence[int]) -> tuple[float, float]:
     """95 % bootstrap interval of the mean, initial adapters drawn whole."""
     rng = np.random.default_rng(0)
     groups = [values[np.array(seeds) == seed] for seed in dict.fromkeys(seeds)]

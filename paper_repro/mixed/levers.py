@@ -23,15 +23,15 @@ from sklearn.svm import SVC, OneClassSVM
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta, weight_delta
 from loraprobe.featurizer import FeatureRecipe, Featurizer
-from loraprobe.metrics import auroc
 from zoo.labelled.client_design import SHARES, plan
 from zoo.labelled.deltas import DeltaSet, read_deltas, read_initial
-from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
+from zoo.labelled.sources import MALICIOUS
+from zoo.labelled.unseen_sources import told_apart
 from zoo.program import documented, write_rows
 
 from ..common.paths import FOLDER
 from .labelled import DESIGN
-from .readers import Reader, Reading, unseen_in
+from .readers import Reader, Reading
 from .setting import MODELS, Model
 
 RESULTS = FOLDER / "results" / "mixed_levers.json"
@@ -225,28 +225,20 @@ def features_of(recipe: FeatureRecipe, deltas: DeltaSet, start: Adapter) -> Rows
 def _cells(
     reading: Reading, features: list[Rows], lever: Lever
 ) -> Iterator[tuple[str, str, float, float]]:
-    role, kind, share, host = (
+    role, kind = (
         np.array([getattr(client, name) for client in reading.clients])
-        for name in ("role", "source", "share", "host")
+        for name in ("role", "source")
     )
     parts = [lever.change(x, role == "benign").astype(np.float32) for x in features]
-    for malicious in MALICIOUS:
-        for benign in (*BENIGN, *HARD_NEGATIVE):
-            known = ~reading.with_kind(unseen_in(malicious, benign))
-            scores = np.zeros(len(role))
-            for x in parts:
-                found = lever.fit(x[known], role[known], kind[known])(x)
-                scores += found / found[known & (role != "malicious")].std()
-            good = scores[(kind == benign) & (role != "malicious")]
-            for at in SHARES:
-                anywhere = at == 1.0 or benign in HARD_NEGATIVE
-                bad = scores[(kind == malicious) & (share == at) & (anywhere | (host == benign))]
-                yield (
-                    malicious,
-                    benign,
-                    at,
-                    auroc(np.r_[np.ones(len(bad)), np.zeros(len(good))], np.r_[bad, good]),
-                )
+    for (malicious, benign), cell in reading.cells.items():
+        known = cell.train
+        scores = np.zeros(len(role))
+        for x in parts:
+            found = lever.fit(x[known], role[known], kind[known])(x)
+            scores += found / found[known & (role != "malicious")].std()
+        for share, rows in cell.malicious_rows.items():
+            apart = told_apart(scores[rows], scores[cell.benign_rows])
+            yield malicious, benign, share, apart["auroc"]
 
 
 if __name__ == "__main__":

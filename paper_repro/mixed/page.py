@@ -7,13 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
-from scipy.stats import binomtest
-
-from paper_repro.common.format import Row, area, distinct, markdown, where
+from paper_repro.common.format import (
+    Row,
+    area,
+    distinct,
+    markdown,
+    page_with,
+    share_of,
+    where,
+)
 from paper_repro.grid import larger
 from zoo.labelled.client_design import SHARES
 from zoo.labelled.sources import HARD_NEGATIVE, MALICIOUS
-from zoo.markers import filled
 
 from . import accumulated, bases, damage, fresh, grid, levers
 from .federations import PARTICIPATIONS
@@ -32,7 +37,6 @@ GROUPS = (*(f"{share:g}" for share in SHARES), *HONEST)  # of clients, as result
 
 def rendered() -> str:
     """The page with every table between its markers made anew."""
-    text = PAGE.read_text(encoding="utf-8")
     files = (
         *(module.RESULTS for module in (grid, accumulated, damage, levers, fresh, bases)),
         larger.CELLS_FILE,
@@ -55,9 +59,7 @@ def rendered() -> str:
         "larger_sources": sources_table(tenfold),
         "targets": targets_table(cells, all_draws([*federations, *again])),
     }
-    for name, table in tables.items():
-        text = filled(text, name, table, "paper_repro.tables")
-    return text
+    return page_with(PAGE, tables)
 
 
 def answers_table(rows: Iterable[Row]) -> str:
@@ -75,10 +77,10 @@ def damage_table(rows: list[Row]) -> str:
     for model in MODELS:
         own = where(rows, model=model)
         (before,) = where(own, source=None)
-        lines.append(f"{model} | nothing |  | {_share(before['refused'], before['n'])} | ")
+        lines.append(f"{model} | nothing |  | {share_of(before['refused'], before['n'])} | ")
         for source in filter(None, distinct(own, "source")):
             once, thrice = where(own, source=source)
-            refused = " | ".join(_share(row["refused"], row["n"]) for row in (once, thrice))
+            refused = " | ".join(share_of(row["refused"], row["n"]) for row in (once, thrice))
             lines.append(
                 f"{model} | {source} | {once['own_refused']} of {once['own_n']} | {refused}"
             )
@@ -239,7 +241,7 @@ def _counts(rows: list[Row], name: str, most: bool = False) -> list[str]:
     """
     total = _summed([row["flagged"][name] for row in rows])
     n = total["n"]
-    shown = [f"{_share(total['flagged'][at], n)} of {n}" for at in (0, -1)]
+    shown = [f"{share_of(total['flagged'][at], n)} of {n}" for at in (0, -1)]
     by_source = {row["malicious"]: row["flagged"][name] for row in all_draws(rows)}
     source, counts = (max if most else min)(
         by_source.items(), key=lambda item: item[1]["flagged"][-1] / item[1]["n"]
@@ -365,8 +367,3 @@ def _percent(rows: list[Row], side: str) -> str:
 
 def _mean_worst(values: list[float]) -> str:
     return f"{sum(values) / len(values):.2f} / {min(values):.2f}"
-
-
-def _share(count: int, n: int) -> str:
-    interval = binomtest(count, n).proportion_ci(method="exact")
-    return f"{count / n:.0%} [{interval.low:.0%}, {interval.high:.0%}]"

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.markers import filled
-
-from ..common.format import Row, area, distinct, markdown, where
+from ..common.format import Row, area, distinct, markdown, page_with, where
 from .cells import PROTOCOLS
 from .rounds import WAYS
 from .run import FACTORS, LAST, LAYERS, MODULES, RECIPES, RESULTS, STEPS
@@ -23,10 +21,7 @@ NAMES = {"q_proj": "q", "v_proj": "v", "all": "all adapted"}
 def rendered(results: Path = RESULTS) -> str:
     """The page's text with every table between its markers made anew."""
     numbers = json.loads(results.read_text(encoding="utf-8"))
-    text = PAGE.read_text(encoding="utf-8")
-    for name, table in TABLES.items():
-        text = filled(text, name, table(numbers), "paper_repro.tables")
-    return text
+    return page_with(PAGE, {name: table(numbers) for name, table in TABLES.items()})
 
 
 def sources_table(numbers: Row) -> str:

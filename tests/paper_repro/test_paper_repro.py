@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from loraprobe import Probe
 from loraprobe.errors import DataError
 from paper_repro import check, tables
 from paper_repro.common import held_out, setting
-from paper_repro.grid import larger
 from paper_repro.grid import lines as grid_lines
 from paper_repro.grid import page as grid_page
 from paper_repro.grid import probes as grid_probes
@@ -299,15 +297,3 @@ def test_the_grid_is_the_first_ones_without_the_rule_that_nobody_made_for_this_b
     cell = Cell("shadow", 5, 0.25, 2, base=setting.LARGER_BASE)
     assert str(cell) == "shadow/5/0.25/2/jailbreakbench/first/chat-11m"
     assert Cell.named(str(cell)) == cell
-
-
-def test_clients_train_at_the_rate_that_the_committed_runs_choose() -> None:
-    rows, lines = json.loads(larger.RATES_FILE.read_text()), grid_lines.read_lines()
-    assert setting.BASES[setting.LARGER_BASE].lr == larger.nearest_rate(rows, lines)
-    assert {(row["lr"], row["malicious"]) for row in rows} == {
-        (lr, n) for lr in larger.RATES for n in (0, larger.ATTACK.malicious)
-    }
-    other = [
-        {**row, "metrics": {"refusal_strict": 0.183 if row["lr"] == 5e-3 else 0.9}} for row in rows
-    ]
-    assert larger.nearest_rate(other, lines) == 5e-3
