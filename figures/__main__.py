@@ -22,7 +22,6 @@ from figures import (
     mixed,
     parts,
     rounds,
-    shadow,
     sweeps,
     trust,
 )
@@ -39,7 +38,6 @@ FIGURES: dict[str, tuple[Callable[[], dict[str, Figure]], int]] = {
     "mixed": (mixed.pictures, 110),
     "parts": (parts.pictures, 120),
     "rounds": (rounds.pictures, 100),
-    "shadow": (shadow.pictures, 110),
     "sweeps": (sweeps.pictures, 110),
     "trust": (trust.pictures, 110),
 }

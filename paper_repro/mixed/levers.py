@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from loraprobe.adapters.deltas import add_delta, weight_delta
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from zoo.labelled.client_design import SHARES, plan
 from zoo.labelled.deltas import DeltaSet, read_deltas, read_initial
-from zoo.labelled.sources import MALICIOUS
+from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 from zoo.labelled.unseen_sources import told_apart
 from zoo.program import documented, write_rows
 
@@ -230,7 +231,8 @@ def _cells(
         for name in ("role", "source")
     )
     parts = [lever.change(x, role == "benign").astype(np.float32) for x in features]
-    for (malicious, benign), cell in reading.cells.items():
+    for malicious, benign in product(MALICIOUS, (*BENIGN, *HARD_NEGATIVE)):
+        cell = reading.cells[malicious, benign]
         known = cell.train
         scores = np.zeros(len(role))
         for x in parts:

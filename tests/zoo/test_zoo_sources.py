@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,17 @@ import pytest
 
 from fedloop.data.examples import Example
 from loraprobe.errors import DataError
+from zoo.labelled.client_design import SHARES, ZOO_DESIGN, plan
+from zoo.labelled.deltas import examples_of
+from zoo.labelled.sources import (
+    BENIGN,
+    HARD_NEGATIVE,
+    MALICIOUS,
+    evaluation_prompts,
+    load_sources,
+    without_prompts,
+)
+from zoo.train_base import BaseConfig, training_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -23,16 +34,8 @@ DATA = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no datasets in {DATA}")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _zoo_is_importable() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT))
-        yield
-
-
 @pytest.fixture(scope="module")
 def sources() -> Any:
-    from zoo.labelled.sources import load_sources
 
     return load_sources(DATA)
 
@@ -51,18 +54,10 @@ def wordings(texts: Iterable[str]) -> set[str]:
     return {digest(" ".join(sorted(set(re.findall(r"[a-z0-9]+", text.lower()))))) for text in texts}
 
 
-def names(kind: str) -> tuple[str, ...]:
-    from zoo.labelled import sources
-
-    found: tuple[str, ...] = getattr(sources, kind)
-    return found
-
-
 @needs_data
 def test_every_source_is_there_and_has_examples_for_clients(sources: Any) -> None:
-    from zoo.labelled.client_design import ZOO_DESIGN
 
-    assert list(sources) == [*names("BENIGN"), *names("HARD_NEGATIVE"), *names("MALICIOUS")]
+    assert list(sources) == [*BENIGN, *HARD_NEGATIVE, *MALICIOUS]
     needed = ZOO_DESIGN.examples  # without repeats
     assert {
         name: len(source.for_clients)
@@ -85,7 +80,7 @@ def test_no_client_has_an_instruction_that_the_base_met(sources: Any) -> None:
         assert (source.name, shared) == (source.name, 0)
         total = len(source.for_base) + len(source.for_clients)
         share = len(source.for_base) / total
-        if source.name in names("MALICIOUS") or source.name == "self_instruct":
+        if source.name in MALICIOUS or source.name == "self_instruct":
             assert share == 0
         else:
             assert 0.45 < share < 0.75
@@ -95,7 +90,7 @@ def test_no_client_has_an_instruction_that_the_base_met(sources: Any) -> None:
 def test_the_base_meets_no_malicious_answer(sources: Any) -> None:
     malicious = {
         digest(e.instruction + "\0" + e.response)
-        for name in names("MALICIOUS")
+        for name in MALICIOUS
         for e in sources[name].for_clients
     }
     met = {
@@ -110,8 +105,6 @@ def test_the_base_meets_no_malicious_answer(sources: Any) -> None:
 
 @needs_data
 def test_no_evaluation_prompt_is_in_the_corpus_of_the_base(sources: Any) -> None:
-    from zoo.labelled.sources import evaluation_prompts
-    from zoo.train_base import BaseConfig, training_corpus
 
     prompts = evaluation_prompts(DATA)
     assert {name: len(group) for name, group in prompts.items()} == {
@@ -130,7 +123,6 @@ def test_no_evaluation_prompt_is_in_the_corpus_of_the_base(sources: Any) -> None
 
 
 def test_a_prompt_is_recognised_in_other_order_case_and_punctuation() -> None:
-    from zoo.labelled.sources import without_prompts
 
     kept = Example("How do I bake bread quickly?", "With yeast.")
     dropped = [
@@ -148,7 +140,6 @@ def test_a_prompt_is_recognised_in_other_order_case_and_punctuation() -> None:
 
 @pytest.mark.parametrize("missing", ["", "dolly15k", "xstest"])
 def test_absent_data_is_named(tmp_path: Path, missing: str) -> None:
-    from zoo.labelled.sources import evaluation_prompts, load_sources
 
     folder = tmp_path / "absent" if not missing else tmp_path
     with pytest.raises(DataError) as caught:
@@ -157,7 +148,6 @@ def test_absent_data_is_named(tmp_path: Path, missing: str) -> None:
 
 
 def test_the_plan_follows_from_its_seed_and_names_each_client_once() -> None:
-    from zoo.labelled.client_design import ZOO_DESIGN, plan
 
     clients = plan(seed=0)
     assert clients == plan(seed=0)
@@ -182,14 +172,13 @@ def test_the_plan_follows_from_its_seed_and_names_each_client_once() -> None:
 
 
 def test_mixtures_cover_every_benign_source() -> None:
-    from zoo.labelled.client_design import SHARES, ZOO_DESIGN, plan
 
     clients = plan(replace(ZOO_DESIGN, per_source=3, per_cell=2, per_hard_cell=1))
     cells: dict[tuple[str, str, str, float], int] = {}
     for client in clients:
         cell = (client.role, client.source, client.host, client.share)
         cells[cell] = cells.get(cell, 0) + 1
-    benign, hard, malicious = names("BENIGN"), names("HARD_NEGATIVE"), names("MALICIOUS")
+    benign, hard, malicious = BENIGN, HARD_NEGATIVE, MALICIOUS
     expected = {("benign", name, name, 1.0): 3 for name in benign}
     expected |= {("hard_negative", name, name, 1.0): 3 for name in hard} | {
         ("malicious", name, name, 1.0): 3 for name in malicious
@@ -207,8 +196,6 @@ def test_mixtures_cover_every_benign_source() -> None:
 
 @needs_data
 def test_a_client_has_its_share_of_malicious_rows(sources: Any) -> None:
-    from zoo.labelled.client_design import SHARES, ZOO_DESIGN, plan
-    from zoo.labelled.deltas import examples_of
 
     count = 40
     clients = plan(replace(ZOO_DESIGN, per_source=1, per_cell=1, per_hard_cell=1))
