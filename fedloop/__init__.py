@@ -8,20 +8,29 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from loraprobe._version import __version__
+from loraprobe._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .config import Config
-    from .defense.defense import Defense
-    from .defense.levels import ClientLevel, CumulativeLevel, EvidenceLevel, ShadowLevel, StepLevel
-    from .defense.types import Assessment, ClientUpdate, RoundRecord
-    from .defense.weights import aggregation_weights
-    from .plugins.loop import defend_round
-    from .rules.attacks import ATTACKS
-    from .rules.rule import AGGREGATORS, make_rule
-    from .rules.server_optimizers import SERVER_OPTIMIZERS
-    from .run.run import RunResult
-    from .run.simulate import global_model, resume, simulate
+    from .config import Config as Config
+    from .defense.defense import Defense as Defense
+    from .defense.levels import ClientLevel as ClientLevel
+    from .defense.levels import CumulativeLevel as CumulativeLevel
+    from .defense.levels import EvidenceLevel as EvidenceLevel
+    from .defense.levels import ShadowLevel as ShadowLevel
+    from .defense.levels import StepLevel as StepLevel
+    from .defense.types import Assessment as Assessment
+    from .defense.types import ClientUpdate as ClientUpdate
+    from .defense.types import RoundRecord as RoundRecord
+    from .defense.weights import aggregation_weights as aggregation_weights
+    from .plugins.loop import defend_round as defend_round
+    from .rules.attacks import ATTACKS as ATTACKS
+    from .rules.rule import AGGREGATORS as AGGREGATORS
+    from .rules.rule import make_rule as make_rule
+    from .rules.server_optimizers import SERVER_OPTIMIZERS as SERVER_OPTIMIZERS
+    from .run.run import RunResult as RunResult
+    from .run.simulate import global_model as global_model
+    from .run.simulate import resume as resume
+    from .run.simulate import simulate as simulate
 
 # As in loraprobe: a name is looked up when it is first used, so that the command line answers
 # quickly.
@@ -30,13 +39,8 @@ _HOMES = {
     "rules.attacks": ("ATTACKS",),
     "config": ("Config",),
     "defense.defense": ("Defense",),
-    "defense.levels": (
-        "ClientLevel",
-        "CumulativeLevel",
-        "EvidenceLevel",
-        "ShadowLevel",
-        "StepLevel",
-    ),
+    "defense.cumulative": ("CumulativeLevel",),
+    "defense.paper_levels": ("ClientLevel", "EvidenceLevel", "ShadowLevel", "StepLevel"),
     "run.run": ("RunResult",),
     "run.simulate": ("global_model", "resume", "simulate"),
     "rules.server_optimizers": ("SERVER_OPTIMIZERS",),
@@ -46,29 +50,7 @@ _HOMES = {
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "AGGREGATORS",
-    "ATTACKS",
-    "SERVER_OPTIMIZERS",
-    "Assessment",
-    "ClientLevel",
-    "ClientUpdate",
-    "Config",
-    "CumulativeLevel",
-    "Defense",
-    "EvidenceLevel",
-    "RoundRecord",
-    "RunResult",
-    "ShadowLevel",
-    "StepLevel",
-    "__version__",
-    "aggregation_weights",
-    "defend_round",
-    "global_model",
-    "make_rule",
-    "resume",
-    "simulate",
-]
+__all__ = sorted((*_MODULE_OF, "__version__"))
 
 
 def __getattr__(name: str) -> Any:

@@ -83,7 +83,18 @@ def response_loss(model: Any, ids: Any, labels: Any, shared: int) -> torch.Tenso
 
     Source: this project; equal to transformers' loss with labels.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    logits, wanted, kept = response_logits(model, ids, labels, shared)
+    return functional.cross_entropy(logits, wanted[kept])
+
+
+def response_logits(model: Any, ids: Any, labels: Any, shared: int) -> tuple[Any, Any, Any]:
+    """Where a response token has to be foretold, and what the model says there.
+
+    Returns:
+        float32 logits (tokens, vocabulary); the labels behind the shared tokens (n, rest), and
+        which of them are of a response (n, rest).
+    """
+    causal = causal_of(model)
     inner = causal.base_model
     options: dict[str, Any] = {}
     if shared:
@@ -93,8 +104,12 @@ def response_loss(model: Any, ids: Any, labels: Any, shared: int) -> torch.Tenso
     hidden = inner(input_ids=ids[:, shared:], **options).last_hidden_state[:, :-1]
     wanted = labels[:, shared + 1 :]
     kept = wanted != IGNORE
-    logits = causal.get_output_embeddings()(hidden[kept])
-    return functional.cross_entropy(logits.float(), wanted[kept])
+    return causal.get_output_embeddings()(hidden[kept]).float(), wanted, kept
+
+
+def causal_of(model: Any) -> Any:
+    """The causal language model, without what PEFT puts around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def plain_loss(model: Any, ids: Any, labels: Any, shared: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ import torch
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.pair import LoRAPair
 
-from ..client.shared_prefix import IGNORE, Text, batch_of, tokens_of
+from ..client.shared_prefix import Text, batch_of, causal_of, response_logits, tokens_of
 from ..data.examples import Example
 from ..errors import ConfigError, DataError, EvidenceError
 
@@ -162,27 +162,15 @@ class Behaviour:
         whole = [(ids[:-1], start) for ids, start in rows]  # without the end of the answer
         longest = max(len(ids) for ids, _ in whole)
         ids, labels, shared = batch_of(whole, longest, self.tokenizer.pad_token_id)
-        causal = _causal(self.model)
+        causal = causal_of(self.model)
         causal.eval()
-        options: dict[str, Any] = {}
-        if shared:
-            head = ids[:1, :shared].to(causal.device)
-            cache = causal.base_model(input_ids=head, use_cache=True).past_key_values
-            cache.batch_repeat_interleave(len(ids))
-            options = {"past_key_values": cache, "use_cache": True}
-        rest = ids[:, shared:].to(causal.device)
-        hidden = causal.base_model(input_ids=rest, **options).last_hidden_state[:, :-1]
-        wanted = labels[:, shared + 1 :].to(causal.device)
-        kept = wanted != IGNORE
-        logits = causal.get_output_embeddings()(hidden[kept]).float()
+        logits, wanted, kept = response_logits(
+            causal, ids.to(causal.device), labels.to(causal.device), shared
+        )
         said = logits.log_softmax(-1).gather(1, wanted[kept][:, None])[:, 0]
         sums = torch.zeros(len(rows), device=said.device)
         sums.index_add_(0, kept.nonzero()[:, 0], said)
         return [float(value) for value in sums]
-
-
-def _causal(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager
@@ -192,7 +180,7 @@ def worn(model: Any, adapter: Adapter) -> Iterator[None]:
     Raises:
         EvidenceError: the model has no such module, or one of other shape.
     """
-    modules = dict(_causal(model).named_modules())
+    modules = dict(causal_of(model).named_modules())
     handles = []
     off = getattr(model, "disable_adapter", None)
     trained = {id(p) for p in model.parameters() if p.requires_grad}

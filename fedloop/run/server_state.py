@@ -20,7 +20,6 @@ from ..rules.server_optimizers import (
     make_server_optimizer,
     proximal_gradient,
     scaffold_client_variate,
-    scaffold_correction,
     scaffold_server_variate,
 )
 from ..sections import AggregationConfig
@@ -95,7 +94,7 @@ class ServerSide:
             return GradientChange(proximal=self._proximal)
         if self._name == "scaffold":
             own = self._client_variates.get(client, torch.zeros_like(self._variate))
-            return GradientChange(correction=scaffold_correction(self._variate, own))
+            return GradientChange(correction=self._variate - own)
         return GradientChange()
 
     def adjustment(self, model: PeftModel, start: Adapter, client: str) -> Adjust | None:

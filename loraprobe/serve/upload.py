@@ -43,35 +43,9 @@ class Held:
             Refusal: together with the others they are more than the limit.
         """
         if self.bytes + count > self.limit:
-            raise Refusal(
-                503,
-                "Overloaded",
-                "too many bytes are being scored at this moment; try again",
-                headers={"Retry-After": "1"},
-            )
+            words = "too many bytes are being scored at this moment; try again"
+            raise Refusal(503, "Overloaded", words, headers={"Retry-After": "1"})
         self.bytes += count
-
-    def give_back(self, count: int) -> None:
-        """Bytes that are no longer in memory."""
-        self.bytes -= count
-
-
-class _Share:
-    """What one request holds of `Held`, until the end of the block."""
-
-    def __init__(self, held: Held) -> None:
-        self._held = held
-        self.bytes = 0
-
-    def take(self, count: int) -> None:
-        self._held.take(count)
-        self.bytes += count
-
-    def __enter__(self) -> _Share:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._held.give_back(self.bytes)
 
 
 @asynccontextmanager
@@ -83,8 +57,9 @@ async def received_body(request: Request, settings: Settings, held: Held) -> Asy
             Content-Digest says (422), not complete (499), or there is no room for it now (503).
     """
     announced = _check_headers(request, settings)
-    with _Share(held) as share:
-        data, digest = await _received(request, settings, share)
+    parts: list[bytes] = []
+    try:
+        digest = await _receive(request, settings, held, parts)
         if announced is not None and not hmac.compare_digest(announced, digest.digest()):
             raise Refusal(
                 422,
@@ -93,30 +68,33 @@ async def received_body(request: Request, settings: Settings, held: Held) -> Asy
                 got=digest.hexdigest(),
                 expected=announced.hex(),
             )
-        yield Body(data, digest.hexdigest())
+        yield Body(b"".join(parts), digest.hexdigest())
+    finally:
+        held.bytes -= sum(map(len, parts))
 
 
-async def _received(
-    request: Request, settings: Settings, share: _Share
-) -> tuple[bytes, hashlib._Hash]:
-    """The body as its parts come in, at least at the lowest rate, and its hash."""
+async def _receive(
+    request: Request, settings: Settings, held: Held, parts: list[bytes]
+) -> hashlib._Hash:
+    """Add what comes in, at least at the lowest rate, to `parts` and to `held`; its hash."""
     from starlette.requests import ClientDisconnect
 
     now = asyncio.get_running_loop().time
     step = settings.timeout * settings.min_rate
     due = step  # bytes by the deadline, if the body is not complete by then
-    parts: list[bytes] = []
+    received = 0
     digest = hashlib.sha256()
     try:
         async with asyncio.timeout(settings.timeout) as deadline:
             async for part in request.stream():
-                if share.bytes + len(part) > settings.max_body:
+                received += len(part)
+                if received > settings.max_body:
                     raise _too_large(f"more than {settings.max_body}", settings)
-                share.take(len(part))
-                digest.update(part)
+                held.take(len(part))
                 parts.append(part)
-                if share.bytes >= due:
-                    due = share.bytes + step
+                digest.update(part)
+                if received >= due:
+                    due = received + step
                     deadline.reschedule(now() + settings.timeout)
     except ClientDisconnect:  # nobody reads the answer but the log
         raise Refusal(499, "ClientGone", "the client left before its body was complete") from None
@@ -125,10 +103,10 @@ async def _received(
             408,
             "BodyTimeout",
             "the body came in too slowly",
-            got=share.bytes,
+            got=received,
             expected=f"all of it, or {settings.min_rate} bytes/s in every {settings.timeout:g} s",
         ) from None
-    return b"".join(parts), digest
+    return digest
 
 
 def _check_headers(request: Request, settings: Settings) -> bytes | None:

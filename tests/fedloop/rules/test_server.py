@@ -20,7 +20,6 @@ from fedloop.rules.server_optimizers import (
     make_server_optimizer,
     proximal_gradient,
     scaffold_client_variate,
-    scaffold_correction,
     scaffold_server_variate,
 )
 from tests.helpers.federated import same_tree
@@ -180,10 +179,6 @@ def test_the_proximal_gradient_is_that_of_the_proximal_term() -> None:
     (0.3 / 2 * (parameters - start).square().sum()).backward()
     torch.testing.assert_close(proximal_gradient(parameters.detach(), start, 0.3), parameters.grad)
     assert not proximal_gradient(start, start, 0.3).any()
-    with pytest.raises(AggregationError, match="got mu=-1"):
-        proximal_gradient(start, start, -1)
-    with pytest.raises(AggregationError, match="got start of shape"):
-        proximal_gradient(start, start[:2], 0.1)
 
 
 def quadratic(lr: float, rounds: int, corrected: bool) -> float:
@@ -201,7 +196,7 @@ def quadratic(lr: float, rounds: int, corrected: bool) -> float:
         for k in range(2):
             y = x.clone()
             for _ in range(5):
-                correction = corrected * scaffold_correction(c, variates[k])
+                correction = corrected * (c - variates[k])
                 y = y - lr * (curvatures[k] * (y - centres[k]) + correction)
             deltas[k] = y - x
             after = scaffold_client_variate(c, variates[k], deltas[k], steps=5, lr=lr)
@@ -221,7 +216,7 @@ def test_the_control_variate_is_the_mean_gradient() -> None:
     lr = 0.05
     c = torch.full((6,), 0.2, dtype=torch.float64)
     c_i = torch.full((6,), -0.1, dtype=torch.float64)
-    delta = -lr * (DELTAS + scaffold_correction(c, c_i)).sum(0)
+    delta = -lr * (DELTAS + c - c_i).sum(0)
     variate = scaffold_client_variate(c, c_i, delta, steps=4, lr=lr)
     torch.testing.assert_close(variate, DELTAS.mean(0))
 
@@ -236,12 +231,3 @@ def test_the_server_variate_counts_all_clients_and_no_rejected_one() -> None:
             scaffold_server_variate(c, rejected, torch.tensor([3.0, 0, 1, 0]), num_clients=10),
             expected,
         )
-    with pytest.raises(AggregationError, match="got num_clients=3"):
-        scaffold_server_variate(c, changes, torch.ones(4), num_clients=3)
-    for options in ({"steps": 0, "lr": 0.1}, {"steps": 1, "lr": 0.0}):
-        with pytest.raises(AggregationError, match="at least 1 step"):
-            scaffold_client_variate(c, c, c, **options)
-    with pytest.raises(AggregationError, match="got delta of shape"):
-        scaffold_client_variate(c, c, c[:2], steps=1, lr=0.1)
-    with pytest.raises(AggregationError, match="got client_variate of shape"):
-        scaffold_correction(c, c[:2])
