@@ -7,7 +7,6 @@ meanwhile; a live client trains from where the global LoRA really is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,49 +20,13 @@ from .moves import Floats
 from .record import Trainer, configuration, honest_path, malicious_members, malicious_path
 
 
-class Played(Protocol):
-    """One round of everybody.
-
-    Attributes:
-        start: (d,), the global LoRA that updates were trained from.
-    """
-
-    start: Floats
-
-    def benign(self, clients: Sequence[int]) -> Floats:
-        """(n, d): what these clients send from their benign data."""
-
-    def malicious(self, what: str = "update") -> Floats:
-        """(m, d): what the attackers trained on poison; "through_a": with B frozen."""
-
-    def benign_evidence(self, kind: str, client: int) -> Floats:
-        """(steps, p): B after every step of the client's benign training; kind.
-
-        "steps", or "shadow" for the shadow branch.
-        """
-
-    def malicious_evidence(self, kind: str, row: int) -> Floats:
-        """(steps, p): the same of an attacker's training on poison."""
-
-
-class Clients(Protocol):
-    """All ten clients.
+class Recorded:
+    """Clients as `paper_repro.attackers.record` kept them.
 
     Attributes:
         members: the numbers of the attackers.
         initial: (d,), the global LoRA before the first round.
     """
-
-    members: tuple[int, ...]
-    layout: Layout
-    initial: Floats
-
-    def play(self, number: int, start: Floats) -> Played:
-        """Round `number` (from 1), in which the global LoRA is `start` (d,)."""
-
-
-class Recorded:
-    """Clients as `attackers_record` kept them."""
 
     def __init__(self, source: str, seed: int, layout: Layout, share: float = 1.0) -> None:
         self._honest, self._malicious = (
@@ -73,9 +36,9 @@ class Recorded:
         self.members, self.layout = tuple(map(int, self._malicious["members"])), layout
         self.initial: Floats = self._honest["start"][0].astype(np.float64)
 
-    def play(self, number: int, start: Floats) -> Played:
-        """The round as it was recorded, wherever the global LoRA is now."""
-        return _RecordedRound(self._honest, self._malicious, number - 1)
+    def play(self, number: int, start: Floats) -> RecordedRound:
+        """Round `number` (from 1) as it was recorded, wherever the global LoRA is now."""
+        return RecordedRound(self._honest, self._malicious, number - 1)
 
     def rows(self) -> Iterator[tuple[Adapter, int, str]]:
         """Every recorded update, its label and whose it is, for attackers and servers who fit a
@@ -91,7 +54,13 @@ class Recorded:
                     )
 
 
-class _RecordedRound:
+class RecordedRound:
+    """One recorded round of everybody.
+
+    Attributes:
+        start: (d,), the global LoRA that updates were trained from.
+    """
+
     def __init__(
         self, honest: Mapping[str, np.ndarray], malicious: Mapping[str, np.ndarray], at: int
     ) -> None:
@@ -99,15 +68,22 @@ class _RecordedRound:
         self.start: Floats = honest["start"][at].astype(np.float64)
 
     def benign(self, clients: Sequence[int]) -> Floats:
+        """(n, d): what these clients send from their benign data."""
         return np.asarray(self._honest["update"][self._at][list(clients)], dtype=np.float64)
 
     def malicious(self, what: str = "update") -> Floats:
+        """(m, d): what the attackers trained on poison; "through_a": with B frozen."""
         return np.asarray(self._malicious[what][self._at], dtype=np.float64)
 
     def benign_evidence(self, kind: str, client: int) -> Floats:
+        """(steps, p): B after every step of the client's benign training; kind.
+
+        "steps", or "shadow" for the shadow branch.
+        """
         return np.asarray(self._honest[kind][self._at][client], dtype=np.float64)
 
     def malicious_evidence(self, kind: str, row: int) -> Floats:
+        """(steps, p): the same of an attacker's training on poison."""
         return np.asarray(self._malicious[kind][self._at][row], dtype=np.float64)
 
 
@@ -121,7 +97,7 @@ class Live:
         self.members = tuple(index for index, _ in malicious_members(self._poisoned))
         self.initial: Floats = np.load(honest_path(seed))["start"][0].astype(np.float64)
 
-    def play(self, number: int, start: Floats) -> Played:
+    def play(self, number: int, start: Floats) -> _LiveRound:
         """Train from `start` whoever is asked for."""
         return _LiveRound(
             self.trainer,
@@ -177,3 +153,7 @@ class _LiveRound:
                 client.examples, self.start, self._number, index, only_a=what == "through_a"
             )
         return self._trained[what, index]
+
+
+Clients = Recorded | Live
+Played = RecordedRound | _LiveRound
