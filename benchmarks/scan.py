@@ -28,13 +28,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks/results/scan.json"
+from . import common
+from .common import ROOT, fill, write
+
+RESULTS = common.RESULTS / "scan.json"
 PAGE = ROOT / "docs/scan.md"
 ADAPTERS = ROOT / "zoo/adapters/smollm2-135m-safe"
 PROBE = ROOT / "zoo/probes/smollm2-135m-safe/linear"
 OURS = (sys.executable, "-m", "loraprobe.cli.main")
-BEGIN, END = "<!-- benchmarks.scan -->\n", "<!-- end -->\n"
 LAYERS, RANK, K = 32, 16, 8
 MODULES = {  # (d_out, d_in) of Llama-3.1-8B
     "self_attn.q_proj": (4096, 4096),
@@ -75,7 +76,7 @@ def main() -> None:
     if options.sentry:
         with tempfile.TemporaryDirectory() as name:
             measure(result, options, Path(name))
-    write_table(result)
+    fill(PAGE, "cost and findings", tables(result), "benchmarks.scan")
 
 
 def measure(result: dict[str, Any], options: argparse.Namespace, place: Path) -> None:
@@ -103,7 +104,7 @@ def measure(result: dict[str, Any], options: argparse.Namespace, place: Path) ->
     )
     if "found" not in result:
         result["found"] = {"loraprobe": ours(), "AdapterSentry": theirs(options.sentry, place)}
-        save(result)
+        write(RESULTS, result)
     workers = ["--workers", str(options.workers)]
     sentry = [options.sentry, "batch", "--no-cache", "--force-rescan", "--output-dir"]
     alternated(
@@ -116,11 +117,6 @@ def measure(result: dict[str, Any], options: argparse.Namespace, place: Path) ->
         },
         options.batches,
     )
-
-
-def save(result: dict[str, Any]) -> None:
-    """Write what there is."""
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def make(place: Path, count: int) -> None:
@@ -202,7 +198,7 @@ def alternated(
             if len(runs.setdefault(name, [])) <= number:
                 runs[name].append(measured(command))
                 print(number, name, runs[name][-1], flush=True)
-                save(result)
+                write(RESULTS, result)
 
 
 def measured(command: Sequence[str]) -> dict[str, float]:
@@ -274,8 +270,8 @@ def counted(decisions: Sequence[tuple[str, str]]) -> dict[str, dict[str, int]]:
     return {label: dict(sorted(count.items())) for label, count in counts.items()}
 
 
-def write_table(result: dict[str, Any]) -> None:
-    """The tables of docs/scan.md, between two marks: medians of what was measured."""
+def tables(result: dict[str, Any]) -> str:
+    """The tables of docs/scan.md: medians of what was measured."""
     lines: list[str] = []
     for part, runs in result["runs"].items():
         if not any(runs.values()):
@@ -302,10 +298,7 @@ def write_table(result: dict[str, Any]) -> None:
             ),
             "",
         ]
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    table = "\n".join(lines)
-    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    return "\n".join(lines)
 
 
 def _shown(result: dict[str, Any], program: str, label: str) -> str:

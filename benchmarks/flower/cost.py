@@ -33,6 +33,8 @@ from typing import Any
 import flwr
 import torch
 
+from benchmarks import common
+from benchmarks.common import ROOT, fill, write
 from benchmarks.flower.apps import CLIENTS, TENSORS, WAYS, WIDTH
 from benchmarks.flower.counted_wire import CountedWire
 from fedloop.errors import EngineError
@@ -42,10 +44,9 @@ from fedloop.flower.deploy.launch import wait_for_port
 from fedloop.flower.deploy.node import new_secret, supernode, write_node_config
 from fedloop.flower.deploy.processes import Processes, flower_command, free_port
 from fedloop.flower.nodes import Node, write_nodes
-from zoo.markers import filled
+from zoo.markers import markdown
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE, RESULTS = ROOT / "docs" / "scale.md", ROOT / "benchmarks" / "results" / "flower_cost.json"
+PAGE, RESULTS = ROOT / "docs" / "scale.md", common.RESULTS / "flower_cost.json"
 COMMAND = "python -m benchmarks.flower.cost"
 STOCK, CONTROL = "FedAvg, tensor by tensor", "FedAvg, one array"
 # rank -> the ways that are measured, and in how many rounds, after one that is not
@@ -121,11 +122,8 @@ def save(case: dict[str, Any]) -> None:
         "tensors": TENSORS,
         "width": WIDTH,
     }
-    RESULTS.write_text(json.dumps({**about, "cases": cases}, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(
-        filled(PAGE.read_text(encoding="utf-8"), "flower cost", table(), "benchmarks.flower.cost"),
-        encoding="utf-8",
-    )
+    write(RESULTS, {**about, "cases": cases})
+    fill(PAGE, "flower cost", table(), "benchmarks.flower.cost")
 
 
 # --- what is started
@@ -313,7 +311,7 @@ def table() -> str:
         "FedAvg tensor by tensor takes",
         "MB on the wire a round",
     )
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines: list[tuple[str, ...]] = [columns]
     for case in measured["cases"]:
         seconds = {
             name: [row["seconds"] for row in complete(way)] for name, way in case["ways"].items()
@@ -334,17 +332,11 @@ def table() -> str:
                 "" if name == STOCK else times,
                 f"{statistics.median(moved) / 1e6:,.1f}" if moved else "-",
             )
-            lines.append(f"| {' | '.join(map(str, shown))} |")
+            lines.append(shown)
     machine = measured["machine"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            (
-                f"{measured['clients']} clients, {machine['cpus']} cores for everything, Flower"
-                f" {machine['flwr']}."
-            ),
-        ]
+    return (
+        f"{markdown(lines)}\n{measured['clients']} clients, {machine['cpus']} cores for"
+        f" everything, Flower {machine['flwr']}."
     )
 
 
@@ -355,11 +347,9 @@ def complete(way: dict[str, Any]) -> list[dict[str, Any]]:
 
 def middle(numbers: list[float]) -> str:
     """Median, least and most."""
-    return (
-        f"{statistics.median(numbers):.1f} [{min(numbers):.1f}, {max(numbers):.1f}]"
-        if numbers
-        else "-"
-    )
+    if not numbers:
+        return "-"
+    return f"{statistics.median(numbers):.1f} [{min(numbers):.1f}, {max(numbers):.1f}]"
 
 
 if __name__ == "__main__":
