@@ -94,7 +94,6 @@ paper: setup
 	$(BIN)/python -m paper_repro.common.held_out --data $(DATA)
 	$(BIN)/python -m paper_repro.evidence.record
 	$(BIN)/python -m paper_repro.evidence.accumulation
-	$(BIN)/python -m paper_repro.grid.probes
 	$(BIN)/python -m paper_repro.grid.run $(ARGS)
 	$(BIN)/python -m paper_repro.grid.machines --data $(DATA)
 	$(BIN)/python -m paper_repro.grid.overhead

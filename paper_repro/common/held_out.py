@@ -2,7 +2,8 @@
 
 Examples no base model saw, a probe that never met the attack.
 
-    python -m paper_repro.common.held_out
+    OMP_NUM_THREADS=1 python -m paper_repro.common.held_out     # with one thread the committed
+    probes of the second benign set, bit for bit
 
 The clients' halves of the zoo's sources become files that a federation's configuration names, and
 one probe is fitted
@@ -39,6 +40,8 @@ PROBES = FOLDER / "probes"
 # Held out beside the malicious source: two benign kinds of every experiment, one of prose and one
 # of code or dialogue.
 UNSEEN_BENIGN = ("dolly_creative", "gpteacher_roleplay")
+# The same of the grid's second set of benign kinds.
+SECOND, UNSEEN_SECOND = "second", ("dolly_context", "gpteacher_toolformer")
 ENTRIES = (
     Entry("linear", FeatureRecipe.all_b(), "linear", "fpr:0.01", "platt"),
     Entry("paper", FeatureRecipe.paper(), "linear_paper", 0.8),
@@ -94,13 +97,11 @@ def write_probes(deltas: Path) -> None:
     for entry in ENTRIES:
         study = Study(labelled, entry)
         for malicious in MALICIOUS:
-            save_probe(
-                study,
-                malicious,
-                UNSEEN_BENIGN,
-                f"experiments with {malicious}",
-                PROBES / f"{entry.name}-without-{malicious}",
-            )
+            purpose, folder = f"experiments with {malicious}", f"{entry.name}-without-{malicious}"
+            save_probe(study, malicious, UNSEEN_BENIGN, purpose, PROBES / folder)
+            if entry.name == "linear" and malicious != "advbench":  # the sources of the grid
+                purpose, folder = f"{purpose} and the {SECOND} benign set", f"{folder}-{SECOND}"
+                save_probe(study, malicious, UNSEEN_SECOND, purpose, PROBES / folder)
 
 
 def save_probe(

@@ -141,41 +141,23 @@ def table(sample: Sample) -> str:
     lines = {name: kept(line) for name, line in committed(sample).items()}
     rows = json.loads(sample.results.read_text(encoding="utf-8"))
     kinds = list(dict.fromkeys(row["machine"] for row in rows))
-    head = ["measure", *(f"{kind}: mean distance, largest" for kind in kinds)]
-    table = [
-        [title, *(_distance(lines, rows, kind, name, scale, form) for kind in kinds)]
-        for name, (title, scale, form) in METRICS.items()
+    pairs = {
+        kind: [(row, lines[row["run"]]) for row in rows if row["machine"] == kind] for kind in kinds
+    }
+    table = [["measure", *(f"{kind}: mean distance, largest" for kind in kinds)]]
+    for name, (title, scale, form) in METRICS.items():
+        apart = [[scale * abs(a[name] - b[name]) for a, b in found] for found in pairs.values()]
+        table.append([title, *(_shown(distances, form) for distances in apart)])
+    factors = [
+        [abs(x - y) for a, b in found for x, y in zip(a["factors"], b["factors"], strict=True)]
+        for found in pairs.values()
     ]
-    table.append(["mean factor of a client", *(_factors(lines, rows, kind) for kind in kinds)])
+    table.append(["mean factor of a client", *(_shown(one, ".4f") for one in factors)])
     makers = ", ".join(dict.fromkeys(line["machine"] for line in lines.values()))
     clients = sum(len(line["factors"]) for line in lines.values())
     return (
-        f"{markdown([head, *table])}\nFrom the lines of {makers}: {len(lines)} runs with {clients}"
-        " clients."
+        f"{markdown(table)}\nFrom the lines of {makers}: {len(lines)} runs with {clients} clients."
     )
-
-
-def _distance(
-    lines: dict[str, Any], rows: list[dict[str, Any]], kind: str, name: str, scale: int, form: str
-) -> str:
-    return _shown(
-        [
-            scale * abs(row[name] - lines[row["run"]][name])
-            for row in rows
-            if row["machine"] == kind
-        ],
-        form,
-    )
-
-
-def _factors(lines: dict[str, Any], rows: list[dict[str, Any]], kind: str) -> str:
-    pairs = [
-        pair
-        for row in rows
-        if row["machine"] == kind
-        for pair in zip(row["factors"], lines[row["run"]]["factors"], strict=True)
-    ]
-    return _shown([abs(one - other) for one, other in pairs], ".4f")
 
 
 def _shown(distances: list[float], form: str) -> str:

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from paper_repro.common.held_out import PROBES, UNSEEN_BENIGN
+from paper_repro.common.held_out import PROBES, SECOND, UNSEEN_BENIGN, UNSEEN_SECOND
 from paper_repro.common.setting import probe_name
 from paper_repro.grid.cells import SOURCES
-from paper_repro.grid.probes import SET, UNSEEN
 from zoo.labelled.client_design import plan
 from zoo.labelled.deltas import read_deltas
 from zoo.program import documented
@@ -37,7 +36,7 @@ def main() -> None:
         read_deltas(MODEL.folder / "labelled", plan(DESIGN), MODEL.name, DESIGN), READERS[-1]
     )
     for source in SOURCES:
-        for benign, kinds in (("first", UNSEEN_BENIGN), (SET, UNSEEN)):
+        for benign, kinds in (("first", UNSEEN_BENIGN), (SECOND, UNSEEN_SECOND)):
             unseen = unseen_in(source, *kinds)
             facts: dict[str, Any] = {
                 "title": f"mass-mean, for experiments with {source} and the {benign} benign set",

@@ -16,7 +16,6 @@ from paper_repro import check, tables
 from paper_repro.common import held_out, setting
 from paper_repro.grid import lines as grid_lines
 from paper_repro.grid import page as grid_page
-from paper_repro.grid import probes as grid_probes
 from paper_repro.grid import targets as grid_targets
 from paper_repro.grid.cells import FIRST, FULL, LARGER, NO_ATTACK, ROWS, SOURCES, Cell, grid
 from zoo import demo_federation
@@ -275,11 +274,11 @@ def test_the_probe_of_an_experiment_never_met_its_attack(name: str) -> None:
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_probe_of_the_second_benign_set_never_met_two_of_its_kinds(source: str) -> None:
     probe = Probe.from_pretrained(
-        held_out.PROBES / setting.probe_name("linear", source, grid_probes.SET)
+        held_out.PROBES / setting.probe_name("linear", source, held_out.SECOND)
     )
-    assert {source, *grid_probes.UNSEEN} <= set(probe.facts["held_out"])
-    assert set(grid_probes.UNSEEN) < set(setting.BENIGN_SETS[grid_probes.SET])
-    assert not set(setting.BENIGN_SETS["first"]) & set(setting.BENIGN_SETS[grid_probes.SET])
+    assert {source, *held_out.UNSEEN_SECOND} <= set(probe.facts["held_out"])
+    assert set(held_out.UNSEEN_SECOND) < set(setting.BENIGN_SETS[held_out.SECOND])
+    assert not set(setting.BENIGN_SETS["first"]) & set(setting.BENIGN_SETS[held_out.SECOND])
 
 
 @pytest.mark.parametrize("name", demo_federation.RUNS)
