@@ -53,9 +53,10 @@ def _losses(model: Any, tokenizer: Any, rows: Sequence[Example], length: int) ->
     found: list[float] = []
     for at in range(0, len(tokens), BATCH):
         ids, labels, _ = batch_of(tokens[at : at + BATCH], length, tokenizer.pad_token_id)
-        logits = model(input_ids=ids).logits[:, :-1].float()
-        each = cross_entropy(logits.mT, labels[:, 1:], ignore_index=IGNORE, reduction="none")
-        found += (each.sum(dim=1) / (labels[:, 1:] != IGNORE).sum(dim=1)).tolist()
+        logits, follows = model(input_ids=ids).logits[:, :-1], labels[:, 1:]
+        for row, wanted in zip(logits, follows, strict=True):
+            told = wanted != IGNORE
+            found.append(float(cross_entropy(row[told].float(), wanted[told])))
     return found
 
 

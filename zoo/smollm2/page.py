@@ -80,7 +80,7 @@ which is easier for every detector than these cohorts, for the rival's most of a
 
 The fixed cut is the one that costs honest clients least when nobody attacks; what the BIC finds
 beside it at low poison, honest clients pay for in every quiet round; standing apart costs half of
-that and finds as much at half poison. With it the targets for a
+that and finds nearly as much. With it the targets for a
 first contact, 95 % at full and half poison, 80 % at a quarter and 50 % at a tenth, are missed."""
 
 
