@@ -6,8 +6,6 @@ configuration given as a dict.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,11 +76,6 @@ class Config(Section):
             ConfigError: the file is missing, not TOML, or `of` refuses it.
         """
         return cls.of(read_values(path))
-
-    def digest(self) -> str:
-        """A hash of everything that decides the result; where it is written does not."""
-        values = self.model_dump(mode="json", exclude={"output", "name"})
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
