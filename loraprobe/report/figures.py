@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -22,7 +25,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.edgecolor": "#666666",
 }
-MARKS = {  # colour, marker, and whether it is filled
+MARKS = {  # colour and marker
     "benign": ("#0072B2", "o"),
     "inconclusive": ("#595959", "s"),
     "malicious": ("#D55E00", "^"),
@@ -34,6 +37,8 @@ MOST_NAMES = 40  # more would not be legible as tick labels
 MOST_LABELS = 25
 MOST_LINES = 20
 DASHES = {"malicious": "--", "inconclusive": ":"}
+HATCHES = {"malicious": "///", "inconclusive": "..."}  # bands overlap, and are printed in grey
+DARK = 0.88  # of the colour map's range: its lightest end is not seen as a line on white
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
@@ -70,32 +75,37 @@ def spectra(modules: Sequence[ModuleFacts], title: str) -> Figure:
     columns = min(4, len(leaves))
     rows = -(-len(leaves) // columns)
     figure, axes = _figure(rows, columns, (2.4 * columns + 1.2, 2.2 * rows + 0.6))
-    colours = matplotlib.colormaps[HEAT]
-    last = max((one.layer for one in modules), default=0) or 1
+    colours = matplotlib.colormaps[HEAT].resampled(256)
+    colours = ListedColormap(colours(np.linspace(0, DARK, 256)))
+    scale = Normalize(0, max((one.layer for one in modules), default=0) or 1)
     for axis, leaf in zip(axes, leaves, strict=False):
         for one in modules:
             if one.leaf == leaf and one.values and one.values[0] > 0:
                 values = np.array(one.values) / one.values[0]
-                colour = colours(max(one.layer, 0) / last)
-                axis.plot(range(1, len(values) + 1), values, color=colour, linewidth=0.9)
+                colour = colours(scale(max(one.layer, 0)))
+                axis.plot(range(1, len(values) + 1), values, ".-", color=colour, linewidth=0.8)
         axis.set_title(leaf, loc="left")
         axis.set_ylim(0, 1.05)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axis in axes[len(leaves) :]:
         axis.set_axis_off()
     axes[0].set_ylabel("σ / largest σ")
-    figure.supxlabel("index; the darkest line is the first layer", fontsize=8.0)
+    figure.supxlabel("index", fontsize=9.0)
+    figure.colorbar(ScalarMappable(scale, colours), ax=axes, label="layer")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     return figure
 
 
 def norms_by_layer(analysis: Analysis) -> Figure:
     """Which layers moved: a line an adapter, or a band a kind where there are many."""
-    figure, [axis] = _figure(1, 1, (7.0, 3.4))
+    figure, [axis] = _figure(1, 1, (7.0, 3.6))
     if analysis.usual is not None and analysis.usual.layers:
         numbers = [int(layer) for layer in analysis.usual.layers]
         low, middle, high = np.array(list(analysis.usual.layers.values())).T
         label = f"adapters of the base ({analysis.usual.size}): median, 10 to 90 %"
-        axis.fill_between(numbers, low, high, color="#DDDDDD", linewidth=0)
+        axis.fill_between(numbers, low, high, color="#E4E4E4", linewidth=0)
+        for edge in (low, high):
+            axis.plot(numbers, edge, "-", color="#999999", linewidth=0.8)
         axis.plot(numbers, middle, "-", color="#999999", linewidth=3, label=label)
     for kind, (colour, _) in MARKS.items():
         names = [name for name in analysis.names if kind_of(analysis, name) == kind]
@@ -106,15 +116,25 @@ def norms_by_layer(analysis: Analysis) -> Figure:
             layers = sorted({layer for line in lines for layer in line})
             rows = [[line[layer] for line in lines if layer in line] for layer in layers]
             low, middle, high = np.array([np.quantile(row, (0.1, 0.5, 0.9)) for row in rows]).T
-            axis.fill_between(layers, low, high, color=colour, alpha=0.2, linewidth=0)
-            axis.plot(layers, middle, dash, color=colour, label=f"{label}: median, 10 to 90 %")
+            axis.fill_between(
+                layers, low, high, color=colour, alpha=0.22, hatch=HATCHES.get(kind), linewidth=0
+            )
+            for edge in (low, high):
+                axis.plot(layers, edge, dash, color=colour, linewidth=0.8)
+            label = f"{label}: median, 10 to 90 %"
+            axis.plot(layers, middle, dash, color=colour, linewidth=2.2, label=label)
             continue
         for line in lines:
             axis.plot(list(line), list(line.values()), dash, color=colour, label=label, alpha=0.8)
             label = "_"  # one entry a kind
     axis.set_xlabel("layer")
     axis.set_ylabel("norm of the change")
-    axis.set_ylim(bottom=0)
+    drawn = [value for line in axis.get_lines() for value in np.asarray(line.get_ydata())]
+    if min(drawn) > 0 and max(drawn) > 8 * min(drawn):
+        axis.set_yscale("log")  # of cohorts that differ in scale
+        axis.yaxis.set_major_formatter("{x:g}")
+    else:
+        axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.5)
     return figure
@@ -124,20 +144,20 @@ def similarity(analysis: Analysis) -> Figure:
     """Cosine of the products and overlap of their column spaces."""
     count = len(analysis.names)
     side = 3.2 + min(3.0, 0.06 * count)
-    figure, axes = _figure(1, 2, (2 * side + 1.4, side + 0.4))
+    figure, axes = _figure(1, 2, (2 * side + 1.4, 0.85 * side + 0.2))
     order = _by_likeness(analysis.cosine)
+    names = [cut(name) for name in labels(analysis.names).values()]
     for axis, matrix, title, low in (
         (axes[0], analysis.cosine, "cosine of the products", -1.0),
         (axes[1], analysis.overlap, "overlap of the column spaces", 0.0),
     ):
-        colours = "RdGy" if low < 0 else HEAT
         shown = np.where(np.eye(count, dtype=bool), np.nan, matrix)[np.ix_(order, order)]
         top = max(float(np.nanquantile(np.abs(shown), 0.99)), 0.05)
-        image = axis.imshow(shown, cmap=colours, vmin=top * low, vmax=top)
+        image = axis.imshow(shown, cmap=HEAT, vmin=top * low, vmax=top)
         axis.set_title(title, loc="left")
         figure.colorbar(image, ax=axis, shrink=0.8)
         if count <= MOST_NAMES and axis is axes[0]:
-            axis.set_yticks(range(count), [short(analysis.names[row]) for row in order], fontsize=6)
+            axis.set_yticks(range(count), [names[row] for row in order], fontsize=6)
         else:
             axis.set_yticks([])
         axis.set_xticks([])
@@ -149,6 +169,7 @@ def embedding(analysis: Analysis) -> Figure:
     methods = list(analysis.coordinates)
     figure, axes = _figure(1, len(methods), (4.4 * len(methods), 4.0))
     kinds = np.array([kind_of(analysis, name) for name in analysis.names])
+    shown = labels(analysis.names)
     for axis, method in zip(axes, methods, strict=True):
         points = analysis.coordinates[method]
         for kind in ("reference", "not scored", "benign", "inconclusive", "malicious"):
@@ -164,7 +185,15 @@ def embedding(analysis: Analysis) -> Figure:
         named = [name for name in analysis.names if name in analysis.outliers][:MOST_LABELS]
         for name in named:
             x, y = points[analysis.names.index(name)]
-            axis.annotate(short(name), (x, y), (3, 3), textcoords="offset points", fontsize=6.5)
+            right = x > points[:, 0].mean()  # towards the middle: it stays inside
+            axis.annotate(
+                cut(shown[name]),
+                (x, y),
+                (-4 if right else 4, 3),
+                textcoords="offset points",
+                fontsize=6.5,
+                ha="right" if right else "left",
+            )
         axis.set_title(method, loc="left")
         axis.set_xticks([])
         axis.set_yticks([])
@@ -179,9 +208,19 @@ def kind_of(analysis: Analysis, name: str) -> str:
     return analysis.verdicts.get(name, "not scored")
 
 
-def short(name: str, longest: int = 28) -> str:
-    """The end of a name, which is what tells adapters apart."""
-    return name if len(name) <= longest else "…" + name[-longest + 1 :]
+def labels(names: Sequence[str]) -> dict[str, str]:
+    """Names without the folders that all of them begin with."""
+    parts = {name: name.rstrip("/").split("/") for name in names}
+    columns = zip(*(part[:-1] for part in parts.values()), strict=False)
+    shared = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
+    return {name: "/".join(part[shared:]) or name for name, part in parts.items()}
+
+
+def cut(label: str, longest: int = 30) -> str:
+    """A label without its middle, where it is longer."""
+    if len(label) <= longest:
+        return label
+    return f"{label[: longest // 2]}…{label[-longest // 2 + 1 :]}"
 
 
 def figures(analysis: Analysis) -> Mapping[str, tuple[Figure, str]]:
@@ -189,22 +228,23 @@ def figures(analysis: Analysis) -> Mapping[str, tuple[Figure, str]]:
     own = analysis.names[: len(analysis.names) - analysis.behind]
     drawn: dict[str, tuple[Figure, str]] = {}
     largest = max(own, key=lambda name: sum(one.norm**2 for one in analysis.modules[name]))
-    short = largest.rsplit("/", 1)[-1]
-    title = short if len(own) == 1 else f"{short} (the largest change)"
+    shown = labels(analysis.names)[largest]
+    title = shown if len(own) == 1 else f"{shown} (the largest change)"
     modules = analysis.modules[largest]
     strongest = max(modules, key=lambda one: one.norm)
     drawn["heat_map"] = (
         heat_map(modules, title),
-        f"Heat maps of norm and stable rank of {largest} by layer and module; the largest norm,"
+        f"Heat maps of norm and stable rank of {shown} by layer and module; the largest norm,"
         f" {strongest.norm:.3g}, is at {strongest.module}.",
     )
     drawn["spectra"] = (
         spectra(modules, title),
-        f"Singular values of every module of {largest}, relative to the largest of the module.",
+        f"Singular values of every module of {shown}, relative to the largest of the module.",
     )
     drawn["layers"] = (
         norms_by_layer(analysis),
-        "Lines of the norm of each layer's change, one an adapter, dashed where malicious.",
+        "Norm of each layer's change, dashed where malicious, dotted where inconclusive. "
+        + " ".join(_said_of_layers(analysis)),
     )
     if len(analysis.names) > 1:
         upper = analysis.cosine[np.triu_indices(len(analysis.names), 1)]
@@ -222,6 +262,29 @@ def figures(analysis: Analysis) -> Mapping[str, tuple[Figure, str]]:
     return drawn
 
 
+def _said_of_layers(analysis: Analysis) -> list[str]:
+    """A sentence a kind: where its adapters changed most and least, by the median."""
+    said = []
+    for kind in MARKS:
+        lines = [
+            _by_layer(analysis.modules[name])
+            for name in analysis.names
+            if kind_of(analysis, name) == kind
+        ]
+        layers = sorted({layer for line in lines for layer in line})
+        medians = {
+            layer: float(np.median([line[layer] for line in lines if layer in line]))
+            for layer in layers
+        }
+        if medians:
+            most, least = max(layers, key=medians.__getitem__), min(layers, key=medians.__getitem__)
+            said.append(
+                f"{len(lines)} {kind}: most at layer {most} ({medians[most]:.3g}), least at layer"
+                f" {least} ({medians[least]:.3g})."
+            )
+    return said
+
+
 def _by_layer(modules: Sequence[ModuleFacts]) -> dict[int, float]:
     """Layer -> norm of its change, in rising order."""
     layers = sorted({one.layer for one in modules})
@@ -232,5 +295,9 @@ def _by_layer(modules: Sequence[ModuleFacts]) -> dict[int, float]:
 
 
 def _by_likeness(cosine: np.ndarray) -> np.ndarray:
-    """An order that puts like adapters together: along the leading eigenvector."""
-    return np.argsort(np.linalg.eigh(cosine)[1][:, -1], kind="stable")
+    """An order that puts like adapters together: the leaves of average linkage of 1 - cosine."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    apart = squareform(1 - cosine, checks=False)
+    return np.asarray(leaves_list(linkage(apart, "average")))

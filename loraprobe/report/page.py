@@ -16,7 +16,7 @@ from .._version import __version__
 from ..errors import MissingExtra
 from ..outputs import free_path
 from .analysis import Analysis
-from .figures import figures, kind_of
+from .figures import figures, kind_of, labels
 
 CAPTIONS = {
     "heat_map": "What changed, by layer and module",
@@ -88,7 +88,8 @@ def render(
     ]
     own = analysis.names[: len(analysis.names) - analysis.behind]
     first = ("malicious", "inconclusive")  # of hundreds, what has to be looked at comes first
-    rows = [_row(analysis, name) for name in own]
+    shown = labels(analysis.names)
+    rows = [{**_row(analysis, name), "name": shown[name]} for name in own]
     rows.sort(key=lambda row: [*first, row["kind"]].index(row["kind"]))
     return environment.from_string(template).render(
         version=__version__,
@@ -98,7 +99,7 @@ def render(
         archive=base64.b64encode(_zip(tables)).decode(),
         behind=analysis.behind,
         scored=bool(analysis.scores),
-        outliers=dict(analysis.outliers),
+        outliers={shown[name]: why for name, why in analysis.outliers.items()},
     )
 
 
@@ -148,7 +149,6 @@ def _row(analysis: Analysis, name: str) -> dict[str, object]:
     total = sum(one.norm**2 for one in modules) ** 0.5
     mean_rank = sum(one.stable_rank for one in modules) / len(modules)
     return {
-        "name": name,
         "kind": kind_of(analysis, name),
         "score": analysis.scores.get(name),
         "modules": len(modules),

@@ -28,7 +28,8 @@ def total(results: Sequence[ScanResult]) -> str:
     counts = Counter(result.decision for result in results)
     unreadable = sum(result.unreadable for result in results)
     parts = [f"{counts[decision]} {decision}" for decision in DECISIONS]
-    return f"{len(results)} adapters: {', '.join(parts)}; {unreadable} unreadable"
+    noun = "adapter" if len(results) == 1 else "adapters"
+    return f"{len(results)} {noun}: {', '.join(parts)}; {unreadable} unreadable"
 
 
 def as_json(results: Sequence[ScanResult], exit_code: int) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..adapters.config import CONFIG_NAME
+from ..adapters.formats import WEIGHTS_NAME
 from ..errors import LoraprobeError, PolicyError
 from ..limits import MANIFEST, read_limited
 
-CONFIG_NAME = "adapter_config.json"
 EVERY_REPOSITORY = "/*"
 
 
@@ -18,7 +19,8 @@ def expand(names: Iterable[str]) -> list[str]:
     """The adapters behind what was named, each once, in order.
 
     Args:
-        names: an adapter's folder or .safetensors file, a folder that holds adapters at any depth,
+        names: an adapter's folder or .safetensors file (adapter_model.safetensors beside its
+            configuration stands for the folder), a folder that holds adapters at any depth,
             a .txt file with a name a line, "-" for such lines on standard input, a Hub id
             ("org/name" or "org/name@revision"), or "org/*" for every adapter of a user.
 
@@ -51,6 +53,8 @@ def _expanded(name: str) -> Iterator[str]:
             raise PolicyError(f"cannot read the list {name!r}: {error}") from None
     elif path.is_dir() and not (path / CONFIG_NAME).exists():
         yield from _inside(path) or [str(path)]  # a folder without any is reported as unreadable
+    elif path.name == WEIGHTS_NAME and (path.parent / CONFIG_NAME).exists():
+        yield str(path.parent)  # what lies beside the weights counts too
     else:
         yield name
 

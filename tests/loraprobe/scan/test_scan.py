@@ -166,6 +166,8 @@ def test_targets(tmp_path: Path, folder: Path) -> None:
     assert expand([str(tmp_path)]) == [str(folder), str(tmp_path / "deep/er/one")]
     assert expand([str(listed), str(folder)]) == [str(folder), "org/name@main"]
     assert expand([f"{tmp_path / 'deep'}/*"]) == [str(tmp_path / "deep/er/one")]
+    # what a hook names; what lies beside the weights is judged with them
+    assert expand([f"{folder}/adapter_model.safetensors"]) == [str(folder)]
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/again").symlink_to(tmp_path / "linked")
     (tmp_path / "linked/one").symlink_to(folder)
