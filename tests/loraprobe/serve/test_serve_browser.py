@@ -8,7 +8,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import serving
+from tests.helpers import chromium, serving
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+CHROMIUM = chromium.executable()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.enable_socket,
