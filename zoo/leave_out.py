@@ -28,40 +28,18 @@ from .report import table
 
 OUT = ZOO / "leave_out"
 # 88 benign clients: a budget of 1 % would need 99 of them in training, so the cut is that of 5 %.
-CUTS = ("--cut", "fpr:0.05", "--cut", "0.8")
-RUNS = {  # the quickest first; baselines come with every recipe
-    "lr": ("lr", "--head", "linear", *CUTS),
-    "pairs": ("source", "--pairs", "--head", "linear", "--recipe", "all_b", *CUTS),
-    "source": ("source", "--head", "linear", "--folds", "3", *CUTS),
+CUTS = "--cut fpr:0.05 --cut 0.8"
+ALL_B, PAPER = "--head linear --recipe all_b", "--head linear_paper --recipe paper"
+# result -> its title and options; the quickest first; baselines come with every recipe
+RUNS = {
+    "lr": ("Learning rates", f"lr --head linear {CUTS}"),
+    "pairs": ("One malicious and one benign source", f"source --pairs {ALL_B} {CUTS}"),
+    "source": ("Sources", f"source --head linear --folds 3 {CUTS}"),
     "source_twins_kept": (
-        "source",
-        "--keep-twins",
-        "--head",
-        "linear",
-        "--recipe",
-        "all_b",
-        "--folds",
-        "3",
-        *CUTS,
+        "Sources, safe twins kept",
+        f"source --keep-twins {ALL_B} --folds 3 {CUTS}",
     ),
-    "source_published": (
-        "source",
-        "--head",
-        "linear_paper",
-        "--recipe",
-        "paper",
-        "--folds",
-        "3",
-        *CUTS,
-    ),
-}
-
-TITLES = {
-    "lr": "Learning rates",
-    "pairs": "One malicious and one benign source",
-    "source": "Sources",
-    "source_twins_kept": "Sources, safe twins kept",
-    "source_published": "Sources, the published recipe",
+    "source_published": ("Sources, the published recipe", f"source {PAPER} --folds 3 {CUTS}"),
 }
 ABOUT = """# Leave-one-out evaluation of the zoo's adapters
 
@@ -86,11 +64,11 @@ def main() -> None:
     from loraprobe.cli.commands import app
 
     manifest = write_designed(plan(SAMPLE, SAMPLE_SEED), ZOO / ADAPTERS, OUT)
-    for name, options in RUNS.items():
+    for name, (_, options) in RUNS.items():
         out = OUT / f"{name}.json"
         if out.exists() and not anew:
             continue
-        arguments = ["leave-out", str(manifest), *options, "--out", str(out)]
+        arguments = ["leave-out", str(manifest), *options.split(), "--out", str(out)]
         print(f"loraprobe {' '.join(arguments)}", flush=True)
         with same_rounding(1):
             result = CliRunner().invoke(app, arguments)
@@ -103,16 +81,16 @@ def main() -> None:
 def page() -> str:
     """The page of all results, in Markdown."""
     parts = [ABOUT]
-    for name in RUNS:
+    for name, (title, options) in RUNS.items():
         path = OUT / f"{name}.json"
         if not path.exists():
             continue
         found = json.loads(path.read_text())
         command = (
-            f"loraprobe leave-out zoo/leave_out/{DESIGNED} {' '.join(RUNS[name])} --out"
+            f"loraprobe leave-out zoo/leave_out/{DESIGNED} {options} --out"
             f" zoo/leave_out/{name}.json"
         )
-        parts.append(f"## {TITLES[name]}\n\n```\n{command}\n```\n\n{_summary(found)}\n")
+        parts.append(f"## {title}\n\n```\n{command}\n```\n\n{_summary(found)}\n")
         if not found["protocol"]["pairs"]:
             parts.append(
                 f"What was left out, one by one, `{found['outcomes'][0]['detector']}` on"
@@ -137,29 +115,10 @@ def _summary(found: dict[str, Any]) -> str:
             row["worst"].replace("|", "in"),
             f"{row['tpr_at_1_fpr_mean']:.2f}",
         ]
-        rows.append(
-            [
-                name,
-                row["recipe"],
-                row["side"],
-                str(row["measured"]),
-                *ranking,
-                *rates,
-                f"{row['ece_mean']:.2f}",
-            ]
-        )
-    columns = [
-        "detector",
-        "recipe",
-        "left out is",
-        "folds",
-        "AUROC",
-        "worst for",
-        "TPR at 1 % FPR",
-        *cuts,
-        "ECE",
-    ]
-    return table(columns, rows)
+        place = [name, row["recipe"], row["side"], str(row["measured"])]
+        rows.append([*place, *ranking, *rates, f"{row['ece_mean']:.2f}"])
+    columns = "detector | recipe | left out is | folds | AUROC | worst for | TPR at 1 % FPR"
+    return table([*columns.split(" | "), *cuts, "ECE"], rows)
 
 
 def _two(cut: dict[str, Any], rate: str) -> str:
@@ -169,27 +128,16 @@ def _two(cut: dict[str, Any], rate: str) -> str:
 
 def _each(found: dict[str, Any]) -> str:
     """A line a fold of the first detector."""
-    first = found["outcomes"][0]
+    first, fields = found["outcomes"][0], ("detector", "recipe", "baseline")
     rows = []
     for one in found["outcomes"]:
-        if (one["detector"], one["recipe"], one["baseline"]) != (
-            first["detector"],
-            first["recipe"],
-            first["baseline"],
-        ):
+        if any(one[field] != first[field] for field in fields):
             continue
         low, high = one["auroc_ci"]
         counts = f"{one['n_malicious']} / {one['n'] - one['n_malicious']}"
         rates = [f"{cut['tpr']:.0%} / {cut['fpr']:.0%}" for cut in one["cuts"]]
-        rows.append(
-            [
-                one["left_out"],
-                one["side"],
-                counts,
-                f"{one['auroc']:.3f} [{low:.3f}, {high:.3f}]",
-                *rates,
-            ]
-        )
+        area = f"{one['auroc']:.3f} [{low:.3f}, {high:.3f}]"
+        rows.append([one["left_out"], one["side"], counts, area, *rates])
     cuts = [f"TPR / FPR at {cut}" for cut in found["protocol"]["cuts"]]
     return table(["left out", "it is", "malicious / benign tested", "AUROC [95 %]", *cuts], rows)
 
