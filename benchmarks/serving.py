@@ -87,17 +87,8 @@ def measure(rounds: int, requests: int) -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         probe.save_pretrained(Path(name) / "paper")
         echo_command = [sys.executable, "-m", "benchmarks.serving", "--echo", "--port"]
-        score = [
-            sys.executable,
-            "-m",
-            "loraprobe.cli.main",
-            "serve",
-            "--probe",
-            str(Path(name) / "paper"),
-            "--max-mib",
-            "1",
-            "--port",
-        ]
+        serve = [sys.executable, "-m", "loraprobe.cli.main", "serve", "--max-mib", "1"]
+        score = [*serve, "--probe", str(Path(name) / "paper"), "--port"]
         servers = {
             "score": stack.enter_context(running(score)),
             "echo": stack.enter_context(running(echo_command)),
@@ -354,23 +345,15 @@ def timed(task: Callable[[], object]) -> float:
 def with_longer_header(body: bytes, spaces: int) -> bytes:
     """The same safetensors file with spaces behind its header."""
     length = int.from_bytes(body[:8], "little")
-    return (
-        (length + spaces).to_bytes(8, "little")
-        + body[8 : 8 + length]
-        + b" " * spaces
-        + body[8 + length :]
-    )
+    header, rest = body[8 : 8 + length], body[8 + length :]
+    return (length + spaces).to_bytes(8, "little") + header + b" " * spaces + rest
 
 
 def memory_over_time(server: Server, body: bytes) -> dict[str, Any]:
     """Resident memory after one and ten thousand requests, one in five of which is refused."""
     nan = body[:-4] + b"\xff\xff\xff\xff"
-    refused = [
-        request(body[:-4]),
-        request(nan),
-        request(body, "/v1/score?kind=weights"),
-        request(body, "/nothing"),
-    ]
+    other = [request(body, path) for path in ("/v1/score?kind=weights", "/nothing")]
+    refused = [request(body[:-4]), request(nan), *other]
     buffer = memoryview(bytearray(1 << 20))
     statuses = dict.fromkeys((200, 404, 422), 0)
     resident = {}
@@ -431,14 +414,10 @@ def _outcome(result: dict[str, Any]) -> str:
     shown = []
     for connections in (1, 4):
         ratio = result[f"{connections} connections"]["score / echo"]["processor_ms"]
-        verdict = "met" if ratio["median"] <= goal else "missed"
-        verdict += (
-            ", in every round"
-            if ratio["highest"] <= goal
-            else ", not in every round"
-            if ratio["median"] <= goal
-            else ""
-        )
+        verdict = "missed"
+        if ratio["median"] <= goal:
+            every = "in every round" if ratio["highest"] <= goal else "not in every round"
+            verdict = f"met, {every}"
         shown.append(f"{verdict} at {connections} connection{'s' * (connections > 1)}")
     return (
         f"**Goal: a request takes at most {goal:g} times the echo's processor time:"
@@ -450,12 +429,8 @@ def _row(connections: int, name: str, summary: dict[str, Any]) -> str:
     taken = summary[name]
     over = summary.get(f"score / {name}")
     ratios = ["", ""] if over is None else [_ratio(over[key]) for key in ("processor_ms", "p50_ms")]
-    numbers = [
-        f"{taken['processor_ms']:.2f}",
-        f"{taken['p50_ms']:.2f}",
-        f"{taken['p99_ms']:.2f}",
-        f"{taken['requests_per_s']:,.0f}",
-    ]
+    numbers = [f"{taken[name]:.2f}" for name in ("processor_ms", "p50_ms", "p99_ms")]
+    numbers.append(f"{taken['requests_per_s']:,.0f}")
     return f"| {' | '.join([str(connections), name, *numbers, *ratios])} |"
 
 

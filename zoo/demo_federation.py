@@ -45,14 +45,8 @@ def main() -> None:
     shutil.rmtree(OUT / "federation", ignore_errors=True)
     with multiprocessing.get_context("spawn").Pool(min(len(RUNS), os.cpu_count() or 1)) as pool:
         jobs = pool.imap(run, RUNS)
-        rows = list(
-            track(
-                jobs,
-                f"{len(RUNS)} federations of {ROUNDS} rounds",
-                total=len(RUNS),
-                console=console,
-            )
-        )
+        title = f"{len(RUNS)} federations of {ROUNDS} rounds"
+        rows = list(track(jobs, title, total=len(RUNS), console=console))
     console.print(table(rows))
     from fedloop.report.page import write_report
 
@@ -123,18 +117,9 @@ def table(rows: list[Row]) -> Table:
         f"refused of {first['n_refusal']} harmful and of {first['n_over_refusal']} safe prompts,"
         f" answers to {first['n_utility']} ordinary ones; 5 of 10 clients malicious, one seed"
     )
-    page = Table(
-        "defence",
-        "refusal",
-        "over-refusal",
-        "answer loss",
-        "ROUGE-L",
-        "trust in malicious",
-        "trust in benign",
-        "training",
-        "defence's cost",
-    )
-    page.title = title
+    columns = ["defence", "refusal", "over-refusal", "answer loss", "ROUGE-L"]
+    columns += ["trust in malicious", "trust in benign", "training", "defence's cost"]
+    page = Table(*columns, title=title)
     for row in rows:
         metrics = row["metrics"]
         kept = [
@@ -147,13 +132,8 @@ def table(rows: list[Row]) -> Table:
             "-" if row["factors"][role] is None else f"{row['factors'][role]:.2f}"
             for role in ("malicious", "benign")
         ]
-        page.add_row(
-            row["name"],
-            *kept,
-            *trust,
-            f"{row['train']:.0f} s",
-            f"+{row['extra'] / row['train']:.1%}",
-        )
+        cost = [f"{row['train']:.0f} s", f"+{row['extra'] / row['train']:.1%}"]
+        page.add_row(row["name"], *kept, *trust, *cost)
     return page
 
 

@@ -203,10 +203,8 @@ class Stage:
             if live
             else Recorded(source, seed, trainer.layout, attack.share)
         )
-        play, cut = (
-            partial(replay, clients, attack, known=known, seed=seed),
-            known.probes["published"].threshold,
-        )
+        play = partial(replay, clients, attack, known=known, seed=seed)
+        cut = known.probes["published"].threshold
         return {
             "attack": attack.name,
             "strength": attack.strength,
@@ -282,16 +280,9 @@ class Measure:
                 "n": len(replies),
             }
         if loss and "loss" not in kept:
-            kept["loss"] = round(
-                answer_loss(
-                    trainer.model,
-                    trainer.tokenizer,
-                    self._pairs,
-                    trainer.config.training.max_length,
-                    PAIRS,
-                ),
-                4,
-            )
+            longest = trainer.config.training.max_length
+            loss_now = answer_loss(trainer.model, trainer.tokenizer, self._pairs, longest, PAIRS)
+            kept["loss"] = round(loss_now, 4)
         return dict(kept)
 
 
@@ -325,29 +316,14 @@ def _fitted(recordings: list[Recorded], recipe: FeatureRecipe) -> Probe:
     rows, labels, groups = zip(
         *(found for recording in recordings for found in recording.rows()), strict=True
     )
-    return fit_probe(
-        rows,
-        labels,
-        head="linear",
-        recipe=recipe,
-        groups=groups,
-        threshold=0.8,
-        seed=0,
-        calibration="platt",
-        folds=4,
-    )
+    cut: dict[str, Any] = {"threshold": 0.8, "calibration": "platt", "folds": 4, "seed": 0}
+    return fit_probe(rows, labels, head="linear", recipe=recipe, groups=groups, **cut)
 
 
 def digest(attack: Attack, guards: Mapping[str, Guard]) -> str:
     """A hash of what a cell is."""
-    facts = (
-        attack.name,
-        attack.strength,
-        attack.share,
-        attack.schedule,
-        attack.forged,
-        sorted((name, repr(guard)) for name, guard in guards.items()),
-    )
+    against = sorted((name, repr(guard)) for name, guard in guards.items())
+    facts = (attack.name, attack.strength, attack.share, attack.schedule, attack.forged, against)
     return hashlib.sha256(repr((facts, ROUNDS, PAIRS)).encode()).hexdigest()[:16]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from loraprobe.errors import DataError
 
-from ..common.format import attack_name, markdown, spread
+from ..common.format import attack_name, markdown, spread, where
 from ..common.paths import FOLDER
 from .cells import FULL, NO_ATTACK, SOURCES, Axes
 from .lines import Line
@@ -45,20 +45,8 @@ def reported_table(lines: Sequence[Line]) -> str:
     """One row a reported figure: those that a cell of ours can stand beside, then the others."""
     own = within(lines, Axes(sources=SOURCES[:1], benign=FULL.benign[:1]))
     names = ("source", "setting", "defence", "attack", "measure")
-    beside = [
-        [
-            "reported by",
-            "its setting",
-            "defence",
-            "attack",
-            "measure",
-            "reported",
-            "measured here",
-            "runs",
-            "our cell and measure",
-        ]
-    ]
-    alone = [["reported by", "its setting", "defence", "attack", "measure", "reported"]]
+    head = ["reported by", "its setting", "defence", "attack", "measure", "reported"]
+    alone, beside = [head], [[*head, "measured here", "runs", "our cell and measure"]]
     for figure in read_reported():
         value = figure["value"]
         said = [
@@ -77,19 +65,9 @@ def reported_table(lines: Sequence[Line]) -> str:
 
 
 def _measured(cell: dict[str, Any], lines: Sequence[Line]) -> list[str]:
-    found = [
-        line
-        for line in lines
-        if (line["row"], line["malicious"], line["share"])
-        == (cell["row"], cell["malicious"], cell["share"])
-    ]
-    where = (
-        cell["row"]
-        if cell["row"] == NO_ATTACK
-        else f"{cell['row']}, {attack_name(cell['malicious'], cell['share'])}"
-    )
-    return [
-        spread([line["metrics"][cell["metric"]] for line in found]),
-        str(len(found)),
-        f"{where}: {MEASURES[cell['metric']]}",
-    ]
+    found = where(lines, **{name: cell[name] for name in ("row", "malicious", "share")})
+    place = cell["row"]
+    if place != NO_ATTACK:
+        place += f", {attack_name(cell['malicious'], cell['share'])}"
+    measured = spread([line["metrics"][cell["metric"]] for line in found])
+    return [measured, str(len(found)), f"{place}: {MEASURES[cell['metric']]}"]
