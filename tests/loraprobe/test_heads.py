@@ -1,7 +1,4 @@
-"""Heads score what they were given and refuse the rest.
-
-Fitters learn what is there, nothing else, and the same thing twice.
-"""
+"""Heads score what they were given and refuse the rest; fitters learn what is there alone."""
 
 from __future__ import annotations
 
@@ -53,13 +50,8 @@ def fit(name: str, x: Any, y: Any, groups: Any, seed: int = 0, **options: Any) -
 def an_mlp() -> MLPHead:
     rng = np.random.default_rng(0)
     shapes = [(5, 4), (3, 5), (1, 3)]
-    return MLPHead(
-        weights=tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes),
-        biases=tuple(rng.normal(size=shape[0]).astype(np.float32) for shape in shapes),
-    )
-
-
-# ---- heads ----
+    weights = tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    return MLPHead(weights, tuple(rng.normal(size=n).astype(np.float32) for n, _ in shapes))
 
 
 @pytest.mark.parametrize("name", HEAD_FITTERS)
@@ -118,24 +110,11 @@ def test_mlp_head_is_the_torch_network() -> None:
 
 def test_an_overflowing_network_is_an_error_and_not_a_score() -> None:
     big = np.full((2, 4), 1e30, np.float32)
-    head = MLPHead(
-        weights=(big, np.array([[1, -1]], np.float32)),
-        biases=(np.zeros(2, np.float32), np.zeros(1, np.float32)),
-    )
+    biases = (np.zeros(2, np.float32), np.zeros(1, np.float32))
+    head = MLPHead(weights=(big, np.array([[1, -1]], np.float32)), biases=biases)
     assert head(np.full((1, 4), 1e-31, np.float32)) == pytest.approx([0.5])
     with pytest.raises(NonFiniteError, match="non-finite logits"):
         head(np.full((1, 4), 1e30, np.float32))
-
-
-def test_heads_cannot_be_edited() -> None:
-    coef = np.ones(3, np.float32)
-    head = LinearHead(coef=coef, intercept=0.0)
-    coef[0] = 100.0
-    assert head.coef[0] == 1.0
-    with pytest.raises(ValueError, match="read-only"):
-        head.coef[0] = 100.0
-    with pytest.raises(AttributeError):
-        head.intercept = 1.0
 
 
 def replaced(name: str, array: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -146,10 +125,7 @@ ZEROS = np.zeros
 Damage = dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]]
 MLP_DAMAGE: Damage = {
     "empty": (lambda a: {}, "weight_0"),
-    "gap": (
-        lambda a: {("weight_7" if k == "weight_1" else k): v for k, v in a.items()},
-        "weight_7",
-    ),
+    "gap": (lambda a: {k.replace("t_1", "t_7"): v for k, v in a.items()}, "weight_7"),
     "odd": (lambda a: {k: v for k, v in a.items() if k != "bias_2"}, "bias_2|weight_2"),
     "dtype": (replaced("weight_1", ZEROS((3, 5), np.float16)), "'weight_1'.*float16"),
     "width": (replaced("weight_0", ZEROS((5, 3), np.float32)), r"'weight_0'.*\(5, 3\).*\(5, 4\)"),
@@ -171,34 +147,27 @@ def test_damaged_arrays_are_refused_by_name(case: str) -> None:
         MLPHead.from_arrays(damage(arrays), 4)
 
 
-# ---- fitters ----
-
-
 @pytest.mark.parametrize("p", [6, 150])
 @pytest.mark.parametrize("name", HEAD_FITTERS)
 def test_fitters_learn_separable_groups_and_not_permuted_labels(name: str, p: int) -> None:
     x, y, groups = rows(96, p, 0)
     fresh, truth, fresh_groups = rows(200, p, 1)
     assert roc_auc_score(truth, fit(name, x, y, groups)(fresh)) > 0.95
-    # labels that cut across the classes have nothing to do with the features, whatever direction
-    # the fit happens to pick
-    assert (
-        0.4
-        < roc_auc_score(fresh_groups // 2 % 2, fit(name, x, groups // 2 % 2, groups)(fresh))
-        < 0.6
-    )
+    # labels that cut across the classes have nothing to do with the features
+    across = fit(name, x, groups // 2 % 2, groups)(fresh)
+    assert 0.4 < roc_auc_score(fresh_groups // 2 % 2, across) < 0.6
 
 
 @pytest.mark.parametrize("name", HEAD_FITTERS)
 def test_fits_are_reproducible_and_leave_global_generators_alone(name: str) -> None:
     x, y, groups = rows(48, 20, 0)
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    def states() -> list[Any]:
+        return [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()]
+
+    before = states()
     scores = fit(name, x, y, groups, seed=3)(x)
-    assert before == (
-        random.getstate(),
-        np.random.get_state()[1].tolist(),
-        torch.get_rng_state().tolist(),
-    )
+    assert before == states()
     torch.rand(1)  # a fitter that reads a global generator would now differ
     assert (fit(name, x, y, groups, seed=3)(x) == scores).all()
     assert (fit(name, x, y, groups, seed=4)(x) == scores).all() == (name not in SEEDED)
@@ -209,39 +178,26 @@ def test_linear_is_scikit_learns_solution_also_when_wide(p: int) -> None:
     x, y, groups = rows(60, p, 0)
     y = np.where(groups < 3, 0, y)  # unbalanced and not separable
     head = fit("linear", x, y, groups, seed=0)
-    plain = LogisticRegression(C=100.0, class_weight="balanced", max_iter=5000, tol=1e-10).fit(
-        x.astype(np.float64), y
-    )
+    plain = LogisticRegression(C=100.0, class_weight="balanced", max_iter=5000, tol=1e-10)
+    plain.fit(x.astype(np.float64), y)
     assert head.coef == pytest.approx(plain.coef_[0], abs=1e-4)
     assert head.intercept == pytest.approx(plain.intercept_[0], abs=1e-4)
-    assert fit("linear", x, y, groups, seed=0, C=50.0).coef != pytest.approx(
-        plain.coef_[0], abs=1e-2
-    )
+    other = fit("linear", x, y, groups, C=50.0)
+    assert other.coef != pytest.approx(plain.coef_[0], abs=1e-2)
 
 
 def test_linear_paper_has_the_papers_constants_and_first_step() -> None:
-    """Slow twin of the first epoch.
-
-    From zero weights, AdamW's first step is -lr times the sign of the gradient.
-    """
-    assert vars(LinearPaperOptions()) == {
-        "lr": 0.01,
-        "weight_decay": 2.0,
-        "batch_size": 256,
-        "max_epochs": 100,
-        "patience": 15,
-        "min_delta": 1e-4,
-        "clip": 0.5,
-        "val_fraction": 0.1,
-    }
+    """Slow twin of the first epoch: AdamW's first step is -lr times the gradient's sign."""
+    trained = {"lr": 0.01, "weight_decay": 2.0, "batch_size": 256, "max_epochs": 100}
+    stopped = {"patience": 15, "min_delta": 1e-4, "clip": 0.5, "val_fraction": 0.1}
+    assert vars(LinearPaperOptions()) == trained | stopped
     x, y, groups = rows(80, 6, 0)
     y[groups < 5] = 0
     fitted = ~held_out_mask(y, groups, 0.1, 0)
     weight = np.where(y == 1, (y[fitted] == 0).sum() / (y[fitted] == 1).sum(), 1.0)
     gradient = (weight * (0.5 - y))[fitted] @ x[fitted]
-    assert fit("linear_paper", x, y, groups, seed=0, max_epochs=1).coef == pytest.approx(
-        -0.01 * np.sign(gradient), abs=1e-5
-    )
+    first = fit("linear_paper", x, y, groups, max_epochs=1)
+    assert first.coef == pytest.approx(-0.01 * np.sign(gradient), abs=1e-5)
     long, undecayed = (
         fit("linear_paper", x, y, groups, seed=0, max_epochs=100, weight_decay=decay)
         for decay in (2.0, 0.0)
@@ -257,18 +213,9 @@ def test_training_ends_at_the_epoch_with_the_lowest_held_out_loss() -> None:
     y = np.random.default_rng(1).permutation(20)[groups] % 2
     held = held_out_mask(y, groups, 0.1, 0)
     losses = []
+    options = {"lr": 0.1, "weight_decay": 0.0, "min_delta": 0.0}
     for epochs in range(1, 13):  # the same seed: each run is the beginning of the next
-        p = fit(
-            "linear_paper",
-            x,
-            y,
-            groups,
-            seed=0,
-            max_epochs=epochs,
-            lr=0.1,
-            weight_decay=0.0,
-            min_delta=0.0,
-        )(x[held])
+        p = fit("linear_paper", x, y, groups, max_epochs=epochs, **options)(x[held])
         losses.append(float(-np.log(np.where(y[held] == 1, p, 1 - p)).mean()))
     assert (np.diff(losses) <= 1e-6).all()
     # neither the first epoch nor the last one was the best
@@ -295,14 +242,11 @@ def test_mlp_ignores_constant_columns_and_what_lies_outside_the_training_span() 
         fit("mlp", np.tile(x[:1] + 3.3, (64, 1)), y, groups, seed=0)
 
 
-def test_a_standardized_linear_fit_does_not_depend_on_units_and_an_unstandardized_one_does() -> (
-    None
-):
+def test_a_standardized_linear_fit_alone_does_not_depend_on_units() -> None:
     x, y, groups = rows(60, 8, 0)
     rescaled = x * np.array([1e3, 1, 1e-3, 1, 10, 1, 0.1, 1], np.float32) + 5
     plain, other = (
-        fit("linear", data, y, groups, seed=0, standardize=True, C=1.0)(data)
-        for data in (x, rescaled)
+        fit("linear", data, y, groups, standardize=True, C=1.0)(data) for data in (x, rescaled)
     )
     np.testing.assert_allclose(other, plain, atol=1e-3)
     plain, other = (fit("linear", data, y, groups, seed=0, C=0.01)(data) for data in (x, rescaled))
@@ -313,10 +257,8 @@ def test_xgboost_keeps_the_trees_up_to_the_best_round() -> None:
     pytest.importorskip("xgboost")
     x, y, groups = rows(96, 6, 0)
     noise = np.random.default_rng(0).permutation(24)[groups] % 2  # nothing to learn: stops early
-    learned, stopped = (
-        len(fit("xgboost", x, labels, groups, n_estimators=300, colsample=0.5).roots)
-        for labels in (y, noise)
-    )
+    options = {"n_estimators": 300, "colsample": 0.5}
+    learned, stopped = (len(fit("xgboost", x, one, groups, **options).roots) for one in (y, noise))
     assert 1 <= stopped < 50 < learned < 300
 
 
@@ -337,10 +279,7 @@ def test_cosine_ranks_by_the_cosine_to_the_mean_benign_direction() -> None:
 
 
 def test_cosine_is_calibrated_for_rows_that_are_not_in_the_mean() -> None:
-    """Rows of pure noise, p >> n.
-
-    Only the benign rows in the mean are near it, so new benign rows must look like malicious ones.
-    """
+    """Rows of pure noise, p >> n: benign rows that are not in the mean are far from it too."""
     x = np.random.default_rng(0).normal(size=(400, 2000))
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     y = np.arange(100) % 2
@@ -353,12 +292,7 @@ def test_cosine_is_calibrated_for_rows_that_are_not_in_the_mean() -> None:
     assert inside.mean() > 0.9 > 0.1 > (np.abs(cosine[100:]) > abs(cut)).mean()
 
 
-# ---- data checks and the split ----
-
-
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)  # the machine may be busy
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=1, max_size=40),
     st.floats(0.05, 0.95),
@@ -384,9 +318,6 @@ def test_held_out_share_and_seed() -> None:
     for mask in masks:
         assert [int(mask[y == label].sum()) for label in (0, 1)] == [40, 40]
     assert (masks[0] != masks[1]).any()
-    rowwise = np.random.default_rng(0).random(400) < 0.2
-    # the control: a split by rows does break groups
-    assert set(groups[rowwise]) & set(groups[~rowwise])
 
 
 @pytest.mark.parametrize("name", HEAD_FITTERS)
@@ -394,22 +325,24 @@ def test_data_that_cannot_be_fitted_is_refused(name: str) -> None:
     x, y, groups = rows(24, 6, 0)
     damaged = x.copy()
     damaged[2, 2] = np.nan
-    cases: list[tuple[Any, Any, Any, str]] = [
-        (x, y[:-1], groups, "one label a row|one a row"),
-        (x, y, groups[:-1], "one label a row|one a row"),
-        (x, y[:, None], groups, "one label a row|one a row"),
-        (x, np.zeros(24), groups, "both classes|only 0"),
-        (x, y + 1, groups, "both classes|only 0"),
-        (x, np.where(y == 1, "malicious", "benign"), groups, "both classes|only 0"),
-        (damaged, y, groups, "NaN or infinity in 1 of 24 rows"),
-        (x[0], y, groups, "non-empty"),
-        (x[:, :0], y, groups, "non-empty"),
-        (x.astype(str), y, groups, "dtype"),
-        (x, y, [[i] for i in range(24)], "hashable"),
-    ]
-    for bad_x, bad_y, bad_groups, message in cases:
-        with pytest.raises(FitError, match=message):
-            fit(name, bad_x, bad_y, bad_groups)
+    cases: dict[str, list[tuple[Any, Any, Any]]] = {
+        "one label a row|one a row": [
+            (x, y[:-1], groups),
+            (x, y, groups[:-1]),
+            (x, y[:, None], groups),
+        ],
+        "both classes|only 0": [
+            (x, one, groups) for one in (0 * y, y + 1, np.where(y == 1, "a", "b"))
+        ],
+        "NaN or infinity in 1 of 24 rows": [(damaged, y, groups)],
+        "non-empty": [(x[0], y, groups), (x[:, :0], y, groups)],
+        "dtype": [(x.astype(str), y, groups)],
+        "hashable": [(x, y, [[i] for i in range(24)])],
+    }
+    for message, wrong in cases.items():
+        for bad_x, bad_y, bad_groups in wrong:
+            with pytest.raises(FitError, match=message):
+                fit(name, bad_x, bad_y, bad_groups)
     if name in SEEDED:
         with pytest.raises(FitError, match="at least 2 of each"):
             fit(name, x, y, np.where(y == 1, 0, groups + 1))
@@ -431,28 +364,28 @@ def test_unknown_heads_and_options_are_refused_with_the_valid_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "option", "wrong"),
     [
-        ("linear", {"C": 0.0}),
-        ("linear", {"C": "1"}),
-        ("linear", {"C": True}),
-        ("linear", {"max_iter": 10.0}),
-        ("linear", {"standardize": 1}),
-        ("linear_paper", {"lr": float("nan")}),
-        ("linear_paper", {"clip": float("inf")}),
-        ("mlp", {"dropout": 1.0}),
-        ("mlp", {"hidden": (0,)}),
-        ("mlp", {"hidden": 8}),
-        ("mlp", {"val_fraction": 1.0}),
-        ("mlp", {"max_epochs": 0}),
-        ("xgboost", {"eta": -1.0}),
-        ("xgboost", {"subsample": 2.0}),
-        ("xgboost", {"max_depth": "3"}),
-        ("linear", [("C", 1.0)]),
+        ("linear", "C", (0.0, "1", True)),
+        ("linear", "max_iter", (10.0,)),
+        ("linear", "standardize", (1,)),
+        ("linear_paper", "lr", (float("nan"),)),
+        ("linear_paper", "clip", (float("inf"),)),
+        ("mlp", "dropout", (1.0,)),
+        ("mlp", "hidden", ((0,), 8)),
+        ("mlp", "val_fraction", (1.0,)),
+        ("mlp", "max_epochs", (0,)),
+        ("xgboost", "eta", (-1.0,)),
+        ("xgboost", "subsample", (2.0,)),
+        ("xgboost", "max_depth", ("3",)),
     ],
 )
 def test_an_option_of_a_wrong_type_or_range_is_refused_when_it_is_made(
-    name: str, options: Any
+    name: str, option: str, wrong: tuple[Any, ...]
 ) -> None:
+    for value in wrong:
+        with pytest.raises(FitError, match=r"got .*; expected"):
+            head_options(name, {option: value})
+    not_a_mapping: Any = [(option, wrong[0])]
     with pytest.raises(FitError, match=r"got .*; expected"):
-        head_options(name, options)
+        head_options(name, not_a_mapping)
