@@ -127,7 +127,8 @@ def test_a_probe_brings_its_cohort_along(tmp_path: Path) -> None:
         assert {one.rule for one in result.findings if one.rule == "outlier"} == expected
     analysis = analyse({"long": adapter(20, size=30.0)}, usual=cohort)
     assert "deviations from 12 adapters of the base" in analysis.outliers["long"]
-    assert len(norms_by_layer(analysis).axes[0].lines) == 2
+    (legend,) = norms_by_layer(analysis).legends
+    assert len(legend.get_texts()) == 2
 
 
 @pytest.mark.parametrize(
