@@ -330,8 +330,7 @@ class Defense:
         """The score from which the level took this round's evidence to speak against a client."""
         if isinstance(self.level, CumulativeLevel):
             cut = self.level.cut(state["clients"][client]["rounds"])
-            edge = state.get("edge")
-            return cut if edge is None else min(cut, edge)
+            return min(cut, state.get("edge") or cut)  # an edge is never 0
         return self.level.threshold if self.level else 1.0
 
     def explain(self, client: str) -> Explanation:
