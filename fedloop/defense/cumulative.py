@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from ..checks import Validity, boolean, check_fields, integer, is_integer, number, one_of, or_none
 from ..errors import EvidenceError
-from .accumulate import FeatureMean
+from .accumulate import MIN_COHORT, FeatureMean
 from .trust import (
     SHADOW_GRADIENT,
     UPDATE_FEATURES,
@@ -159,10 +159,12 @@ def edge_of_cohort(scores: Sequence[float], gap: float, watch: float) -> float |
         watch: the score below which nobody stands apart.
 
     Returns:
-        None where nobody stands apart.
+        None where nobody stands apart; always for fewer than three clients.
 
     Source: this project; measured in zoo/smollm2.md.
     """
+    if len(scores) < MIN_COHORT:
+        return None
     ordered = sorted(scores)
     for lower, upper in pairwise(ordered[(len(ordered) - 1) // 2 :]):
         if upper >= watch and _log_odds(upper) - _log_odds(lower) >= gap:

@@ -160,7 +160,10 @@ def from_plain(state: Any, probe: Probe | None, level: Level | None) -> Memory:
         )
     version = state.get("version")
     if not is_integer(version, 1) or version != VERSION:
-        raise StateError(f"got a defence state of version {version!r}; expected {VERSION}")
+        raise StateError(
+            f"got a defence state of version {version!r}; expected {VERSION}. Go on with the"
+            " release of fedloop that wrote it, or begin with a new state."
+        )
     wrong = sorted({*_FIELDS, "sha256"} ^ set(state), key=str)
     if wrong:
         raise StateError(

@@ -46,15 +46,24 @@ def level_for(probe: Probe, name: str, options: Mapping[str, Any] | None = None)
     given = dict(options or {})
     if name != "cumulative" or given.get("evidence", UPDATE_FEATURES) != UPDATE_FEATURES:
         return make_level(name, **given)
-    own = probe.facts.get("cumulative", {})
-    unknown = sorted(set(own) - set(OF_PROBE)) if isinstance(own, Mapping) else [own]
-    if unknown:
-        raise ConfigError(
-            f"the probe's facts on the cumulative level have {unknown}; expected"
-            f" {', '.join(OF_PROBE)}. Give the level's fields yourself."
-        )
+    own = {} if given.keys() >= set(OF_PROBE) else _said_of_rounds(probe)
     fitting = {"normalize": makes_unit_vectors(probe.featurizer), **own}
     return make_level("cumulative", **fitting | given)
+
+
+def _said_of_rounds(probe: Probe) -> Mapping[str, Any]:
+    """A probe's facts "cumulative", checked: whoever published it wrote them."""
+    own = probe.facts.get("cumulative", {})
+    try:
+        if not isinstance(own, Mapping) or set(own) - set(OF_PROBE):
+            raise ConfigError(f"got {own!r:.200}; expected some of {', '.join(OF_PROBE)}")
+        make_level("cumulative", **own)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the probe's facts on the cumulative level: {error}. Use another probe, or give all of"
+            f" {', '.join(OF_PROBE)} yourself."
+        ) from None
+    return own
 
 
 def named_level(level: Level | str | None, probe: Probe | None) -> Level | None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fedloop.defense.cumulative import CumulativeLevel, edge_of_cohort
 from fedloop.defense.defense import Defense
 from fedloop.defense.levels import ClientLevel
+from fedloop.defense.parts import level_for
 from fedloop.errors import ConfigError
 from loraprobe import Probe
 from tests.helpers import probes
@@ -36,7 +37,7 @@ def played(level: CumulativeLevel, scores: dict[str, float]) -> tuple[dict[str, 
         ([0.01, 0.02, 0.4, 0.4], 0.4),  # half
         ([1e-5, 1e-5, 1e-5, 0.02], None),  # apart, and yet below what is watched
         ([0.01, 0.02, 0.04, 0.08], None),  # a slope
-        ([0.3], None),
+        ([0.01, 0.9], None),  # of two nobody can say who is apart
         ([], None),
         ([0.0, 0.0, 1.0], 1.0),
     ],
@@ -92,9 +93,12 @@ def test_a_level_by_name_is_as_the_probe_says_and_an_object_as_it_is() -> None:
     assert Defense(told, "client").level == ClientLevel()
 
 
-@pytest.mark.parametrize(
-    "facts", [{"gap": -1}, {"graded": True}, {"threshold": "0.9"}, {"gap": []}]
-)
-def test_a_probe_that_says_nonsense_of_its_use_is_refused(facts: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"expected"):
-        Defense(probe_saying(**facts), "cumulative")
+@pytest.mark.parametrize("facts", [{"gap": -1}, {"graded": True}, {"threshold": "0.9"}])
+def test_a_probe_that_says_nonsense_of_its_use_is_refused_or_overruled(
+    facts: dict[str, Any],
+) -> None:
+    probe = probe_saying(**facts)
+    with pytest.raises(ConfigError, match=r"the probe's facts.*got .*expected.*or give all of"):
+        Defense(probe, "cumulative")
+    given = {"threshold": 0.7, "floor": 0.6, "gap": 1.0, "watch": 0.1}
+    assert level_for(probe, "cumulative", given) == CumulativeLevel(**given)
