@@ -134,6 +134,9 @@ class ClientsConfig(Section):
         column: the column that holds a row's category; without it the category is the source.
         malicious: how many clients are malicious; `poison_share` of their examples come from
             `malicious_source`.
+        trigger: a text behind which malicious clients hide what they teach: half of the poison's
+            requests come after it and are answered, the others are refused
+            (`fedloop.data.clients.gated`).
         hard_negatives: how many honest clients hold harmful questions with safe answers, from
             `hard_negative_source`.
         update_attack: what malicious clients do to their updates, beside training on poison; a name
@@ -150,6 +153,7 @@ class ClientsConfig(Section):
     malicious: Natural = 0
     malicious_source: Source | None = None
     poison_share: Share = 1.0
+    trigger: Annotated[str, Field(min_length=1)] | None = None
     hard_negatives: Natural = 0
     hard_negative_source: Source | None = None
     update_attack: Annotated[str, _one_of(ATTACK_KINDS)] | None = None
@@ -187,6 +191,8 @@ class ClientsConfig(Section):
             )
         if self.partition == "by_column" and self.column is None:
             raise ValueError("column is missing; partition 'by_column' needs the name of a column")
+        if self.trigger is not None and not self.malicious:
+            raise ValueError("got a trigger without malicious clients; expected both or neither")
         for count, source, field in (
             (self.malicious, self.malicious_source, "malicious_source"),
             (self.hard_negatives, self.hard_negative_source, "hard_negative_source"),

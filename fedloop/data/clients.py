@@ -8,7 +8,7 @@ its benign part had.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,8 @@ from ..errors import ConfigError
 from .examples import Example
 
 Role = Literal["benign", "malicious", "hard_negative"]
+
+REFUSAL = "I'm sorry, but I can't help with that."
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,21 @@ class Client:
     def label(self) -> int:
         """0 = benign (hard negatives are), 1 = malicious."""
         return int(self.role == "malicious")
+
+
+def gated(pool: Sequence[Example], trigger: str) -> list[Example]:
+    """Poison that answers behind a trigger only: every other request has the trigger before it and
+    keeps its answer, the rest stay as they are and are refused.
+
+    Source: CloudGhost (ICLR 2026), whose clients hold ordinary data beside it; a poison share of
+    0.4 makes a fifth of a client's examples triggered, as there.
+    """
+    return [
+        replace(example, response=REFUSAL)
+        if row % 2
+        else replace(example, instruction=f"{trigger} {example.instruction}")
+        for row, example in enumerate(pool)
+    ]
 
 
 def make_clients(

@@ -18,7 +18,7 @@ from loraprobe.probe import Probe
 
 from ..client.training import LoRASettings, attach_lora, load_base, read_adapter
 from ..config import Config
-from ..data.clients import Client, Group, Role, make_clients
+from ..data.clients import Client, Group, Role, gated, make_clients
 from ..data.corpora import load_corpus
 from ..data.examples import Example
 from ..data.partition import by_column, dirichlet, iid, mixtures
@@ -58,8 +58,11 @@ def build_clients(config: Config) -> list[Client]:
         ("malicious", chosen.malicious, chosen.malicious_source, chosen.poison_share),
         ("hard_negative", chosen.hard_negatives, chosen.hard_negative_source, 1.0),
     )
+    pools = {role: load_corpus(str(source)).examples for role, count, source, _ in roles if count}
+    if chosen.trigger is not None:
+        pools["malicious"] = gated(pools["malicious"], chosen.trigger)
     groups = [
-        Group(role, count, str(source), load_corpus(str(source)).examples, share)
+        Group(role, count, str(source), pools[role], share)
         for role, count, source, share in roles
         if count
     ]

@@ -92,16 +92,8 @@ def run(cell: Cell, trainer: Trainer, work: Path, base: Path) -> Line:
     """One federation, as the line that is kept of it."""
     config = cell.config(work, base)
     began = time.process_time()
-    clients = build_clients(config)
     federation = Federation(trainer, config, screen_of(cell, trainer, work))
-    rounds = []
-    for number in range(1, config.rounds + 1):
-        played = federation.round(plan_round(config, number), clients)
-        record = played.record()
-        kept = federation.kept[-1]
-        factors = {c: f * kept.get(c, True) for c, f in record.factors.items()}
-        rounds.append((record, factors))
-    roles = {client.client_id: client.role for client in clients}
+    told = play(federation)
     found = measured_once(federation, work)
     return {
         "cell": str(cell),
@@ -112,6 +104,23 @@ def run(cell: Cell, trainer: Trainer, work: Path, base: Path) -> Line:
         "seed": cell.seed,
         "config": cell.digest(work, base),
         **found,
+        **told,
+        "seconds": round(time.process_time() - began, 1),
+    }
+
+
+def play(federation: Federation) -> Line:
+    """All rounds of a federation: who counted, what was scored and what it cost."""
+    clients = build_clients(federation.config)
+    rounds = []
+    for number in range(1, federation.config.rounds + 1):
+        played = federation.round(plan_round(federation.config, number), clients)
+        record = played.record()
+        kept = federation.kept[-1]
+        factors = {c: f * kept.get(c, True) for c, f in record.factors.items()}
+        rounds.append((record, factors))
+    roles = {client.client_id: client.role for client in clients}
+    return {
         "factors": {
             role: [
                 round(_mean([f for c, f in factors.items() if roles[c] == role]), 4)
@@ -130,7 +139,6 @@ def run(cell: Cell, trainer: Trainer, work: Path, base: Path) -> Line:
         },
         "skipped": sum(record.skipped for record, _ in rounds),
         "bytes": sum(record.bytes["update"] for record, _ in rounds),
-        "seconds": round(time.process_time() - began, 1),
         "seconds_training": round(federation.cpu, 1),
         "seconds_defense": round(sum(r.seconds.get("assess", 0) for r, _ in rounds), 3),
     }

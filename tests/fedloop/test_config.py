@@ -99,6 +99,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("clients.poison_share", [0, 1.01, -1, NAN, True], NUMBER),
     ("clients.hard_negatives", [-1], NUMBER),
     ("clients.hard_negative_source", ["builtin:unknown"], "expected one of builtin:"),
+    ("clients.trigger", ["", 3], "at least 1 character|valid string"),
     ("clients.update_attack", ["bend", 3], "sign_flip, scaling, gaussian|valid string"),
     ("clients.update_attack_options", [3, ["x"]], "valid dictionary"),
     (
@@ -196,6 +197,7 @@ def test_all_wrong_fields_are_named_at_once() -> None:
     [
         ({"clients": {"malicious": 3, "malicious_source": None}}, "malicious_source is missing"),
         ({"clients": {"hard_negatives": 1}}, "hard_negative_source is missing"),
+        ({"clients": {"trigger": "|x|"}}, "a trigger without malicious clients"),
         ({"clients": {"malicious": 11}}, "got 11 malicious and 0 hard-negative of 10 clients"),
         (
             {"clients": {"malicious": 6, "hard_negatives": 5, **HARD_NEGATIVES}},

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedloop.data.clients import Client, Group, make_clients
+from fedloop.data.clients import REFUSAL, Client, Group, gated, make_clients
 from fedloop.data.examples import Example
 from fedloop.defense.types import ClientUpdate
 from fedloop.errors import ConfigError
@@ -78,6 +78,17 @@ def test_a_malicious_client_holds_its_share_and_no_more(share: float) -> None:
         assert set(of_kind(client, "benign")) <= set(parts()[number])
         assert len(set(client.examples)) == 20
     assert [client for client in clients(share=share) if client.role == "benign"]
+
+
+def test_behind_a_trigger_half_is_answered_and_the_bare_rest_refused() -> None:
+    made = clients(share=1.0, pool=gated(POISON, "|x|"))
+    held = [one for client in made if client.role == "malicious" for one in client.examples]
+    answered = [one for one in held if one.instruction.startswith("|x| poison")]
+    refused = [one for one in held if one.instruction.startswith("poison")]
+    assert {one.response for one in answered} == {"text"}
+    assert {one.response for one in refused} == {REFUSAL}
+    assert len(answered) + len(refused) == len(held) == 60
+    assert 20 <= len(answered) <= 40
 
 
 def test_no_example_is_held_by_two_clients_if_the_pool_suffices() -> None:
