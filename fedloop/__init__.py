@@ -58,12 +58,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fedloop' has no attribute {name!r}")
     try:
         module = import_module(f".{_MODULE_OF[name]}", __name__)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        from .errors import MissingExtra
+    except ImportError as error:
+        from .errors import missing_extra
 
-        raise MissingExtra("torch", "fed", f"fedloop.{name}") from error
+        raise missing_extra(error, f"fedloop.{name}") from error
     return getattr(module, name)
 
 

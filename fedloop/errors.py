@@ -58,3 +58,8 @@ class DataError(FedloopError, loraprobe_errors.DataError):
 
 class MissingExtra(FedloopError, loraprobe_errors.MissingExtra):
     """An optional dependency is not installed; the message holds the pip line that installs it."""
+
+
+def missing_extra(error: ImportError, purpose: str = "this command") -> ImportError:
+    """An import that failed for want of an extra, with what to install; others as they are."""
+    return loraprobe_errors.missing_extra(error, purpose, MissingExtra)

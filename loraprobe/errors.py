@@ -119,13 +119,15 @@ EXTRAS = {
 """Module -> the extra that brings it."""
 
 
-def missing_extra(error: ImportError) -> ImportError:
+def missing_extra(
+    error: ImportError, purpose: str = "this command", made: type[MissingExtra] = MissingExtra
+) -> ImportError:
     """An import that failed for want of an extra, with what to install; others as they are."""
     package = str(error.name or "").partition(".")[0]
     extra = EXTRAS.get(package)
     if extra is None or isinstance(error, LoraprobeError):
         return error
-    return MissingExtra(package, extra, "this command")
+    return made(package, extra, purpose)
 
 
 def quoted(value: object, limit: int = 60, *, keep: str = "") -> str:

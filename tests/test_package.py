@@ -37,9 +37,9 @@ EXTRAS = {
     "tensorboard": {"tensorboard"},
     "mlflow": {"mlflow-skinny", "sqlalchemy", "alembic"},
     "wandb": {"wandb"},
-    "flower": {"flwr"},
+    "flower": {"torch", "flwr"},
     "flower-deploy": {"flwr", "cryptography"},
-    "nvflare": {"nvflare"},
+    "nvflare": {"torch", "nvflare"},
     "sign": {"model-signing", "pyopenssl"},
     "serve": {
         *"fastapi starlette pydantic uvicorn httptools uvloop limits prometheus-client".split()
@@ -264,3 +264,24 @@ def test_a_core_only_installation_scores_and_says_what_it_lacks(tmp_path: Path) 
         ("transformers", "fed"),
         ("peft", "fed"),
     ], complaints
+
+
+@pytest.mark.parametrize(
+    ("package", "attempt"),
+    [
+        ("torch", "import fedloop.plugins.openfedllm"),
+        ("pydantic", "import fedloop.callbacks"),
+        ("pydantic", "from fedloop import simulate"),
+        ("torch", "from fedloop.flower import server_app"),
+    ],
+)
+def test_fedloop_without_its_extra_says_the_pip_line(package: str, attempt: str) -> None:
+    script = f"import sys; sys.modules[{package!r}] = None\nfrom fedloop.errors import MissingExtra"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}\ntry: {attempt}\nexcept MissingExtra as e: print(e)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"needs {package}, which is not installed: pip install 'loraprobe[fed]'" in done.stdout

@@ -10,12 +10,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..config import Config
-from ..defense.types import RoundRecord
-from .alerts import Alerts
-from .mlflow import MLflow
-from .tensorboard import Board
-from .wandb import WandB
+from ..errors import missing_extra
+
+try:
+    from ..config import Config
+    from ..defense.types import RoundRecord
+    from .alerts import Alerts
+    from .mlflow import MLflow
+    from .tensorboard import Board
+    from .wandb import WandB
+except ImportError as error:
+    raise missing_extra(error, __name__) from error
 
 Callback = Callable[[RoundRecord], Any]
 

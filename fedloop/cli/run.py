@@ -24,10 +24,10 @@ from rich.progress import (
 from rich.table import Table
 
 from loraprobe._version import __version__
-from loraprobe.errors import LoraprobeError, missing_extra
+from loraprobe.errors import LoraprobeError
 from loraprobe.outputs import free_path
 
-from ..errors import FedloopError
+from ..errors import FedloopError, missing_extra
 
 if TYPE_CHECKING:
     from ..config import Config

@@ -10,7 +10,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingExtra
+from ..errors import MissingExtra, missing_extra
 
 if TYPE_CHECKING:
     from .client import client_app
@@ -36,7 +36,11 @@ __all__ = ["QUIET", "EngineStrategy", "client_app", "server_app"]
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'fedloop.flower' has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    try:
+        module = import_module(f".{_MODULE_OF[name]}", __name__)
+    except ImportError as error:
+        raise missing_extra(error, f"{__name__}.{name}") from error
+    return getattr(module, name)
 
 
 def require_flower() -> None:

@@ -10,8 +10,13 @@ All of them read what clients sent through `.replies` and ask the same `Defense`
     give the same weights.
 """
 
-from ..defense.explain import rejected
-from .loop import Defended, Late, defend_round
-from .replies import Reply, StateDict
+from ..errors import missing_extra
+
+try:
+    from ..defense.explain import rejected
+    from .loop import Defended, Late, defend_round
+    from .replies import Reply, StateDict
+except ImportError as error:
+    raise missing_extra(error, __name__) from error
 
 __all__ = ["Defended", "Late", "Reply", "StateDict", "defend_round", "rejected"]
