@@ -69,7 +69,7 @@ def refusals_section(run: ReportedRun) -> Iterable[Block]:
         for client, reason in sorted(record.reasons.items())
     ]
     if rows:
-        yield Table("llnrl", ("round", "client", "role", "factor", "reason"), rows)
+        yield Table("lnnrl", ("round", "client", "role", "factor", "reason"), rows)
     else:
         yield Paragraph(
             "Every update of these rounds was well-formed, and every client that had to be scored"
@@ -93,9 +93,9 @@ def decisions_section(run: ReportedRun) -> Iterable[Block]:
         shown = (str(times), str(one.round), one.level, one.evidence, score, cut_at)
         rows.append((cut(client, _NAME), ROLE_WORDS[run.roles[client]], *shown, one.reason))
     head = ("client", "role", "rounds", "last", "level", "evidence", "score", "cut", "why")
-    yield Table("lnrrllrrl", head, rows)
+    yield Table("nnrrllrrl", head, rows)
     yield Paragraph(
         "Rounds in which a client counted nothing, and by what in the last of them."
-        " `fedloop explain RUN CLIENT` has every round; `fedloop allow RUN CLIENT --why REASON`"
-        " overrules the level, and stands in the records and the audit log."
+        " The command fedloop explain RUN CLIENT has every round; fedloop allow RUN CLIENT --why"
+        " REASON overrules the level, and stands in the records and the audit log."
     )

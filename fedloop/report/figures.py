@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,7 @@ from .drawing import (
     MARKED,
     OTHER_COLOURS,
     PHASE_COLOURS,
+    ROLE_WORDS,
     Panel,
     Series,
     client_styles,
@@ -47,6 +50,7 @@ def clients_over_rounds(
             for client, style in client_styles(roles).items():
                 values = panel.series.get(client, ())
                 ax.plot(range(1, len(values) + 1), values, **style)
+            _count_alike(ax, panel.series, roles)
             if panel.cut is not None:
                 _draw_cut(ax, *panel.cut)
             dress(ax, panel.title, panel.unit, 1, longest(panel.series), skipped)
@@ -144,6 +148,26 @@ def seconds_by_round(
         figure_legend(figure, first, list(phases))
 
     return svg(draw, alt, 2, 2.9)
+
+
+def _count_alike(ax: Axes, series: Series, roles: Mapping[str, str]) -> None:
+    """Where several lines end at the same place, say how many they are."""
+    ends: dict[tuple[int, float], Counter[str]] = {}
+    for client, values in series.items():
+        if len(values) and math.isfinite(values[-1]):
+            at = (len(values), round(values[-1], 2))
+            ends.setdefault(at, Counter())[ROLE_WORDS[roles[client]]] += 1
+    for at, found in ends.items():
+        if found.total() > 1:
+            ax.annotate(
+                ", ".join(f"{count} {role}" for role, count in found.items()),
+                at,
+                (0, -4 if at[1] > 0.5 else 4),
+                textcoords="offset points",
+                fontsize=7,
+                ha="right",
+                va="top" if at[1] > 0.5 else "bottom",
+            )
 
 
 def _draw_cut(ax: Axes, cut: Sequence[float], name: str) -> None:

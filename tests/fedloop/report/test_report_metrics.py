@@ -31,6 +31,14 @@ def lines(series: dict[str, list[float]], about: dict[str, str]) -> list[tuple[s
     ]
 
 
+def test_lines_that_end_at_the_same_place_are_counted_there() -> None:
+    series = {"a": [1.0, 1.0], "b": [0.5, 1.0], "c": [1.0, 1.0], "d": [0.2, 0.4]}
+    about = {"a": "benign", "b": "benign", "c": "malicious", "d": "malicious"}
+    svg = clients_over_rounds([Panel("", "x", series)], about, [], "x")
+    assert ">2 benign, 1 malicious<" in svg
+    assert svg.count(" malicious<") == 1
+
+
 def test_a_round_without_a_value_is_a_gap() -> None:
     whole, broken = lines(
         {"a": [0.1, 0.2, 0.3, 0.4, 0.5], "b": [0.5, 0.4, math.nan, 0.2, 0.1]},
