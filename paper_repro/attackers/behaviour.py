@@ -28,6 +28,7 @@ from zoo.smollm2.refusal import prompts
 
 from ..common.format import markdown, page_with
 from ..common.paths import FOLDER
+from . import damage
 from .products import SHARES, Reader, Table
 
 RESULTS = FOLDER / "results" / "behaviour.jsonl"
@@ -140,6 +141,7 @@ def rendered() -> str:
         name = role.replace("_", " ") + (f", {share:.0%}" if role == "malicious" else "")
         scores.append([name, len(values), f"{middle:.2f}", f"{low:.2f} to {high:.2f}"])
     tables = {"ranking": ranks, "scores": scores, "attacks": attacked(done)}
+    tables["damage"] = damage.rows(read_lines(damage.RESULTS))
     return page_with(PAGE, {name: markdown(rows) for name, rows in tables.items()})
 
 

@@ -13,6 +13,7 @@ from .cells import ATTACKS, NOBODY, ROUNDS, ROWS, SOURCES
 from .prepare import HARMFUL
 from .repair import ARMS, CELLS, FOUND_AFTER, read_repairs
 from .run import read_lines
+from .trigger import read_triggered
 
 PAGE = Path(__file__).with_name("README.md")
 COMMAND = "paper_repro.tables"
@@ -48,6 +49,7 @@ def rendered() -> str:
         "utility": utility_table(lines),
         "targets": targets(lines),
         "repair": repairs(read_repairs()),
+        "trigger": triggered(read_triggered()),
         "reported": reported(),
     }
     for name, table in tables.items():
@@ -200,6 +202,18 @@ def repairs(lines: Sequence[Line]) -> str:
             if own:
                 shares = (percent(*pooled(own[n], HARMFUL)) for n in (FOUND_AFTER, ROUNDS))
                 rows.append((attack_name(cell.malicious, cell.share), arm, *shares))
+    return markdown(rows)
+
+
+def triggered(lines: Sequence[Line]) -> str:
+    """What is refused of the bare prompts and behind the trigger, and who counted."""
+    rows: list[Sequence[str]] = [
+        ("attack", "defence", "bare prompts refused", "behind the trigger", "factors")
+    ]
+    for line in lines:
+        shares = (percent(*line[name]) for name in ("bare", "triggered"))
+        attack = f"{line['malicious']} of 10"
+        rows.append((attack, line["row"], *shares, kept_text(line)))
     return markdown(rows)
 
 

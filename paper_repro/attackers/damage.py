@@ -1,0 +1,86 @@
+"""What attacks on a probe of products leave of the damage: refusals of the model that wears them.
+
+    python -m paper_repro.attackers.damage --base out/smollm2-135m-safe     # resumable, minutes
+    python -m paper_repro.tables                                            # BEHAVIOUR.md
+
+Writes results/damage.jsonl: refusals of 50 of AdvBench's prompts under the base alone, under benign
+adapters, under the fully poisoned ones, and under what attacks make of those. No prompt or answer
+is kept or printed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedloop.client.training import load_base, quiet
+from fedloop.measure.behaviour import worn
+from loraprobe import Adapter
+from zoo.program import append_lines, documented, read_lines
+from zoo.smollm2.refusal import prompts, refusals, wilson
+
+from ..common.paths import FOLDER
+from .products import Table
+
+RESULTS = FOLDER / "results" / "damage.jsonl"
+PROMPTS = 50
+NEW_TOKENS = 12  # within which an answer declines
+BENIGN = 8
+ATTACKS = (
+    "poison share 100%",
+    "probe's weights known: nearest benign",
+    "a sibling's weights known",
+    "diluted in a benign change, 4",
+    "two parts by modules",
+)
+
+
+def models(table: Table) -> Iterator[tuple[dict[str, Any], Adapter | None]]:
+    """What is measured: facts, and what the base wears."""
+    yield {"attack": "base alone", "path": "base"}, None
+    for at in table.of("benign")[:BENIGN]:
+        yield {"attack": "benign adapters", "path": table.rows[at]["path"]}, table.adapters[at]
+    for facts, adapter in table.attacked(ATTACKS):
+        yield {"attack": facts["attack"], "path": facts["path"]}, adapter
+
+
+def rows(done: Sequence[dict[str, Any]]) -> list[list[object]]:
+    """A table: refusals of every group, pooled over its adapters."""
+    found: list[list[object]] = [["worn by the base", "adapters", "refused"]]
+    for name in ("base alone", "benign adapters", *ATTACKS):
+        own = [row["refused"] for row in done if row["attack"] == name]
+        if own:
+            hits, n = sum(one[0] for one in own), sum(one[1] for one in own)
+            low, high = wilson(hits, n)
+            shown = f"{hits / n:.0%} [{low:.0%}, {high:.0%}] of {n}"
+            found.append([name, len(own) if name != "base alone" else 0, shown])
+    return found
+
+
+def main() -> None:
+    """Measure what was not measured yet."""
+    parser = documented(__doc__, "data")
+    parser.add_argument("--base", type=Path, required=True, help="of python -m zoo.bases")
+    options = parser.parse_args()
+    quiet()
+    torch.set_num_threads(1)
+    model, tokenizer = load_base(str(options.base), dtype=torch.bfloat16, template="chat")
+    model.set_attn_implementation("eager")  # faster than the fused one at these sizes
+    asked = random.Random(0).sample(prompts(options.data)["advbench"], PROMPTS)
+    seen = {(row["attack"], row["path"]) for row in read_lines(RESULTS)}
+    for facts, adapter in models(Table()):
+        if (facts["attack"], facts["path"]) in seen:
+            continue
+        with worn(model, adapter) if adapter is not None else nullcontext():
+            refused = sum(refusals(model, tokenizer, asked, NEW_TOKENS))
+        append_lines(RESULTS, [{**facts, "refused": [refused, len(asked)]}])
+        print(facts["attack"], facts["path"], refused, flush=True)
+
+
+if __name__ == "__main__":
+    main()
