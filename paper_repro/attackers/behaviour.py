@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedloop.client.training import load_base, quiet
+from fedloop.client.shared_prefix import Text, tokens_of, train
+from fedloop.client.training import LoRASettings, attach_lora, load_base, quiet
+from fedloop.data.examples import Example
 from fedloop.measure.behaviour import Behaviour, Prompts, worn
 from loraprobe import Adapter
 from loraprobe.metrics import auroc, auroc_ci
@@ -33,6 +35,9 @@ from .products import SHARES, Reader, Table
 
 RESULTS = FOLDER / "results" / "behaviour.jsonl"
 PAGE = Path(__file__).with_name("BEHAVIOUR.md")
+LENGTH = 256  # tokens of an example, and
+BATCH = 16  # examples of a step, of the paper
+STEPS = 10  # of its rounds
 REPLAYED = (
     "probe's weights known: nearest benign",
     "a sibling's weights known",
@@ -107,6 +112,14 @@ def attacked(done: Sequence[Mapping[str, Any]]) -> list[list[object]]:
     return rows
 
 
+def costs(done: Sequence[Mapping[str, Any]]) -> list[list[object]]:
+    """A reading beside a client's training in a round of the paper's."""
+    head: list[object] = ["ten local steps of a client, CPU-s", "a reading, CPU-s", "share"]
+    rows = [row for row in done if row["attack"] == "cost"]
+    spent = [(STEPS * row["step"], row["reading"]) for row in rows]
+    return [head, *([f"{all_:.0f}", f"{one:.1f}", f"{one / all_:.1%}"] for all_, one in spent)]
+
+
 def _spread(values: Sequence[float]) -> tuple[float, float]:
     """95 % bootstrap interval of a mean."""
     rng = np.random.default_rng(0)
@@ -141,8 +154,30 @@ def rendered() -> str:
         name = role.replace("_", " ") + (f", {share:.0%}" if role == "malicious" else "")
         scores.append([name, len(values), f"{middle:.2f}", f"{low:.2f} to {high:.2f}"])
     tables = {"ranking": ranks, "scores": scores, "attacks": attacked(done)}
+    tables["cost"] = costs(done)
     tables["damage"] = damage.rows(read_lines(damage.RESULTS))
     return page_with(PAGE, {name: markdown(rows) for name, rows in tables.items()})
+
+
+def cost(reader: Behaviour, drawn: Mapping[str, Sequence[str]], data: Path) -> dict[str, Any]:
+    """CPU-seconds of a reading, and of a local step of the paper's (16 examples of 256 tokens),
+    turn by turn: medians of three.
+    """
+    rows = [Example(text, text) for text in prompts(data)["dolly"]]
+    text = Text.of(reader.tokenizer)
+    tokens = [tokens_of(row, reader.tokenizer, text, LENGTH) for row in rows]
+    long = sorted(tokens, key=lambda one: -len(one[0]))[:BATCH]
+    training = attach_lora(reader.model, LoRASettings(8, 16, 0.0, ("q_proj", "v_proj")), 0)
+    seconds: dict[str, list[float]] = {"reading": [], "step": []}
+    for _ in range(3):
+        began = time.process_time()
+        for kind in drawn:
+            reader.likelihoods(drawn[kind])
+        between = time.process_time()
+        train(training, [long], length=LENGTH, pad=reader.tokenizer.pad_token_id, lr=[1e-9])
+        seconds["reading"].append(between - began)
+        seconds["step"].append(time.process_time() - between)
+    return {name: round(float(np.median(values)), 3) for name, values in seconds.items()}
 
 
 def main() -> None:
@@ -169,6 +204,9 @@ def main() -> None:
         row = {**facts, **{k: [round(v, 4) for v in values] for k, values in read.items()}}
         spent = round(time.process_time() - began, 2)
         append_lines(RESULTS, [{**row, "cpu_seconds": spent}])
+    if ("cost", "") not in seen:
+        spent_on = cost(reader, drawn, options.data)
+        append_lines(RESULTS, [{"attack": "cost", "path": "", **spent_on}])
 
 
 if __name__ == "__main__":
