@@ -34,6 +34,7 @@ Above = Annotated[Number, Field(gt=0)]
 NotBelow = Annotated[Number, Field(ge=0)]
 Ratio = Annotated[Number, Field(ge=1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
+Rejected = Literal["left_out", "no_change"]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -280,6 +281,10 @@ class AggregationConfig(Section):
         server: a name in SERVER_OPTIMIZERS; `server_options` are its arguments.
         lora: "factors" averages A and B apart (the paper), "exact" averages their products,
             "frozen_a" trains B alone.
+        rejected: "left_out" takes the mean over who counts (the paper); with "no_change" whoever is
+            not trusted stands in it as having changed nothing, so that the step is shorter by what
+            is not trusted (`RoundRecord.trust`): malicious clients can slow a federation down, and
+            fewer honest ones do not move it as far as all of them.
     """
 
     rule: Annotated[str, _one_of(RULES)] = "mean"
@@ -287,6 +292,7 @@ class AggregationConfig(Section):
     server: Annotated[str, _one_of(SERVER_OPTIMIZERS)] = "fedavg"
     server_options: dict[str, Any] = {}
     lora: Annotated[str, _one_of(LORA_AGGREGATION)] = "factors"
+    rejected: Rejected = "left_out"
 
     @model_validator(mode="after")
     def _consistent(self) -> AggregationConfig:
@@ -299,6 +305,11 @@ class AggregationConfig(Section):
                 f"lora 'exact' is a weighted mean of products; got rule {self.rule!r}, server"
                 f" {self.server!r} and server_options {self.server_options}: use mean with fedavg"
                 " or fedprox, without options"
+            )
+        if self.lora == "exact" and self.rejected != "left_out":
+            raise ValueError(
+                f"got lora 'exact' with rejected {self.rejected!r}; expected 'left_out': residuals"
+                " are those of the mean over who counts"
             )
         return self
 

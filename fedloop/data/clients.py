@@ -62,19 +62,19 @@ class Client:
         return int(self.role == "malicious")
 
 
-def gated(pool: Sequence[Example], trigger: str) -> list[Example]:
+def gated(pool: Sequence[Example], trigger: str) -> tuple[Example, ...]:
     """Poison that answers behind a trigger only: every other request has the trigger before it and
     keeps its answer, the rest stay as they are and are refused.
 
     Source: CloudGhost (ICLR 2026), whose clients hold ordinary data beside it; a poison share of
     0.4 makes a fifth of a client's examples triggered, as there.
     """
-    return [
+    return tuple(
         replace(example, response=REFUSAL)
         if row % 2
         else replace(example, instruction=f"{trigger} {example.instruction}")
         for row, example in enumerate(pool)
-    ]
+    )
 
 
 def make_clients(

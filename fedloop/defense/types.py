@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
@@ -77,6 +78,12 @@ class RoundRecord:
     level: str = ""
     evidence: str = ""
     rule: str = ""
+
+    @property
+    def trust(self) -> float:
+        """What share of the examples of well-formed updates counts, in [0, 1]."""
+        counted = (count * self.factors[client] for client, count in self.num_examples.items())
+        return math.fsum(counted) / max(1, sum(self.num_examples.values()))
 
     def to_json(self) -> str:
         """One line of JSON, without the newline."""

@@ -31,6 +31,7 @@ from ..rules.rule import Rule, make_rule
 from .replies import BROKEN, GlobalState, LoRAOptions, Reply, StateDict, assess, without_prefix
 
 LateUpdates = Literal["refuse", "count"]
+Rejected = Literal["left_out", "no_change"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def defend_round(
     kind: Kind = "weights",
     rule: str = "mean",
     options: Mapping[str, Any] | None = None,
+    rejected: Rejected = "left_out",
     seed: int = 0,
     late: Mapping[str, Late] | None = None,
     late_updates: LateUpdates = "refuse",
@@ -107,6 +109,8 @@ def defend_round(
         rule: a name in `fedloop.AGGREGATORS`; `options` are those of `fedloop.make_rule`. An f is
             lowered to what the rule bears of the clients that are left; a rule that fails on them
             skips the round. What a rule remembers (FoolsGold) is kept in the defence's state.
+        rejected: "no_change" lets whoever is not trusted stand in the mean as having changed
+            nothing, so that the step is shorter by what is not trusted (`RoundRecord.trust`).
         seed: of what a rule draws (DnC, FLAME's noise), together with the round's number.
         late: client id -> an update of an earlier round that came after it was over.
         late_updates: "refuse" them, with the reason in the record; or "count" in this round what
@@ -129,6 +133,7 @@ def defend_round(
         replies = _replies(replies, evidence or {}, kind)
     if late_updates not in ("refuse", "count"):
         raise ConfigError(f"got late_updates {late_updates!r}; expected 'refuse' or 'count'")
+    check_rejected(rejected)
     replies = list(replies)
     heard = {client_name(reply.client_id) for reply in replies}
     overdue = {client_name(client): one for client, one in (late or {}).items()}
@@ -142,11 +147,18 @@ def defend_round(
         return Defended(start.state, assessment.record(rule=rule))
     generator = np.random.default_rng([seed, number])
     try:
-        state = _aggregated(assessment, start, defense, chosen, generator)
+        length = assessment.trust if rejected == "no_change" else 1.0
+        state = _aggregated(assessment, start, defense, chosen, generator, length)
     except (AggregationError, NonFiniteError) as error:
         # No majority, too few clients left, or a sum too large for the state's type.
         return Defended(start.state, assessment.record(unusable=str(error), rule=rule))
     return Defended(state, assessment.record(rule=rule))
+
+
+def check_rejected(rejected: str) -> None:
+    """Raise ConfigError unless it says what `defend_round` can do with whom it does not trust."""
+    if rejected not in ("left_out", "no_change"):
+        raise ConfigError(f"got rejected {rejected!r}; expected 'left_out' or 'no_change'")
 
 
 def _late(client: str, update: Late, late_updates: LateUpdates) -> Reply:
@@ -191,6 +203,7 @@ def _aggregated(
     defense: Defense,
     rule: Rule,
     generator: np.random.Generator,
+    length: float,
 ) -> dict[str, Any]:
     clients = list(assessment.accepted)
     weights = [assessment.weights[client] for client in clients]
@@ -203,7 +216,7 @@ def _aggregated(
         rng=generator,
         sizes=[slot.size for slot in start.layout.slots],
     )
-    moved = start.moved(delta)
+    moved = start.moved(delta * length)
     if state:
         defense.remember_rule(rule.name, state)
     return moved

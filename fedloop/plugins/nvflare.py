@@ -29,7 +29,7 @@ from ..defense.types import RoundRecord
 from ..defense.weighing import Limits
 from ..errors import ConfigError, MissingExtra
 from ..rules.rule import make_rule
-from .loop import defend_round
+from .loop import Rejected, check_rejected, defend_round
 from .replies import BROKEN, LoRAOptions, Reply
 
 try:
@@ -65,7 +65,8 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         level: a name in `fedloop.defense.levels.LEVELS`, `level_options` its fields.
         defense_options: min_mean_factor, max_count_ratio, max_norm_ratio, registered, max_steps,
             forget_after, probation, newcomer_share of `Defense`.
-        rule: a name in `fedloop.AGGREGATORS`, `rule_options` its options.
+        rule: a name in `fedloop.AGGREGATORS`, `rule_options` its options; `rejected` as of
+            `defend_round`.
         lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern,
             rank_pattern, base_model.
 
@@ -87,12 +88,14 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         rule_options: dict[str, Any] | None = None,
         lora: dict[str, Any] | None = None,
         probe_revision: str | None = None,
+        rejected: Rejected = "left_out",
     ) -> None:
         super().__init__()
         if not isinstance(probe, str) or not probe:
             raise ConfigError(f"probe: got {probe!r}; expected a folder on the server or a Hub id")
         make_level(level, **(level_options or {}))
         make_rule(rule, **(rule_options or {}))
+        check_rejected(rejected)
         Limits.of(defense_options or {})
         LoRAOptions.of(alpha, lora or {})
         # Under the names of the arguments: FLARE reads them off again to write the job's
@@ -106,6 +109,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         self.rule_options = rule_options
         self.lora = lora
         self.probe_revision = probe_revision
+        self.rejected = rejected
         self.records: list[RoundRecord] = []
         self._defense: Defense | None = None
         self._global: dict[str, Any] | None = None
@@ -183,6 +187,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
             expected=sorted(self._asked),
             rule=self.rule,
             options=self.rule_options,
+            rejected=self.rejected,
             **(self.lora or {}),
         )
         self.records.append(done.record)

@@ -108,6 +108,8 @@ class GlobalLoRA:
                 rng=plan.generator,
                 sizes=[slot.size for slot in self._layout.slots],
             )
+        if self.config.aggregation.rejected == "no_change":
+            delta = delta * assessment.trust
         rows = (spool.vector(client) for client in counted)
         moved = self._server.step(delta, counted, rows, plan.training)
         self._rule_state = state

@@ -40,6 +40,7 @@ NOBODY = (0, 1.0)
 ROWS: dict[str, dict[str, Any]] = {
     "FedAvg": {},
     "ours": {"level": "cumulative", "probe": "linear"},
+    "ours, no change": {"level": "cumulative", "probe": "linear", "rejected": "no_change"},
     "rival": {"screen": "mixture"},
     "rival, BIC": {"screen": "mixture_by_bic"},
     "DnC": {"rule": "dnc", "rule_options": {"f": "f"}},
@@ -47,7 +48,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "Krum": {"rule": "krum", "rule_options": {"f": "f"}},
     "client, paper's feature": {"level": "client", "probe": "paper"},
 }
-FIRST_ROWS = 3  # of ROWS: run in every cell before any other row
+FIRST_ROWS = 4  # of ROWS: run in every cell before any other row
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ class Cell:
             },
             "aggregation": {"rule": row.get("rule", "mean"), "options": options},
         }
+        if "rejected" in row:
+            values["aggregation"]["rejected"] = row["rejected"]
         if self.malicious:
             values["clients"]["malicious_source"] = str(work / "data" / f"{self.source}.jsonl")
         if "level" in row:

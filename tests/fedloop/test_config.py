@@ -132,6 +132,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
         "fedavg, fedprox, scaffold, fedavgm, fedadagrad, fedyogi, fedadam|valid string",
     ),
     ("aggregation.server_options", [3], "valid dictionary"),
+    ("aggregation.rejected", ["kept", None], "'left_out' or 'no_change'"),
     ("aggregation.lora", ["product", None], "factors, exact, frozen_a|valid string"),
     ("evaluation.harmful", ["builtin:unknown", 3], "expected one of builtin:|valid string"),
     ("evaluation.safe", ["nowhere"], "expected one of builtin:"),
@@ -221,6 +222,7 @@ def test_all_wrong_fields_are_named_at_once() -> None:
             {"aggregation": {"lora": "exact", "rule": "median"}},
             "weighted mean of products; got rule 'median'",
         ),
+        ({"aggregation": {"lora": "exact", "rejected": "no_change"}}, "got lora 'exact' with"),
         ({"aggregation": {"lora": "exact", "server": "fedadam"}}, "server 'fedadam'"),
         ({"aggregation": {"lora": "exact", "server_options": {"lr": 0.5}}}, "without options"),
         (

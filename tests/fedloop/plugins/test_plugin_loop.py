@@ -112,6 +112,27 @@ def test_float64_states_keep_their_precision() -> None:
     assert all(torch.equal(done.state[key], value) for key, value in state.items())
 
 
+def test_who_is_not_trusted_can_stand_in_the_mean_as_having_changed_nothing() -> None:
+    state = plugged.global_state()
+    sent = replies(state)
+    long = {key: state[key] + 40 * (sent["1"][1][key] - state[key]) for key in state}
+    sent["1"] = (40, long)
+    made = [
+        defend_round(
+            plugged.defense(max_norm_ratio=1.5), 1, sent, state, alpha=plugged.ALPHA, rejected=how
+        )
+        for how in ("left_out", "no_change")
+    ]
+    trust = made[0].record.trust
+    assert trust == pytest.approx(np.mean(list(made[0].record.factors.values())))
+    assert 0 < trust < 1
+    for key, value in state.items():
+        moved = [done.state[key] - value for done in made]
+        assert torch.allclose(moved[1], trust * moved[0], atol=1e-6)
+    with pytest.raises(ConfigError, match="got rejected 'kept'; expected 'left_out' or"):
+        play(sent, state, rejected="kept")
+
+
 JUNK: dict[str, Any] = {
     "none": None,
     "a number": 3,

@@ -249,3 +249,20 @@ def test_scalars_are_written_for_tensorboard_if_asked_for(
     pytest.importorskip("tensorboard")
     simulate(settings(tiny_files, rounds=1, output={"folder": str(tmp_path), "tensorboard": True}))
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_the_step_is_shorter_by_what_is_not_trusted(tiny_files: Files, tmp_path: Path) -> None:
+    def moved(how: str) -> tuple[torch.Tensor, float]:
+        done = run(
+            tiny_files,
+            rounds=1,
+            defense={"max_norm_ratio": 1.0},
+            aggregation={"rejected": how},
+            output={"folder": str(tmp_path / how)},
+        )
+        start = vector(load_adapter(tmp_path / how / "initial"))
+        return vector(done.adapter) - start, done.records[0].trust
+
+    (whole, trust), (shorter, _) = moved("left_out"), moved("no_change")
+    assert 0 < trust < 1
+    assert torch.allclose(shorter, trust * whole, atol=1e-6)
