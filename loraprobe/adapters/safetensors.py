@@ -111,7 +111,7 @@ class SafetensorsFile(Mapping[str, LazyTensor]):
             raise AdapterFormatError(
                 f"{self._path} was written to after its header was checked; load the adapter anew"
             )
-        return _floats(numbers, entry["dtype"]).reshape(entry["shape"])
+        return _shaped(name, _floats(numbers, entry["dtype"]), entry["shape"])
 
 
 def read_safetensors(data: bytes) -> TensorFile:
@@ -139,12 +139,7 @@ def read_safetensors(data: bytes) -> TensorFile:
                 f"{quoted(name, 200)}: got dtype {view['dtype']}; expected F32, F16, BF16 or F64"
             )
         numbers = _floats(np.frombuffer(view["data"], _STORED[view["dtype"]]), view["dtype"])
-        try:
-            arrays[name] = numbers.reshape(view["shape"])
-        except ValueError:  # empty, and yet more than memory can address in one direction
-            raise AdapterFormatError(
-                f"{quoted(name, 200)}: got shape {quoted(str(view['shape']))}; expected a matrix"
-            ) from None
+        arrays[name] = _shaped(name, numbers, view["shape"])
     return TensorFile(arrays, dict(header.get("__metadata__", {})))
 
 
@@ -218,6 +213,15 @@ def _floats(numbers: Array, dtype: str) -> Array:
     return numbers.astype(
         np.float32 if dtype == "F16" else numbers.dtype.newbyteorder("="), copy=False
     )
+
+
+def _shaped(name: str, numbers: Array, shape: list[int]) -> Array:
+    try:
+        return numbers.reshape(shape)
+    except ValueError:  # empty, and yet more than memory can address in one direction
+        raise AdapterFormatError(
+            f"{quoted(name, 200)}: got shape {quoted(str(shape))}; expected a matrix"
+        ) from None
 
 
 def _identity(file: int) -> tuple[int, int, int, int]:

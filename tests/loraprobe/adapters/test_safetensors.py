@@ -109,6 +109,53 @@ def test_a_header_that_is_no_header_is_refused_from_bytes_and_from_a_file(
         assert str(caught.value).isprintable()
 
 
+def refused(data: bytes, path: Path) -> None:
+    """Refused from bytes and from a file, in few words."""
+    path.write_bytes(data)
+    for read in (lambda: read_safetensors(data), lambda: SafetensorsFile(path)["a"].load()):
+        with pytest.raises(AdapterFormatError) as caught:
+            read()
+        assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({}, 3),  # an offset beyond the end
+        ({}, 5),  # bytes after the end
+        ({"data_offsets": [4, 8]}, 8),  # a gap
+        ({"data_offsets": [-4, 0]}, 4),
+        ({"data_offsets": [4, 0]}, 4),
+        ({"shape": [2]}, 4),  # not the size of the bytes
+        ({"shape": [-1]}, 4),
+        ({"shape": [0, 2**32, 2**32, 2**32], "data_offsets": [0, 0]}, 0),  # it overflows
+        ({"dtype": "F128"}, 4),  # of the future
+        ({"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}, 3),  # PyTorch lacks it
+    ],
+)
+def test_an_entry_that_is_not_its_bytes_is_refused(
+    fields: dict[str, Any], size: int, tmp_path: Path
+) -> None:
+    assert len(read_safetensors(file_of(json.dumps({"a": ENTRY}), bytes(4))).tensors) == 1
+    header = json.dumps({"a": {**ENTRY, **fields}})
+    refused(file_of(header, bytes(size)), tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"a": ' + "1" * 1_000_000 + "}",
+        '{"\\ud800": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        '{"__metadata__": {"a": 1}}',
+        json.dumps({"a": ENTRY, "b": ENTRY}),  # overlapping
+        "{" + ",".join(f'"{number}":1' for number in range(150_000)) + ',"149999":1}',
+    ],
+    ids=["a long integer", "half a pair", "a number in metadata", "overlap", "twice among many"],
+)
+def test_a_header_that_no_reader_takes_alike_is_refused(header: str, tmp_path: Path) -> None:
+    refused(file_of(header, bytes(4)), tmp_path / "a.safetensors")
+
+
 def test_metadata_of_null_is_none() -> None:
     header = b'{"__metadata__":null}'  # as MLX writes it
     assert read_safetensors(len(header).to_bytes(8, "little") + header) == ({}, {})

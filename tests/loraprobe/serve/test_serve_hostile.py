@@ -83,12 +83,9 @@ def with_scalings(scalings: dict[str, float]) -> bytes:
 
 BODIES: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
-    "a header of 2**63 bytes": lambda: struct.pack("<Q", 2**63) + good()[8:],
     "a header that does not come": lambda: struct.pack("<Q", 100_000_000) + good()[8:],
     "a header of nothing but spaces": lambda: container(b" " * (LIMIT - 100)),
     "objects in objects": lambda: container(b'{"a":' * 150_000),
-    "lists in lists": lambda: container(b"[" * 1_000_000),
-    "a number of a million digits": lambda: container(b'{"a": ' + b"9" * 1_000_000 + b"}"),
     "a name twice among fifty thousand": lambda: container(
         b"{" + b",".join(b'"%d":1' % number for number in range(50_000)) + b',"49999":1}'
     ),
@@ -98,14 +95,8 @@ BODIES: dict[str, Callable[[], bytes]] = {
     "fifty thousand scalings": lambda: with_scalings(dict.fromkeys(map(str, range(50_000)), 1.0)),
     "six thousand tiny tensors": lambda: tensors(6000, "t{}"),
     "six thousand half modules": lambda: tensors(6000, "base_model.model.m{}.lora_A.weight"),
-    "names that are no UTF-8": lambda: container(
-        b'{"\xff\xfe": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)
-    ),
     "a name with control characters": lambda: safetensors.torch.save(
         {"\x1b[2J\r\n.lora_A.weight": torch.ones(1, 1)}
-    ),
-    "integers": lambda: safetensors.torch.save(
-        {name: tensor.int() for name, tensor in make.tensors(serving.uploaded()).items()}
     ),
     "a pickle": lambda: (
         b"\x80\x04\x95\x1d\0\0\0\0\0\0\0\x8c\x05posix\x8c\x06system\x93\x8c\x02id\x85R."
@@ -156,16 +147,6 @@ HTTP: dict[str, tuple[bytes, int, str]] = {
         "BodyTooLarge",
     ),
     "compressed": (post(good(), "", "Content-Encoding: gzip"), 415, "UnsupportedEncoding"),
-    "compressed twice": (
-        post(good(), "", "Content-Encoding: gzip, br"),
-        415,
-        "UnsupportedEncoding",
-    ),
-    "a form": (
-        post(good()).replace(b"application/octet-stream", b"multipart/form-data; boundary=x"),
-        415,
-        "UnsupportedMediaType",
-    ),
     "what curl sends unasked": (
         post(good()).replace(b"application/octet-stream", b"application/x-www-form-urlencoded"),
         415,
@@ -189,27 +170,16 @@ HTTP: dict[str, tuple[bytes, int, str]] = {
     "a query that is no ASCII": (post(good(), "alpha=%ff%fe"), 422, "QueryError"),
 }
 
-# What uvicorn's parser refuses, in its own words, and hangs up.
+# Of what uvicorn's parser refuses, in its own words, and hangs up: where two readers could differ.
 NO_HTTP: dict[str, bytes] = {
     "two lengths of one body": post(chunk(good()) + b"0\r\n\r\n", "", CHUNKED),
-    "two lengths, the other way": f"{OTHER}{CHUNKED}\r\nContent-Length: 4\r\n\r\n".encode(),
     "two lengths around a hidden request": post(
         f"0\r\n\r\nGET /healthz {HOST}\r\n".encode(), "", CHUNKED
     ),
     "two Content-Lengths": post(good(), "", "Content-Length: 5"),
-    **{
-        f"a length of {text[:6]}": post(b"", length=0).replace(b"Length: 0", b"Length: " + text)
-        for text in (b"-1", b"+5", b"0x10", b"1" + b"0" * 1000)
-    },
-    "an encoding that is not known": f"{OTHER}Transfer-Encoding: xchunked\r\n\r\n".encode(),
-    "chunked twice": f"{OTHER}{CHUNKED}\r\n{CHUNKED}\r\n\r\n0\r\n\r\n".encode(),
+    "a length below zero": post(b"", length=0).replace(b"Length: 0", b"Length: -1"),
     "a space before the colon": f"{OTHER}Content-Length : 5\r\n\r\nhello".encode(),
-    "a folded header": f"{OTHER}X: a\r\n\tContent-Length: 5\r\n\r\n".encode(),
-    "a zero byte in a header": f"{OTHER}X: a\0b\r\n\r\n".encode(),
-    "HTTP of tomorrow": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
-    "a tunnel": f"CONNECT elsewhere:443 {HOST}\r\n".encode(),
-    "a method that nobody has": f"BREW /v1/score {HOST}\r\n".encode(),
 }
 
 
@@ -244,34 +214,6 @@ def test_headers_beyond_what_a_request_needs_are_refused(
     answer = service.raw(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n\r\n")
     assert answer is not None
     assert (answer.status, answer.error) == (431, "HeadersTooLarge")
-
-
-@pytest.mark.parametrize("bad", [b"zz\r\n", b"-5\r\nhello\r\n", b"5\r\nhello!!\r\n", b"1" * 30])
-def test_a_chunk_that_is_no_chunk_ends_the_connection(service: serving.Service, bad: bytes) -> None:
-    answer = service.raw(post(b"", "", CHUNKED, length=-1) + chunk(good()) + bad)
-    assert answer is None or answer.status == 400
-
-
-def test_a_request_behind_a_body_that_is_larger_than_announced_is_not_hidden_in_it(
-    service: serving.Service,
-) -> None:
-    """What follows the announced length is the next request, for every reader.
-
-    Here for a proxy that would have seen one.
-    """
-    said = b""
-    with service.connect() as connection:
-        connection.sendall(
-            post(
-                good() + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
-                "probe=paper",
-                length=len(good()),
-            )
-        )
-        while b'{"status":"ok"}' not in said:
-            said += connection.recv(1 << 16)
-    assert said.count(b"HTTP/1.1 200 OK") == 2
-    assert said.index(b'"probe":"paper"') < said.index(b'{"status":"ok"}')
 
 
 def test_a_client_that_asks_first_is_told_before_it_sends(service: serving.Service) -> None:
