@@ -27,16 +27,6 @@ def svd(matrix: np.ndarray) -> np.ndarray:
     return np.linalg.svd(matrix.astype(float), compute_uv=False)
 
 
-def gauged(adapter: Adapter) -> Adapter:
-    return Adapter(
-        {name: make.gauged(pair, seed) for seed, (name, pair) in enumerate(adapter.items())},
-        kind=adapter.kind,
-    )
-
-
-# --- slices
-
-
 # --- spectra
 
 
@@ -71,21 +61,6 @@ def test_batching_by_shape_does_not_mix_matrices_up() -> None:
     assert [module for module, _ in values] == order
     for name, pair in adapter.items():
         np.testing.assert_allclose(values[name, "BA"], pair.svdvals(), rtol=1e-12)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_spectra_and_canonical_factors_survive_a_change_of_gauge_and_slices_do_not(
-    seed: int,
-) -> None:
-    adapter = make.adapter(seed=seed, dtype=DOUBLE)
-    same, slots = gauged(adapter), Layout.of(adapter).slots
-    for key, row in spectra(adapter, list(adapter), ("A",)).items():
-        np.testing.assert_allclose(spectra(same, list(adapter), ("A",))[key], row, rtol=1e-10)
-    np.testing.assert_allclose(
-        canonical(same, slots), canonical(adapter, slots), rtol=1e-4, atol=1e-5
-    )
-    moved, whole = slices(same, slots) - slices(adapter, slots), slices(adapter, slots)
-    assert np.linalg.norm(moved) > 0.1 * np.linalg.norm(whole)
 
 
 # --- the canonical form

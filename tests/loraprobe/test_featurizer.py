@@ -87,13 +87,6 @@ def test_first_and_last_go_by_the_number_of_the_layer() -> None:
     assert len(Featurizer.fit(FeatureRecipe(), [adapter]).layout.scalings) == 4
 
 
-def test_a_delta_without_a_start_has_b_features_and_no_a_features() -> None:
-    deltas = [factor_delta(make.adapter(seed=seed), None) for seed in range(2)]
-    assert np.isfinite(Featurizer.fit(FeatureRecipe.paper(), deltas)(deltas)).all()
-    with pytest.raises(KindMismatch, match="lora_A needs the adapter that training started from"):
-        Featurizer.fit(FeatureRecipe.all_a(), deltas)(deltas)
-
-
 # --- widths
 
 some_features = st.sampled_from(

@@ -1,6 +1,7 @@
 """A probe folder that was tampered with is refused before anything is built from it.
 
-Behind checksums made right again too.
+Behind checksums made right again too. JSON that is read two ways is in test_strict_json.py,
+flipped bytes are fuzz's (config, head-arrays, and both sealed).
 """
 
 from __future__ import annotations
@@ -165,37 +166,19 @@ BEFORE: dict[str, Damage] = {
     "another threshold": text(lambda t: t.replace('"benign_below": 0.01', '"benign_below": 0.02')),
     "another fact": text(lambda t: t.replace('"auroc"', '"auprc"')),
     "another digest": text(lambda t: re.sub(r'"digest": "[0-9a-f]', '"digest": "x', t)),
-    "digest in capitals": text(
-        lambda t: re.sub(r'(?<="digest": ")[0-9a-f]+', lambda found: found[0].upper(), t)
-    ),
-    "digest of nothing": text(
-        lambda t: re.sub(r'(?<="digest": ").*(?=")', hashlib.sha256(b"").hexdigest(), t)
-    ),
     "digest null": text(lambda t: re.sub(r'(?<="digest": )".*"', "null", t)),
     "digest missing": text(lambda t: re.sub(r',\s*"digest": ".*"', "", t)),
     "version float": set_to("format_version", 1.0),
     "another library": set_to("library", "skops"),
     "classes swapped": set_to("classes", ["malicious", "benign"]),
     "duplicate key": text(lambda t: t.replace("{", '{"threshold": 0.1,', 1)),
-    "duplicate key below": text(lambda t: t.replace('"recipe": {', '"recipe": {"pool": false,')),
     "NaN": text(lambda t: t.replace('"benign_below": 0.01', '"benign_below": NaN')),
-    "infinity": text(lambda t: t.replace('"benign_below": 0.01', '"benign_below": -Infinity')),
     "config list": text(lambda t: f"[{t}]"),
-    "config empty": text(lambda t: ""),
     "config truncated": text(lambda t: t[: len(t) // 2]),
-    "config not UTF-8": (
-        lambda folder: (folder / "config.json").write_bytes(b'{"\xff": 1}') and None
-    ),
     "config too large": set_to("facts.x", "x" * (PROBE_CONFIG + 1)),
     "half a surrogate pair": set_to("facts.x", "\ud800"),
-    "half a surrogate pair as a key": set_to("facts.\udfff", 1),
-    "a byte order mark": text(lambda t: "\ufeff" + t),
     "facts nested too deeply to be saved again": set_to(
         "facts.x", json.loads("[" * MAX_NESTING + "]" * MAX_NESTING)
-    ),
-    "nested too deeply": text(lambda t: "[" * 100_000 + "]" * 100_000),
-    "integer too long": text(
-        lambda t: t.replace('"benign_below": 0.01', '"benign_below": ' + "9" * 5000)
     ),
     "config missing": remove("config.json"),
     "threshold 2": set_to("threshold", 2),
@@ -239,9 +222,6 @@ BEFORE: dict[str, Damage] = {
     "head missing": remove("head.safetensors"),
     "head flipped": head(lambda data: data[:-1] + bytes([data[-1] ^ 1])),
     "head truncated": head(lambda data: data[:-1]),
-    "head longer": head(lambda data: data + b"\0"),
-    "head empty": head(lambda data: b""),
-    "head of another probe": head(other_head("cosine", "paper")),
     "head of another width": head(other_head("linear", "all_b")),
     "head of another width with all its numbers": both(
         head(other_head("linear", "all_b"), signed=True), set_to("head.num_features", 2 * WIDTH)
@@ -270,10 +250,8 @@ AFTER: dict[str, Damage] = {
     "head of another kind, signed": head(other_head("mlp", "paper"), signed=True),
     "linear head called an mlp": set_to("head.kind", "mlp"),
     "NaN": arrays(coef=NAN),
-    "one infinity": arrays(coef=np.where(np.arange(WIDTH) == 3, np.inf, 0).astype(np.float32)),
     "NaN intercept": arrays(intercept=np.array([np.nan], np.float32)),
     "float64": arrays(coef=np.zeros(WIDTH)),
-    "float16": arrays(coef=np.zeros(WIDTH, np.float16)),
     "integers": arrays(coef=np.zeros(WIDTH, np.int32)),
     "two dimensions": arrays(coef=np.zeros((1, WIDTH), np.float32)),
     "no dimension": arrays(intercept=np.zeros((), np.float32)),
@@ -281,19 +259,6 @@ AFTER: dict[str, Damage] = {
     "array missing": arrays(intercept=None),
     "array too many": arrays(bias=np.zeros(1, np.float32)),
     "not safetensors": head(lambda data: b"\x80\x04N.", signed=True),
-    "no bytes": head(lambda data: b"", signed=True),
-    "header beyond the file": head(lambda data: b"\xff" * 8 + data[8:], signed=True),
-    "header cut": head(lambda data: data[:40], signed=True),
-    "array beyond the file": header(
-        coef={"dtype": "F32", "shape": [10**6], "data_offsets": [0, 4 * 10**6]}
-    ),
-    "shape that overflows": header(
-        coef={"dtype": "F32", "shape": [2**63, 2**63], "data_offsets": [0, 4]}
-    ),
-    "unknown dtype": header(coef={"dtype": "F1024", "shape": [1], "data_offsets": [0, 4]}),
-    "dtype that NumPy lacks": header(
-        coef={"dtype": "F8_E4M3", "shape": [4 * WIDTH + 4], "data_offsets": [0, 4 * WIDTH + 4]}
-    ),
     "bfloat16": header(
         coef={"dtype": "BF16", "shape": [WIDTH], "data_offsets": [0, 2 * WIDTH]},
         intercept={
@@ -423,44 +388,6 @@ def test_no_value_of_another_type_gets_through(folder: Path) -> None:
                     value,
                 )
     assert loaded > 50
-
-
-@pytest.mark.slow
-def test_a_flipped_byte_of_the_config_is_refused_or_harmless(folder: Path) -> None:
-    """Harmless is a space that became another space, and nothing else."""
-    raw, expected = (folder / "config.json").read_bytes(), read_config(folder)
-    outcomes = {True: 0, False: 0}
-    for position in range(0, len(raw), 3):
-        for bit in (1, 4):
-            (folder / "config.json").write_bytes(
-                raw[:position] + bytes([raw[position] ^ bit]) + raw[position + 1 :]
-            )
-            try:
-                Probe.from_pretrained(folder)
-            except ProbeFormatError:
-                outcomes[False] += 1
-                continue
-            assert read_config(folder) == expected
-            outcomes[True] += 1
-    assert outcomes[False] > len(raw) / 3
-    (folder / "config.json").write_bytes(raw.replace(b"\n", b"\r", 5))
-    Probe.from_pretrained(folder)
-
-
-def test_a_flipped_byte_of_a_signed_head_is_refused_or_gives_numbers(folder: Path) -> None:
-    raw = (folder / "head.safetensors").read_bytes()
-    outcomes = set()
-    for position in range(0, len(raw), 2):
-        flipped = raw[:position] + bytes([raw[position] ^ 0x40]) + raw[position + 1 :]
-        head(lambda _, data=flipped: data, signed=True)(folder)
-        try:
-            probe = Probe.from_pretrained(folder)
-        except ProbeFormatError:
-            outcomes.add("refused")
-            continue
-        assert np.isfinite(probe.score_features(np.eye(WIDTH, dtype=np.float32))).all()
-        outcomes.add("scored")
-    assert outcomes == {"refused", "scored"}  # only the sha256 protects the weights themselves
 
 
 def test_no_layout_makes_scoring_ask_for_more_memory_than_a_head_could_fill(folder: Path) -> None:

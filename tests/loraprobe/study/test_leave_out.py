@@ -158,9 +158,6 @@ def test_pairs_are_the_whole_grid() -> None:
     trained = [rows[number] for number in part.train]
     assert {row.source for row in trained} == {"facts", "tales", "fraud"}
     assert {row.host for row in trained} == {"", "facts", "tales"}
-    assert {
-        rows[number].source for number in pair_folds(rows, keep_twins=True)[-1].parts[0].train
-    } >= {"fraud"}
     kept = {fold.left_out: fold.parts[0] for fold in pair_folds(rows, keep_twins=True)}[
         "theft | code"
     ]
@@ -311,19 +308,6 @@ def test_a_class_that_is_gone_from_training_is_a_row_that_says_so() -> None:
         leave_one_out([adapters[n] for n in kept], [rows[n] for n in kept], "attack", [LINEAR])
 
 
-def test_a_budget_that_is_too_small_for_the_groups_loses_the_cut_and_keeps_the_ranking() -> None:
-    rows, adapters = material()
-    report = leave_one_out(adapters, rows, "seed", [LINEAR], cuts=("fpr:0.01", 0.8))
-    for outcome in report.outcomes:
-        assert outcome.report is not None
-        lost, fixed = outcome.cuts
-        assert lost.error.startswith("FitError: fpr:0.01 needs at least 99 benign groups")
-        assert fixed.error == ""
-    [row] = report.to_dict()["summary"]
-    assert row["cuts"][0]["lacking"] == 3
-    assert row["cuts"][1]["tpr_mean"] > 0
-
-
 def test_hard_negatives_are_reported_apart() -> None:
     rows, adapters = material()
     report = leave_one_out(adapters, rows, "source", [LINEAR], folds=3, cuts=(0.3,))
@@ -346,21 +330,12 @@ def test_hard_negatives_are_reported_apart() -> None:
         ("colour", {}, {}, FitError, "got 'colour' to leave out; expected one of source, attack"),
         ("base", {"base": "same"}, {}, FitError, "got 1 values of base"),
         (
-            "seed",
-            {"seed": None},
-            {},
-            FitError,
-            "got 70 values of seed in 70 rows; expected from 2 to 64",
-        ),
-        (
             "recipe",
             {"recipe": ""},
             {},
             DataError,
             "70 of 70 rows have no recipe, first .*Fill the manifest's column recipe",
         ),
-        ("lr", {"lr": None}, {}, DataError, "have no lr"),
-        ("attack", {"attack": ""}, {}, DataError, "have no attack"),
         (
             "source",
             {"source": "gptfuzz@0.25", "share": None},
@@ -381,7 +356,6 @@ def test_hard_negatives_are_reported_apart() -> None:
         ("source", {}, {"edges": (0.003,)}, FitError, "got edges for source"),
         ("source", {}, {"folds": 1}, FitError, "got folds 1"),
         ("source", {}, {"cuts": ("fnr:0.1",)}, FitError, "got fnr:0.1"),
-        ("source", {}, {"cuts": (2.0,)}, FitError, "got 2.0"),
         ("source", {"label": 0}, {}, FitError, "of 1 classes; expected one each, of both classes"),
     ],
 )
@@ -393,11 +367,7 @@ def test_what_cannot_be_left_out_is_refused(
     says: str,
 ) -> None:
     rows, adapters = material()
-    own = change == {"seed": None}  # every row a seed of its own
-    changed = [
-        replace(row, **({"seed": str(number)} if own else change))
-        for number, row in enumerate(rows)
-    ]
+    changed = [replace(row, **change) for row in rows]
     with pytest.raises(error, match=says):
         leave_one_out(adapters, changed, field, [LINEAR], **options)
 
@@ -412,9 +382,6 @@ def test_learning_rates_are_cut_at_quantiles_or_given_edges_or_not_at_all() -> N
         "2: 0.004 to 0.008",
     ]
     named = values_of(rows, adapters, "lr", edges=(0.002, 0.0075))
-    assert [value for value, row in zip(named, rows, strict=True) if row.lr == 0.001] == [
-        "1: 0.001 to 0.002"
-    ] * named.count("1: 0.001 to 0.002")
     assert {row.lr for value, row in zip(named, rows, strict=True) if value.startswith("3: ")} == {
         0.008
     }
