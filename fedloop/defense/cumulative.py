@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -11,19 +11,17 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..checks import Validity, boolean, check_fields, integer, is_integer, number, one_of, or_none
+from ..checks import Validity, boolean, integer, is_integer, number, one_of, or_none
 from ..errors import EvidenceError
 from .accumulate import MIN_COHORT, FeatureMean
 from .trust import (
     SHADOW_GRADIENT,
     UPDATE_FEATURES,
     Evidence,
+    Judging,
     Scores,
     State,
     Trust,
-    everyone,
-    fresh_state,
-    play_round,
     sigmoid,
 )
 
@@ -40,7 +38,7 @@ _VALID: Mapping[str, Validity] = {
 
 
 @dataclass(frozen=True)
-class CumulativeLevel:
+class CumulativeLevel(Judging):
     """A cut on the score of a client's mean features, which moves as rounds go into the mean.
 
     The features are averaged by `accumulator` and the mean is scored by the probe; here that one
@@ -79,9 +77,7 @@ class CumulativeLevel:
     sketch: int | None = None
     sketch_seed: int = 0
     name: ClassVar[str] = "cumulative"
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID)
+    valid: ClassVar[Mapping[str, Validity]] = _VALID
 
     @property
     def accumulator(self) -> FeatureMean | None:
@@ -105,23 +101,15 @@ class CumulativeLevel:
         end = _log_odds(self.floor)
         return sigmoid(end + (start - end) * float(rounds) ** -self.shrink)
 
-    def init(self) -> State:
-        """The state before the first round."""
-        return fresh_state(self)
-
-    def wanted(self, state: State, clients: Iterable[str]) -> set[str]:
-        """All."""
-        return everyone(self, state, clients)
-
     def update(
         self, state: State, scores: Mapping[str, ArrayLike], num_examples: Mapping[str, int]
     ) -> tuple[dict[str, float], State]:
-        """Play one round; see `fedloop.defense.trust.play_round`.
+        """Play one round; see `fedloop.defense.trust.Judging.update`.
 
         Where clients stand apart from the cohort, the new state's "edge" is the lowest score of
         them; it is None where nobody does.
         """
-        factors, after = play_round(self, state, scores, num_examples)
+        factors, after = super().update(state, scores, num_examples)
         if self.gap is None:
             return factors, after
         last = {client: float(np.ravel(values)[-1]) for client, values in scores.items()}
@@ -132,10 +120,6 @@ class CumulativeLevel:
                 factors[client] = 0.0
                 trusts[client] = {**trusts[client], "factor": 0.0}
         return factors, {**after, "edge": edge}
-
-    def status(self, state: State) -> dict[str, str]:
-        """No standing verdicts."""
-        return {}
 
     def judge(self, trust: Trust | None, scores: Scores, examples: int) -> Trust:
         """The trust after one more scored round."""

@@ -10,9 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from numpy.typing import ArrayLike
-
-from ..checks import Validity, boolean, check_fields, integer, number, one_of, or_none
+from ..checks import Validity, boolean, integer, number, one_of, or_none
 from .accumulate import FeatureMean
 from .trust import (
     LAST_STEP,
@@ -20,14 +18,12 @@ from .trust import (
     SHADOW_GRADIENT,
     SHADOW_STEPS,
     Evidence,
+    FirstRounds,
+    Judging,
     Scores,
     State,
     Trust,
     check_state,
-    everyone,
-    first_rounds,
-    fresh_state,
-    play_round,
     sigmoid,
 )
 
@@ -46,8 +42,23 @@ _VALID: Mapping[str, Validity] = {
 }
 
 
+class _Steps(FirstRounds):
+    valid = _VALID
+    accumulator: ClassVar[FeatureMean | None] = None
+
+
+class _Shadows(Judging):
+    valid = _VALID
+    evidence: Evidence
+
+    @property
+    def accumulator(self) -> FeatureMean | None:
+        """What averages gradients over rounds (they add up); None for shadow steps."""
+        return FeatureMean() if self.evidence == SHADOW_GRADIENT else None
+
+
 @dataclass(frozen=True)
-class StepLevel:
+class StepLevel(_Steps):
     """Trust from every local step of the first rounds.
 
     The mean of a Beta distribution that forgets. With h of the round's n examples in flagged steps
@@ -72,28 +83,6 @@ class StepLevel:
     graded: bool = False
     name: ClassVar[str] = "step"
     evidence: ClassVar[Evidence] = LOCAL_STEPS
-    accumulator: ClassVar[FeatureMean | None] = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID)
-
-    def init(self) -> State:
-        """The state before the first round."""
-        return fresh_state(self)
-
-    def wanted(self, state: State, clients: Iterable[str]) -> set[str]:
-        """All, after `scored_rounds` those that never were scored."""
-        return first_rounds(self, self.scored_rounds, state, clients)
-
-    def update(
-        self, state: State, scores: Mapping[str, ArrayLike], num_examples: Mapping[str, int]
-    ) -> tuple[dict[str, float], State]:
-        """Play one round; see `fedloop.defense.trust.play_round`."""
-        return play_round(self, state, scores, num_examples)
-
-    def status(self, state: State) -> dict[str, str]:
-        """No standing verdicts."""
-        return {}
 
     def judge(self, trust: Trust | None, scores: Scores, examples: int) -> Trust:
         """The trust after one more scored round."""
@@ -105,7 +94,7 @@ class StepLevel:
 
 
 @dataclass(frozen=True)
-class ClientLevel:
+class ClientLevel(_Steps):
     """Trust from the last local step of the first rounds: the running mean of 1 - t.
 
     With k the sharpness, t = sigmoid(k (s / threshold - 1/2)) / 2 for s <= threshold, else
@@ -123,28 +112,6 @@ class ClientLevel:
     scored_rounds: int = 20
     name: ClassVar[str] = "client"
     evidence: ClassVar[Evidence] = LAST_STEP
-    accumulator: ClassVar[FeatureMean | None] = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID)
-
-    def init(self) -> State:
-        """The state before the first round."""
-        return fresh_state(self)
-
-    def wanted(self, state: State, clients: Iterable[str]) -> set[str]:
-        """All, after `scored_rounds` those that never were scored."""
-        return first_rounds(self, self.scored_rounds, state, clients)
-
-    def update(
-        self, state: State, scores: Mapping[str, ArrayLike], num_examples: Mapping[str, int]
-    ) -> tuple[dict[str, float], State]:
-        """Play one round; see `fedloop.defense.trust.play_round`."""
-        return play_round(self, state, scores, num_examples)
-
-    def status(self, state: State) -> dict[str, str]:
-        """No standing verdicts."""
-        return {}
 
     def judge(self, trust: Trust | None, scores: Scores, examples: int) -> Trust:
         """The trust after one more scored round."""
@@ -161,7 +128,7 @@ class ClientLevel:
 
 
 @dataclass(frozen=True)
-class ShadowLevel:
+class ShadowLevel(_Shadows):
     """No memory: f = (1 - r)^exponent, r the share of examples in flagged shadow steps.
 
     Attributes:
@@ -179,39 +146,13 @@ class ShadowLevel:
     evidence: Evidence = SHADOW_STEPS
     name: ClassVar[str] = "shadow"
 
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID)
-
-    @property
-    def accumulator(self) -> FeatureMean | None:
-        """What averages gradients over rounds (they add up); None for shadow steps."""
-        return FeatureMean() if self.evidence == SHADOW_GRADIENT else None
-
-    def init(self) -> State:
-        """The state before the first round."""
-        return fresh_state(self)
-
-    def wanted(self, state: State, clients: Iterable[str]) -> set[str]:
-        """All."""
-        return everyone(self, state, clients)
-
-    def update(
-        self, state: State, scores: Mapping[str, ArrayLike], num_examples: Mapping[str, int]
-    ) -> tuple[dict[str, float], State]:
-        """Play one round; see `fedloop.defense.trust.play_round`."""
-        return play_round(self, state, scores, num_examples)
-
-    def status(self, state: State) -> dict[str, str]:
-        """No standing verdicts."""
-        return {}
-
     def judge(self, trust: Trust | None, scores: Scores, examples: int) -> Trust:
         """The trust after this scored round alone."""
         return {"factor": (1 - _flagged_share(self, scores, examples)) ** self.exponent}
 
 
 @dataclass(frozen=True)
-class EvidenceLevel:
+class EvidenceLevel(_Shadows):
     """Shadow factors until a verdict stands, then the verdict.
 
     While it is open, f is the shadow level's, and the round speaks for malicious if the last step's
@@ -243,32 +184,14 @@ class EvidenceLevel:
     evidence: Evidence = SHADOW_STEPS
     name: ClassVar[str] = "evidence"
 
-    def __post_init__(self) -> None:
-        check_fields(self, _VALID)
-
-    @property
-    def accumulator(self) -> FeatureMean | None:
-        """What averages gradients over rounds (they add up); None for shadow steps."""
-        return FeatureMean() if self.evidence == SHADOW_GRADIENT else None
-
-    def init(self) -> State:
-        """The state before the first round."""
-        return fresh_state(self)
-
     def wanted(self, state: State, clients: Iterable[str]) -> set[str]:
         """Those without a verdict or due for an audit."""
-        check_state(self, state)
+        check_state(self.name, state)
         return {client for client in clients if self._is_due(state["clients"].get(client))}
-
-    def update(
-        self, state: State, scores: Mapping[str, ArrayLike], num_examples: Mapping[str, int]
-    ) -> tuple[dict[str, float], State]:
-        """Play one round; see `fedloop.defense.trust.play_round`."""
-        return play_round(self, state, scores, num_examples)
 
     def status(self, state: State) -> dict[str, str]:
         """Every client ever scored -> "none" while its verdict is open, "benign", "malicious"."""
-        check_state(self, state)
+        check_state(self.name, state)
         return {client: trust["status"] for client, trust in state["clients"].items()}
 
     def judge(self, trust: Trust | None, scores: Scores, examples: int) -> Trust:

@@ -39,6 +39,7 @@ from fedloop.plugins.flower import STEP, defended
 from tests.helpers import plugged
 
 State = dict[str, Any]
+NAN = float("nan")
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "FedAvg": FedAvg,
     "FedAvgM": lambda: FedAvgM(server_learning_rate=0.5, server_momentum=0.9),
@@ -68,17 +69,25 @@ def malicious(state: State, client: str) -> tuple[str, int, State]:
     return client, 500, {key: state[key] + change for key, change in plugged.delta(7, True).items()}
 
 
+START = plugged.global_state()
+ARRAYS = plugged.arrays_record(START)
+
+
 def wrapped(strategy: Strategy | None = None, defense: Any = None) -> tuple[Strategy, list[Any]]:
     records: list[Any] = []
-    return (
-        defended(
-            strategy or FedAvg(),
-            defense or plugged.defense(),
-            alpha=plugged.ALPHA,
-            on_record=records.append,
-        ),
-        records,
-    )
+    options: dict[str, Any] = {"alpha": plugged.ALPHA, "on_record": records.append}
+    return defended(strategy or FedAvg(), defense or plugged.defense(), **options), records
+
+
+def played(sent: Any, strategy: Strategy | None = None, defense: Any = None) -> tuple[Any, Any]:
+    """The arrays after a defended round from START, and its record."""
+    defending, records = wrapped(strategy, defense)
+    result, _ = plugged.flower_round(defending, 1, ARRAYS, sent)
+    return result, records[0]
+
+
+def undefended(sent: Any, strategy: Strategy | None = None) -> Any:
+    return plugged.flower_round(strategy or FedAvg(), 1, ARRAYS, sent)[0]
 
 
 def close(one: ArrayRecord, other: ArrayRecord, tolerance: float = 1e-6) -> bool:
@@ -95,29 +104,20 @@ def test_a_stock_strategy_does_with_the_accepted_what_it_does_without_the_wrappe
 
     Without bad clients, and with two, the inner strategy sees the same.
     """
-    state = plugged.global_state()
-    plain, clean, attacked = (
-        STRATEGIES[name](),
-        wrapped(STRATEGIES[name]())[0],
-        wrapped(STRATEGIES[name]())[0],
-    )
-    arrays = [plugged.arrays_record(state)] * 3
+    ways = [STRATEGIES[name](), *(wrapped(STRATEGIES[name]())[0] for _ in range(2))]
+    arrays = [ARRAYS] * 3
     for number in (1, 2):
-        good = honest(plugged.tensors_of(arrays[0]), ("1", "2", "3"))
-        bad = [
-            malicious(plugged.tensors_of(arrays[0]), "4"),
-            ("5", 40, {key: value / 0 for key, value in state.items()}),
-        ]
+        before = plugged.tensors_of(arrays[0])
+        good = honest(before, ("1", "2", "3"))
+        infinite = ("5", 40, {key: value / 0 for key, value in START.items()})
+        bad = [malicious(before, "4"), infinite]
         sent = [good, good, [*bad, *good]]
-        played = [
-            plugged.flower_round(one, number, before, of)
-            for one, before, of in zip((plain, clean, attacked), arrays, sent, strict=True)
-        ]
-        arrays = [result for result, _ in played]
+        rounds = zip(ways, arrays, sent, strict=True)
+        arrays = [plugged.flower_round(way, number, *one)[0] for way, *one in rounds]
         assert close(arrays[0], arrays[1], 1e-5)
         assert close(arrays[1], arrays[2], 1e-5)
         assert all(array.dtype == "float32" for array in arrays[2].values())
-    assert not close(arrays[2], plugged.arrays_record(state), 1e-3)
+    assert not close(arrays[2], ARRAYS, 1e-3)
 
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedTrimmedAvg"])
@@ -126,34 +126,23 @@ def test_without_the_wrapper_bad_replies_spoil_the_model_or_end_the_run(name: st
 
     FedTrimmedAvg can trim NaN, and is moved by a malicious reply all the same.
     """
-    state = plugged.global_state()
-    good, arrays = honest(state, ("1", "2", "3")), plugged.arrays_record(state)
-    result, _ = plugged.flower_round(
-        STRATEGIES[name](),
-        1,
-        arrays,
-        [*good, ("4", 40, {key: value * float("nan") for key, value in state.items()})],
-    )
-    assert any(np.isnan(array.numpy()).any() for array in result.values()) == (
-        name != "FedTrimmedAvg"
-    )
-    moved, _ = plugged.flower_round(STRATEGIES[name](), 1, arrays, [*good, malicious(state, "4")])
-    assert not close(moved, plugged.flower_round(STRATEGIES[name](), 1, arrays, good)[0], 1e-3)
-    other_keys = ("4", 40, dict(list(state.items())[2:]))
+    good, nan = honest(START, ("1", "2", "3")), {key: value * NAN for key, value in START.items()}
+    spoilt = undefended([*good, ("4", 40, nan)], STRATEGIES[name]())
+    has_nan = any(np.isnan(array.numpy()).any() for array in spoilt.values())
+    assert has_nan == (name != "FedTrimmedAvg")
+    moved = undefended([*good, malicious(START, "4")], STRATEGIES[name]())
+    assert not close(moved, undefended(good, STRATEGIES[name]()), 1e-3)
     with pytest.raises(AppExitException):
-        plugged.flower_round(STRATEGIES[name](), 1, arrays, [*good, other_keys])
+        undefended([*good, ("4", 40, dict(list(START.items())[2:]))], STRATEGIES[name]())
 
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedTrimmedAvg"])
 def test_replies_are_left_as_they_came_although_strategies_take_arrays_out_of_them(
     name: str,
 ) -> None:
-    state = plugged.global_state()
-    messages = [plugged.reply(*one) for one in honest(state)]
+    messages = [plugged.reply(*one) for one in honest(START)]
     before = [copy.deepcopy(message.content) for message in messages]
-    strategy, records = wrapped(STRATEGIES[name]())
-    plugged.flower_round(strategy, 1, plugged.arrays_record(state), messages)
-    assert not records[0].reasons
+    assert not played(messages, STRATEGIES[name]())[1].reasons
     assert [message.content for message in messages] == before
 
 
@@ -166,12 +155,11 @@ class Watching(FedAvg):
 
 
 def test_the_strategy_gets_scaled_counts_in_the_order_of_the_clients_and_not_the_rejected() -> None:
-    state, inner = plugged.global_state(), Watching()
-    strategy, records = wrapped(inner, plugged.defense(ClientLevel()))
-    sent = [*reversed(honest(state, ("1", "2", "3"))), malicious(state, "4"), ("5", 40, {})]
-    plugged.flower_round(strategy, 1, plugged.arrays_record(state), sent)
+    inner = Watching()
+    sent = [*reversed(honest(START, ("1", "2", "3"))), malicious(START, "4"), ("5", 40, {})]
+    _, record = played(sent, inner, plugged.defense(ClientLevel()))
     assert [message.metadata.src_node_id for message in inner.seen] == [1, 2, 3, 4]
-    factors, counted = records[0].factors, records[0].num_examples
+    factors, counted = record.factors, record.num_examples
     assert counted["4"] == 150  # three times the median
     assert 0 < factors["4"] < 0.1
     assert [message.content["metrics"]["num-examples"] for message in inner.seen] == [
@@ -180,62 +168,48 @@ def test_the_strategy_gets_scaled_counts_in_the_order_of_the_clients_and_not_the
 
 
 def test_the_strategys_own_name_for_the_count_is_used() -> None:
-    state = plugged.global_state()
-    messages = [plugged.reply(client, 1, of, size=count) for client, count, of in honest(state)]
-    strategy, records = wrapped(FedAvg(weighted_by_key="size"))
-    plugged.flower_round(strategy, 1, plugged.arrays_record(state), messages)
-    assert records[0].num_examples == {"1": 40, "2": 50, "3": 60, "4": 70, "5": 80}
+    messages = [plugged.reply(client, 1, of, size=count) for client, count, of in honest(START)]
+    _, record = played(messages, FedAvg(weighted_by_key="size"))
+    assert record.num_examples == {"1": 40, "2": 50, "3": 60, "4": 70, "5": 80}
 
 
-@pytest.mark.parametrize("name", ["FedAdam", "FedTrimmedAvg"])
+@pytest.mark.parametrize(
+    "sent",
+    [[], [malicious(START, client) for client in plugged.CLIENTS], [plugged.failure("1")]],
+    ids=["nothing", "malicious", "an error"],
+)
 def test_a_skipped_round_returns_the_arrays_that_were_sent_and_does_not_ask_the_strategy(
-    name: str,
+    sent: Any,
 ) -> None:
-    state = plugged.global_state()
-    strategy, records = wrapped(STRATEGIES[name]())
-    arrays = plugged.arrays_record(state)
-    for number, sent in enumerate(
-        ([], [malicious(state, client) for client in plugged.CLIENTS], [plugged.failure("1")]),
-        start=1,
-    ):
-        result, metrics = plugged.flower_round(strategy, number, arrays, sent)
-        assert result is arrays
-        assert metrics is None
-        assert records[-1].skipped
-    assert len(records) == 3
+    strategy, records = wrapped(FedAdam())
+    result, metrics = plugged.flower_round(strategy, 1, ARRAYS, sent)
+    assert result is ARRAYS
+    assert metrics is None
+    assert records[-1].skipped
 
 
-def test_errors_and_silence_are_missing() -> None:
-    state = plugged.global_state()
-    strategy, records = wrapped()
-    plugged.flower_round(
-        strategy,
-        1,
-        plugged.arrays_record(state),
-        [*honest(state, ("1", "2", "3")), plugged.failure("4")],
-    )
-    assert records[0].reasons == dict.fromkeys(("4", "5"), "missing: asked and sent nothing")
-    assert list(rejected(records[0])) == ["4", "5"]
+MISSING = dict.fromkeys(("4", "5"), "missing: asked and sent nothing")
+FLOOD = [plugged.reply("4", 40, plugged.delta(seed), other=1.0) for seed in range(9)]
 
 
-def test_a_node_that_nobody_asked_is_refused() -> None:
-    state = plugged.global_state()
-    strategy, records = wrapped()
-    plugged.flower_round(
-        strategy, 1, plugged.arrays_record(state), [*honest(state), ("9", 40, honest(state)[0][2])]
-    )
-    assert records[0].reasons == {"9": "not asked: nobody asked this client in this round"}
-
-
-def test_many_replies_with_other_metrics_do_not_outvote_the_honest_ones() -> None:
-    state = plugged.global_state()
-    strategy, records = wrapped()
-    flood = [plugged.reply("4", 40, plugged.delta(seed), other=1.0) for seed in range(9)]
-    plugged.flower_round(
-        strategy, 1, plugged.arrays_record(state), [*flood, *honest(state, ("1", "2", "3"))]
-    )
-    assert set(records[0].reasons) == {"4", "5"}
-    assert not records[0].skipped
+@pytest.mark.parametrize(
+    ("sent", "reasons"),
+    [
+        ([*honest(START, ("1", "2", "3")), plugged.failure("4")], MISSING),
+        (
+            [*honest(START), ("9", 40, START)],
+            {"9": "not asked: nobody asked this client in this round"},
+        ),
+        # nine replies with other metrics do not outvote three honest ones
+        ([*FLOOD, *honest(START, ("1", "2", "3"))], {**MISSING, "4": "duplicate: 9 updates"}),
+    ],
+    ids=["errors and silence", "nobody asked", "a flood"],
+)
+def test_who_is_missing_not_asked_or_sends_too_much_is_refused(sent: Any, reasons: Any) -> None:
+    _, record = played(sent)
+    assert record.reasons.keys() == reasons.keys() == rejected(record).keys()
+    assert all(record.reasons[client].startswith(why) for client, why in reasons.items())
+    assert not record.skipped
 
 
 def content(**records: Any) -> Message:
@@ -244,11 +218,11 @@ def content(**records: Any) -> Message:
 
 def _damaged(**changes: Callable[[Any], Any]) -> Any:
     """A reply of whose first array these attributes are changed."""
-    arrays = plugged.arrays_record(plugged.global_state())
+    arrays = plugged.arrays_record(START)
     first = next(iter(arrays.values()))
     for name, change in changes.items():
         setattr(first, name, change(getattr(first, name)))
-    return content(arrays=arrays, metrics=MetricRecord({"num-examples": 40}))
+    return content(arrays=arrays, metrics=ONE)
 
 
 def _header_of_a_petabyte() -> bytes:
@@ -260,16 +234,16 @@ def _header_of_a_petabyte() -> bytes:
 
 
 ONE = MetricRecord({"num-examples": 40})
-ARRAYS = plugged.arrays_record(plugged.delta(1))
+SENT = plugged.arrays_record(plugged.delta(1))
 ODD: dict[str, tuple[Callable[[], Message], str]] = {
     "empty": (lambda: content(), "metrics"),
     "no arrays": (lambda: content(metrics=ONE), r"ArrayRecords \[\]"),
-    "two of arrays": (lambda: content(a=ARRAYS, b=ARRAYS, metrics=ONE), "ArrayRecords"),
-    "no metrics": (lambda: content(arrays=ARRAYS), "metrics"),
-    "two of metrics": (lambda: content(arrays=ARRAYS, metrics=ONE, more=ONE), "metrics"),
+    "two of arrays": (lambda: content(a=SENT, b=SENT, metrics=ONE), "ArrayRecords"),
+    "no metrics": (lambda: content(arrays=SENT), "metrics"),
+    "two of metrics": (lambda: content(arrays=SENT, metrics=ONE, more=ONE), "metrics"),
     "other metrics": (lambda: plugged.reply("4", 40, plugged.delta(1), loss=1.0), "metrics"),
     "a list for a count": (
-        lambda: content(arrays=ARRAYS, metrics=MetricRecord({"num-examples": [40]})),
+        lambda: content(arrays=SENT, metrics=MetricRecord({"num-examples": [40]})),
         "metrics",
     ),
     "truncated": (lambda: _damaged(data=lambda data: data[:-10]), "Error"),
@@ -278,7 +252,7 @@ ODD: dict[str, tuple[Callable[[], Message], str]] = {
     "a petabyte": (lambda: _damaged(data=lambda _: _header_of_a_petabyte()), "Error"),
     "another serialisation": (lambda: _damaged(stype=lambda _: "x"), "TypeError"),
     "evidence by another name": (
-        lambda: content(arrays=ARRAYS, metrics=ONE, **{f"{STEP}first": ARRAYS}),
+        lambda: content(arrays=SENT, metrics=ONE, **{f"{STEP}first": SENT}),
         "ValueError",
     ),
 }
@@ -288,38 +262,26 @@ ODD: dict[str, tuple[Callable[[], Message], str]] = {
 def test_a_reply_that_would_end_the_run_is_refused_with_a_reason_and_the_round_goes_on(
     name: str,
 ) -> None:
-    state, (odd, why) = plugged.global_state(), ODD[name]
-    strategy, records = wrapped()
-    result, _ = plugged.flower_round(
-        strategy, 1, plugged.arrays_record(state), [*honest(state, ("1", "2", "3")), odd()]
-    )
-    assert set(records[0].reasons) == {"4", "5"}
-    assert re.search(why, records[0].reasons["4"])
-    expected, _ = plugged.flower_round(
-        FedAvg(), 1, plugged.arrays_record(state), honest(state, ("1", "2", "3"))
-    )
-    assert close(result, expected)
+    odd, why = ODD[name]
+    good = honest(START, ("1", "2", "3"))
+    result, record = played([*good, odd()])
+    assert set(record.reasons) == {"4", "5"}
+    assert re.search(why, record.reasons["4"])
+    assert close(result, undefended(good))
 
 
 def test_other_float_types_are_widened_for_the_strategy_and_the_result_has_the_global_ones() -> (
     None
 ):
-    state = plugged.global_state()
-    sent = honest(state)
+    sent, inner = honest(START), Watching()
     sent[1] = (*sent[1][:2], {key: value.double() for key, value in sent[1][2].items()})
     sent[2] = (*sent[2][:2], {key: value.half() for key, value in sent[2][2].items()})
-    inner = Watching()
-    strategy, records = wrapped(inner)
-    result, _ = plugged.flower_round(strategy, 1, plugged.arrays_record(state), sent)
-    assert not records[0].reasons
-    assert [next(iter(message.content["arrays"].values())).dtype for message in inner.seen] == [
-        "float32",
-        "float64",
-        *["float32"] * 3,
-    ]
+    result, record = played(sent, inner)
+    assert not record.reasons
+    seen = [next(iter(message.content["arrays"].values())).dtype for message in inner.seen]
+    assert seen == ["float32", "float64", *["float32"] * 3]
     assert {array.dtype for array in result.values()} == {"float32"}
-    expected, _ = plugged.flower_round(FedAvg(), 1, plugged.arrays_record(state), honest(state))
-    assert close(result, expected, 1e-2)
+    assert close(result, undefended(honest(START)), 1e-2)
 
 
 class Spoiling(FedAvg):
@@ -334,66 +296,44 @@ class Spoiling(FedAvg):
 
 
 def test_an_unusable_result_of_the_strategy_is_a_skipped_round_and_no_result_is_none() -> None:
-    state = plugged.global_state()
-    arrays = plugged.arrays_record(state)
-    for spoiled in (
-        plugged.arrays_record({key: value / 0 for key, value in state.items()}),
-        ArrayRecord(),
-    ):
-        strategy, records = wrapped(Spoiling(spoiled))
-        assert plugged.flower_round(strategy, 1, arrays, honest(state))[0] is arrays
-        assert records[0].skipped
-        assert records[0].note.startswith("skipped: the strategy's result is unusable")
-    strategy, records = wrapped(Spoiling(None))
-    assert plugged.flower_round(strategy, 1, arrays, honest(state))[0] is None
-    assert not records[0].skipped
+    infinite = plugged.arrays_record({key: value / 0 for key, value in START.items()})
+    for spoiled in (infinite, ArrayRecord()):
+        result, record = played(honest(START), Spoiling(spoiled))
+        assert result is ARRAYS
+        assert record.skipped
+        assert record.note.startswith("skipped: the strategy's result is unusable")
+    result, record = played(honest(START), Spoiling(None))
+    assert result is None
+    assert not record.skipped
 
 
 def test_evidence_is_sent_in_array_records_of_its_own_which_the_strategy_does_not_see() -> None:
-    state, inner = plugged.global_state(), Watching()
-    messages = []
-    for client, count, of in honest(state, ("1", "2", "3")):
+    inner, messages = Watching(), [plugged.reply(*honest(START, ("4",))[0])]
+    for client, count, of in honest(START, ("1", "2", "3")):
         change = plugged.delta(10 * int(client))
-        steps = {
-            f"{STEP}{number}": plugged.arrays_record(
-                {key: number / 12 * value for key, value in change.items()}
-            )
-            for number in (2, 12, 6)
-        }
-        messages.append(
-            Message(
-                RecordDict(
-                    {
-                        "arrays": plugged.arrays_record(of),
-                        "metrics": MetricRecord({"num-examples": count}),
-                        **steps,
-                    }
-                ),
-                reply_to=plugged.instruction(client),
-            )
-        )
-    messages.append(plugged.reply(*honest(state, ("4",))[0]))
-    strategy, records = wrapped(inner, plugged.defense(StepLevel()))
-    plugged.flower_round(strategy, 1, plugged.arrays_record(state), messages)
-    assert "missing evidence" in records[0].reasons["4"]
+        records: dict[str, Any] = {"metrics": MetricRecord({"num-examples": count})}
+        records["arrays"] = plugged.arrays_record(of)
+        for number in (2, 12, 6):
+            step = {key: number / 12 * value for key, value in change.items()}
+            records[f"{STEP}{number}"] = plugged.arrays_record(step)
+        messages.append(Message(RecordDict(records), reply_to=plugged.instruction(client)))
+    _, record = played(messages, inner, plugged.defense(StepLevel()))
+    assert "missing evidence" in record.reasons["4"]
     # 2, 6, 12: in the order of the numbers the last one is the update
-    assert "1" not in records[0].reasons
+    assert "1" not in record.reasons
     assert [set(message.content) for message in inner.seen] == [{"arrays", "metrics"}] * 3
 
 
 def test_evaluation_goes_on_when_one_node_reports_other_metrics() -> None:
-    def report(client: str, **metrics: Any) -> Message:
-        return Message(
+    reported = {"1": {"loss": 1.0}, "2": {"loss": 3.0}, "3": {"lost": 1.0}}
+    messages = [
+        Message(
             RecordDict({"metrics": MetricRecord({"num-examples": 10, **metrics})}),
             reply_to=plugged.instruction(client),
         )
-
-    messages = [
-        report("1", loss=1.0),
-        report("2", loss=3.0),
-        report("3", lost=1.0),
-        plugged.failure("4"),
+        for client, metrics in reported.items()
     ]
+    messages.append(plugged.failure("4"))
     with pytest.raises(AppExitException):
         FedAvg().aggregate_evaluate(1, messages)
     metrics = wrapped()[0].aggregate_evaluate(1, messages)
@@ -402,24 +342,20 @@ def test_evaluation_goes_on_when_one_node_reports_other_metrics() -> None:
 
 
 def test_flower_counts_from_1_after_every_start_and_the_defence_goes_on() -> None:
-    state, defense = plugged.global_state(), plugged.defense()
-    strategy, records = wrapped(FedAvg(), defense)
+    strategy, records = wrapped()
+    with pytest.raises(EvidenceError, match="without a configure_train"):
+        strategy.aggregate_train(1, [])
     for number in (1, 2, 1, 2):
-        plugged.flower_round(strategy, number, plugged.arrays_record(state), honest(state))
+        plugged.flower_round(strategy, number, ARRAYS, honest(START))
     assert [record.round for record in records] == [1, 2, 3, 4]
     with pytest.raises(EvidenceError, match="once for every round"):
-        strategy.aggregate_train(2, [plugged.reply(*one) for one in honest(state)])
+        strategy.aggregate_train(2, [plugged.reply(*one) for one in honest(START)])
 
 
 def test_a_strategy_that_starts_in_its_own_way_is_refused() -> None:
-    class Own(FedAvg):
-        def start(self, *_: Any, **__: Any) -> Any:
-            return None
-
+    own = type("Own", (FedAvg,), {"start": lambda self, *_, **__: None})
     with pytest.raises(ConfigError, match="Own has its own start"):
-        wrapped(Own())
-    with pytest.raises(EvidenceError, match="without a configure_train"):
-        wrapped()[0].aggregate_train(1, [])
+        wrapped(own())
 
 
 # --- a whole run
@@ -446,10 +382,8 @@ def client_app() -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        state, number = (
-            plugged.tensors_of(message.content["arrays"]),
-            message.content["config"]["server-round"],
-        )
+        number = message.content["config"]["server-round"]
+        state = plugged.tensors_of(message.content["arrays"])
         change = plugged.delta(100 * number + context.node_id, malicious=context.node_id > 3)
         trained = plugged.arrays_record({key: state[key] + change[key] for key in state})
         metrics = MetricRecord({"num-examples": 40, "loss": 1.0 / number})
@@ -457,29 +391,22 @@ def client_app() -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return Message(
-            RecordDict({"metrics": MetricRecord({"num-examples": 40, "loss": 1.0})}),
-            reply_to=message,
-        )
+        metrics = MetricRecord({"num-examples": 40, "loss": 1.0})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     return app
 
 
 def test_a_whole_run_with_start_keeps_the_malicious_out_and_an_undefended_one_does_not() -> None:
-    state = plugged.global_state()
-    strategy, records = wrapped(FedAvg(min_train_nodes=5, min_available_nodes=5))
-    result = strategy.start(OneProcess(client_app()), plugged.arrays_record(state), num_rounds=3)
+    all_five = {"min_train_nodes": 5, "min_available_nodes": 5}
+    strategy, records = wrapped(FedAvg(**all_five))
+    result = strategy.start(OneProcess(client_app()), ARRAYS, num_rounds=3)
     assert [set(rejected(record)) for record in records] == [{"4", "5"}] * 3
-    expected = {key: value.clone() for key, value in state.items()}
-    for number in (1, 2, 3):
-        for client in (1, 2, 3):
-            expected = {
-                key: value + plugged.delta(100 * number + client)[key] / 3
-                for key, value in expected.items()
-            }
+    kept = [plugged.delta(100 * number + client) for number in (1, 2, 3) for client in (1, 2, 3)]
+    expected = {
+        key: value + sum(change[key] for change in kept) / 3 for key, value in START.items()
+    }
     assert close(result.arrays, plugged.arrays_record(expected), 1e-4)
     assert result.train_metrics_clientapp[2]["loss"] == pytest.approx(0.5)
-    undefended = FedAvg(min_train_nodes=5, min_available_nodes=5).start(
-        OneProcess(client_app()), plugged.arrays_record(state), num_rounds=3
-    )
-    assert not close(undefended.arrays, result.arrays, 0.1)
+    free = FedAvg(**all_five).start(OneProcess(client_app()), ARRAYS, num_rounds=3)
+    assert not close(free.arrays, result.arrays, 0.1)
