@@ -53,63 +53,69 @@ def result(
     )
 
 
-def arrays() -> dict[str, np.ndarray]:
-    return plugged.arrays_of(plugged.global_state())
+STATE = plugged.arrays_of(plugged.global_state())
+KEY = next(iter(STATE))
 
 
-def trained(
-    state: dict[str, np.ndarray], seed: int, malicious: bool = False
-) -> dict[str, np.ndarray]:
-    return {
-        key: state[key] + change
-        for key, change in plugged.arrays_of(plugged.delta(seed, malicious)).items()
-    }
+def trained(seed: int, malicious: bool = False) -> dict[str, np.ndarray]:
+    changes = plugged.arrays_of(plugged.delta(seed, malicious))
+    return {key: STATE[key] + change for key, change in changes.items()}
 
 
 def asked(
-    aggregator: DefendedAggregator, state: dict[str, np.ndarray], clients: Any = ("1", "2", "3")
+    probe: str, clients: Any = ("1", "2", "3"), level: str = "cumulative"
 ) -> DefendedAggregator:
-    """The aggregator once the round's tasks have been sent."""
+    """An aggregator once the round's tasks have been sent."""
+    return sent_to(DefendedAggregator(probe, plugged.ALPHA, level), clients)
+
+
+def sent_to(aggregator: DefendedAggregator, clients: Any) -> DefendedAggregator:
     aggregator.reset_stats()
     for client in clients:
-        aggregator.handle_event(AppEventType.BEFORE_TRAIN_TASK, plugged.task_for(client, state))
+        aggregator.handle_event(AppEventType.BEFORE_TRAIN_TASK, plugged.task_for(client, STATE))
     return aggregator
+
+
+class Engine:
+    """As much of FLARE's as says where a run lies."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get_workspace(self) -> Any:
+        return self
+
+    def get_run_dir(self, job: str) -> str:
+        return str(self.folder)
 
 
 def test_a_round_takes_its_global_model_and_its_clients_from_the_tasks_that_were_sent(
     probe_folder: str,
 ) -> None:
-    state = arrays()
-    aggregator = asked(DefendedAggregator(probe_folder, plugged.ALPHA), state, ("1", "2", "3", "4"))
+    aggregator = asked(probe_folder, ("1", "2", "3", "4"))
     for number in (1, 2):
-        aggregator.accept_model(result(str(number), trained(state, 10 * number)))
-    aggregator.accept_model(result("3", trained(state, 30, malicious=True)))
+        aggregator.accept_model(result(str(number), trained(10 * number)))
+    aggregator.accept_model(result("3", trained(30, malicious=True)))
     model = aggregator.aggregate_model()
     assert model.params_type == ParamsType.FULL
     assert set(rejected(aggregator.records[0])) == {"3", "4"}
     assert aggregator.records[0].reasons == {"4": "missing: asked and sent nothing"}
-    for key in state:
-        np.testing.assert_allclose(
-            model.params[key], (trained(state, 10)[key] + trained(state, 20)[key]) / 2, atol=1e-5
-        )
+    for key, value in model.params.items():
+        np.testing.assert_allclose(value, (trained(10)[key] + trained(20)[key]) / 2, atol=1e-5)
 
 
 def test_the_task_is_remembered_as_it_was_sent_although_flare_writes_into_its_dict(
     probe_folder: str,
 ) -> None:
-    state = arrays()
     aggregator = DefendedAggregator(probe_folder, plugged.ALPHA)
-    context = plugged.task_for("1", dict(state))
+    context = plugged.task_for("1", dict(STATE))
     aggregator.handle_event(AppEventType.BEFORE_TRAIN_TASK, context)
     sent = FLModelUtils.from_shareable(context.get_prop(AppConstants.TRAIN_SHAREABLE)).params
-    aggregator.accept_model(result("1", trained(state, 10)))
+    aggregator.accept_model(result("1", trained(10)))
     for key in sent:
         sent[key] = sent[key] + 100  # as update_model does for a DIFF
-    np.testing.assert_allclose(
-        aggregator.aggregate_model().params[next(iter(state))],
-        trained(state, 10)[next(iter(state))],
-        atol=1e-6,
-    )
+    moved = aggregator.aggregate_model().params[KEY]
+    np.testing.assert_allclose(moved, trained(10)[KEY], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +134,10 @@ def test_the_task_is_remembered_as_it_was_sent_although_flare_writes_into_its_di
 def test_a_result_that_cannot_be_used_is_refused_with_a_reason(
     probe_folder: str, odd: dict[str, Any], why: str
 ) -> None:
-    state = arrays()
-    aggregator = asked(DefendedAggregator(probe_folder, plugged.ALPHA), state)
+    aggregator = asked(probe_folder)
     for number in (1, 2):
-        aggregator.accept_model(result(str(number), trained(state, 10 * number)))
-    aggregator.accept_model(result("3", **{"params": trained(state, 30), **odd}))
+        aggregator.accept_model(result(str(number), trained(10 * number)))
+    aggregator.accept_model(result("3", **{"params": trained(30), **odd}))
     aggregator.aggregate_model()
     assert why in aggregator.records[0].reasons["3"]
     assert aggregator.records[0].weights == {"1": 0.5, "2": 0.5, "3": 0.0}
@@ -170,12 +175,10 @@ def shareable(model: FLModel, sender: str) -> Shareable:
 def test_in_other_workflows_the_sender_is_who_flare_says_not_who_the_result_says(
     probe_folder: str,
 ) -> None:
-    state, context = arrays(), FLContext()
-    aggregator = asked(DefendedAggregator(probe_folder, plugged.ALPHA), state)
+    context, aggregator = FLContext(), asked(probe_folder)
     for number in (1, 2):
-        assert aggregator.accept(
-            shareable(result("1", trained(state, 10 * number)), str(number)), context
-        )
+        sent = shareable(result("1", trained(10 * number)), str(number))
+        assert aggregator.accept(sent, context)
     nothing = Shareable()
     nothing.set_peer_props({ReservedKey.IDENTITY_NAME: "3"})
     assert not aggregator.accept(nothing, context)
@@ -184,72 +187,41 @@ def test_in_other_workflows_the_sender_is_who_flare_says_not_who_the_result_says
     record = aggregator.records[0]
     assert record.weights == {"1": 0.5, "2": 0.5, "3": 0.0}
     assert "ValueError" in record.reasons["3"]
-    np.testing.assert_allclose(
-        next(iter(model.params.values())), next(iter(trained(state, 15).values())), atol=20
-    )
+    np.testing.assert_allclose(model.params[KEY], trained(15)[KEY], atol=20)
 
 
 def test_without_events_the_global_model_comes_from_the_context(probe_folder: str) -> None:
-    state = arrays()
     aggregator, context = DefendedAggregator(probe_folder, plugged.ALPHA), FLContext()
-    aggregator.accept_model(result("1", trained(state, 10)))
+    aggregator.accept_model(result("1", trained(10)))
     with pytest.raises(ConfigError, match="no GLOBAL_MODEL"):
         aggregator.aggregate_model()
-
-    class Engine:
-        def get_workspace(self) -> Any:
-            raise AssertionError("nothing to write, there is no run")
-
-    context.set_prop(
-        AppConstants.GLOBAL_MODEL, make_model_learnable(state, {}), private=True, sticky=False
-    )
+    learnable = make_model_learnable(STATE, {})
+    context.set_prop(AppConstants.GLOBAL_MODEL, learnable, private=True, sticky=False)
     aggregator.fl_ctx = context
-    assert aggregator.aggregate_model().params.keys() == state.keys()
+    assert aggregator.aggregate_model().params.keys() == STATE.keys()
 
 
 def test_metrics_are_those_of_the_accepted_clients_and_nothing_of_the_defence_goes_back_to_clients(
     probe_folder: str,
 ) -> None:
-    state = arrays()
-    aggregator = asked(DefendedAggregator(probe_folder, plugged.ALPHA), state)
-    aggregator.accept_model(
-        result(
-            "1",
-            trained(state, 10),
-            30,
-            metrics={"loss": 1.0, "own": 2.0, "bad": float("nan"), "text": "x"},
-        )
-    )
-    aggregator.accept_model(
-        result(
-            "2", trained(state, 20), 10, metrics={"loss": np.float32(3.0), "bad": 1.0, "text": "x"}
-        )
-    )
-    aggregator.accept_model(
-        result("3", trained(state, 30, malicious=True), 40, metrics={"loss": -1e9})
-    )
+    aggregator = asked(probe_folder)
+    first = {"loss": 1.0, "own": 2.0, "bad": float("nan"), "text": "x"}
+    second = {"loss": np.float32(3.0), "bad": 1.0, "text": "x"}
+    aggregator.accept_model(result("1", trained(10), 30, metrics=first))
+    aggregator.accept_model(result("2", trained(20), 10, metrics=second))
+    attack = trained(30, malicious=True)
+    aggregator.accept_model(result("3", attack, 40, metrics={"loss": -1e9}))
     model = aggregator.aggregate_model()
     assert model.metrics == {"loss": pytest.approx(1.5)}
     assert model.meta == {}  # FLARE sends it on with the next task
 
 
 def test_what_was_decided_is_a_line_in_the_runs_folder(probe_folder: str, tmp_path: Path) -> None:
-    state = arrays()
-
-    class Engine:
-        def get_workspace(self) -> Any:
-            return self
-
-        def get_run_dir(self, job: str) -> str:
-            return str(tmp_path)
-
     aggregator = DefendedAggregator(probe_folder, plugged.ALPHA)
-    context = plugged.task_for("1", state)
-    context.set_prop(ReservedKey.ENGINE, Engine(), private=True, sticky=False)
-    aggregator.fl_ctx = context
+    aggregator.fl_ctx = plugged.task_for("1", STATE)
+    aggregator.fl_ctx.set_prop(ReservedKey.ENGINE, Engine(tmp_path), private=True, sticky=False)
     for seed in (1, 2):
-        asked(aggregator, state, ("1",))
-        aggregator.accept_model(result("1", trained(state, seed)))
+        sent_to(aggregator, ("1",)).accept_model(result("1", trained(seed)))
         aggregator.aggregate_model()
     lines = (tmp_path / RECORDS).read_text().splitlines()
     assert [RoundRecord.from_json(line) for line in lines] == aggregator.records
@@ -257,24 +229,20 @@ def test_what_was_decided_is_a_line_in_the_runs_folder(probe_folder: str, tmp_pa
 
 
 def test_a_workflow_that_resets_nothing_gets_every_result_counted_once(probe_folder: str) -> None:
-    state = arrays()
     aggregator = DefendedAggregator(probe_folder, plugged.ALPHA)
     for seed in (1, 2):
-        aggregator.handle_event(AppEventType.BEFORE_TRAIN_TASK, plugged.task_for("1", state))
-        aggregator.accept_model(result("1", trained(state, seed)))
+        aggregator.handle_event(AppEventType.BEFORE_TRAIN_TASK, plugged.task_for("1", STATE))
+        aggregator.accept_model(result("1", trained(seed)))
         aggregator.aggregate_model()
     assert [record.reasons for record in aggregator.records] == [{}, {}]
 
 
 def test_evidence_travels_in_the_meta(probe_folder: str) -> None:
-    state = arrays()
-    aggregator = asked(DefendedAggregator(probe_folder, plugged.ALPHA, "step"), state)
+    aggregator = asked(probe_folder, level="step")
     for number in (1, 2):
-        steps = [plugged.arrays_of(plugged.delta(10 * number))]
-        aggregator.accept_model(
-            result(str(number), trained(state, 10 * number), meta={STEPS: steps})
-        )
-    aggregator.accept_model(result("3", trained(state, 30)))
+        meta = {STEPS: [plugged.arrays_of(plugged.delta(10 * number))]}
+        aggregator.accept_model(result(str(number), trained(10 * number), meta=meta))
+    aggregator.accept_model(result("3", trained(30)))
     aggregator.aggregate_model()
     assert list(aggregator.records[0].reasons) == ["3"]
     assert "missing evidence" in aggregator.records[0].reasons["3"]
