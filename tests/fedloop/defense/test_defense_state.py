@@ -102,6 +102,7 @@ def test_a_state_is_plain_data(tmp_path: Path) -> None:
             resumed.load_state_dict(loaded)
             assert play(resumed, range(3, 5)) == expected
         copied = pickle.loads(pickle.dumps(tested))
+        assert copied.explain("c4") == tested.explain("c4")
         assert play(copied, range(5, 6)) == play(copy.deepcopy(tested), range(5, 6))
 
 
