@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import os
 import re
 import signal
@@ -17,6 +16,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from fedloop.flower.deploy.enrol import enrol, strike
 from fedloop.flower.deploy.keys import make_certificates, make_node_key
 from fedloop.flower.deploy.launch import run_on_loopback
 from fedloop.flower.deploy.processes import Processes, child_environment, flower_command
-from fedloop.flower.deploy.superlink import LocalCommand, run_superlink
+from fedloop.flower.deploy.superlink import LocalCommand
 from fedloop.flower.nodes import Node, read_nodes, write_nodes
 from fedloop.flower.settings import EngineSettings
 from tests.helpers.boxed import fed as invoke
@@ -79,20 +79,17 @@ def test_nodes_come_back_in_the_order_of_their_names(tmp_path: Path) -> None:
         ("{", "cannot read"),
         ('{"a": {"node": "1"}}', "cannot read"),
         ("{}", "names no node"),
-        ('{"a": {"node": 1, "key": "x"}, "b": {"node": "1", "key": "y"}}', "names a node twice"),
-        (
-            '{"a": {"node": 1, "key": "x", "examples": 5}, "b": {"node": 2, "key": "y"}}',
-            "for every client, or for none",
-        ),
-        ('{"a": {"node": 1, "key": "x", "examples": 0}}', "above 0"),
-        ('{"a": {"node": 1, "key": "x", "examples": "5"}}', "whole number"),
+        ('{"a": {"node": 1, KEY}, "b": {"node": "1", KEY}}', "names a node twice"),
+        ('{"a": {"node": 1, KEY, "examples": 5}, "b": {"node": 2, KEY}}', "every client, or for"),
+        ('{"a": {"node": 1, KEY, "examples": 0}}', "above 0"),
+        ('{"a": {"node": 1, KEY, "examples": "5"}}', "whole number"),
     ],
 )
 def test_a_nodes_file_that_cannot_be_meant_is_refused(
     text: str | None, message: str, tmp_path: Path
 ) -> None:
     if text is not None:
-        (tmp_path / "nodes.json").write_text(text)
+        (tmp_path / "nodes.json").write_text(text.replace("KEY", '"key": "x"'))
     with pytest.raises(ConfigError, match=message):
         read_nodes(tmp_path / "nodes.json")
 
@@ -103,32 +100,30 @@ def test_a_nodes_file_that_cannot_be_meant_is_refused(
 def test_certificates_are_for_this_machine_and_nobody_elses_eyes(tmp_path: Path) -> None:
     make_certificates(tmp_path)
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in tmp_path.iterdir())
-    server, client = (
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
-        ssl.create_default_context(cafile=tmp_path / "ca.crt"),
-    )
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
-    assert handshake(server, client, "127.0.0.1")
-    assert handshake(server, client, "localhost")
-    assert not handshake(server, client, "example.org")
     make_certificates(tmp_path / "other")
-    assert not handshake(
-        server, ssl.create_default_context(cafile=tmp_path / "other" / "ca.crt"), "127.0.0.1"
+    ours, others = (
+        ssl.create_default_context(cafile=folder / "ca.crt")
+        for folder in (tmp_path, tmp_path / "other")
     )
+    assert handshake(server, ours, "127.0.0.1")
+    assert handshake(server, ours, "localhost")
+    assert not handshake(server, ours, "example.org")
+    assert not handshake(server, others, "127.0.0.1")
 
 
 # --- the app
 
 
 def test_an_app_is_written_whole_and_only_where_there_is_nothing(tmp_path: Path) -> None:
-    shown = invoke("flower", "init", tmp_path / "federation").stdout
-    assert shown.splitlines() == [f"wrote {tmp_path / 'federation' / name}" for name in FILES]
-    assert sorted(
-        str(path.relative_to(tmp_path / "federation"))
-        for path in (tmp_path / "federation").rglob("*.*")
-    ) == sorted(FILES)
-    assert "is not empty" in invoke("flower", "init", tmp_path / "federation", code=2).stderr
-    values = (tmp_path / "federation" / "config.toml").read_text()
+    folder = tmp_path / "federation"
+    shown = invoke("flower", "init", folder).stdout
+    assert shown.splitlines() == [f"wrote {folder / name}" for name in FILES]
+    written = [str(path.relative_to(folder)) for path in folder.rglob("*.*")]
+    assert sorted(written) == sorted(FILES)
+    assert "is not empty" in invoke("flower", "init", folder, code=2).stderr
+    values = (folder / "config.toml").read_text()
     experiment = values.replace('probe = "org/probe"', f'probe = "{ROOT / "zoo/probes/linear"}"')
     (tmp_path / "config.toml").write_text(experiment)
     assert Config.read(tmp_path / "config.toml").clients.count == 2
@@ -139,26 +134,16 @@ def test_nodes_are_sent_the_two_apps_and_nothing_else(tmp_path: Path) -> None:
     """Flower would send every .py, .toml, .json, .jsonl and .md of the folder to every node."""
     from flwr.cli.build import build_fab_from_disk
 
-    write_app(tmp_path / "app")
-    for name in (
-        "nodes.json",
-        "data.jsonl",
-        "notes.md",
-        "run/config.json",
-        "server.key",
-        "secrets.py",
-        "fedloop_app/more.toml",
-    ):
-        (tmp_path / "app" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "app" / name).write_text("a secret")
-    with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(tmp_path / "app"))) as bundle:
+    app = tmp_path / "app"
+    write_app(app)
+    secrets = "nodes.json data.jsonl notes.md run/config.json server.key secrets.py"
+    for name in (*secrets.split(), "fedloop_app/more.toml"):
+        (app / name).parent.mkdir(exist_ok=True)
+        (app / name).write_text("a secret")
+    with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(app))) as bundle:
         names = {name for name in bundle.namelist() if not name.startswith(".info/")}
-        assert names == {
-            "pyproject.toml",
-            "fedloop_app/__init__.py",
-            "fedloop_app/server_app.py",
-            "fedloop_app/client_app.py",
-        }
+        apps = {f"fedloop_app/{name}.py" for name in ("__init__", "server_app", "client_app")}
+        assert names == {"pyproject.toml", *apps}
         assert not any(b"a secret" in bundle.read(name) for name in bundle.namelist())
 
 
@@ -183,29 +168,19 @@ def asked(path: str, peer: str | None, kind: str = "http") -> Any:
     return events[0]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/v1/control/start-run",
-        "/v1/control/register-node",
-        "/v1/runtime/acquire-task",
-        "/docs",
-        "/health",
-        "/",
-    ],
+COMMANDS = (
+    "/v1/control/start-run /v1/control/register-node /v1/runtime/acquire-task /docs /health /"
 )
-def test_only_the_servers_own_machine_commands_it(path: str) -> None:
-    assert asked(path, "127.0.0.1") == asked(path, "::1") == "passed"
-    for peer in ("10.0.0.7", "fe80::1", "127.0.0.1.example.org", "unix", None):
-        assert asked(path, peer) == 403
+ALIKE = "/v1/fleet /v1/fleets/x //v1/fleet/x /V1/fleet/x /v1/control/v1/fleet/"
 
 
-def test_nodes_reach_the_fleet_api_and_nothing_that_looks_like_it() -> None:
+def test_only_the_servers_own_machine_commands_it_and_nodes_reach_the_fleet_api() -> None:
+    for path in COMMANDS.split():
+        assert asked(path, "127.0.0.1") == asked(path, "::1") == "passed"
+        for peer in ("10.0.0.7", "fe80::1", "127.0.0.1.example.org", "unix", None):
+            assert asked(path, peer) == 403
     assert asked("/v1/fleet/pull-messages", "10.0.0.7") == "passed"
-    for path in (
-        *"/v1/fleet /v1/fleets/x //v1/fleet/x /V1/fleet/x /v1/control/v1/fleet/".split(),
-        " /v1/fleet/x",
-    ):
+    for path in (*ALIKE.split(), " /v1/fleet/x"):
         assert asked(path, "10.0.0.7") == 403
     assert asked("/v1/fleet/x", "10.0.0.7", "websocket") == 1008
     assert asked("", None, "lifespan") == "passed"
@@ -222,12 +197,11 @@ def test_no_route_of_the_fleet_api_leads_elsewhere() -> None:
     assert all(any(name in route.path for name in names.split()) for route in router.routes)
 
 
-def test_a_superlink_does_not_start_without_its_certificates(tmp_path: Path) -> None:
-    (tmp_path / "ca.crt").write_text("x")
-    with pytest.raises(
-        ConfigError, match=r"cannot find .*server.pem, .*server.key; expected ca.crt"
-    ):
-        run_superlink("127.0.0.1", 1, tmp_path, tmp_path / "state.db")
+def until(condition: Callable[[], bool], patience: float = 60) -> None:
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 # --- processes
@@ -241,10 +215,7 @@ STAYING = "print('up', flush=True); time.sleep(600)"
 
 
 def up(log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not (log.exists() and "up" in log.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: log.exists() and "up" in log.read_text())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -252,16 +223,15 @@ def test_nothing_that_was_started_outlives_the_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedloop.flower.deploy.processes._GRACE", 1.0)
+    scripts = {"detaching": DETACHING + STAYING, "stubborn": "import time; " + STUBBORN + STAYING}
     with Processes(tmp_path / "home", tmp_path / "logs") as group:
-        group.start("detaching", [sys.executable, "-c", DETACHING + STAYING])
-        group.start("stubborn", [sys.executable, "-c", "import time; " + STUBBORN + STAYING])
-        up(tmp_path / "logs" / "detaching.log"), up(tmp_path / "logs" / "stubborn.log")
+        for name, script in scripts.items():
+            group.start(name, [sys.executable, "-c", script])
+        for name in scripts:
+            up(tmp_path / "logs" / f"{name}.log")
         assert len(group.running()) == 3
         group.check()
-    deadline = time.monotonic() + 10
-    while group.running():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not group.running(), 10)
 
 
 HEAD = """
@@ -280,36 +250,26 @@ time.sleep(600)
     sys.platform != "linux", reason="the kernel tells children of their parent's death"
 )
 def test_nothing_that_was_started_outlives_a_killed_parent(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", HEAD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    ) as head:
+    command = [sys.executable, "-c", HEAD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as head:
         assert head.stdout is not None
-        child = int(head.stdout.readline())
+        process = Path("/proc", head.stdout.readline().strip())
         up(tmp_path / "child.log")
         # it has become the command
-        assert Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[1] == b"-c"
+        assert (process / "cmdline").read_bytes().split(b"\0")[1] == b"-c"
         head.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while (
-        Path(f"/proc/{child}").exists()
-        and b"State:\tZ" not in Path(f"/proc/{child}/status").read_bytes()
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not process.exists() or b"State:\tZ" in (process / "status").read_bytes(), 20)
 
 
 def test_every_process_is_started_quiet(tmp_path: Path) -> None:
     environment = child_environment(tmp_path)
     assert environment["FLWR_HOME"] == str(tmp_path)
-    assert (
-        {name: environment[name] for name in QUIET}
-        == QUIET
-        == {
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
-    )
+    assert QUIET == {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    assert QUIET.items() <= environment.items()
     assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert flower_command("flower-supernode").is_file()
     with pytest.raises(EngineError, match="cannot find flower-nothing"):
@@ -317,16 +277,9 @@ def test_every_process_is_started_quiet(tmp_path: Path) -> None:
     script = "import os, fedloop.flower; from flwr.supercore import telemetry; "
     script += "print(telemetry.FLWR_TELEMETRY_ENABLED, os.environ['FLWR_DISABLE_UPDATE_CHECK'])"
     loud = {**os.environ, "FLWR_TELEMETRY_ENABLED": "1", "FLWR_DISABLE_UPDATE_CHECK": "0"}
-    shown = subprocess.run(
-        [sys.executable, "-c", script],
-        env=loud,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert shown.stdout.split() == ["0", "1"]
+    command = [sys.executable, "-c", script]
+    shown = subprocess.check_output(command, env=loud, cwd=ROOT, text=True, timeout=240)
+    assert shown.split() == ["0", "1"]
 
 
 def test_without_flower_the_pip_line_is_told(
@@ -345,80 +298,47 @@ def test_without_flower_the_pip_line_is_told(
 # --- what is wrong is told
 
 
-def test_what_is_wrong_on_the_command_line_exits_with_2(tiny_files: Files, tmp_path: Path) -> None:
-    config = experiment(tmp_path / "one.toml", settings(tiny_files, rounds=1))
+LINK = "--superlink 127.0.0.1:1 --ca ca.crt"
+WRONG = {
+    "run one.toml --engine flower": "output.folder is missing",
+    "run one.toml --engine flower --wire int8 -o out": "wire: got 'int8'",
+    "run one.toml --engine flower --round-timeout 0 -o out": "round-timeout: got 0",
+    "flower superlink --certificates . --database db": (
+        "cannot find .*server.pem, .*server.key; expected ca.crt"
+    ),
+    f"flower node {LINK} --key absent --data x": "cannot find .*absent",
+    f"flower register app a% key.pub {LINK}": "got the client name 'a%'",
+    f"flower register app a no.pub {LINK}": "cannot read .*no.pub",
+    "flower register app a key.pub --ca damaged.crt": ".* not a certificate",
+    f"flower unregister app a {LINK}": "cannot read .*nodes.json",
+    f"flower start empty --out run {LINK}": "cannot read .*config.toml",
+}
+
+
+def test_what_is_wrong_on_the_command_line_exits_with_2(
+    tiny_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment(tmp_path / "one.toml", settings(tiny_files, rounds=1))
     make_node_key(tmp_path / "key")
     make_certificates(tmp_path / "certificates")
     (tmp_path / "ca.crt").write_bytes((tmp_path / "certificates" / "ca.crt").read_bytes())
     (tmp_path / "damaged.crt").write_text("x")
     write_app(tmp_path / "app")
-    here = ("--superlink", "127.0.0.1:1", "--ca", tmp_path / "ca.crt")
-    for arguments, message in (
-        (("run", config, "--engine", "flower"), "ConfigError: output.folder is missing"),
-        (
-            ("run", config, "--engine", "flower", "--wire", "int8", "-o", tmp_path / "out"),
-            "ConfigError: wire: got 'int8'",
-        ),
-        (
-            ("run", config, "--engine", "flower", "--round-timeout", "0", "-o", tmp_path / "out"),
-            "ConfigError: round-timeout: got 0",
-        ),
-        (
-            ("flower", "superlink", "--certificates", tmp_path, "--database", tmp_path / "db"),
-            "ConfigError: cannot find",
-        ),
-        (
-            ("flower", "node", *here, "--key", tmp_path / "absent", "--data", "x"),
-            "ConfigError: cannot find .*absent",
-        ),
-        (
-            ("flower", "register", tmp_path / "app", "a b", tmp_path / "key.pub", *here),
-            "ConfigError: got the client name 'a b'",
-        ),
-        (
-            ("flower", "register", tmp_path / "app", "a", tmp_path / "no.pub", *here),
-            "ConfigError: cannot read .*no.pub",
-        ),
-        (
-            (
-                "flower",
-                "register",
-                tmp_path / "app",
-                "a",
-                tmp_path / "key.pub",
-                "--ca",
-                tmp_path / "damaged.crt",
-            ),
-            "ConfigError: .* not a certificate",
-        ),
-        (
-            ("flower", "unregister", tmp_path / "app", "a", *here),
-            "ConfigError: cannot read .*nodes.json",
-        ),
-        (
-            ("flower", "start", tmp_path / "empty", "--out", tmp_path / "run", *here),
-            "ConfigError: cannot read .*config.toml",
-        ),
-    ):
-        result = invoke(*arguments, code=2)
-        assert re.search(message, result.stderr), (arguments, result.stderr)
+    for command, message in WRONG.items():
+        result = invoke(*command.split(), code=2)
+        assert re.search(f"ConfigError: {message}", result.stderr), (command, result.stderr)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_name_is_given_once_and_an_unknown_one_cannot_be_struck(tmp_path: Path) -> None:
+    nodes, where = tmp_path / "nodes.json", ("127.0.0.1:1", tmp_path / "ca.crt")
     make_certificates(tmp_path)
-    write_nodes(tmp_path / "nodes.json", {"site-a": Node(1, "key")})
+    write_nodes(nodes, {"site-a": Node(1, "key")})
     with pytest.raises(ConfigError, match="has a client site-a already"):
-        enrol(
-            tmp_path / "nodes.json",
-            "site-a",
-            tmp_path / "key.pub",
-            None,
-            "127.0.0.1:1",
-            tmp_path / "ca.crt",
-        )
+        enrol(nodes, "site-a", tmp_path / "key.pub", None, *where)
     with pytest.raises(ConfigError, match="has no client 'site-b'; expected one of site-a"):
-        strike(tmp_path / "nodes.json", "site-b", "127.0.0.1:1", tmp_path / "ca.crt")
+        strike(nodes, "site-b", *where)
 
 
 @pytest.mark.enable_socket
@@ -441,14 +361,11 @@ def test_a_superlink_that_is_not_there_and_keys_of_another_kind_are_told(tmp_pat
             control.start(tmp_path, {})
 
 
-def test_a_run_on_loopback_needs_a_folder_and_respects_what_is_in_it(
+def test_a_run_on_loopback_respects_what_is_in_its_folder(
     tiny_files: Files, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"output.folder is missing"):
-        run_on_loopback(Config.of(settings(tiny_files)), EngineSettings())
     (tmp_path / "mine").write_text("x")
+    config = Config.of(settings(tiny_files, output={"folder": str(tmp_path)}))
     with pytest.raises(ValueError, match="is not empty and holds no run"):
-        run_on_loopback(
-            Config.of(settings(tiny_files, output={"folder": str(tmp_path)})), EngineSettings()
-        )
-    assert json.dumps([path.name for path in tmp_path.iterdir()]) == '["mine"]'
+        run_on_loopback(config, EngineSettings())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

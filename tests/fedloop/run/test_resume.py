@@ -22,7 +22,7 @@ import torch
 
 from fedloop.config import Config
 from fedloop.run.checkpoint import load_checkpoint
-from fedloop.run.folder import read_run
+from fedloop.run.folder import read_run, written_to
 from fedloop.run.run import RunResult
 from fedloop.run.simulate import resume, simulate
 from loraprobe.adapters.layout import pack
@@ -46,18 +46,14 @@ def stateful(files: Files) -> dict[str, Any]:
 
     Features of clients, moments of the server, histories of a rule.
     """
+    measured = {"utility": "builtin:heldout_benign", "limit": 2, "max_new_tokens": 4, "every": 2}
     return settings(
         files,
         rounds=ROUNDS,
         clients={"sampled": 3},
         defense=defended(files, "cumulative", sketch=64, graded=True),
         aggregation={"rule": "foolsgold", "server": "fedadam", "server_options": {"lr": 0.01}},
-        evaluation={
-            "utility": "builtin:heldout_benign",
-            "limit": 2,
-            "max_new_tokens": 4,
-            "every": 2,
-        },
+        evaluation=measured,
     )
 
 
@@ -88,11 +84,8 @@ def progress(folder: Path) -> int:
     """Rounds that have a line in the log; -1 before there is a folder."""
     if not (folder / "clients.json").exists():
         return -1
-    return (
-        (folder / "records.jsonl").read_bytes().count(b"\n")
-        if (folder / "records.jsonl").exists()
-        else 0
-    )
+    log = folder / "records.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def wait(condition: Callable[[], bool]) -> None:
@@ -105,9 +98,7 @@ def wait(condition: Callable[[], bool]) -> None:
 def check(folder: Path, expected: RunResult) -> None:
     """The folder holds the run that was expected, whole."""
     _, roles, records = read_run(folder)
-    assert [untimed(record) for record in records] == [
-        untimed(record) for record in expected.records
-    ]
+    assert [*map(untimed, records)] == [*map(untimed, expected.records)]
     assert torch.equal(pack(load_adapter(folder / "adapter"))[0], pack(expected.adapter)[0])
     assert roles == expected.roles
     names = sorted(path.name for path in (folder / "checkpoint").iterdir())
@@ -115,41 +106,6 @@ def check(folder: Path, expected: RunResult) -> None:
 
 
 # --- processes of their own
-
-
-@pytest.mark.slow
-def test_processes_killed_at_random_moments_end_where_an_undisturbed_run_does(
-    tiny_files: Files, tmp_path: Path
-) -> None:
-    config, out = tmp_path / "one.toml", tmp_path / "out"
-    config.write_text(toml(stateful(tiny_files)))
-    expected = simulate(stateful(tiny_files))
-    rng, command, kills = random.Random(0), ["run", str(config), "--out", str(out)], 0
-    for rounds in (1, 4, None):
-        with (tmp_path / "log").open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "fedloop.cli.main", *command],
-                env=ENVIRONMENT,
-                cwd=tmp_path,
-                stdout=log,
-                stderr=log,
-            )
-        if rounds is None:
-            assert process.wait(PATIENCE) == 0, (tmp_path / "log").read_text()
-            break
-        wait(
-            lambda process=process, rounds=rounds: (
-                process.poll() is not None or progress(out) >= rounds
-            )
-        )  # type: ignore[misc]
-        time.sleep(rng.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-        assert progress(out) < ROUNDS
-        command = ["resume", str(out)]
-    assert kills == 2
-    check(out, expected)
-
 
 # A process that has imported everything and then forks one process for each command: a kill costs
 # no import.
@@ -177,13 +133,10 @@ class Forking:
     """Runs `fedloop` commands in processes that can be killed."""
 
     def __init__(self, log: Path) -> None:
+        script = FORKING.replace("main()", "sys.stdout = sys.stderr; main()")
         with log.open("w") as file:
             self.server = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    FORKING.replace("main()", "sys.stdout = sys.stderr; main()"),
-                ],
+                [sys.executable, "-c", script],
                 env=ENVIRONMENT,
                 text=True,
                 stdin=subprocess.PIPE,
@@ -197,13 +150,10 @@ class Forking:
         assert self.server.stdin is not None
         self.server.stdin.write(json.dumps([str(part) for part in command]) + "\n")
         self.server.stdin.flush()
-        return self._number()
+        return self.number()
 
-    def ended(self) -> int:
-        """The exit code of the process, once it has ended; minus the signal if it was killed."""
-        return self._number()
-
-    def _number(self) -> int:
+    def number(self) -> int:
+        """What it prints next: an id, or an exit code, minus the signal of one that was killed."""
         assert self.server.stdout is not None
         line = self.server.stdout.readline()
         assert line, self.log.read_text()
@@ -219,7 +169,7 @@ def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forking]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of", [shadowed, folded], ids=lambda of: of.__name__)
+@pytest.mark.parametrize("of", [stateful, shadowed, folded], ids=lambda of: of.__name__)
 def test_many_kills_in_one_run_change_nothing(
     of: Callable[[Files], dict[str, Any]], forking: Forking, tiny_files: Files, tmp_path: Path
 ) -> None:
@@ -234,10 +184,8 @@ def test_many_kills_in_one_run_change_nothing(
             goal = max(0, before + rng.choice((0, 1)))  # while it starts, or once it has got on
             wait(lambda goal=goal: progress(out) >= goal)  # type: ignore[misc]
             time.sleep(rng.uniform(0, 0.1))
-            os.kill(
-                child, signal.SIGKILL
-            )  # the parent has not waited for it, so the id is still its own
-        code = forking.ended()
+            os.kill(child, signal.SIGKILL)  # nobody has waited for it: the id is still its own
+        code = forking.number()
         if code == 0:
             break
         assert code == -signal.SIGKILL, forking.log.read_text()
@@ -256,22 +204,19 @@ class Killed(BaseException):
     """In place of a kill, at a moment of the test's choosing."""
 
 
-MOMENTS = [
-    (
-        "fedloop.run.checkpoint.sync_folder",
-        "after the checkpoint was renamed, before it was forced to the disk",
+MOMENTS = {
+    "after the checkpoint was renamed, before it was forced to the disk": (
+        "fedloop.run.checkpoint.sync_folder"
     ),
-    ("pathlib.Path.rename", "before the checkpoint was renamed"),
-    ("shutil.rmtree", "while older checkpoints were removed"),
-    ("fedloop.run.folder.RunFolder._log", "between checkpoint and log"),
-    ("fedloop.run.global_lora.GlobalLoRA.state_dict", "before the round was saved"),
-    ("fedloop.defense.defense.Defense.assess", "in the middle of a round"),
-]
+    "before the checkpoint was renamed": "pathlib.Path.rename",
+    "while older checkpoints were removed": "shutil.rmtree",
+    "between checkpoint and log": "fedloop.run.folder.RunFolder._log",
+    "before the round was saved": "fedloop.run.global_lora.GlobalLoRA.state_dict",
+    "in the middle of a round": "fedloop.defense.defense.Defense.assess",
+}
 
 
-@pytest.mark.parametrize(
-    "moment", [moment for moment, _ in MOMENTS], ids=[name for _, name in MOMENTS]
-)
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
 def test_every_step_of_saving_may_be_the_last(
     moment: str, tiny_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,10 +255,7 @@ def test_a_run_is_resumed_from_its_folder_wherever_that_is_now(
         toml({**settings(tiny_files), "model": {"base": "base", "name": "tiny/llama"}})
     )
     monkeypatch.chdir(place)
-    config = Config.read("one.toml")
-    config = config.model_copy(
-        update={"output": config.output.model_copy(update={"folder": "run"})}
-    )
+    config = written_to(Config.read("one.toml"), Path("run"))
 
     def watch(what: str, number: int, client: str, value: float) -> None:
         if number == 2:
