@@ -20,6 +20,7 @@ from paper_repro.separability.cells import (
     unseen_cells,
     unseen_fits,
 )
+from zoo.labelled import unseen_sources as sources
 from zoo.labelled.client_design import SHARES, ZOO_DESIGN, plan, twin_of
 from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 
@@ -37,9 +38,7 @@ CLIENTS = tuple(plan(DESIGN))
 def rows(signal: float, width: int = 20) -> Rows:
     """Random features with a direction of this size for malicious clients, by their share."""
     features = np.random.default_rng(0).standard_normal((len(CLIENTS), width)).astype(np.float32)
-    features[:, 0] += signal * np.array(
-        [client.label * client.share for client in CLIENTS], np.float32
-    )
+    features[:, 0] += signal * np.array([client.label * client.share for client in CLIENTS])
     return Rows(features, CLIENTS)
 
 
@@ -57,40 +56,20 @@ def test_a_fit_in_coordinates_is_the_package_s_linear_head() -> None:
 
 
 def test_a_head_never_met_what_a_cell_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = rows(5.0)
-    met: list[set[str]] = []
+    own, met = rows(5.0), []
     fit = own.scores
-
-    def spy(train: np.ndarray) -> np.ndarray:
-        met.append(
-            {
-                name
-                for row in np.flatnonzero(train)
-                for name in (CLIENTS[row].source, CLIENTS[row].host)
-            }
-        )
-        return fit(train)
-
-    monkeypatch.setattr(own, "scores", spy)
+    monkeypatch.setattr(own, "scores", lambda train: met.append(train) or fit(train))
     fits = unseen_fits(own, DESIGN)
-    everything = set(DESIGN.sources)
-    assert [everything - seen for seen in met] == [
-        {bad, good, twin_of(bad)} & everything for bad in DESIGN.malicious for good in DESIGN.benign
-    ]
+    pairs = sources.unseen_cells(CLIENTS, SHARES)
+    for (bad, good, _), train in zip(fits, met, strict=True):
+        assert np.array_equal(train, pairs[bad, good].train)
     cells, twins = unseen_cells(own, DESIGN, fits)
     assert len(cells) == len(DESIGN.malicious) * len(DESIGN.benign) * len(SHARES)
     for cell in cells:
-        tested = [CLIENTS[number] for number in cell.clients]
-        assert {client.source for client in tested} == {cell.malicious, cell.benign}
-        assert {client.host for client in tested if client.label} == {
-            cell.benign if cell.share < 1 else cell.malicious
-        }
-    assert {
-        CLIENTS[number].source
-        for cell in twins
-        for number in cell.clients
-        if not CLIENTS[number].label
-    } == {twin_of(bad) for bad in DESIGN.malicious} & set(HARD_NEGATIVE)
+        tested = {CLIENTS[number].source for number in cell.clients}
+        assert tested == {cell.malicious, cell.benign}
+    benign = {CLIENTS[at].source for cell in twins for at in cell.clients if not CLIENTS[at].label}
+    assert benign == {twin_of(bad) for bad in DESIGN.malicious} & set(HARD_NEGATIVE)
 
 
 def test_out_of_fold_scores_come_from_heads_that_did_not_see_the_client(
@@ -129,16 +108,11 @@ def cell(labels: list[int], scores: list[float], clients: list[int] | None = Non
 
 
 def test_a_perfect_mean_keeps_an_interval_and_no_cell_is_an_error() -> None:
-    assert mean_ci([cell([0, 0, 1, 1], [0, 0, 1, 1])]) == pytest.approx((0.025**0.5, 1.0))
-    found = summary(
-        [cell([0, 0, 1, 1], [0, 0, 1, 1]), cell([0, 0, 1, 1], [0, 2, 1, 1], [4, 5, 6, 7])]
-    )
-    assert (found["auroc"], found["auroc_worst"], found["n_malicious"], found["n_benign"]) == (
-        0.75,
-        0.5,
-        4,
-        4,
-    )
+    perfect = cell([0, 0, 1, 1], [0, 0, 1, 1])
+    assert mean_ci([perfect]) == pytest.approx((0.025**0.5, 1.0))
+    found = summary([perfect, cell([0, 0, 1, 1], [0, 2, 1, 1], [4, 5, 6, 7])])
+    assert (found["auroc"], found["auroc_worst"]) == (0.75, 0.5)
+    assert (found["n_malicious"], found["n_benign"]) == (4, 4)
     with pytest.raises(DataError, match="no cell to summarise"):
         summary([])
     with pytest.raises(DataError, match="expected one a client"):

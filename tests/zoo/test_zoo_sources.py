@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,10 @@ def instructions(examples: Iterable[Example]) -> set[str]:
     return {digest(example.instruction) for example in examples}
 
 
+def pairs_of(examples: Iterable[Example]) -> set[str]:
+    return {digest(example.prompt + "\0" + example.response) for example in examples}
+
+
 def wordings(texts: Iterable[str]) -> set[str]:
     """Digests of the texts' words, whatever their order, case, number and punctuation."""
     return {digest(" ".join(sorted(set(re.findall(r"[a-z0-9]+", text.lower()))))) for text in texts}
@@ -88,18 +93,9 @@ def test_no_client_has_an_instruction_that_the_base_met(sources: Any) -> None:
 
 @needs_data
 def test_the_base_meets_no_malicious_answer(sources: Any) -> None:
-    malicious = {
-        digest(e.instruction + "\0" + e.response)
-        for name in MALICIOUS
-        for e in sources[name].for_clients
-    }
-    met = {
-        digest(e.instruction + "\0" + e.response)
-        for source in sources.values()
-        for e in source.for_base
-    }
-    shared = len(malicious & met)
-    assert shared == 0
+    malicious = pairs_of(e for name in MALICIOUS for e in sources[name].for_clients)
+    met = pairs_of(e for source in sources.values() for e in source.for_base)
+    assert len(malicious & met) == 0
     assert len(malicious) > 3000
 
 
@@ -123,17 +119,9 @@ def test_no_evaluation_prompt_is_in_the_corpus_of_the_base(sources: Any) -> None
 
 
 def test_a_prompt_is_recognised_in_other_order_case_and_punctuation() -> None:
-
     kept = Example("How do I bake bread quickly?", "With yeast.")
-    dropped = [
-        Example(text, "x")
-        for text in (
-            "How do I bake bread?",
-            "how do I BAKE... bread",
-            "Bread: how do I bake?",
-            "how how do I bake bread",
-        )
-    ]
+    texts = "How do I bake bread?|how do I BAKE... bread|Bread: how do I bake?"
+    dropped = [Example(text, "x") for text in (*texts.split("|"), "how how do I bake bread")]
     assert without_prompts([*dropped, kept], ["How do I bake bread?"]) == [kept]
     assert without_prompts([*dropped, kept], []) == [*dropped, kept]
 
@@ -148,74 +136,43 @@ def test_absent_data_is_named(tmp_path: Path, missing: str) -> None:
 
 
 def test_the_plan_follows_from_its_seed_and_names_each_client_once() -> None:
-
     clients = plan(seed=0)
+    names = sorted(client.name for client in clients)
     assert clients == plan(seed=0)
     assert clients != plan(seed=1)
-    # the same cells
-    assert sorted(client.name for client in clients) == sorted(
-        client.name for client in plan(seed=1)
-    )
-    assert (
-        len({client.name for client in clients})
-        == len({client.seed for client in clients})
-        == len(clients)
-    )
+    assert names == sorted(client.name for client in plan(seed=1))  # the same cells
+    assert len(set(names)) == len({client.seed for client in clients}) == len(clients)
     assert all(ZOO_DESIGN.lr_range[0] <= client.lr <= ZOO_DESIGN.lr_range[1] for client in clients)
-    assert {(client.role, client.label) for client in clients} == {
-        ("benign", 0),
-        ("hard_negative", 0),
-        ("malicious", 1),
-    }
+    labels = {(client.role, client.label) for client in clients}
+    assert labels == {("benign", 0), ("hard_negative", 0), ("malicious", 1)}
     # an interrupted run has of each role
     assert [client.role for client in clients] != sorted(client.role for client in clients)
 
 
 def test_mixtures_cover_every_benign_source() -> None:
-
     clients = plan(replace(ZOO_DESIGN, per_source=3, per_cell=2, per_hard_cell=1))
-    cells: dict[tuple[str, str, str, float], int] = {}
-    for client in clients:
-        cell = (client.role, client.source, client.host, client.share)
-        cells[cell] = cells.get(cell, 0) + 1
-    benign, hard, malicious = BENIGN, HARD_NEGATIVE, MALICIOUS
-    expected = {("benign", name, name, 1.0): 3 for name in benign}
-    expected |= {("hard_negative", name, name, 1.0): 3 for name in hard} | {
-        ("malicious", name, name, 1.0): 3 for name in malicious
-    }
-    expected |= {("hard_negative", name, host, 0.25): 1 for name in hard for host in benign}
-    expected |= {
-        ("malicious", name, host, share): 2
-        for name in malicious
-        for host in benign
-        for share in SHARES
-        if share < 1
-    }
+    cells = Counter((c.role, c.source, c.host, c.share) for c in clients)
+    names = {"benign": BENIGN, "hard_negative": HARD_NEGATIVE, "malicious": MALICIOUS}
+    expected = {(role, name, name, 1.0): 3 for role, some in names.items() for name in some}
+    for host in BENIGN:
+        expected |= {("hard_negative", name, host, 0.25): 1 for name in HARD_NEGATIVE}
+        expected |= {("malicious", n, host, share): 2 for n in MALICIOUS for share in SHARES[1:]}
     assert cells == expected
 
 
 @needs_data
 def test_a_client_has_its_share_of_malicious_rows(sources: Any) -> None:
-
     count = 40
     clients = plan(replace(ZOO_DESIGN, per_source=1, per_cell=1, per_hard_cell=1))
-    pairs = {
-        name: {digest(e.prompt + "\0" + e.response) for e in source.for_clients}
-        for name, source in sources.items()
-    }
-    shares = set()
+    pairs = {name: pairs_of(source.for_clients) for name, source in sources.items()}
+    malicious = set()
     for client in clients:
-        rows = [
-            digest(example.prompt + "\0" + example.response)
-            for example in examples_of(client, sources, count)
-        ]
+        examples = examples_of(client, sources, count)
+        rows = pairs_of(examples)
         own, others = round(client.share * count), pairs[client.host] - pairs[client.source]
-        assert (len(rows), len(set(rows))) == (count, count)
-        assert sum(row in pairs[client.source] for row in rows) == own
-        assert sum(row in others for row in rows) == count - own
-        shares.add((client.role, own))
-    assert (
-        {own for role, own in shares if role == "malicious"}
-        == {round(share * count) for share in SHARES}
-        == {40, 20, 10, 4}
-    )
+        assert (len(examples), len(rows)) == (count, count)
+        assert len(rows & pairs[client.source]) == own
+        assert len(rows & others) == count - own
+        if client.label:
+            malicious.add(own)
+    assert malicious == {round(share * count) for share in SHARES} == {40, 20, 10, 4}

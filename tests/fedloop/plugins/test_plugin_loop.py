@@ -34,9 +34,17 @@ def replies(
     }
 
 
-def play(sent: Any, state: State, number: int = 1, **options: Any) -> Any:
+START = plugged.global_state()
+SENT = replies(START)
+
+
+def play(sent: Any = SENT, state: Any = START, number: int = 1, **options: Any) -> Any:
     arguments = {"alpha": plugged.ALPHA, **options}
     return defend_round(plugged.defense(), number, sent, state, **arguments)
+
+
+def same(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 RENAMED: dict[str, Callable[[str], str]] = {
@@ -54,18 +62,14 @@ RENAMED: dict[str, Callable[[str], str]] = {
 def test_keys_may_be_spelled_in_every_way_and_the_new_state_has_the_servers(
     server: str, clients: str
 ) -> None:
-    state = plugged.global_state()
-    plain = play(replies(state), state)
-    renamed = {
-        client: (count, {RENAMED[clients](key): value for key, value in sent.items()})
-        for client, (count, sent) in replies(state).items()
-    }
-    done = play(renamed, {RENAMED[server](key): value for key, value in state.items()})
-    assert list(done.state) == [RENAMED[server](key) for key in state]
+    def renamed(who: str, state: State) -> State:
+        return {RENAMED[who](key): value for key, value in state.items()}
+
+    sent = {client: (count, renamed(clients, state)) for client, (count, state) in SENT.items()}
+    done = play(sent, renamed(server, START))
     assert not rejected(done.record)
-    assert all(
-        torch.equal(done.state[RENAMED[server](key)], value) for key, value in plain.state.items()
-    )
+    assert list(done.state) == [RENAMED[server](key) for key in START]
+    assert same(done.state, renamed(server, play().state))
 
 
 @pytest.mark.parametrize(
@@ -74,29 +78,22 @@ def test_keys_may_be_spelled_in_every_way_and_the_new_state_has_the_servers(
 def test_the_new_state_has_the_types_of_the_former_one_and_leaves_it_alone(
     dtype: torch.dtype,
 ) -> None:
-    state = {key: value.to(dtype) for key, value in plugged.global_state().items()}
+    state = {key: value.to(dtype) for key, value in START.items()}
     before = {key: value.clone() for key, value in state.items()}
-    exact = play(replies(plugged.global_state()), plugged.global_state()).state
-    done = play(replies(state), state)
+    done, exact = play(replies(state), state), play().state
     assert not done.record.skipped
     assert {value.dtype for value in done.state.values()} == {dtype}
-    assert all(
-        torch.allclose(done.state[key].float(), exact[key], rtol=0.02, atol=0.05) for key in state
-    )
-    assert all(torch.equal(state[key], before[key]) for key in state)
+    for key, value in done.state.items():
+        assert torch.allclose(value.float(), exact[key], rtol=0.02, atol=0.05)
+    assert same(state, before)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 def test_arrays_in_arrays_out(dtype: Any) -> None:
-    state = {
-        key: value.astype(dtype) for key, value in plugged.arrays_of(plugged.global_state()).items()
-    }
-    sent = {
-        client: (count, plugged.arrays_of(of))
-        for client, (count, of) in replies(plugged.global_state()).items()
-    }
+    state = {key: value.astype(dtype) for key, value in plugged.arrays_of(START).items()}
     for array in state.values():
         array.setflags(write=False)  # as they come out of a buffer
+    sent = {client: (count, plugged.arrays_of(of)) for client, (count, of) in SENT.items()}
     done = play(sent, state)
     assert not done.record.skipped
     assert {value.dtype for value in done.state.values()} == {np.dtype(dtype)}
@@ -104,12 +101,8 @@ def test_arrays_in_arrays_out(dtype: Any) -> None:
 
 
 def test_float64_states_keep_their_precision() -> None:
-    state = {key: value.double() + 1e-12 for key, value in plugged.global_state().items()}
-    done = play(
-        {client: (1, {key: value.clone() for key, value in state.items()}) for client in ("1",)},
-        state,
-    )
-    assert all(torch.equal(done.state[key], value) for key, value in state.items())
+    state = {key: value.double() + 1e-12 for key, value in START.items()}
+    assert same(play({"1": (1, dict(state))}, state).state, state)
 
 
 def test_who_is_not_trusted_can_stand_in_the_mean_as_having_changed_nothing() -> None:
@@ -147,21 +140,19 @@ JUNK: dict[str, Any] = {
         "base_model.model.q.lora_A.weight": np.array([[object()]]),
         "base_model.model.q.lora_B.weight": np.array([[object()]]),
     },
-    "whole numbers": {key: value.long() for key, value in plugged.global_state().items()},
-    "text in arrays": {key: np.array([["x"]]) for key in plugged.global_state()},
-    "vectors": {key: value.reshape(-1) for key, value in plugged.global_state().items()},
-    "scalars": {key: value.sum() for key, value in plugged.global_state().items()},
-    "no numbers": {key: value[:0] for key, value in plugged.global_state().items()},
-    "turned": {key: value.T for key, value in plugged.global_state().items()},
-    "sparse": {key: value.to_sparse() for key, value in plugged.global_state().items()},
-    "without storage": {key: value.to("meta") for key, value in plugged.global_state().items()},
+    "whole numbers": {key: value.long() for key, value in START.items()},
+    "text in arrays": {key: np.array([["x"]]) for key in START},
+    "vectors": {key: value.reshape(-1) for key, value in START.items()},
+    "scalars": {key: value.sum() for key, value in START.items()},
+    "no numbers": {key: value[:0] for key, value in START.items()},
+    "turned": {key: value.T for key, value in START.items()},
+    "sparse": {key: value.to_sparse() for key, value in START.items()},
+    "without storage": {key: value.to("meta") for key, value in START.items()},
     "terabytes that are one number": {
-        key: torch.ones(1, 1).expand(1 << 20, 1 << 20) for key in plugged.global_state()
+        key: torch.ones(1, 1).expand(1 << 20, 1 << 20) for key in START
     },
     "the same key twice": {
-        prefix + key: value
-        for prefix in ("", "x.")
-        for key, value in plugged.global_state().items()
+        prefix + key: value for prefix in ("", "x.") for key, value in START.items()
     },
     "an error": KeyError("arrays"),
     "out of memory": MemoryError("a header said so"),
@@ -170,15 +161,14 @@ JUNK: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", JUNK)
 def test_what_cannot_be_read_is_refused_with_a_reason_and_the_round_goes_on(name: str) -> None:
-    state = plugged.global_state()
-    honest = replies(state, clients=("1", "2", "3"))
-    done = play({**honest, "4": (40, JUNK[name])}, state)
+    honest = replies(START, clients=("1", "2", "3"))
+    done = play({**honest, "4": (40, JUNK[name])})
     assert list(done.record.reasons) == ["4"]
-    assert 10 < len(done.record.reasons["4"]) <= LONGEST_REASON
-    assert "Error" in done.record.reasons["4"] or "Mismatch" in done.record.reasons["4"]
+    why = done.record.reasons["4"]
+    assert 10 < len(why) <= LONGEST_REASON
+    assert "Error" in why or "Mismatch" in why
     assert done.weights["4"] == 0
-    alone = play(honest, state)
-    assert all(torch.equal(done.state[key], alone.state[key]) for key in state)
+    assert same(done.state, play(honest).state)
 
 
 VALUES = st.one_of(
@@ -220,15 +210,16 @@ STATES = st.one_of(VALUES, st.dictionaries(KEYS, VALUES, max_size=9))
 def test_no_reply_whatsoever_ends_the_round_or_gets_a_weight(
     count: Any, state: Any, steps: Any
 ) -> None:
-    start = plugged.global_state()
-    honest = [
-        Reply(client, number, of)
-        for client, (number, of) in replies(start, clients=("1", "2", "3")).items()
-    ]
-    done = play([*honest, Reply("4", count, state, steps)], start)
+    done = play(
+        [*as_replies(replies(START, clients=("1", "2", "3"))), Reply("4", count, state, steps)]
+    )
     assert done.weights["4"] == 0
     assert list(done.record.reasons) == ["4"]
     assert all(torch.isfinite(value).all() for value in done.state.values())
+
+
+def as_replies(sent: dict[str, tuple[int, State]]) -> list[Reply]:
+    return [Reply(client, count, state) for client, (count, state) in sent.items()]
 
 
 @pytest.mark.parametrize(
@@ -237,104 +228,95 @@ def test_no_reply_whatsoever_ends_the_round_or_gets_a_weight(
     ids=str,
 )
 def test_a_count_that_is_no_whole_number_is_refused(count: Any) -> None:
-    state = plugged.global_state()
-    sent = replies(state)
-    done = play({**sent, "4": (count, sent["4"][1])}, state)
+    done = play({**SENT, "4": (count, SENT["4"][1])})
     assert "num_examples" in done.record.reasons["4"]
 
 
 @pytest.mark.parametrize("count", [40.0, np.int64(40), np.float32(40), np.uint8(40)], ids=repr)
 def test_a_whole_number_of_another_type_counts(count: Any) -> None:
-    state = plugged.global_state()
-    sent = replies(state)
-    done = play({**sent, "4": (count, sent["4"][1])}, state)
+    done = play({**SENT, "4": (count, SENT["4"][1])})
     assert not done.record.reasons
     assert done.weights["4"] == pytest.approx(0.2)
 
 
-def test_clients_that_were_asked_and_are_not_there_are_missing() -> None:
-    state = plugged.global_state()
-    record = play(
-        replies(state, clients=("1", "2", "3")), state, expected=["1", "2", "3", "4"]
-    ).record
-    assert rejected(record) == {"4": "missing: asked and sent nothing"}
-
-
 def test_a_client_with_one_unreadable_reply_and_one_good_one_sent_two() -> None:
-    state = plugged.global_state()
-    good = [Reply(client, count, sent) for client, (count, sent) in replies(state).items()]
-    record = play([*good, Reply("2", 40, None)], state).record
+    record = play([*as_replies(SENT), Reply("2", 40, None)]).record
     assert "duplicate: 2" in record.reasons["2"]
 
 
-def test_rejected_names_the_refused_the_malicious_and_nobody_else() -> None:
-    state = plugged.global_state()
-    sent = replies(state)
-    sent["2"] = (40, {key: state[key] + change for key, change in plugged.delta(77, True).items()})
-    sent["3"] = (40, {})
-    record = play(sent, state).record
-    assert set(rejected(record)) == {"2", "3"}
+def test_rejected_names_the_refused_the_malicious_the_missing_and_nobody_else() -> None:
+    malicious = {key: START[key] + change for key, change in plugged.delta(77, True).items()}
+    sent = {**SENT, "2": (40, malicious), "3": (40, {})}
+    record = play(sent, expected=[*SENT, "9"]).record
+    assert set(rejected(record)) == {"2", "3", "9"}
     assert rejected(record)["2"].startswith("judged malicious by")
     assert rejected(record)["3"] == record.reasons["3"]
+    assert rejected(record)["9"] == "missing: asked and sent nothing"
 
 
 # --- rules
 
 
 def test_a_rule_that_cannot_be_applied_skips_the_round_and_says_why() -> None:
-    state = plugged.global_state()
-    done = play(replies(state), state, rule="dnc", options={"f": 2, "removed": 9.0})
+    done = play(rule="dnc", options={"f": 2, "removed": 9.0})
     assert done.record.skipped
     assert done.weights == {}
     assert "removed=9.0" in done.record.note
-    assert all(done.state[key] is state[key] for key in state)
+    assert all(done.state[key] is START[key] for key in START)
 
 
-def test_a_sum_too_large_for_the_states_type_skips_the_round() -> None:
-    state = {key: value.half() for key, value in plugged.global_state().items()}
-    large = {key: torch.full(value.shape, 1e5) for key, value in state.items()}
-    done = defend_round(
-        plugged.Defense(None, None), 1, {"1": (1, large)}, state, alpha=plugged.ALPHA
-    )
+@pytest.mark.parametrize("made", [dict, plugged.arrays_of])
+def test_a_sum_too_large_for_the_states_type_skips_the_round(made: Any) -> None:
+    state = made({key: value.half() for key, value in START.items()})
+    large = {key: torch.full(value.shape, 1e5) for key, value in START.items()}
+    done = defend_round(Defense(None), 1, {"1": (1, large)}, state, alpha=plugged.ALPHA)
     assert done.record.skipped
     assert "infinite" in done.record.note
-    arrays = plugged.arrays_of(state)
-    done = defend_round(
-        plugged.Defense(None, None), 1, {"1": (1, large)}, arrays, alpha=plugged.ALPHA
-    )
-    assert done.record.skipped
 
 
 # --- the caller's mistakes
 
 
-def test_the_callers_mistakes_raise() -> None:
-    state = plugged.global_state()
-    sent = replies(state)
-    with pytest.raises(AggregationError, match="mean, median"):
-        play(sent, state, rule="average")
-    for wrong in ({b"1": sent["1"]}, {None: sent["1"]}, {"1": None}, {"1": (*sent["1"], {})}):
-        with pytest.raises(EvidenceError):
-            play(wrong, state)
-    numbered = {int(client): reply for client, reply in sent.items()}
-    assert federated.untimed(
-        play(numbered, state, expected=range(1, 6)).record
-    ) == federated.untimed(play(sent, state, expected=["1", "2", "3", "4", "5"]).record)
-    for alpha in (None, "16", 0, True):
-        with pytest.raises(ConfigError, match="alpha"):
-            play(sent, state, alpha=alpha)
-    with pytest.raises(ConfigError, match="kind 'delta'"):
-        play(sent, state, kind="delta")
-    with pytest.raises(UnsupportedAdapterError, match=r"lm_head\.weight"):
-        play(sent, {**state, "lm_head.weight": torch.ones(2, 2)})
-    with pytest.raises(AdapterFormatError, match=r"rotary_emb\.inv_freq.*leave it out"):
-        play(sent, {**state, "model.rotary_emb.inv_freq": torch.ones(2)})
-    with pytest.raises(NonFiniteError):
-        play(sent, {key: value / 0 for key, value in state.items()})
-    with pytest.raises(ConfigError, match="use_rslor"):
-        play(sent, state, use_rslor=True)
-    with pytest.raises(AdapterFormatError, match="type list; expected PEFT key names"):
-        play(sent, [state])
+INFINITE = {key: value / 0 for key, value in START.items()}
+ROTARY = {**START, "model.rotary_emb.inv_freq": torch.ones(2)}
+MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"rule": "average"}, AggregationError, "mean, median"),
+    *(
+        ({"sent": sent}, EvidenceError, ".")
+        for sent in (
+            {b"1": SENT["1"]},
+            {None: SENT["1"]},
+            {"1": None},
+            {"1": (*SENT["1"], {})},
+        )
+    ),
+    *(({"alpha": alpha}, ConfigError, "alpha") for alpha in (None, "16", 0, True)),
+    ({"kind": "delta"}, ConfigError, "kind 'delta'"),
+    ({"use_rslor": True}, ConfigError, "use_rslor"),
+    ({"late_updates": "drop"}, ConfigError, "late_updates 'drop'"),
+    (
+        {"state": {**START, "lm_head.weight": torch.ones(2, 2)}},
+        UnsupportedAdapterError,
+        r"lm_head\.weight",
+    ),
+    ({"state": ROTARY}, AdapterFormatError, r"rotary_emb\.inv_freq.*leave it out"),
+    ({"state": INFINITE}, NonFiniteError, "."),
+    ({"state": [START]}, AdapterFormatError, "type list; expected PEFT key names"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), MISTAKES)
+def test_the_callers_mistakes_raise(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        play(**arguments)
+
+
+def test_whole_numbers_are_ids() -> None:
+    numbered = {int(client): reply for client, reply in SENT.items()}
+    found = play(numbered, expected=range(1, 6)).record
+    assert federated.untimed(found) == federated.untimed(play(expected=[*SENT]).record)
 
 
 def test_the_arguments_of_the_adapter_reach_it() -> None:
@@ -342,102 +324,65 @@ def test_the_arguments_of_the_adapter_reach_it() -> None:
 
     Alpha / 4 is another adapter.
     """
-    state = plugged.global_state()
-    done = defend_round(plugged.defense(), 1, replies(state), state, alpha=4, use_rslora=True)
-    assert not rejected(done.record)
-    other = defend_round(
-        plugged.defense(), 1, replies(state), state, alpha=plugged.ALPHA, base_model="another/model"
-    )
-    assert all("another/model" in why for why in rejected(other.record).values())
-    assert other.record.skipped
+    assert not rejected(play(alpha=4, use_rslora=True).record)
+    other = play(base_model="another/model").record
+    assert all("another/model" in why for why in rejected(other).values())
+    assert other.skipped
 
 
 # --- evidence
 
 
-def evidence_of(
-    changes: dict[str, State], level: Any, malicious: tuple[str, ...] = ()
-) -> dict[str, list[State]]:
-    """What clients send besides: the way to their update, or shadow steps of their class."""
-    if isinstance(level, StepLevel):
-        return {
-            client: [{key: share * value for key, value in change.items()} for share in (0.5, 1.0)]
-            for client, change in changes.items()
-        }
-    return {
-        client: [
-            plugged.delta(900 + 10 * int(client) + step, client in malicious) for step in range(2)
-        ]
-        for client in changes
-    }
-
-
 @pytest.mark.parametrize("level", [StepLevel(), ShadowLevel()], ids=["step", "shadow"])
 def test_levels_that_read_evidence_get_it(level: Any) -> None:
-    state = plugged.global_state()
-    changes = {
-        client: plugged.delta(10 * index, client == "5")
-        for index, client in enumerate(plugged.CLIENTS)
-    }
-    sent = {
-        client: (40, {key: state[key] + change[key] for key in state})
-        for client, change in changes.items()
-    }
-    evidence = evidence_of(changes, level, ("5",))
-    record = defend_round(
-        plugged.defense(level), 1, sent, state, alpha=plugged.ALPHA, evidence=evidence
-    ).record
+    """The way to the update, or shadow steps of the client's class."""
+    sent, evidence = {}, {}
+    for client in plugged.CLIENTS:
+        change = plugged.delta(10 * int(client), client == "5")
+        sent[client] = (40, {key: START[key] + change[key] for key in START})
+        way = [{key: share * value for key, value in change.items()} for share in (0.5, 1.0)]
+        shadows = [plugged.delta(900 + 10 * int(client) + n, client == "5") for n in range(2)]
+        evidence[client] = way if isinstance(level, StepLevel) else shadows
+
+    def judged(evidence: Any) -> Any:
+        options: dict[str, Any] = {"alpha": plugged.ALPHA, "evidence": evidence}
+        return defend_round(plugged.defense(level), 1, sent, START, **options).record
+
+    record = judged(evidence)
     assert not record.reasons
     assert record.factors["5"] < 0.1 < 0.9 < record.factors["1"]
     assert all(len(scores) == 2 for scores in record.scores.values())
-    without = {client: steps for client, steps in evidence.items() if client != "1"}
-    record = defend_round(
-        plugged.defense(level), 1, sent, state, alpha=plugged.ALPHA, evidence=without
-    ).record
-    assert "missing evidence" in record.reasons["1"]
+    del evidence["1"]
+    assert "missing evidence" in judged(evidence).reasons["1"]
 
 
-@pytest.mark.parametrize(
-    ("steps", "why"),
-    [
-        (5, "steps of type int"),
-        (None, "steps of type NoneType"),
-        ([None], "state dict of type NoneType"),
-        ("ab", "state dict of type str"),
-        ([{"a": np.ones((2, 2))}], "not a LoRA factor"),
-        ([plugged.delta(3)] * 4, "got 4 steps of evidence; expected at most 3"),
-        ([plugged.delta(3)] * 5000, "got 4 steps of evidence; expected at most 3"),
-        ([plugged.delta(3)], "the last step is not the submitted update"),
-    ],
-    ids=[
-        *"number none nothing text".split(),
-        "other keys",
-        "too many",
-        "far too many",
-        "another trajectory",
-    ],
-)
-def test_evidence_that_cannot_be_used_is_a_reason(steps: Any, why: str) -> None:
-    state = plugged.global_state()
-    sent = [Reply(client, count, of) for client, (count, of) in replies(state).items()]
-    odd = Reply(
-        "6", 40, {key: state[key] + change for key, change in plugged.delta(60).items()}, steps
-    )
-    record = defend_round(
-        plugged.defense(StepLevel(), max_steps=3), 1, [*sent, odd], state, alpha=plugged.ALPHA
-    ).record
+UNUSABLE: dict[str, tuple[Any, str]] = {
+    "number": (5, "steps of type int"),
+    "none": (None, "steps of type NoneType"),
+    "nothing": ([None], "state dict of type NoneType"),
+    "text": ("ab", "state dict of type str"),
+    "other keys": ([{"a": np.ones((2, 2))}], "not a LoRA factor"),
+    "too many": ([plugged.delta(3)] * 4, "got 4 steps of evidence; expected at most 3"),
+    "far too many": ([plugged.delta(3)] * 5000, "got 4 steps of evidence; expected at most 3"),
+    "another trajectory": ([plugged.delta(3)], "the last step is not the submitted update"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_evidence_that_cannot_be_used_is_a_reason(name: str) -> None:
+    steps, why = UNUSABLE[name]
+    state = {key: START[key] + change for key, change in plugged.delta(60).items()}
+    sent = [*as_replies(SENT), Reply("6", 40, state, steps)]
+    defense = plugged.defense(StepLevel(), max_steps=3)
+    record = defend_round(defense, 1, sent, START, alpha=plugged.ALPHA).record
     assert why in record.reasons["6"]
 
 
 @pytest.mark.parametrize("late_updates", ["refuse", "count"])
 def test_a_late_update_is_refused_or_counts_as_the_change_that_it_was(late_updates: Any) -> None:
-    start = plugged.global_state()
-    later = {key: value + 1 for key, value in start.items()}
+    later = {key: value + 1 for key, value in START.items()}
     sent = replies(later, clients=("a", "slow"))
-    overdue = {
-        client: Late(*replies(start, clients=("a",))["a"], start) for client in ("a", "slow")
-    }
-    overdue["slow"] = Late(*replies(start, 500, clients=("slow",))["slow"], start)
+    early, slow = (replies(START, seed, ("x",))["x"] for seed in (0, 500))
     done = defend_round(
         Defense(None),
         7,
@@ -445,7 +390,7 @@ def test_a_late_update_is_refused_or_counts_as_the_change_that_it_was(late_updat
         later,
         alpha=plugged.ALPHA,
         expected=["a"],
-        late=overdue,
+        late={"a": Late(*early, START), "slow": Late(*slow, START)},
         late_updates=late_updates,
     )
     if late_updates == "refuse":
@@ -454,10 +399,5 @@ def test_a_late_update_is_refused_or_counts_as_the_change_that_it_was(late_updat
         return
     assert dict(done.weights) == {"a": 0.5, "slow": 0.5}
     for key, value in later.items():
-        changes = sent["a"][1][key] - value, overdue["slow"].state[key] - start[key]
+        changes = sent["a"][1][key] - value, slow[1][key] - START[key]
         assert torch.allclose(done.state[key], value + sum(changes) / 2, atol=1e-6)
-
-
-def test_a_wrong_option_for_late_updates_is_said() -> None:
-    with pytest.raises(ConfigError, match="late_updates 'drop'"):
-        play(replies(plugged.global_state()), plugged.global_state(), late_updates="drop")
