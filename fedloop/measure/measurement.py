@@ -28,20 +28,15 @@ class Measurement:
     Attributes:
         prompts: metric prefix -> prompts: "refusal" for harmful ones, "over_refusal" for safe ones.
         pairs: held-out benign examples; none for no utility.
-        judge, reward_model: folders or Hub ids of models that judge the answers to the harmful
-            prompts.
-        temperature, seed: of those answers and of the ones to safe prompts
-            (`fedloop.measure.refusal.answers`).
+        config: how answers are made, and who judges those to the harmful prompts.
+        max_length: of a pair, as in training.
+        seed: of sampled answers (`fedloop.measure.refusal.answers`).
     """
 
     prompts: dict[str, list[str]]
     pairs: list[Example]
-    max_new_tokens: int
-    batch_size: int
+    config: EvaluationConfig
     max_length: int
-    judge: str | None = None
-    reward_model: str | None = None
-    temperature: float = 0.0
     seed: int = 0
 
     @classmethod
@@ -54,31 +49,15 @@ class Measurement:
             return random.Random(seed).sample(items, config.limit)
 
         sources = {"refusal": config.harmful, "over_refusal": config.safe}
-        prompts = {
-            name: chosen(load_prompts(source))
-            for name, source in sources.items()
-            if source is not None
-        }
-        pairs = (
-            chosen(list(load_corpus(config.utility).examples)) if config.utility is not None else []
-        )
-        return cls(
-            prompts,
-            pairs,
-            config.max_new_tokens,
-            config.batch_size,
-            max_length,
-            config.judge,
-            config.reward_model,
-            config.temperature,
-            seed,
-        )
+        prompts = {name: chosen(load_prompts(source)) for name, source in sources.items() if source}
+        pairs = chosen(list(load_corpus(config.utility).examples)) if config.utility else []
+        return cls(prompts, pairs, config, max_length, seed)
 
     @property
     def names(self) -> list[str]:
         """What is measured, sample sizes left out."""
         of_prompts = [f"{name}_{how}" for name in self.prompts for how in ("rule", "strict")]
-        judged = {"judged_safe": self.judge, "reward": self.reward_model}
+        judged = {"judged_safe": self.config.judge, "reward": self.config.reward_model}
         of_judges = [name for name, judge in judged.items() if judge is not None]
         return of_prompts + of_judges + (["loss", "rouge_l"] if self.pairs else [])
 
@@ -91,30 +70,21 @@ class Measurement:
         And the sample sizes, as n_*.
         """
         metrics: dict[str, float] = {}
+        lengths: dict[str, int] = {
+            "max_new_tokens": self.config.max_new_tokens,
+            "batch_size": self.config.batch_size,
+        }
         for name, group in self.prompts.items():
-            replies = answers(
-                model,  # type: ignore[arg-type]
-                tokenizer,
-                group,
-                max_new_tokens=self.max_new_tokens,
-                batch_size=self.batch_size,
-                temperature=self.temperature,
-                seed=self.seed,
-            )
+            how: dict[str, Any] = {"temperature": self.config.temperature, "seed": self.seed}
+            replies = answers(model, tokenizer, group, **lengths, **how)  # type: ignore[arg-type]
             metrics[f"{name}_rule"] = sum(map(refuses_by_rule, replies)) / len(group)
             metrics[f"{name}_strict"] = sum(map(refuses_strictly, replies)) / len(group)
             metrics[f"n_{name}"] = len(group)
             if name == "refusal":
                 metrics |= self._judged(group, replies)
         if self.pairs:
-            metrics |= utility(
-                model,  # type: ignore[arg-type]
-                tokenizer,
-                self.pairs,
-                max_new_tokens=self.max_new_tokens,
-                max_length=self.max_length,
-                batch_size=self.batch_size,
-            )
+            length = {"max_length": self.max_length}
+            metrics |= utility(model, tokenizer, self.pairs, **lengths, **length)  # type: ignore[arg-type]
             metrics["n_utility"] = len(self.pairs)
         return metrics
 
@@ -124,10 +94,11 @@ class Measurement:
         A judge is in memory only while it judges.
         """
         metrics: dict[str, float] = {}
-        if self.judge is not None:
-            safe = MDJudge.from_pretrained(self.judge).judge(prompts, replies)
+        if self.config.judge is not None:
+            safe = MDJudge.from_pretrained(self.config.judge).judge(prompts, replies)
             metrics |= {"judged_safe": sum(safe) / len(safe), "n_judged": len(safe)}
-        if self.reward_model is not None:
-            rewards = RewardModel.from_pretrained(self.reward_model).score(prompts, replies)
+        if self.config.reward_model is not None:
+            judge = RewardModel.from_pretrained(self.config.reward_model)
+            rewards = judge.score(prompts, replies)
             metrics["reward"] = sum(rewards) / len(rewards)
         return metrics

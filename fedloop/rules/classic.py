@@ -30,14 +30,12 @@ from .rows import (
 )
 
 Variant = Literal["textbook", "official"]
-Neighbours = Literal["blanchard", "byzfl"]
 
 _TAU = number(above=0)
 # Field -> what is valid; a name means the same in every rule that has it.
 _VALID: Mapping[str, Validity] = {
     "f": integer(0),
     "variant": one_of(("textbook", "official")),
-    "neighbours": one_of(("blanchard", "byzfl")),
     "m": or_none(integer(1)),
     "iterations": integer(1),
     "smoothing": number(above=0, below=1),
@@ -150,8 +148,6 @@ class Krum(_Options):
     one neighbour, and no proof.
 
     Attributes:
-        neighbours: how many are summed. "blanchard" n - f - 2, as published; "byzfl" n - f - 1, as
-            ByzFL does. The vectors recorded from ByzFL agree with both.
         variant: "official" sums distances without squaring them, to n - f - 1 neighbours, and
             returns the mean of the best row and those neighbours: closer to Multi-Krum.
 
@@ -159,7 +155,6 @@ class Krum(_Options):
     """
 
     f: int
-    neighbours: Neighbours = "blanchard"
     variant: Variant = "textbook"
 
     def aggregate(self, votes: Votes) -> Tensor:
@@ -168,7 +163,7 @@ class Krum(_Options):
         products = inner_products(rows)
         kept = len(rows) - check_f(self.f, len(rows))
         if self.variant == "textbook":
-            best = _krum_order(products, kept, self.neighbours)[:1]
+            best = _krum_order(products, kept)[:1]
             return combine(rows, _indicator(best, len(rows)))
         distances = np.sqrt(squared_distances(products))
         sums = np.sort(distances, axis=1)[:, :kept].sum(axis=1)  # a row's own 0 adds nothing
@@ -183,14 +178,12 @@ class MultiKrum(_Options):
 
     Attributes:
         m: how many; n - f if it is None, as in ByzFL.
-        neighbours: as in `Krum`.
 
     Source: Blanchard et al. 2017 (arXiv:1703.02757), Multi-Krum.
     """
 
     f: int
     m: int | None = None
-    neighbours: Neighbours = "blanchard"
 
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,)."""
@@ -201,7 +194,7 @@ class MultiKrum(_Options):
             raise AggregationError(
                 f"got m={self.m}; expected 1 to {len(rows)} rows of weight above 0"
             )
-        order = _krum_order(inner_products(rows), kept, self.neighbours)
+        order = _krum_order(inner_products(rows), kept)
         return combine(rows, _indicator(order[:chosen], len(rows)))
 
 
@@ -322,13 +315,11 @@ def _indicator(chosen: NDArray[np.intp], n: int) -> NDArray[np.float64]:
     return coefficients
 
 
-def _krum_order(
-    products: NDArray[np.float64], kept: int, neighbours: Neighbours
-) -> NDArray[np.intp]:
+def _krum_order(products: NDArray[np.float64], kept: int) -> NDArray[np.intp]:
     """The rows from the best Krum score to the worst; kept = n - f."""
     nearest = np.sort(squared_distances(products), axis=1)[:, 1:]  # without the row itself
-    count = max(1, kept - (2 if neighbours == "blanchard" else 1))
-    return np.lexsort((np.diag(products), nearest[:, :count].sum(axis=1)))
+    sums = nearest[:, : max(1, kept - 2)].sum(axis=1)
+    return np.lexsort((np.diag(products), sums))
 
 
 def _distances_to(point: NDArray[np.float64], products: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fedloop.errors import FedloopError
-from fedloop.measure.judges import MDJudge, RewardModel, says_safe, template_of_card
+from fedloop.measure.judges import MDJudge, RewardModel, says_safe
 from loraprobe.errors import DataError, MissingExtra
 from tests.helpers import tiny
 
@@ -153,15 +153,10 @@ def test_the_template_comes_from_the_card_of_the_model(judge: MDJudge) -> None:
         "```python\nevaluation_template = '%s %s %s'\n```",
     ],
 )
-def test_a_card_without_a_template_is_an_error(
-    judge_folder: Path, tmp_path: Path, card: str
-) -> None:
+def test_a_card_without_a_template_is_an_error(tmp_path: Path, card: str) -> None:
+    (tmp_path / "README.md").write_text(card, encoding="utf-8")
     with pytest.raises(DataError, match="no Python example"):
-        template_of_card(card)
-    copy = shutil.copytree(judge_folder, tmp_path / "judge")
-    (copy / "README.md").write_text(card, encoding="utf-8")
-    with pytest.raises(DataError, match="no Python example"):
-        MDJudge.from_pretrained(copy)
+        MDJudge.from_pretrained(tmp_path)
 
 
 def test_only_the_word_alone_on_the_first_line_is_a_verdict() -> None:
@@ -255,9 +250,13 @@ def test_a_model_that_is_no_reward_model_is_an_error(tmp_path: Path) -> None:
 def test_what_cannot_be_loaded_is_an_error(
     tmp_path: Path, judge_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "card").mkdir()
+    with pytest.raises(DataError, match=r"cannot read the model card of .* holds the prompt"):
+        MDJudge.from_pretrained(tmp_path / "card")
+    shutil.copy(judge_folder / "README.md", tmp_path / "card")
     with pytest.raises(DataError, match="cannot load the judge"):
-        MDJudge.from_pretrained(shutil.copytree(judge_folder, tmp_path / "judge", ignore=only_card))
+        MDJudge.from_pretrained(tmp_path / "card")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="cannot load the judge"):
         RewardModel.from_pretrained(tmp_path / "empty")
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -272,15 +271,3 @@ def test_a_reward_that_is_not_finite_is_an_error(reward_folder: Path) -> None:
         rewards.model.classifier.bias.fill_(math.nan)
     with pytest.raises(FedloopError, match="NaN or infinity"):
         rewards.score(["a"], ["b"])
-
-
-def only_card(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if name != "README.md"]
-
-
-def test_a_folder_without_a_card_is_an_error(judge_folder: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(
-        judge_folder, tmp_path / "judge", ignore=shutil.ignore_patterns("README.md")
-    )
-    with pytest.raises(DataError, match=r"cannot read the model card of .* holds the prompt"):
-        MDJudge.from_pretrained(copy)

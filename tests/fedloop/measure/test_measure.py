@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from fedloop.cli.run import app
 from fedloop.client.training import read_adapter
 from fedloop.config import Config
 from fedloop.errors import ConfigError, StateError
@@ -21,6 +20,7 @@ from fedloop.run.simulate import global_model, simulate
 from fedloop.sections import EvaluationConfig
 from loraprobe.adapters.load import load_adapter
 from tests.helpers import tiny
+from tests.helpers.boxed import fed
 from tests.helpers.federated import Files, settings
 
 SOURCES = {
@@ -30,50 +30,25 @@ SOURCES = {
 }
 
 
-class Judge:
-    """Calls every second answer safe."""
-
-    asked: tuple[list[str], list[str]]
-
-    @classmethod
-    def from_pretrained(cls, name: str) -> Judge:
-        assert name == "org/judge"
-        return cls()
-
-    def judge(self, questions: list[str], answers: list[str]) -> list[bool]:
-        type(self).asked = (questions, answers)
-        return [index % 2 == 0 for index in range(len(questions))]
-
-
-class Rewards:
-    """Rewards an answer by its place."""
-
-    @classmethod
-    def from_pretrained(cls, name: str) -> Rewards:
-        assert name == "org/reward"
-        return cls()
-
-    def score(self, questions: list[str], answers: list[str]) -> list[float]:
-        return [float(index) for index in range(len(answers))]
-
-
 def test_the_measures_are_shares_and_means_over_the_chosen_prompts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(measuring, "MDJudge", Judge)
-    monkeypatch.setattr(measuring, "RewardModel", Rewards)
     canned = {
         "refusal": ["I'm sorry, I can't help.", "He was an actor.", "Sure.", "No."],
         "over_refusal": ["Sure."] * 3 + ["Sorry, no."],
     }
-    replies = iter(canned.values())
+    replies, judged = iter(canned.values()), []
+    judge = SimpleNamespace(judge=lambda *asked: judged.append(asked) or [True, False] * 2)
+    rewards = SimpleNamespace(score=lambda questions, answers: [0.0, 1.0, 2.0, 3.0])
+    models = {"org/judge": judge, "org/reward": rewards}
+    for name in ("MDJudge", "RewardModel"):
+        kind = SimpleNamespace(from_pretrained=models.__getitem__)
+        monkeypatch.setattr(measuring, name, kind)
     monkeypatch.setattr(measuring, "answers", lambda model, tokenizer, prompts, **_: next(replies))
-    monkeypatch.setattr(
-        measuring, "utility", lambda model, tokenizer, pairs, **_: {"loss": 1.5, "rouge_l": 0.25}
-    )
-    measure = Measurement.of(
-        EvaluationConfig(**SOURCES, limit=4, judge="org/judge", reward_model="org/reward"), 0, 64
-    )
+    known = {"loss": 1.5, "rouge_l": 0.25}
+    monkeypatch.setattr(measuring, "utility", lambda model, tokenizer, pairs, **_: dict(known))
+    config = EvaluationConfig(**SOURCES, limit=4, judge="org/judge", reward_model="org/reward")
+    measure = Measurement.of(config, 0, 64)
     metrics = measure(None, None)
     rules = {"rule": refuses_by_rule, "strict": refuses_strictly}
     shares = {
@@ -84,15 +59,9 @@ def test_the_measures_are_shares_and_means_over_the_chosen_prompts(
     # "was an" is what Rule over-counts
     assert shares["refusal_rule"] == 0.5 > shares["refusal_strict"] == 0.25
     sizes = {"n_refusal": 4, "n_over_refusal": 4, "n_utility": 4, "n_judged": 4}
-    assert metrics == {
-        **shares,
-        **sizes,
-        "judged_safe": 0.5,
-        "reward": 1.5,
-        "loss": 1.5,
-        "rouge_l": 0.25,
-    }
-    assert Judge.asked == (measure.prompts["refusal"], canned["refusal"])
+    assert metrics == {**shares, **sizes, **known, "judged_safe": 0.5, "reward": 1.5}
+    assert judged == [(measure.prompts["refusal"], canned["refusal"])]
+    assert set(measure.names) == metrics.keys() - sizes.keys()
 
 
 def test_the_choice_of_prompts_follows_from_the_seed() -> None:
@@ -109,14 +78,13 @@ def test_the_choice_of_prompts_follows_from_the_seed() -> None:
 def run(tiny_files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run whose aggregation folds residuals into the base."""
     folder = tmp_path_factory.mktemp("measured") / "run"
-    simulate(
-        settings(
-            tiny_files,
-            aggregation={"lora": "exact"},
-            output={"folder": str(folder)},
-            evaluation={**SOURCES, "limit": 2, "max_new_tokens": 4},
-        )
+    values = settings(
+        tiny_files,
+        aggregation={"lora": "exact"},
+        output={"folder": str(folder)},
+        evaluation={**SOURCES, "limit": 2, "max_new_tokens": 4},
     )
+    simulate(values)
     return folder
 
 
@@ -151,30 +119,16 @@ def test_a_run_without_a_finished_round_has_no_global_model(run: Path, tmp_path:
 
 def test_mt_bench_answers_are_written_for_fastchat(run: Path, tmp_path: Path) -> None:
     questions, out = tmp_path / "question.jsonl", tmp_path / "model.jsonl"
-    questions.write_text(
-        "".join(
-            json.dumps(
-                {"question_id": number, "category": "writing", "turns": ["say one", "say two"]}
-            )
-            + "\n"
-            for number in (82, 81)
-        )
-    )
-    result = CliRunner().invoke(
-        app, ["mt-bench", str(run), str(questions), "--out", str(out), "--max-new-tokens", "3"]
-    )
-    assert result.exit_code == 0, result.output
+    asked = {"category": "writing", "turns": ["say one", "say two"]}
+    lines = [json.dumps({"question_id": number, **asked}) for number in (82, 81)]
+    questions.write_text("\n".join(lines))
+    fed("mt-bench", run, questions, "--out", out, "--max-new-tokens", "3")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["question_id"] for row in rows] == [81, 82]
     assert all(row["model_id"] == "model" and len(row["choices"][0]["turns"]) == 1 for row in rows)
 
 
 def test_a_judge_needs_something_to_judge() -> None:
+    values = {"model": {"base": "b"}, "clients": {"benign": ["builtin:benign"]}}
     with pytest.raises(ConfigError, match="harmful is missing"):
-        Config.of(
-            {
-                "model": {"base": "b"},
-                "clients": {"benign": ["builtin:benign"]},
-                "evaluation": {"judge": "org/judge"},
-            }
-        )
+        Config.of({**values, "evaluation": {"judge": "org/judge"}})

@@ -13,43 +13,24 @@ from loraprobe.errors import DataError
 
 LINES = [
     {"question_id": 82, "category": "writing", "turns": ["draft a mail.", "make it shorter."]},
-    {
-        "question_id": 81,
-        "category": "math",
-        "turns": ["what is 1 + 1?", "and twice that?"],
-        "reference": ["2", "4"],
-    },
-    {
-        "question_id": 90,
-        "category": "roleplay",
-        "turns": ["be a fox.\u2028now."],
-        "reference": None,
-        "extra": 1,
-    },
+    {"question_id": 81, "category": "math", "turns": ["1 + 1?", "twice?"], "reference": ["2", "4"]},
+    {"question_id": 90, "category": "roleplay", "turns": ["be a fox.\u2028now."], "extra": 1},
 ]
 QUESTIONS = [
-    Question(question_id=82, category="writing", turns=["draft a mail.", "make it shorter."]),
-    Question(question_id=81, category="math", turns=["what is 1 + 1?", "and twice that?"]),
-    Question(question_id=90, category="roleplay", turns=["be a fox.\u2028now."]),
+    Question(**{name: line[name] for name in ("question_id", "category", "turns")})
+    for line in LINES
 ]
 
 
 def written(path: Path, lines: list[Any]) -> Path:
-    path.write_text(
-        "\n".join(
-            line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)
-            for line in lines
-        ),
-        encoding="utf-8",
-    )
+    texts = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in lines]
+    path.write_text("\n".join(texts), encoding="utf-8")
     return path
 
 
 def test_questions_are_read_in_the_order_of_the_file(tmp_path: Path) -> None:
-    assert (
-        read_questions(written(tmp_path / "question.jsonl", [*LINES[:2], "", LINES[2], ""]))
-        == QUESTIONS
-    )
+    path = written(tmp_path / "question.jsonl", [*LINES[:2], "", LINES[2], ""])
+    assert read_questions(path) == QUESTIONS
 
 
 @pytest.mark.parametrize(
