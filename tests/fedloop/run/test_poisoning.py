@@ -6,6 +6,7 @@ Attackers send what the attack says, forge what can be forged, and are told apar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,12 @@ def attacked(
             spool.add(client, update.adapter, update.steps)
         honest = [client for client in updates if client not in malicious]
         attack_updates(spool, honest, malicious, chosen, defense, np.random.default_rng(seed))
-        found = {client: spool.update(client, 40) for client in updates}
+        found = [spool.update(client, 40) for client in updates]
         return {
-            client: ClientUpdate(
-                client, 40, update.adapter.load(), tuple(step.load() for step in update.steps)
+            one.client_id: replace(
+                one, adapter=one.adapter.load(), steps=tuple(step.load() for step in one.steps)
             )
-            for client, update in found.items()
+            for one in found
         }
 
 
@@ -88,20 +89,15 @@ def test_attackers_send_what_the_attack_says_and_honest_clients_what_they_traine
     name: str,
 ) -> None:
     before, after = trained(), play(name)
-    honest, own = (
-        np.stack([row(before[client]) for client in HONEST]),
-        np.stack([row(before[client]) for client in MALICIOUS]),
-    )
+    honest, own = (np.stack([row(before[c]) for c in some]) for some in (HONEST, MALICIOUS))
     options: dict[str, Any] = {"own": own} if name in ("scaling", "probe_evasion") else {}
     expected = ATTACKS[name](honest, 2, rng=np.random.default_rng(0), **options)
     for client in HONEST:
         assert np.array_equal(row(after[client]), row(before[client]))
-    for client, wanted in zip(MALICIOUS, expected, strict=True):
+    for client, wanted, former in zip(MALICIOUS, expected, own, strict=True):
         sent = row(after[client])
         assert np.linalg.norm(sent - wanted) < 1e-3 * np.linalg.norm(wanted)
-        assert np.linalg.norm(sent - row(before[client])) > 0.05 * np.linalg.norm(
-            row(before[client])
-        )
+        assert np.linalg.norm(sent - former) > 0.05 * np.linalg.norm(former)
 
 
 def test_colluders_do_not_send_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,25 +149,18 @@ def test_an_attack_that_cannot_be_made_says_why() -> None:
 
 
 def test_probe_evasion_lowers_the_score_of_a_linear_probe() -> None:
-    level = CumulativeLevel(graded=True)
-    probe = probes.tiny_probe("linear", "all_b")
-    before, after, aimed = (
+    level, probe = CumulativeLevel(graded=True), probes.tiny_probe("linear", "all_b")
+    sent = (
         trained(level),
         play("probe_evasion", level),
         play("probe_evasion", level, target=0.0),
+        play("probe_evasion"),  # without the probe, the attacker guesses a direction
     )
     for client in MALICIOUS:
-        plain, evading, zero = (
-            float(probe([one[client].adapter])[0]) for one in (before, after, aimed)
-        )
-        assert plain > 0.8
-        assert evading < 0.5 < plain
+        plain, evading, zero, guessed = (float(probe([one[client].adapter])[0]) for one in sent)
+        assert evading < 0.5 < 0.8 < plain
         assert zero == pytest.approx(1 / (1 + np.exp(-probe.head.intercept)), abs=1e-3)
-    guessed = play("probe_evasion")  # without the probe, the attacker guesses a direction
-    assert all(
-        float(probe([guessed[client].adapter])[0]) < float(probe([before[client].adapter])[0])
-        for client in MALICIOUS
-    )
+        assert guessed < plain
 
 
 @pytest.mark.parametrize("recipe", ["paper", "all_b", "all_a"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fedloop.config import Config
+from fedloop.data.clients import Client
 from fedloop.errors import ConfigError, StateError
 from fedloop.rules.attacks import ATTACKS
 from fedloop.run.build import build_clients
@@ -24,64 +25,53 @@ from tests.helpers.federated import Files, defended, run, settings, untimed, vec
 # --- the seed decides everything
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {
-            "clients": {"sampled": 2, "update_attack": "gaussian"},
-            "aggregation": {"rule": "dnc", "options": {"f": 1, "coordinates": 50}},
-        },
-        {
-            "evaluation": {
-                "harmful": "builtin:harmful_prompts",
-                "utility": "builtin:heldout_benign",
-                "limit": 3,
-                "max_new_tokens": 4,
-                "every": 1,
-            }
-        },
-    ],
-    ids=["plain", "attacked", "measured"],
-)
+SEEDED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "attacked": {
+        "clients": {"sampled": 2, "update_attack": "gaussian"},
+        "aggregation": {"rule": "dnc", "options": {"f": 1, "coordinates": 50}},
+    },
+    "measured": {
+        "evaluation": {
+            "harmful": "builtin:harmful_prompts",
+            "utility": "builtin:heldout_benign",
+            "limit": 3,
+            "max_new_tokens": 4,
+            "every": 1,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("name", SEEDED)
 def test_the_same_configuration_gives_the_same_bits_and_another_seed_does_not(
-    tiny_files: Files, changes: dict[str, Any]
+    tiny_files: Files, name: str
 ) -> None:
-    first, again = (run(tiny_files, **changes) for _ in range(2))
+    first, again, other = (run(tiny_files, **SEEDED[name], seed=seed) for seed in (0, 0, 1))
     assert torch.equal(vector(first.adapter), vector(again.adapter))
-    assert [untimed(record) for record in first.records] == [
-        untimed(record) for record in again.records
-    ]
+    assert [*map(untimed, first.records)] == [*map(untimed, again.records)]
     assert first.roles == again.roles
-    other = run(tiny_files, **changes, seed=1)
     assert not torch.equal(vector(first.adapter), vector(other.adapter))
-    assert [record.losses for record in first.records] != [
-        record.losses for record in other.records
-    ]
+    assert [one.losses for one in first.records] != [one.losses for one in other.records]
 
 
 # --- what a run says and leaves
 
 
 def test_a_run_leaves_records_adapters_and_roles(tiny_files: Files, tmp_path: Path) -> None:
-    seen: list[tuple[str, int, str]] = []
+    seen: list[tuple[str, int]] = []
     config = settings(
         tiny_files,
         output={"folder": str(tmp_path / "run")},
         clients={"sampled": 3},
         evaluation={"utility": "builtin:heldout_benign", "limit": 2},
     )
-    result = simulate(
-        config, watch=lambda what, number, client, value: seen.append((what, number, client))
-    )
+    result = simulate(config, watch=lambda what, number, *_: seen.append((what, number)))
     assert torch.equal(vector(load_adapter(tmp_path / "run" / "adapter")), vector(result.adapter))
     initial = load_adapter(tmp_path / "run" / "initial")
     assert all(not pair.B.any() and pair.A.any() for pair in initial.values())
-    assert (initial.base_model, result.adapter.base_model, result.folder) == (
-        federated.NAME,
-        federated.NAME,
-        tmp_path / "run",
-    )
+    assert initial.base_model == result.adapter.base_model == federated.NAME
+    assert result.folder == tmp_path / "run"
     assert [record.round for record in result.records] == [1, 2]
     for record in result.records:
         assert len(record.factors) == 3
@@ -91,19 +81,12 @@ def test_a_run_leaves_records_adapters_and_roles(tiny_files: Files, tmp_path: Pa
         assert record.seconds.keys() >= {"train", "evidence", "assess", "aggregate"}
         assert record.bytes == {"update": 3 * 4 * vector(result.adapter).numel(), "evidence": 0}
         assert not record.skipped
-    assert result.records[0].metrics == {}
+    assert [bool(record.metrics) for record in result.records] == [False, True]
+    assert ["evaluate" in record.seconds for record in result.records] == [False, True]
     assert result.metrics == result.records[1].metrics
-    assert {"loss", "n_utility"} <= {key.removeprefix("utility_") for key in result.metrics} | set(
-        result.metrics
-    )
-    assert "evaluate" in result.records[1].seconds
-    assert "evaluate" not in result.records[0].seconds
-    assert [(what, number) for what, number, _ in seen] == [
-        *[("client", 1)] * 3,
-        ("round", 1),
-        *[("client", 2)] * 3,
-        ("round", 2),
-    ]
+    assert {"loss", "n_utility"} <= result.metrics.keys()
+    clients = [[("client", number)] * 3 for number in (1, 2)]
+    assert seen == [*clients[0], ("round", 1), *clients[1], ("round", 2)]
     assert [role["role"] for role in result.roles.values()].count("malicious") == 1
     assert len(result.roles) == 4
     again = simulate(config)  # a finished run is read, not played
@@ -117,13 +100,7 @@ def test_a_run_leaves_records_adapters_and_roles(tiny_files: Files, tmp_path: Pa
     ("changes", "message"),
     [
         ({"model": {"name": "other/model"}}, r"'tiny/llama'; model.base is 'other/model'"),
-        (
-            {"lora": {"r": 2}},
-            (
-                "cannot read this federation's updates: LayoutMismatch|cannot read this"
-                " federation's updates: .*shape"
-            ),
-        ),
+        ({"lora": {"r": 2}}, "cannot read this federation's updates: (LayoutMismatch|.*shape)"),
         ({"lora": {"target_modules": ["k_proj"]}}, "cannot read this federation's updates"),
         ({"lora": {"alpha": 16}}, "cannot read this federation's updates.*scaling"),
     ],
@@ -206,22 +183,16 @@ def test_shadow_scores_of_the_first_round_are_those_of_the_steps(tiny_files: Fil
 
 
 def test_clients_hold_what_the_configuration_says(tiny_files: Files, tmp_path: Path) -> None:
+    def made(**clients: Any) -> list[Client]:
+        return build_clients(Config.of(settings(tiny_files, clients=clients)))
+
     sources = ["builtin:benign/facts", "builtin:benign/code"]
-    by_source = settings(
-        tiny_files, clients={"benign": sources, "partition": "by_source", "malicious": 0}
-    )
-    assert [client.source for client in build_clients(Config.of(by_source))] == sources * 2
-    mixed = settings(
-        tiny_files,
-        clients={
-            "partition": "mixtures",
-            "column": "category",
-            "hard_negatives": 1,
-            "hard_negative_source": "builtin:refusals",
-        },
-    )
-    roles = [client.role for client in build_clients(Config.of(mixed))]
-    assert sorted(roles) == ["benign", "benign", "hard_negative", "malicious"]
+    by_source = made(benign=sources, partition="by_source", malicious=0)
+    assert [client.source for client in by_source] == sources * 2
+    hard = {"hard_negatives": 1, "hard_negative_source": "builtin:refusals"}
+    mixed = made(partition="mixtures", column="category", **hard)
+    roles = ["benign", "benign", "hard_negative", "malicious"]
+    assert sorted(client.role for client in mixed) == roles
     rows = [f'{{"instruction": "q{n}", "response": "a", "country": "c{n % 3}"}}' for n in range(12)]
     (tmp_path / "data.jsonl").write_text("\n".join(rows) + "\n")
     columns = {
@@ -231,16 +202,10 @@ def test_clients_hold_what_the_configuration_says(tiny_files: Files, tmp_path: P
         "malicious": 0,
         "examples": 3,
     }
-    assert [
-        client.source
-        for client in build_clients(
-            Config.of(settings(tiny_files, clients={**columns, "count": 3}))
-        )
-    ] == ["c0", "c1", "c2"]
-    with pytest.raises(
-        ConfigError, match="got 4; expected 3, the number of values of column 'country'"
-    ):
-        build_clients(Config.of(settings(tiny_files, clients=columns)))
+    assert [client.source for client in made(**columns, count=3)] == ["c0", "c1", "c2"]
+    message = "got 4; expected 3, the number of values of column 'country'"
+    with pytest.raises(ConfigError, match=message):
+        made(**columns)
 
 
 def test_scalars_are_written_for_tensorboard_if_asked_for(

@@ -21,7 +21,7 @@ from fedloop.run.plan import plan_round
 from fedloop.run.round import OpenRound
 from fedloop.run.simulate import simulate
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.deltas import factor_delta
+from loraprobe.adapters.deltas import add_delta, factor_delta
 from tests.helpers.federated import Files, run, settings, untimed, vector
 
 TRAINING = {"lr": 5e-2, "schedule": "constant"}
@@ -34,16 +34,12 @@ def effective(
 
     Base + scaling B A.
     """
+    worn = adapter if delta is None else add_delta(adapter, delta)
     weights = {}
-    for module, pair in adapter.items():
-        A, B = (
-            (pair.A, pair.B)
-            if delta is None
-            else (pair.A + delta[module].A, pair.B + delta[module].B)
-        )
+    for module, pair in worn.items():
         base = federation._model.get_submodule(f"base_model.model.{module}.base_layer").weight
-        product = torch.from_numpy(B).double() @ torch.from_numpy(A).double()
-        weights[module] = base.detach().double().clone() + pair.scaling * product
+        A, B = (torch.from_numpy(pair.factor(factor)).double() for factor in ("A", "B"))
+        weights[module] = base.detach().double().clone() + pair.scaling * B @ A
     return weights
 
 
@@ -91,51 +87,35 @@ def effective_base(files: Files, module: str) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_a_frozen_a_never_moves_even_if_somebody_sends_another(tiny_files: Files) -> None:
-    changes: dict[str, Any] = {
-        "clients": {"update_attack": "gaussian", "update_attack_options": {"std": 1.0}}
-    }
+    noise = {"update_attack": "gaussian", "update_attack_options": {"std": 1.0}}
+    initial = run(tiny_files, rounds=1, training={"lr": 1e-30}).adapter
+
+    def moved(**aggregation: Any) -> set[bool]:
+        adapter = run(tiny_files, aggregation=aggregation, clients=noise).adapter
+        assert all(pair.B.any() for pair in adapter.values())
+        return {not np.array_equal(pair.A, initial[name].A) for name, pair in adapter.items()}
+
     for server in ("fedavg", "fedavgm", "scaffold"):
-        frozen = run(tiny_files, aggregation={"lora": "frozen_a", "server": server}, **changes)
-        initial = run(tiny_files, rounds=1, training={"lr": 1e-30}).adapter
-        assert all(
-            np.array_equal(pair.A, initial[module].A) for module, pair in frozen.adapter.items()
-        )
-        assert all(pair.B.any() for pair in frozen.adapter.values())
-    free = run(tiny_files, **changes)
-    # negative control
-    assert not any(
-        np.array_equal(pair.A, initial[module].A) for module, pair in free.adapter.items()
-    )
+        assert moved(lora="frozen_a", server=server) == {False}
+    assert moved() == {True}  # negative control
 
 
 def test_fedprox_keeps_clients_near_the_start(tiny_files: Files) -> None:
-    def moved(proximal: float) -> torch.Tensor:
-        training = {"proximal": proximal, "steps": 6, "lr": 1e-2}
+    start = build_federation(Config.of(settings(tiny_files))).lora
+
+    def moved(server: str = "fedprox", **proximal: float) -> torch.Tensor:
         result = run(
             tiny_files,
             rounds=1,
-            aggregation={"server": "fedprox"},
-            training=training,
+            aggregation={"server": server},
+            training={"steps": 6, "lr": 1e-2, **proximal},
             clients={"count": 2, "malicious": 0},
         )
-        return vector(factor_delta(result.adapter, load(tiny_files)))
+        return vector(factor_delta(result.adapter, start))
 
-    near, far = moved(100.0), moved(0.0)
+    near, far = moved(proximal=100.0), moved(proximal=0.0)
     assert near.norm() < 0.8 * far.norm()
-    plain = run(
-        tiny_files,
-        rounds=1,
-        training={"steps": 6, "lr": 1e-2},
-        clients={"count": 2, "malicious": 0},
-    )
-    # with mu 0 it is FedAvg
-    assert torch.equal(far, vector(factor_delta(plain.adapter, load(tiny_files))))
-
-
-@cache
-def load(files: Files) -> Adapter:
-    """The initial global LoRA."""
-    return build_federation(Config.of(settings(files))).lora
+    assert torch.equal(far, moved("fedavg"))  # with mu 0 it is FedAvg
 
 
 @pytest.mark.parametrize("server", ["fedavgm", "fedadagrad", "fedyogi", "fedadam", "scaffold"])
@@ -143,34 +123,18 @@ def test_server_optimisers_change_the_run_and_remember_over_a_resume(
     server: str, tiny_files: Files, tmp_path: Path
 ) -> None:
     options = {} if server == "scaffold" else {"lr": 0.01}
-    changes: dict[str, Any] = {
-        "rounds": 3,
-        "aggregation": {"server": server, "server_options": options},
-        "clients": {"sampled": 2},
-    }
-    whole = run(tiny_files, **changes)
-    config = settings(tiny_files, **changes, output={"folder": str(tmp_path)})
-    stopping(config, after=2)
-    resumed = simulate(config)
-    assert torch.equal(vector(resumed.adapter), vector(whole.adapter))
-    assert [untimed(record) for record in resumed.records] == [
-        untimed(record) for record in whole.records
-    ]
-    assert not torch.equal(
-        vector(whole.adapter), vector(run(tiny_files, **{**changes, "aggregation": {}}).adapter)
-    )
-
-
-class Stopped(Exception):
-    """A run that was ended from outside."""
-
-
-def stopping(config: dict[str, Any], after: int) -> None:
-    """Play a run up to the end of a round."""
+    changes: dict[str, Any] = {"rounds": 3, "clients": {"sampled": 2}}
+    chosen = {"aggregation": {"server": server, "server_options": options}}
+    whole = run(tiny_files, **changes, **chosen)
+    config = settings(tiny_files, **changes, **chosen, output={"folder": str(tmp_path)})
 
     def watch(what: str, number: int, client: str, value: float) -> None:
-        if what == "client" and number > after:
-            raise Stopped
+        if what == "client" and number > 2:
+            raise KeyboardInterrupt
 
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         simulate(config, watch=watch)
+    resumed = simulate(config)
+    assert torch.equal(vector(resumed.adapter), vector(whole.adapter))
+    assert [*map(untimed, resumed.records)] == [*map(untimed, whole.records)]
+    assert not torch.equal(vector(whole.adapter), vector(run(tiny_files, **changes).adapter))
