@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -46,11 +46,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class HubCorpus:
-    """A dataset of the Hub: its id, split and filter."""
+    """A dataset of the Hub: its id, its split, and what makes a filter of its rows.
+
+    A filter gives a row's example, or why it is not taken.
+    """
 
     dataset: str
     split: str
-    examples: Callable[..., Loaded]
+    judge: Callable[[], Callable[[Row], Example | str]]
 
 
 def check_source(source: str) -> None:
@@ -136,102 +139,11 @@ def load_prompts(source: str) -> list[str]:
     return [example.request for example in read_file(name, responses=False).examples]
 
 
-def lmsys_examples(
-    rows: Iterable[Row], *, category: str | None = None, limit: int | None = None
-) -> Loaded:
-    """lmsys/lmsys-chat-1m: single turn, English, no message flagged by moderation.
-
-    Source: the benign clients of arXiv:2406.10630 and arXiv:2601.07177.
-    """
-    return _keep(rows, _lmsys, category, limit)
-
-
-def wildchat_examples(
-    rows: Iterable[Row], *, category: str | None = None, limit: int | None = None
-) -> Loaded:
-    """allenai/WildChat: single turn, English, no message flagged by moderation and the conversation
-    not toxic.
-
-    Source: the benign clients of arXiv:2406.10630 and arXiv:2601.07177.
-    """
-    return _keep(rows, _wildchat, category, limit)
-
-
-def beavertails_examples(
-    rows: Iterable[Row],
-    *,
-    safe: bool = False,
-    category: str | None = None,
-    limit: int | None = None,
-) -> Loaded:
-    """PKU-Alignment/BeaverTails.
-
-    The pairs labelled unsafe (or safe, as hard negatives), the first one of every prompt.
-
-    Source: the malicious clients of arXiv:2406.10630 and arXiv:2601.07177.
-    """
-    seen: set[str] = set()
-
-    def judge(row: Row) -> Example | str:
-        label, prompt, response = row.get("is_safe"), row.get("prompt"), row.get("response")
-        if not isinstance(label, bool):
-            return "no is_safe label"
-        if label is not safe:
-            return "labelled safe" if label else "labelled unsafe"
-        if not _text(prompt) or not _text(response):
-            return "empty or missing text"
-        if prompt in seen:
-            return "repeated prompt"
-        seen.add(str(prompt))
-        return Example(str(prompt), str(response))
-
-    return _keep(rows, judge, category, limit)
-
-
-def _beavertails_safe(
-    rows: Iterable[Row], *, category: str | None = None, limit: int | None = None
-) -> Loaded:
-    return beavertails_examples(rows, safe=True, category=category, limit=limit)
-
-
-HUB = {
-    "lmsys/lmsys-chat-1m": HubCorpus("lmsys/lmsys-chat-1m", "train", lmsys_examples),
-    "allenai/WildChat": HubCorpus("allenai/WildChat", "train", wildchat_examples),
-    "PKU-Alignment/BeaverTails": HubCorpus(
-        "PKU-Alignment/BeaverTails", "30k_train", beavertails_examples
-    ),
-    "PKU-Alignment/BeaverTails#safe": HubCorpus(
-        "PKU-Alignment/BeaverTails", "30k_train", _beavertails_safe
-    ),
-}
-
-
-def _keep(
-    rows: Iterable[Row],
-    judge: Callable[[Row], Example | str],
-    category: str | None,
-    limit: int | None,
-) -> Loaded:
-    """What passes the judge, and how often it gave which reason against a row."""
-    examples, categories, dropped = [], [], dict[str, int]()
-    if limit is not None and limit < 1:
-        raise ConfigError(f"got a limit of {limit} examples; expected at least 1, or None for all")
-    for row in rows:
-        label = None if category is None else row.get(category)
-        verdict = judge(row) if category is None or _text(label) else f"no {category}"
-        if isinstance(verdict, str):
-            dropped[verdict] = dropped.get(verdict, 0) + 1
-            continue
-        examples.append(verdict)
-        if category is not None:
-            categories.append(str(label))
-        if len(examples) == limit:
-            break
-    return Loaded(tuple(examples), dropped, tuple(categories))
-
-
 def _lmsys(row: Row) -> Example | str:
-    """A chat of one question and one answer, or why it is not taken."""
+    """Single turn, English, no message flagged by moderation.
+
+    Source: the benign clients of arXiv:2406.10630 and arXiv:2601.07177.
+    """
     conversation = row.get("conversation")
     if not isinstance(conversation, list) or not all(
         isinstance(message, Mapping) for message in conversation
@@ -258,16 +170,71 @@ def _lmsys(row: Row) -> Example | str:
 
 
 def _wildchat(row: Row) -> Example | str:
-    """As LMSYS, and the dataset's own verdict, which adds Detoxify's."""
+    """As LMSYS, from the same papers, and the dataset's own verdict, which adds Detoxify's."""
     verdict = _lmsys(row)
     if isinstance(verdict, Example) and row.get("toxic") is not False:
         return "toxic" if row.get("toxic") is True else "no moderation"
     return verdict
 
 
+def _beavertails(safe: bool) -> Callable[[Row], Example | str]:
+    """The pairs labelled unsafe (or safe, as hard negatives), the first one of every prompt.
+
+    Source: the malicious clients of arXiv:2406.10630 and arXiv:2601.07177.
+    """
+    seen: set[str] = set()
+
+    def judge(row: Row) -> Example | str:
+        label, prompt, response = row.get("is_safe"), row.get("prompt"), row.get("response")
+        if not isinstance(label, bool):
+            return "no is_safe label"
+        if label is not safe:
+            return "labelled safe" if label else "labelled unsafe"
+        if not _text(prompt) or not _text(response):
+            return "empty or missing text"
+        if prompt in seen:
+            return "repeated prompt"
+        seen.add(str(prompt))
+        return Example(str(prompt), str(response))
+
+    return judge
+
+
+def _by_columns(row: Row) -> Example | str:
+    try:
+        return find(row).example
+    except DataError as error:
+        return str(error)
+
+
+_BEAVERTAILS = ("PKU-Alignment/BeaverTails", "30k_train")
+HUB = {
+    "lmsys/lmsys-chat-1m": HubCorpus("lmsys/lmsys-chat-1m", "train", lambda: _lmsys),
+    "allenai/WildChat": HubCorpus("allenai/WildChat", "train", lambda: _wildchat),
+    "PKU-Alignment/BeaverTails": HubCorpus(*_BEAVERTAILS, lambda: _beavertails(safe=False)),
+    "PKU-Alignment/BeaverTails#safe": HubCorpus(*_BEAVERTAILS, lambda: _beavertails(safe=True)),
+}
+
+
 def _from_hub(name: str, source: str, category: str | None, limit: int | None) -> Loaded:
+    """What passes the dataset's filter, and how often it gave which reason against a row."""
+    if limit is not None and limit < 1:
+        raise ConfigError(f"got a limit of {limit} examples; expected at least 1, or None for all")
     corpus, revision = _hub_corpus(name, source)
-    return corpus.examples(_hub_rows(corpus, revision, source), category=category, limit=limit)
+    judge = corpus.judge()
+    examples, categories, dropped = [], [], dict[str, int]()
+    for row in _hub_rows(corpus, revision, source):
+        label = None if category is None else row.get(category)
+        verdict = judge(row) if category is None or _text(label) else f"no {category}"
+        if isinstance(verdict, str):
+            dropped[verdict] = dropped.get(verdict, 0) + 1
+            continue
+        examples.append(verdict)
+        if category is not None:
+            categories.append(str(label))
+        if len(examples) == limit:
+            break
+    return Loaded(tuple(examples), dropped, tuple(categories))
 
 
 def _hub_corpus(name: str, source: str) -> tuple[HubCorpus, str]:
@@ -279,19 +246,7 @@ def _hub_corpus(name: str, source: str) -> tuple[HubCorpus, str]:
     plain = _HUB_ID.fullmatch(key)
     if plain is None or plain[1].lower() in known:
         raise ConfigError(f"got source {source!r}; expected {_valid()}")
-    return HubCorpus(plain[1], plain[2] or "train", _by_columns), revision
-
-
-def _by_columns(
-    rows: Iterable[Row], *, category: str | None = None, limit: int | None = None
-) -> Loaded:
-    def judge(row: Row) -> Example | str:
-        try:
-            return find(row).example
-        except DataError as error:
-            return str(error)
-
-    return _keep(rows, judge, category, limit)
+    return HubCorpus(plain[1], plain[2] or "train", lambda: _by_columns), revision
 
 
 def _hub_rows(corpus: HubCorpus, revision: str, source: str) -> Iterator[Row]:

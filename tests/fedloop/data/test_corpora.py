@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,16 +14,39 @@ from fedloop.data.builtin import PROMPTS, SETS
 from fedloop.data.corpora import (
     HUB,
     Loaded,
-    beavertails_examples,
     check_source,
-    lmsys_examples,
     load_corpus,
     load_prompts,
-    wildchat_examples,
 )
 from fedloop.data.examples import Example
 from fedloop.errors import ConfigError
 from loraprobe.errors import DataError, MissingExtra
+
+
+class FakeError(Exception):
+    pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What was asked of the datasets library, and the rows or the error that it gives."""
+    asked: dict[str, Any] = {}
+
+    def load_dataset(name: str, **options: Any) -> Iterator[Any]:
+        asked["call"] = (name, options)
+        for row in asked["rows"]:
+            if isinstance(row, Exception):
+                raise row
+            yield row
+
+    monkeypatch.setitem(
+        sys.modules,
+        "datasets",
+        SimpleNamespace(
+            load_dataset=load_dataset, exceptions=SimpleNamespace(DatasetsError=FakeError)
+        ),
+    )
+    return asked
 
 
 def chat(**changed: Any) -> dict[str, Any]:
@@ -95,13 +119,19 @@ CHAT_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("examples", "row"), [(lmsys_examples, chat), (wildchat_examples, wild)])
+CHATS = {"hub:lmsys/lmsys-chat-1m": chat, "hub:allenai/WildChat": wild}
+
+
+@pytest.mark.parametrize("source", CHATS)
 @pytest.mark.parametrize(("changed", "reason"), CHAT_FAULTS)
 def test_a_chat_that_fails_the_filter_is_counted(
-    examples: Callable[..., Loaded], row: Callable[..., Any], changed: dict[str, Any], reason: str
+    source: str, changed: dict[str, Any], reason: str, hub: dict[str, Any]
 ) -> None:
-    got = examples([row(), row(**changed), row()])
+    row = CHATS[source]
+    hub["rows"] = [row(), row(**changed), row()]
+    got = load_corpus(source)
     assert got == Loaded((Example("Name a colour.", "Blue."),) * 2, {reason: 1})
+    assert hub["call"] == (source[4:], {"split": "train", "streaming": True, "revision": None})
 
 
 @pytest.mark.parametrize(
@@ -113,15 +143,16 @@ def test_a_chat_that_fails_the_filter_is_counted(
     ],
 )
 def test_wildchat_also_asks_whether_the_conversation_is_toxic(
-    row: dict[str, Any], reason: str
+    row: dict[str, Any], reason: str, hub: dict[str, Any]
 ) -> None:
-    assert wildchat_examples([row]) == Loaded((), {reason: 1})
+    hub["rows"] = [row, wild()]
+    assert load_corpus("hub:allenai/WildChat").dropped == {reason: 1}
     # negative control: nothing else is wrong with it
-    assert len(lmsys_examples([row]).examples) == 1
+    assert len(load_corpus("hub:lmsys/lmsys-chat-1m").examples) == 2
 
 
-def test_beavertails_takes_one_label_and_each_prompt_once() -> None:
-    data = [
+def test_beavertails_takes_one_label_and_each_prompt_once(hub: dict[str, Any]) -> None:
+    hub["rows"] = [
         beaver("p", False, "first"),
         beaver("p", True, "safe"),
         beaver("p", False, "second"),
@@ -134,43 +165,42 @@ def test_beavertails_takes_one_label_and_each_prompt_once() -> None:
         beaver("u", False, None),
     ]
     unknown = {"no is_safe label": 3}
-    unsafe = beavertails_examples(data)
-    assert unsafe.examples == (Example("p", "first"), Example("r", "text"))
-    assert unsafe.dropped == {
-        "labelled safe": 2,
-        "repeated prompt": 1,
-        "empty or missing text": 2,
-        **unknown,
-    }
-    safe = beavertails_examples(data, safe=True)
+    name, options = "PKU-Alignment/BeaverTails", {"split": "30k_train", "streaming": True}
+    for _ in range(2):  # what one reading saw is nothing to the next
+        unsafe = load_corpus(f"hub:{name}")
+        assert hub["call"] == (name, {**options, "revision": None})
+        assert unsafe.examples == (Example("p", "first"), Example("r", "text"))
+        assert unsafe.dropped == {
+            "labelled safe": 2,
+            "repeated prompt": 1,
+            "empty or missing text": 2,
+            **unknown,
+        }
+    assert load_prompts(f"hub:{name}") == ["p", "r"]
+    safe = load_corpus(f"hub:{name}#safe@abc123")
+    assert hub["call"] == (name, {**options, "revision": "abc123"})
     assert safe.examples == (Example("p", "safe"), Example("q", "text"))
     assert safe.dropped == {"labelled unsafe": 5, **unknown}
 
 
-def test_a_limit_stops_reading() -> None:
-    def endless() -> Iterator[dict[str, Any]]:
-        while True:
-            yield chat(language="German")
-            yield chat()
-
-    assert lmsys_examples(endless(), limit=3) == Loaded(
+def test_a_limit_stops_reading(hub: dict[str, Any]) -> None:
+    hub["rows"] = itertools.cycle([chat(language="German"), chat()])
+    assert load_corpus("hub:lmsys/lmsys-chat-1m", hub_limit=3) == Loaded(
         (Example("Name a colour.", "Blue."),) * 3, {"not English": 3}
     )
     with pytest.raises(ConfigError, match="limit of 0"):
-        lmsys_examples([chat()], limit=0)
+        load_corpus("hub:lmsys/lmsys-chat-1m", hub_limit=0)
 
 
-def test_categories_come_from_a_column_and_its_absence_is_counted() -> None:
-    got = lmsys_examples(
-        [
-            chat(),
-            chat(model="other"),
-            chat(model=None),
-            without(chat(), "model"),
-            chat(language="German"),
-        ],
-        category="model",
-    )
+def test_categories_come_from_a_column_and_its_absence_is_counted(hub: dict[str, Any]) -> None:
+    hub["rows"] = [
+        chat(),
+        chat(model="other"),
+        chat(model=None),
+        without(chat(), "model"),
+        chat(language="German"),
+    ]
+    got = load_corpus("hub:lmsys/lmsys-chat-1m", category="model")
     assert (got.categories, got.dropped) == (
         ("some-model", "other"),
         {"no model": 2, "not English": 1},
@@ -233,63 +263,6 @@ def test_an_unknown_source_is_refused_with_what_is_valid(source: str) -> None:
 def test_the_built_in_sets_have_one_column() -> None:
     with pytest.raises(ConfigError, match="got category 'model'"):
         load_corpus("builtin:benign", category="model")
-
-
-# --- the Hub
-
-
-class FakeError(Exception):
-    pass
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What was asked of the datasets library, and the rows or the error that it gives."""
-    asked: dict[str, Any] = {"rows": [beaver("p", False), beaver("p", True), beaver("q", False)]}
-
-    def load_dataset(name: str, **options: Any) -> Iterator[Any]:
-        asked["call"] = (name, options)
-        for row in asked["rows"]:
-            if isinstance(row, Exception):
-                raise row
-            yield row
-
-    monkeypatch.setitem(
-        sys.modules,
-        "datasets",
-        SimpleNamespace(
-            load_dataset=load_dataset, exceptions=SimpleNamespace(DatasetsError=FakeError)
-        ),
-    )
-    return asked
-
-
-def test_a_hub_source_names_dataset_split_filter_and_revision(hub: dict[str, Any]) -> None:
-    unsafe = load_corpus("hub:PKU-Alignment/BeaverTails")
-    assert hub["call"] == (
-        "PKU-Alignment/BeaverTails",
-        {"split": "30k_train", "streaming": True, "revision": None},
-    )
-    assert unsafe == Loaded((Example("p", "text"), Example("q", "text")), {"labelled safe": 1})
-    safe = load_corpus("hub:PKU-Alignment/BeaverTails#safe@abc123")
-    assert hub["call"] == (
-        "PKU-Alignment/BeaverTails",
-        {"split": "30k_train", "streaming": True, "revision": "abc123"},
-    )
-    assert safe == Loaded((Example("p", "text"),), {"labelled unsafe": 2})
-    assert load_prompts("hub:PKU-Alignment/BeaverTails") == ["p", "q"]
-    assert len(load_corpus("hub:PKU-Alignment/BeaverTails", hub_limit=1).examples) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "row"), [("lmsys/lmsys-chat-1m", chat()), ("allenai/WildChat", wild())]
-)
-def test_chats_of_the_hub(hub: dict[str, Any], name: str, row: dict[str, Any]) -> None:
-    hub["rows"] = [row, {**row, "language": "German"}]
-    assert load_corpus(f"hub:{name}", category="model") == Loaded(
-        (Example("Name a colour.", "Blue."),), {"not English": 1}, ("some-model",)
-    )
-    assert hub["call"] == (name, {"split": "train", "streaming": True, "revision": None})
 
 
 def test_another_dataset_is_read_by_its_columns(
