@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from loraprobe.adapters.layout import Layout, pack
-from paper_repro.attackers import moves as attackers_moves
-from paper_repro.attackers import newcomers
+from paper_repro.attackers import moves, newcomers
 from paper_repro.attackers import products as replays
 from paper_repro.attackers import run as attackers
 from paper_repro.attackers.moves import Schedule
@@ -26,6 +25,7 @@ from paper_repro.common.setting import CLIENTS
 from tests.helpers import probes
 
 MEMBERS = (1, 4, 7)
+HONEST = [index for index in range(CLIENTS) if index not in MEMBERS]
 LAYOUT = Layout.of(probes.labelled_adapter(1))
 
 
@@ -36,7 +36,7 @@ def packed(seed: int, malicious: bool) -> np.ndarray:
 
 def read(row: np.ndarray) -> np.ndarray:
     """B of a packed update."""
-    return row[attackers_moves._is_b(LAYOUT)]
+    return row[moves._is_b(LAYOUT)]
 
 
 class Round:
@@ -50,7 +50,7 @@ class Round:
 
     def malicious(self, what: str = "update") -> np.ndarray:
         rows = np.stack([packed(1000 * self._number + 500 + client, True) for client in MEMBERS])
-        return np.where(attackers_moves._is_b(LAYOUT), 0.0, rows) if what == "through_a" else rows
+        return np.where(moves._is_b(LAYOUT), 0.0, rows) if what == "through_a" else rows
 
     def benign_evidence(self, kind: str, client: int) -> np.ndarray:
         return np.stack([share * read(self.benign([client])[0]) for share in (0.5, 1.0)])
@@ -79,84 +79,72 @@ def played(attack: Attack, guard: Guard) -> Outcome:
 def view() -> RoundView:
     one = Round(1)
     one.start = packed(9, False)
-    honest = one.benign([index for index in range(CLIENTS) if index not in MEMBERS])
-    return RoundView(one, list(MEMBERS), honest, known(), LAYOUT, 0)
+    return RoundView(one, list(MEMBERS), one.benign(HONEST), known(), LAYOUT, 0)
 
 
 def products(view: RoundView, sent: np.ndarray) -> list[np.ndarray]:
     """B A of every module after the update was applied."""
-    parts = dict(
-        zip(
-            LAYOUT.slots,
-            np.split(view.start + sent, np.cumsum([slot.size for slot in LAYOUT.slots])[:-1]),
-            strict=True,
-        )
-    )
-    factors = {(slot.module, slot.factor): part.reshape(slot.shape) for slot, part in parts.items()}
+    parts = np.split(view.start + sent, np.cumsum([slot.size for slot in LAYOUT.slots])[:-1])
+    factors = {
+        (slot.module, slot.factor): part.reshape(slot.shape)
+        for slot, part in zip(LAYOUT.slots, parts, strict=True)
+    }
     return [factors[module, "B"] @ factors[module, "A"] for module in LAYOUT.scalings]
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
 # --- moves
 
 
 @pytest.mark.parametrize(
-    ("move", "strength"), [(attackers_moves.rotated, 1.0), (attackers_moves.unbalanced, 2.0)]
+    ("move", "strength", "none"), [(moves.rotated, 1.0, 0.0), (moves.unbalanced, 2.0, 1.0)]
 )
 def test_refactorisation_changes_the_factors_and_no_product(
-    move: attackers_moves.Move, strength: float
+    move: moves.Move, strength: float, none: float
 ) -> None:
     seen = view()
-    sent = move(seen, strength)
-    for own, row in zip(seen.own, sent, strict=True):
+    for own, row in zip(seen.own, move(seen, strength), strict=True):
         for before, after in zip(products(seen, own), products(seen, row), strict=True):
             np.testing.assert_allclose(after, before, atol=1e-9)
         assert np.linalg.norm(read(row) - read(own)) > 0.1 * np.linalg.norm(read(own))
     # nothing turned, nothing changed
-    np.testing.assert_allclose(
-        move(seen, 0.0 if move is attackers_moves.rotated else 1.0), seen.own, atol=1e-9
-    )
+    np.testing.assert_allclose(move(seen, none), seen.own, atol=1e-9)
 
 
 def test_noise_that_cancels_leaves_the_sum_and_hides_every_row() -> None:
     seen = view()
-    sent = attackers_moves.cancelling(seen, 4.0)
+    sent = moves.cancelling(seen, 4.0)
     np.testing.assert_allclose(sent.sum(axis=0), seen.own.sum(axis=0), atol=1e-9)
-    cosines = [
-        read(row) @ read(own) / np.linalg.norm(read(row)) / np.linalg.norm(read(own))
-        for row, own in zip(sent, seen.own, strict=True)
-    ]
-    assert max(cosines) < 0.5
+    pairs = zip(sent, seen.own, strict=True)
+    assert max(cosine(read(row), read(own)) for row, own in pairs) < 0.5
     # agreed on beforehand
-    np.testing.assert_array_equal(sent, attackers_moves.cancelling(seen, 4.0))
+    np.testing.assert_array_equal(sent, moves.cancelling(seen, 4.0))
 
 
 def test_projection_takes_away_what_the_probe_reads() -> None:
     seen = view()
     assert (seen.own @ seen.direction).min() > 0
-    np.testing.assert_allclose(
-        attackers_moves.projected(seen, 1.0) @ seen.direction, 0.0, atol=1e-9
-    )
-    assert (attackers_moves.projected(seen, 1.5) @ seen.direction).max() < 0
+    np.testing.assert_allclose(moves.projected(seen, 1.0) @ seen.direction, 0.0, atol=1e-9)
+    assert (moves.projected(seen, 1.5) @ seen.direction).max() < 0
     seen.surrogate = np.random.default_rng(0).normal(size=LAYOUT.size)
     # a wrong guess leaves most of it
-    assert (attackers_moves.projected_by_surrogate(seen, 1.0) @ seen.direction).min() > 0
+    assert (moves.projected_by_surrogate(seen, 1.0) @ seen.direction).min() > 0
 
 
 def test_mimicry_goes_all_the_way_and_blending_keeps_the_poison() -> None:
     seen = view()
-    centre = seen.honest.mean(axis=0)
-    np.testing.assert_allclose(
-        attackers_moves.mimicry(seen, 1.0), np.tile(centre, (len(seen.own), 1))
-    )
-    np.testing.assert_allclose(attackers_moves.blended(seen, 0.75), seen.own + 3 * centre)
-    np.testing.assert_allclose(
-        attackers_moves.mimicry_of_one(seen, 1.0), seen.honest[: len(seen.own)]
-    )
+    centre, n = seen.honest.mean(axis=0), len(seen.own)
+    np.testing.assert_allclose(moves.mimicry(seen, 1.0), np.tile(centre, (n, 1)))
+    np.testing.assert_allclose(moves.blended(seen, 0.75), seen.own + 3 * centre)
+    np.testing.assert_allclose(moves.mimicry_of_one(seen, 1.0), seen.honest[:n])
 
 
 def test_poison_in_a_leaves_b_benign() -> None:
     seen = view()
-    sent, is_b = attackers_moves.unread(seen, 2.0), attackers_moves._is_b(LAYOUT)
+    sent, is_b = moves.unread(seen, 2.0), moves._is_b(LAYOUT)
     np.testing.assert_array_equal(sent[:, is_b], seen.benign[:, is_b])
     np.testing.assert_array_equal(sent[:, ~is_b], 2 * seen.through_a[:, ~is_b])
 
@@ -166,12 +154,9 @@ def test_poison_in_a_leaves_b_benign() -> None:
 
 def test_without_a_defence_everything_is_averaged() -> None:
     outcome = played(Attack("poison", 1.0), Guard())
-    rounds = [Round(number) for number in range(1, ROUNDS + 1)]
-    honest = [index for index in range(CLIENTS) if index not in MEMBERS]
-    expected = sum(
-        (one.benign(honest).sum(axis=0) + one.malicious().sum(axis=0)) / CLIENTS for one in rounds
-    )
-    np.testing.assert_allclose(outcome.lora, expected, rtol=1e-6)
+    rounds = map(Round, range(1, ROUNDS + 1))
+    sums = [one.benign(HONEST).sum(axis=0) + one.malicious().sum(axis=0) for one in rounds]
+    np.testing.assert_allclose(outcome.lora, sum(sums) / CLIENTS, rtol=1e-6)
     assert outcome.factors.shape == outcome.alone.shape == (ROUNDS, CLIENTS)
     assert outcome.factors.all()
     assert outcome.poisoned.all()
@@ -180,20 +165,13 @@ def test_without_a_defence_everything_is_averaged() -> None:
 def test_rejected_poison_does_not_move_the_model() -> None:
     outcome = played(Attack("poison", 1.0), Guard("cumulative"))
     assert not outcome.factors[:, MEMBERS].any()
-    honest = [index for index in range(CLIENTS) if index not in MEMBERS]
-    np.testing.assert_allclose(
-        outcome.lora,
-        sum(Round(number).benign(honest).mean(axis=0) for number in range(1, ROUNDS + 1)),
-        rtol=1e-6,
-    )
+    means = [Round(number).benign(HONEST).mean(axis=0) for number in range(1, ROUNDS + 1)]
+    np.testing.assert_allclose(outcome.lora, sum(means), rtol=1e-6)
 
 
 def test_one_who_waits_is_trusted_by_the_mean_and_caught_by_the_round() -> None:
     late = Attack("late", 7, schedule=Schedule((7, 8)))
-    lagging, instant = (
-        played(late, Guard("cumulative")),
-        played(late, Guard("cumulative", instant=True)),
-    )
+    lagging, instant = (played(late, Guard("cumulative", instant=at)) for at in (False, True))
     assert lagging.factors[6, MEMBERS].all()  # seven rounds' mean is benign
     assert not instant.factors[6:, MEMBERS].any()
     assert instant.factors[:6, MEMBERS].all()
@@ -201,13 +179,12 @@ def test_one_who_waits_is_trusted_by_the_mean_and_caught_by_the_round() -> None:
 
 
 def test_a_bound_on_length_takes_away_what_was_made_longer() -> None:
-    long = Attack("long", 1.0, schedule=Schedule((8,), scale=8.0))
-    free, bound = played(long, Guard()), played(long, Guard(longest=1.5))
-    calm = played(Attack("no attack", 0.0, schedule=Schedule(())), Guard())
-    assert np.linalg.norm(bound.lora - calm.lora) < 0.4 * np.linalg.norm(free.lora - calm.lora)
-    np.testing.assert_array_equal(
-        played(Attack("no attack", 0.0, schedule=Schedule(())), Guard(longest=3.0)).lora, calm.lora
-    )
+    long, none = Schedule((8,), scale=8.0), Attack("no attack", 0.0, schedule=Schedule(()))
+    attack = Attack("long", 1.0, schedule=long)
+    free, bound = (played(attack, guard).lora for guard in (Guard(), Guard(longest=1.5)))
+    calm = played(none, Guard()).lora
+    assert np.linalg.norm(bound - calm) < 0.4 * np.linalg.norm(free - calm)
+    np.testing.assert_array_equal(played(none, Guard(longest=3.0)).lora, calm)
 
 
 @pytest.mark.parametrize("level", ["shadow", "evidence"])
@@ -218,9 +195,8 @@ def test_a_forged_shadow_is_believed(level: str) -> None:
 
 
 def test_forged_steps_end_in_what_was_sent() -> None:
-    attack = Attack("poison", 1.0)
     true, forged = (
-        played(replace(attack, forged=lying), Guard("step")).factors[:, MEMBERS]
+        played(Attack("poison", 1.0, forged=lying), Guard("step")).factors[:, MEMBERS]
         for lying in (False, True)
     )
     assert true.max() < forged.min()
@@ -229,16 +205,13 @@ def test_forged_steps_end_in_what_was_sent() -> None:
 
 
 def test_every_cell_is_tried_once_and_no_result_is_of_another_grid() -> None:
-    grid = {
-        (attack.name, attack.strength): attackers.digest(attack, guards)
-        for attack, guards in attackers.attacks()
-    }
-    assert len(grid) == len(list(attackers.attacks()))
-    assert len(set(grid.values())) == len(grid)
-    for path in (attackers.RESULTS, attackers.LIVE):
-        for line in attackers.read_results(path):
-            assert (line["attack"], line["strength"]) in grid
-    assert {line["digest"] for line in attackers.read_results()} <= set(grid.values())
+    cells = [(attack, attackers.digest(attack, guards)) for attack, guards in attackers.attacks()]
+    names = {(attack.name, attack.strength) for attack, _ in cells}
+    digests = {digest for _, digest in cells}
+    assert len(names) == len(digests) == len(cells)
+    lines = [*attackers.read_results(), *attackers.read_results(attackers.LIVE)]
+    assert {(line["attack"], line["strength"]) for line in lines} <= names
+    assert {line["digest"] for line in attackers.read_results()} <= digests
     assert len(attackers.LIVE_CELLS) == sum(len(guards) for _, guards in attackers.live_cells())
 
 

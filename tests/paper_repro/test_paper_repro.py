@@ -28,25 +28,11 @@ def test_the_pages_hold_the_tables_of_the_results(page: Path) -> None:
 
 
 def line(row: str, count: int, share: float, seed: int, refusal: float) -> dict[str, Any]:
-    metrics = {
-        "refusal_rule": refusal,
-        "refusal_strict": refusal,
-        "over_refusal_strict": 0.1,
-        "loss": 2.0,
-        "rouge_l": 0.2,
-        "n_refusal": 200,
-        "n_over_refusal": 200,
-        "n_utility": 9,
-    }
-    place = {
-        "row": row,
-        "malicious": count,
-        "share": share,
-        "seed": seed,
-        "source": SOURCES[0],
-        "benign": "first",
-    }
-    return place | {"machine": "one", "metrics": metrics}
+    place = {"row": row, "malicious": count, "share": share, "seed": seed, "source": SOURCES[0]}
+    metrics = {"refusal_rule": refusal, "refusal_strict": refusal, "over_refusal_strict": 0.1}
+    metrics |= {"loss": 2.0, "rouge_l": 0.2}
+    sizes = {"n_refusal": 200, "n_over_refusal": 200, "n_utility": 9}
+    return {**place, "benign": "first", "machine": "one", "metrics": metrics | sizes}
 
 
 def test_a_cell_is_the_mean_over_its_seeds_and_no_attack_stands_in_every_column() -> None:
@@ -56,13 +42,9 @@ def test_a_cell_is_the_mean_over_its_seeds_and_no_attack_stands_in_every_column(
         line("FedAvg", 3, 1.0, 1, 0.7),
         line("FedAvg", 5, 0.25, 0, 0.3),
     ]
-    rows = [
-        [cell.strip() for cell in text.split("|")[1:-1]]
-        for text in grid_page.refusal_table(lines).splitlines()
-        if text.startswith("|")
-    ]
-    assert rows[2][:5] == ["no attack", "90.0", "90.0", "90.0", "90.0"]
-    assert rows[3][:5] == ["FedAvg", "60.0 ± 14.1", "-", "-", "30.0"]
+    table = grid_page.refusal_table(lines)
+    assert "| no attack | 90.0 | 90.0 | 90.0 | 90.0 |" in table
+    assert "| FedAvg | 60.0 ± 14.1 | - | - | 30.0 |" in table
 
 
 PROCESSOR, GPU = "torch 2.13.0+cpu, AVX512, another", "torch 2.11.0+cu130, NVIDIA H100 80GB HBM3"
@@ -85,17 +67,13 @@ def empty_files(folder: Path) -> None:
 def test_the_grid_runs_every_cell_once_a_seed() -> None:
     cells = list(grid(FIRST))
     assert len(cells) == len(set(cells)) == len(FIRST.seeds) * (1 + 4 * len(ROWS))
-    assert {(cell.malicious, cell.share) for cell in cells if cell.malicious} == {
-        (n, share) for n in FIRST.malicious for share in FIRST.shares
-    }
-    krum = next(cell for cell in cells if cell.row == "Krum" and cell.malicious == 5).config
-    assert krum.aggregation.options == {"f": 5}
-    cheap = next(cell for cell in cells if cell.row == "evidence, cheap").config
-    assert (cheap.defense.level, cheap.defense.options) == (
-        "evidence",
-        {"evidence": "shadow_gradient"},
-    )
-    assert next(cell for cell in cells if cell.row == NO_ATTACK).config.clients.malicious == 0
+    attacked = {(cell.malicious, cell.share) for cell in cells if cell.malicious}
+    assert attacked == {(n, share) for n in FIRST.malicious for share in FIRST.shares}
+    last = {cell.row: cell.config for cell in cells if cell.malicious in (0, 5)}
+    assert last["Krum"].aggregation.options == {"f": 5}
+    cheap = last["evidence, cheap"].defense
+    assert (cheap.level, cheap.options) == ("evidence", {"evidence": "shadow_gradient"})
+    assert last[NO_ATTACK].clients.malicious == 0
     assert len({cell.digest for cell in cells}) == len(cells)
 
 
@@ -115,17 +93,10 @@ def test_a_digest_is_of_the_experiment_and_not_of_where_the_repository_is(
 ) -> None:
     cell = Cell("cumulative", 5, 0.25, 0)
     here = cell.digest
-    assert (
-        Cell("cumulative", 5, 0.25, 0, "gptfuzz").digest
-        != here
-        != Cell("cumulative", 5, 0.25, 0, benign="second").digest
-    )
-    assert Cell("cumulative", 5, 0.25, 0, base=setting.LARGER_BASE).digest != here
-    monkeypatch.setitem(
-        setting.BASES,
-        setting.BASE,
-        replace(setting.BASES[setting.BASE], path=Path("/elsewhere/zoo/base")),
-    )
+    others = {"source": "gptfuzz"}, {"benign": "second"}, {"base": setting.LARGER_BASE}
+    assert here not in {replace(cell, **changes).digest for changes in others}
+    moved = replace(setting.BASES[setting.BASE], path=Path("/elsewhere/zoo/base"))
+    monkeypatch.setitem(setting.BASES, setting.BASE, moved)
     monkeypatch.setattr(setting, "PROBES", Path("/elsewhere/paper_repro/probes"))
     assert cell.digest == here
     monkeypatch.setattr(setting, "PROBES", Path("/elsewhere/paper_repro/others"))
@@ -136,16 +107,10 @@ def test_a_cell_has_a_name_that_leads_back_to_it() -> None:
     for cell in list(grid(FULL))[::97]:
         assert Cell.named(str(cell)) == cell
     assert Cell.named("cumulative/5/0.25/1") == Cell("cumulative", 5, 0.25, 1)
-    for wrong in (
-        "cumulative",
-        "cumulative/5/0.25",
-        "cumulative/7/0.25/1",
-        "nothing/5/0.25/1",
-        "cumulative/five/0.25/1",
-        "FedAvg/5/1/0/advbench/first",
-    ):
+    wrong = "cumulative cumulative/5/0.25 cumulative/7/0.25/1 nothing/5/0.25/1"
+    for name in f"{wrong} cumulative/five/0.25/1 FedAvg/5/1/0/advbench/first".split():
         with pytest.raises(ConfigError, match="expected ROW/MALICIOUS"):
-            Cell.named(wrong)
+            Cell.named(name)
 
 
 def test_a_line_that_was_cut_off_is_left_out_and_written_anew(tmp_path: Path) -> None:
@@ -160,12 +125,9 @@ def test_a_line_that_was_cut_off_is_left_out_and_written_anew(tmp_path: Path) ->
         assert grid_lines.read_lines(path) == [first]
         grid_lines.append_line(second, path)
         assert path.read_bytes() == both
-    grid_lines.append_line(line("FedAvg", 3, 1.0, 0, 0.4), path)
-    # the latest of a cell
-    assert [found["metrics"]["refusal_strict"] for found in grid_lines.read_lines(path)] == [
-        0.4,
-        0.7,
-    ]
+    again = line("FedAvg", 3, 1.0, 0, 0.4)
+    grid_lines.append_line(again, path)
+    assert grid_lines.read_lines(path) == [again, second]  # the latest of a cell
     path.write_bytes(both[10:])
     with pytest.raises(DataError, match="line 1"):
         grid_lines.read_lines(path)
@@ -173,33 +135,24 @@ def test_a_line_that_was_cut_off_is_left_out_and_written_anew(tmp_path: Path) ->
 
 def test_another_number_in_a_run_made_again_is_a_difference() -> None:
     factors = {"benign": [1.0, 0.9], "malicious": [0.1, 0.0]}
-    old = line("cumulative", 3, 1.0, 0, 0.5) | {
-        "factors": factors,
-        "clients": factors,
-        "skipped": 0,
-        "refused": 0,
-    }
-    new = old | {"seconds": {"train": 1.0}}
+    run = line("cumulative", 3, 1.0, 0, 0.5)
+    old = {**run, "factors": factors, "clients": factors, "skipped": 0, "refused": 0}
+    new = {**old, "seconds": {"train": 1.0}}
+    metrics = old["metrics"]
     assert not list(check.differences(old, new, 0))
-    for changed, word in (
-        (new | {"metrics": old["metrics"] | {"loss": 2.00001}}, "loss was 2.0"),
-        (
-            new
-            | {
-                "metrics": {name: value for name, value in old["metrics"].items() if name != "loss"}
-            },
-            "is None",
-        ),
-        (new | {"metrics": old["metrics"] | {"loss": float("nan")}}, "is nan"),
-        (new | {"factors": factors | {"malicious": [0.1, 0.1]}}, "factors, malicious"),
-        (new | {"clients": factors | {"benign": [1.0]}}, "clients, benign"),
-        (new | {"skipped": 1}, "skipped was 0, is 1"),
+    nearly = {"metrics": {**metrics, "loss": 2.00001}}
+    unmeasured = {name: value for name, value in metrics.items() if name != "loss"}
+    for change, word in (
+        (nearly, "loss was 2.0"),
+        ({"metrics": unmeasured}, "is None"),
+        ({"metrics": {**metrics, "loss": float("nan")}}, "is nan"),
+        ({"factors": {**factors, "malicious": [0.1, 0.1]}}, "factors, malicious"),
+        ({"clients": {**factors, "benign": [1.0]}}, "clients, benign"),
+        ({"skipped": 1}, "skipped was 0, is 1"),
     ):
-        (found,) = check.differences(old, changed, 1e-6)
+        (found,) = check.differences(old, {**new, **change}, 1e-6)
         assert word in found
-    assert not list(
-        check.differences(old, new | {"metrics": old["metrics"] | {"loss": 2.00001}}, 1e-3)
-    )
+    assert not list(check.differences(old, {**new, **nearly}, 1e-3))
 
 
 @pytest.mark.usefixtures("data_files")
@@ -208,18 +161,21 @@ def test_a_check_refuses_a_cell_that_was_not_run_or_is_of_another_configuration(
 ) -> None:
     monkeypatch.setattr(check, "machine", lambda: PROCESSOR)
     cell = Cell("FedAvg", 3, 1.0, 0)
-    options = check.parser().parse_args(["--cell", str(cell)])
-    with pytest.raises(ConfigError, match="has no line"):
-        check.chosen(options, {})
-    with pytest.raises(ConfigError, match="is of the configuration other"):
-        check.chosen(options, {cell: {"config": "other"}})
-    assert check.chosen(options, {cell: {"config": cell.digest, "machine": PROCESSOR}}) == [cell]
-    lines = {cell: {"config": cell.digest, "machine": GPU}}
-    with pytest.raises(ConfigError, match="expected a GPU for what a GPU made"):
-        check.chosen(options, lines)
-    assert check.chosen(
-        check.parser().parse_args(["--cell", str(cell), "--tolerance", "0.1"]), lines
-    ) == [cell]
+
+    def chosen(line: dict[str, str] | None, *options: str) -> Any:
+        arguments = check.parser().parse_args(["--cell", str(cell), *options])
+        return check.chosen(arguments, {} if line is None else {cell: line})
+
+    here = {"config": cell.digest, "machine": PROCESSOR}
+    assert chosen(here) == [cell]
+    assert chosen({**here, "machine": GPU}, "--tolerance", "0.1") == [cell]
+    for line, message in (
+        (None, "has no line"),
+        ({"config": "other"}, "is of the configuration other"),
+        ({**here, "machine": GPU}, "expected a GPU for what a GPU made"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            chosen(line)
 
 
 def attacked(

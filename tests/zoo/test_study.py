@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError
-from zoo.labelled.client_design import SHARES, ZOO_DESIGN, plan
-from zoo.labelled.deltas import DeltaSet
+from zoo.labelled.client_design import SHARES, ZOO_DESIGN, plan, twin_of
+from zoo.labelled.deltas import DeltaSet, read_deltas
 from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS
 from zoo.labelled.study import ENTRIES, Study
+from zoo.labelled.unseen_sources import unseen_cells
 
 SMALL = replace(ZOO_DESIGN, per_source=3, per_cell=1, per_hard_cell=1)
 
@@ -43,40 +45,28 @@ def deltas() -> DeltaSet:
     )
 
 
-def cells_and_training(
-    study: Study, monkeypatch: pytest.MonkeyPatch, keep_twin: bool = False
-) -> list[tuple[list[dict[str, Any]], set[str]]]:
-    """Every cell's rows, and the sources of the clients that its probe was fitted on."""
-    trained_on: list[set[str]] = []
-    fit = study.probe
-
-    def spy(keep: np.ndarray, *args: Any) -> Any:
-        trained_on.append(
-            {
-                name
-                for row in np.flatnonzero(keep)
-                for name in (study.clients[row].source, study.clients[row].host)
-            }
-        )
-        return fit(keep, *args)
-
-    monkeypatch.setattr(study, "probe", spy)
-    cells = [
-        study.cell(malicious, benign, keep_twin) for malicious in MALICIOUS for benign in BENIGN
-    ]
-    return list(zip(cells, trained_on, strict=True))
-
-
 @pytest.mark.parametrize("keep_twin", [False, True])
-def test_unseen_sources_are_in_no_training_set_and_nothing_else_is_missing(
-    deltas: DeltaSet, monkeypatch: pytest.MonkeyPatch, keep_twin: bool
-) -> None:
+def test_unseen_sources_are_in_no_training_set_and_nothing_else_is_missing(keep_twin: bool) -> None:
+    clients = plan(SMALL)
+    cells = unseen_cells(clients, SHARES, keep_twin)
     everything = {*BENIGN, *HARD_NEGATIVE, *MALICIOUS}
-    for rows, seen in cells_and_training(Study(deltas, ENTRIES[-1]), monkeypatch, keep_twin):
-        assert [row["share"] for row in rows] == list(SHARES)
-        unseen = {rows[0]["malicious"], rows[0]["benign"]}
-        twin = set() if keep_twin else {f"{rows[0]['malicious']}_safe"}
-        assert everything - seen == unseen | (twin & everything)
+    for malicious, benign in product(MALICIOUS, BENIGN):
+        cell = cells[malicious, benign]
+        trained = [clients[row] for row in np.flatnonzero(cell.train)]
+        seen = {name for client in trained for name in (client.source, client.host)}
+        twin = set() if keep_twin else {twin_of(malicious)}
+        assert everything - seen == {malicious, benign} | (twin & everything)
+        assert list(cell.malicious_rows) == list(SHARES)
+        for share, rows in cell.malicious_rows.items():
+            tested = {(clients[row].source, clients[row].host) for row in rows}
+            assert tested == {(malicious, benign if share < 1 else malicious)}
+        assert {clients[row].source for row in cell.benign_rows} == {benign}
+
+
+def test_a_cell_has_a_row_for_every_share(deltas: DeltaSet) -> None:
+    rows = Study(deltas, ENTRIES[-1]).cell(MALICIOUS[0], BENIGN[0])
+    assert [row["share"] for row in rows] == list(SHARES)
+    assert {row["benign"] for row in rows} == {BENIGN[0]}
 
 
 @pytest.mark.parametrize(
@@ -99,15 +89,9 @@ def test_a_design_that_cannot_be_studied_is_refused(change: dict[str, Any], reas
 def test_files_of_clients_are_read_back_in_the_order_asked_for(
     deltas: DeltaSet, tmp_path: Path
 ) -> None:
-    from zoo.labelled.deltas import read_deltas
-
-    start = Adapter(
-        {
-            slot.module: LoRAPair(torch.ones(2, 6), torch.zeros(5, 2), 8.0)
-            for slot in deltas.layout.slots
-        }
-    )
-    torch.save(start.state_dict(), tmp_path / "initial.pt")
+    factors = torch.ones(2, 6), torch.zeros(5, 2)
+    start = {slot.module: LoRAPair(*factors, 8.0) for slot in deltas.layout.slots}
+    torch.save(Adapter(start).state_dict(), tmp_path / "initial.pt")
     chosen = list(deltas.clients[:4])
     with pytest.raises(DataError, match="expected the deltas of 4 clients"):
         read_deltas(tmp_path, chosen, "a-base")

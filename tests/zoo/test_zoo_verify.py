@@ -44,47 +44,39 @@ def test_a_zoo_as_it_was_made_agrees_in_many_values(zoo: Path) -> None:
     assert comparison.compared > 1000
 
 
-@pytest.mark.parametrize(
-    ("keys", "value", "line"),
-    [
-        (("probe",), "another", "name"),
-        (
-            ("base_model",),
-            "org/base",
-            "base_model: the record says 'org/base'; measured was 'tiny/llama'",
-        ),
-        (("head",), "mlp", "head: the record says 'mlp'; measured was 'linear'"),
-        (("fitted", "threshold"), 0.5, "fitted.threshold"),
-        (("fitted", "sha256", "head.safetensors"), "0" * 64, "fitted.sha256"),
-        (("about", "detects"), "everything", "facts.detects"),
-        (
-            ("data", "clients", "benign"),
-            1000,
-            "data.clients.benign: the record says 1000; measured was 12",
-        ),
-        (("replicates", 1, "cells", 0, "auroc"), 0.123, "unseen_sources of replicate 1"),
-        (
-            ("score_distribution", "counts", "benign", 0),
-            999,
-            "facts.score_distribution.counts.benign",
-        ),
-        (("held_out_clients", "auroc"), 0.5, "held_out_clients.auroc: the record says 0.5"),
-        (("held_out_clients", "extra"), 1, "held_out_clients: the fields"),
-        (
-            ("data", "design", "shares"),
-            [1.0],
-            "expected a source and a share of the record's design",
-        ),
-        (("adapters",), "../../elsewhere", "expected a folder of the zoo"),
-        (("adapters",), "elsewhere", "cannot read the manifest"),
-        (("replicates",), None, "is not a record of this version"),
-    ],
-)
-def test_a_changed_value_of_a_record_is_found(
-    zoo: Path, keys: tuple[Any, ...], value: Any, line: str
-) -> None:
-    edit(zoo / RECORD, *keys, value=value)
-    assert any(one.startswith(NAME) and line in one for one in found(zoo)), found(zoo)
+CHANGED: list[tuple[str, Any, str]] = [
+    ("probe", "another", "name"),
+    ("base_model", "org/base", "base_model: the record says 'org/base'; measured was 'tiny/llama'"),
+    ("head", "mlp", "head: the record says 'mlp'; measured was 'linear'"),
+    ("fitted threshold", 0.5, "fitted.threshold"),
+    ("fitted sha256 head.safetensors", "0" * 64, "fitted.sha256"),
+    ("about detects", "everything", "facts.detects"),
+    ("data clients benign", 1000, "data.clients.benign: the record says 1000; measured was 12"),
+    ("replicates 1 cells 0 auroc", 0.123, "unseen_sources of replicate 1"),
+    (
+        "score_distribution counts benign 0",
+        999,
+        "facts.score_distribution.counts.benign",
+    ),
+    ("held_out_clients auroc", 0.5, "held_out_clients.auroc: the record says 0.5"),
+    ("held_out_clients extra", 1, "held_out_clients: the fields"),
+    ("data design shares", [1.0], "expected a source and a share of the record's design"),
+    ("adapters", "../../elsewhere", "expected a folder of the zoo"),
+    ("adapters", "elsewhere", "cannot read the manifest"),
+    ("replicates", None, "is not a record of this version"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value", "line"), CHANGED)
+def test_a_changed_value_of_a_record_is_found(zoo: Path, keys: str, value: Any, line: str) -> None:
+    path = [int(key) if key.isdecimal() else key for key in keys.split()]
+    edit(zoo / RECORD, *path, value=value)
+    check_found(zoo, line)
+
+
+def check_found(zoo: Path, line: str) -> None:
+    lines = found(zoo)
+    assert any(one.startswith(NAME) and line in one for one in lines), lines
 
 
 def _save(zoo: Path, change: Callable[[Probe], Probe]) -> None:
@@ -161,7 +153,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_change_to_a_file_is_found(zoo: Path, name: str) -> None:
     tamper, line = TAMPERED[name]
     tamper(zoo)
-    assert any(one.startswith(NAME) and line in one for one in found(zoo)), found(zoo)
+    check_found(zoo, line)
 
 
 def test_cards_that_are_out_of_date_are_written_again_without_a_fit(zoo: Path) -> None:

@@ -39,19 +39,14 @@ def changed(
     def sent(asked: Message, reply: Message) -> Sequence[Message]:
         old = reply.content
         own = dict(old.array_records["arrays"])
-        if arrays is not None:
-            own = arrays(own) or own
-        parts: dict[str, Any] = {"arrays": ArrayRecord(own)}
-        for name, kind, new in (
-            ("config", ConfigRecord, config),
-            ("metrics", MetricRecord, metrics),
-        ):
+        parts: dict[str, Any] = {"arrays": ArrayRecord((arrays and arrays(own)) or own)}
+        kinds = {"config": (ConfigRecord, config), "metrics": (MetricRecord, metrics)}
+        for name, (kind, new) in kinds.items():
             merged = {**dict(old[name]), **(new or {})}
             parts[name] = kind({key: value for key, value in merged.items() if value is not None})
-        content = RecordDict(
-            {name: record for name, record in {**parts, **(added or {})}.items() if name != dropped}
-        )
-        return [Message(content, reply_to=asked)]
+        parts |= added or {}
+        parts.pop(dropped, None)
+        return [Message(RecordDict(parts), reply_to=asked)]
 
     return sent
 
@@ -64,11 +59,10 @@ def raw(**fields: Any) -> Callable[[dict[str, Array]], Any]:
     """The update with other fields than its bytes say."""
 
     def change(own: dict[str, Array]) -> dict[str, Array]:
-        old = own["update"]
-        kept = {"dtype": old.dtype, "shape": old.shape, "stype": old.stype, "data": old.data}
+        kept = {name: getattr(own["update"], name) for name in ("dtype", "shape", "stype", "data")}
         return {
             **own,
-            "update": Array(**{**kept, **{name: of(kept[name]) for name, of in fields.items()}}),
+            "update": Array(**kept | {name: of(kept[name]) for name, of in fields.items()}),
         }
 
     return change
@@ -85,34 +79,20 @@ def vast(data: bytes) -> bytes:
     return data.replace(b"(896,), }" + b" " * 10, b"(1" + b"0" * 12 + b",), }")
 
 
-def failing(asked: Message, reply: Message) -> Sequence[Message]:
-    return [Message(Error(3, "<class 'ValueError'>:<'no such file'>"), reply_to=asked)]
+def error(code: int, why: str, sender: int | None = None) -> Sent:
+    def sent(asked: Message, reply: Message) -> Sequence[Message]:
+        message = Message(Error(code, why), reply_to=asked)
+        if sender is not None:
+            message.metadata.__dict__["_src_node_id"] = sender
+        return [message]
 
-
-def colourful(asked: Message, reply: Message) -> Sequence[Message]:
-    """An error that would clear the operator's screen, and never ends."""
-    return [Message(Error(3, "\x1b[2J\n\r\x00" + "x" * 10_000), reply_to=asked)]
-
-
-def of_superlink(asked: Message, reply: Message) -> Sequence[Message]:
-    """The error that the SuperLink makes up for a node that is gone.
-
-    It names no node but its own.
-    """
-    error = Message(Error(2, "Node Unavailable"), reply_to=asked)
-    error.metadata.__dict__["_src_node_id"] = 1
-    return [error]
+    return sent
 
 
 def falling_apart(asked: Message, reply: Message) -> Sequence[Message]:
     """Objects that a client uploaded under the right names, and that make no reply."""
-    contents = {
-        "x": (
-            b"Array 0 60\x00"
-            + b'{"dtype": "float32", "shape": [4], "stype": "n", "arraychunk_ids": [5]}'
-        )
-    }
-    inflate_object_from_contents("x", contents)
+    array = b'{"dtype": "float32", "shape": [4], "stype": "n", "arraychunk_ids": [5]}'
+    inflate_object_from_contents("x", {"x": b"Array 0 60\x00" + array})
     raise AssertionError("it was put together")
 
 
@@ -129,9 +109,18 @@ REFUSED: dict[str, tuple[Sent, str]] = {
         "missing: no reply before the round's deadline",
     ),
     "no reply": (lambda asked, reply: [], "missing: no reply before the round's deadline"),
-    "an error": (failing, "missing: <class 'ValueError'>:<'no such file'>"),
-    "an error for the terminal": (colourful, "missing:  [2J   xxx"),
-    "an error of the SuperLink": (of_superlink, "missing: Node Unavailable"),
+    "an error": (
+        error(3, "<class 'ValueError'>:<'no such file'>"),
+        "missing: <class 'ValueError'>:<'no such file'>",
+    ),
+    "an error for the terminal": (
+        error(3, "\x1b[2J\n\r\x00" + "x" * 10_000),  # would clear the screen, and never ends
+        "missing:  [2J   xxx",
+    ),
+    "an error of the SuperLink": (
+        error(2, "Node Unavailable", sender=1),  # which names no node but its own
+        "missing: Node Unavailable",
+    ),
     "a reply that cannot be put together": (falling_apart, "missing: unreadable reply: "),
     "other keys": (
         changed(lambda own: {"base_model.lora_A": own["update"]}),
@@ -198,22 +187,16 @@ def test_a_bad_reply_is_a_refused_client_with_a_reason_and_the_round_goes_on(
     what: str, tiny_files: Files, tmp_path: Path, without: torch.Tensor
 ) -> None:
     sent, why = REFUSED[what]
-    deployed = Deployment(
-        tmp_path,
-        settings(tiny_files, rounds=1),
-        **{"round-timeout": 0.5 if "deadline" in why else 60.0},
+    timeout = {"round-timeout": 0.5 if "deadline" in why else 60.0}
+    result = Deployment(tmp_path, settings(tiny_files, rounds=1), **timeout).serve(
+        {"client-01": sent}
     )
-    result = deployed.serve({"client-01": sent})
     [record] = result.records
     assert record.reasons.keys() == {"client-01"}
     assert why in record.reasons["client-01"]
     assert len(record.reasons["client-01"]) <= 500
-    assert record.factors == {
-        "client-00": 1.0,
-        "client-01": 0.0,
-        "client-02": 1.0,
-        "client-03": 1.0,
-    }
+    others = ("client-00", "client-02", "client-03")
+    assert record.factors == {**dict.fromkeys(others, 1.0), "client-01": 0.0}
     assert record.weights["client-01"] == 0.0
     assert not record.skipped
     assert torch.equal(vector(result), without)
@@ -225,30 +208,20 @@ def test_an_honest_client_in_its_place_would_have_counted(
     assert not torch.equal(without, vector(simulate(settings(tiny_files, rounds=1))))
 
 
-def test_a_huge_count_counts_three_times_the_median_at_most(
+def test_a_huge_count_counts_three_times_the_median_at_most_or_what_is_registered(
     tiny_files: Files, tmp_path: Path
 ) -> None:
-    result = Deployment(tmp_path, settings(tiny_files, rounds=1)).serve(
-        {"client-01": changed(metrics={"num-examples": 10**9})}
-    )
-    [record] = result.records
-    assert record.num_examples == {"client-00": 4, "client-01": 12, "client-02": 4, "client-03": 4}
-    assert record.weights["client-01"] == 0.5
-
-
-def test_registered_counts_stand_in_for_claims(tiny_files: Files, tmp_path: Path) -> None:
+    huge = {"client-01": changed(metrics={"num-examples": 10**9})}
     deployed = Deployment(tmp_path, settings(tiny_files, rounds=1))
-    write_nodes(
-        tmp_path / "nodes.json",
-        {name: Node(node, name, 10 * (node - 999)) for name, node in deployed.nodes.items()},
-    )
-    [record] = deployed.serve({"client-01": changed(metrics={"num-examples": 10**9})}).records
-    assert record.num_examples == {
-        "client-00": 10,
-        "client-01": 20,
-        "client-02": 30,
-        "client-03": 40,
-    }
+    [record] = deployed.serve(huge).records
+    assert [*record.num_examples.values()] == [4, 12, 4, 4]
+    assert record.weights["client-01"] == 0.5
+    (tmp_path / "registered").mkdir()
+    deployed = Deployment(tmp_path / "registered", settings(tiny_files, rounds=1))
+    known = {name: Node(node, name, 10 * (node - 999)) for name, node in deployed.nodes.items()}
+    write_nodes(tmp_path / "registered" / "nodes.json", known)
+    [record] = deployed.serve(huge).records
+    assert [*record.num_examples.values()] == [10, 20, 30, 40]
 
 
 def evidence(change: Callable[[np.ndarray], np.ndarray | None], **config: Any) -> Sent:
@@ -259,66 +232,56 @@ def evidence(change: Callable[[np.ndarray], np.ndarray | None], **config: Any) -
     return changed(arrays, config)
 
 
-@pytest.mark.parametrize(
-    ("sent", "why"),
-    [
-        (evidence(lambda a: None), "missing evidence: level reads 'local_steps'"),
-        (
-            evidence(lambda a: a[: a.size // 2]),
-            "evidence: got a numpy.ndarray of float32 and shape (384,)",
-        ),
-        (evidence(lambda a: a[: a.size // 2], steps=1), "got 1 steps of evidence; expected 2"),
-        (
-            evidence(lambda a: np.concatenate([a, a]), steps=4),
-            "got 4 steps of evidence; expected 2",
-        ),
-        (evidence(lambda a: spoiled(a, math.nan)), "evidence: 1 of 768 numbers are NaN"),
-        (evidence(lambda a: a, **{"step-layout": "{}"}), "step-layout: "),
-        (evidence(lambda a: -a), "the last step is not the submitted update"),
-    ],
-)
-def test_bad_evidence_is_refused_too(
-    sent: Sent, why: str, tiny_files: Files, tmp_path: Path
-) -> None:
-    deployed = Deployment(
-        tmp_path, settings(tiny_files, rounds=1, defense=defended(tiny_files, "step"))
-    )
-    [record] = deployed.serve({"client-02": sent}).records
+BAD_EVIDENCE: dict[str, tuple[Sent, str]] = {
+    "none": (evidence(lambda a: None), "missing evidence: level reads 'local_steps'"),
+    "half": (
+        evidence(lambda a: a[: a.size // 2]),
+        "evidence: got a numpy.ndarray of float32 and shape (384,)",
+    ),
+    "half, said": (
+        evidence(lambda a: a[: a.size // 2], steps=1),
+        "got 1 steps of evidence; expected 2",
+    ),
+    "twice": (
+        evidence(lambda a: np.concatenate([a, a]), steps=4),
+        "got 4 steps of evidence; expected 2",
+    ),
+    "NaN": (evidence(lambda a: spoiled(a, math.nan)), "evidence: 1 of 768 numbers are NaN"),
+    "another layout": (evidence(lambda a: a, **{"step-layout": "{}"}), "step-layout: "),
+    "another way": (evidence(lambda a: -a), "the last step is not the submitted update"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_EVIDENCE)
+def test_bad_evidence_is_refused_too(what: str, tiny_files: Files, tmp_path: Path) -> None:
+    sent, why = BAD_EVIDENCE[what]
+    values = settings(tiny_files, rounds=1, defense=defended(tiny_files, "step"))
+    [record] = Deployment(tmp_path, values).serve({"client-02": sent}).records
     assert record.reasons.keys() == {"client-02"}
     assert why in record.reasons["client-02"]
     assert record.factors["client-02"] == 0.0 < record.factors["client-01"]
 
 
+@pytest.mark.parametrize("beside", [False, True])
 def test_an_old_reply_is_refused_and_does_no_harm_beside_the_new_one(
-    tiny_files: Files, tmp_path: Path
+    beside: bool, tiny_files: Files, tmp_path: Path
 ) -> None:
     values = settings(tiny_files, rounds=2)
     kept: list[RecordDict] = []
 
-    def stale(again: bool) -> Sent:
-        def sent(asked: Message, reply: Message) -> Sequence[Message]:
-            kept.append(reply.content)
-            old = Message(kept[0], reply_to=asked)
-            return [old, reply] if again else [old]
+    def stale(asked: Message, reply: Message) -> Sequence[Message]:
+        kept.append(reply.content)
+        old = Message(kept[0], reply_to=asked)
+        return [old, reply] if beside and len(kept) > 1 else [old]
 
-        return sent
-
-    (tmp_path / "alone").mkdir(), (tmp_path / "beside").mkdir()
-    first, second = (
-        Deployment(tmp_path / "alone", values).serve({"client-01": stale(again=False)}).records
-    )
+    result = Deployment(tmp_path, values).serve({"client-01": stale})
+    first, second = result.records
     assert not first.reasons
-    assert "does not hold the nonce" in second.reasons["client-01"]
-    kept.clear()
-    result = Deployment(tmp_path / "beside", values).serve(
-        {
-            "client-01": lambda asked, reply: stale(again=True)(asked, reply)[
-                asked.metadata.group_id == "1" :
-            ]
-        }
-    )
-    assert all(not record.reasons for record in result.records)
-    assert torch.equal(vector(result), vector(simulate(values)))
+    if beside:
+        assert not second.reasons
+        assert torch.equal(vector(result), vector(simulate(values)))
+    else:
+        assert "does not hold the nonce" in second.reasons["client-01"]
 
 
 def test_a_reply_that_another_node_forged_neither_counts_nor_shuts_its_victim_out(
@@ -329,10 +292,8 @@ def test_a_reply_that_another_node_forged_neither_counts_nor_shuts_its_victim_ou
     Only who could read the message knows its nonce.
     """
     values = settings(tiny_files, rounds=1)
-    own: list[Message] = []
 
     def forging(asked: Message, reply: Message) -> Sequence[Message]:
-        own.append(reply)
         forged = Message(reply.content, reply_to=asked)
         forged.metadata.__dict__["_src_node_id"] = 1001  # client-01, with the forger's own nonce
         return [reply, forged]

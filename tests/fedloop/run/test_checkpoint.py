@@ -101,63 +101,54 @@ def test_what_is_not_plain_is_refused_and_the_former_state_stays(
 
 
 def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
-    folder = saved(
-        tmp_path,
-        {
-            "record": '{"f": 0.25}',
-            "trust": {"c1": [0.1, 3, True, None]},
-            "lora": torch.arange(5.0),
-            "é": "ü",
-        },
-    )
+    record = {"record": '{"f": 0.25}', "trust": {"c1": [0.1, 3, True, None]}, "é": "ü"}
+    folder = saved(tmp_path, {**record, "lora": torch.arange(5.0)})
     whole = load_checkpoint(tmp_path)
     for name in ("state.json", "arrays.safetensors"):
         content = (folder / name).read_bytes()
-        for position in range(len(content)):
-            # 32 turns letters into capitals
-            flipped = content[position] ^ (1 if position % 2 else 32)
-            (folder / name).write_bytes(
-                content[:position] + bytes([flipped]) + content[position + 1 :]
-            )
+        for at, byte in enumerate(content):
+            flipped = bytes([byte ^ (1 if at % 2 else 32)])  # 32 turns letters into capitals
+            (folder / name).write_bytes(content[:at] + flipped + content[at + 1 :])
             try:
                 found = load_checkpoint(tmp_path)
             except StateError:
                 continue
             # JSON can be written in two ways: \u00FC for \u00fc
-            assert same_tree(found, whole), (name, position)
+            assert same_tree(found, whole), (name, at)
             assert name == "state.json"
         (folder / name).write_bytes(content)
     assert same_tree(load_checkpoint(tmp_path), whole)
 
 
 def test_cut_swapped_and_missing_files_are_refused(tmp_path: Path) -> None:
-    for round, tree in ((3, TREE), (4, {**TREE, "none": 1})):
-        saved(tmp_path / str(round), tree, 3)
-    folder, other = tmp_path / "3" / "round-000003", tmp_path / "4" / "round-000003"
-    for name in ("state.json", "arrays.safetensors"):
+    place = tmp_path / "3"
+    folder, same, other = (
+        saved(tmp_path / name, tree, 3)
+        for name, tree in (("3", TREE), ("4", {**TREE, "none": 1}), ("5", {**TREE, "views": []}))
+    )
+    arrays = "arrays.safetensors"
+
+    def refused(match: str) -> None:
+        with pytest.raises(StateError, match=match):
+            load_checkpoint(place)
+
+    for name in ("state.json", arrays):
         content = (folder / name).read_bytes()
         for cut in (0, 1, 7, len(content) // 2, len(content) - 1):
             (folder / name).write_bytes(content[:cut])
-            with pytest.raises(StateError, match="round-000003"):
-                load_checkpoint(tmp_path / "3")
+            refused("round-000003")
         (folder / name).unlink()
-        with pytest.raises(StateError, match="not a whole checkpoint"):
-            load_checkpoint(tmp_path / "3")
+        refused("not a whole checkpoint")
         (folder / name).write_bytes(content)
     for text in (b"[]", b"null", b"{}", b'"state"', b"\xff\xfe"):
         (folder / "state.json").write_bytes(text)
-        with pytest.raises(StateError, match="round-000003"):
-            load_checkpoint(tmp_path / "3")
-    shutil.copy(other / "state.json", folder)
-    assert (other / "arrays.safetensors").read_bytes() == (
-        folder / "arrays.safetensors"
-    ).read_bytes()
+        refused("round-000003")
+    shutil.copy(same / "state.json", folder)
+    assert (same / arrays).read_bytes() == (folder / arrays).read_bytes()
     # arrays that are the same may come from anywhere
-    assert load_checkpoint(tmp_path / "3") is not None
-    saved(tmp_path / "5", {**TREE, "views": []}, 3)
-    shutil.copy(tmp_path / "5" / "round-000003" / "arrays.safetensors", folder)
-    with pytest.raises(StateError, match="not those that were written"):
-        load_checkpoint(tmp_path / "3")
+    assert load_checkpoint(place) is not None
+    shutil.copy(other / arrays, folder)
+    refused("not those that were written")
 
 
 def test_another_version_is_refused_by_its_number(tmp_path: Path) -> None:
@@ -165,9 +156,8 @@ def test_another_version_is_refused_by_its_number(tmp_path: Path) -> None:
     values = json.loads((folder / "state.json").read_text())
     for version in (FORMAT_VERSION + 1, "1", None):
         (folder / "state.json").write_text(json.dumps({**values, "version": version}))
-        with pytest.raises(
-            StateError, match=f"format version {version!r}; expected {FORMAT_VERSION}"
-        ):
+        said = f"format version {version!r}; expected {FORMAT_VERSION}"
+        with pytest.raises(StateError, match=said):
             load_checkpoint(tmp_path)
 
 
@@ -179,18 +169,15 @@ def test_a_half_written_round_is_not_seen_and_an_old_one_neither(tmp_path: Path)
     # as a kill leaves it between the rename and the removal
     shutil.copytree(tmp_path / "kept", old)
     (old / "state.json").unlink()
-    part = tmp_path / "round-000004.part"
-    part.mkdir()
-    (part / "arrays.safetensors").write_bytes(b"half")
+    for name in ("round-000004.part", "round-mine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "round-000004.part" / "arrays.safetensors").write_bytes(b"half")
     (tmp_path / "round-notes.txt").write_text("not ours")
-    (tmp_path / "round-mine").mkdir()
     assert load_checkpoint(tmp_path) == (3, {"n": 3})
     saved(tmp_path, {"n": 4}, 4)
     assert load_checkpoint(tmp_path) == (4, {"n": 4})
-    assert (
-        sorted(path.name for path in tmp_path.iterdir())
-        == "kept round-000004 round-mine round-notes.txt".split()
-    )
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"kept", "round-000004", "round-mine", "round-notes.txt"}
 
 
 def test_a_failed_write_leaves_the_former_round(
