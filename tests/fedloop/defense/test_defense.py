@@ -251,6 +251,7 @@ def test_the_gate_skips_a_round_of_malicious_clients() -> None:
     assert record.skipped
     assert record.weights == {}
     assert set(record.factors.values()) == {0.0}
+    assert record.note == "skipped by the safety gate: mean factor 0 of 5 updates is below 0.2"
     assert not assessed(CLIENTS[:3]).skipped  # mean factor 0.4
     assert assessed(CLIENTS[:3], min_mean_factor=0.41).skipped
 
@@ -280,6 +281,7 @@ def test_a_round_of_rejected_clients_is_skipped_even_without_a_gate() -> None:
         assert record.skipped
         assert record.weights == {}
         assert record.factors == {"a": 0.0, "b": 0.0}
+        assert record.note == "skipped: no well-formed update"
         empty = tested.assess(2, [])
         assert empty.skipped
         assert empty.factors == {}

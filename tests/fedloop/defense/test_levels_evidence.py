@@ -75,31 +75,24 @@ def one(level: Level, state: dict[str, Any], score: float | None) -> tuple[float
 
 def test_a_missed_audit_costs_the_round_and_stays_due() -> None:
     level = EvidenceLevel(audit_interval=3)
-    state = level.init()
-    for _ in range(3):
-        factor, state = one(level, state, 0.1)
-    for _ in range(2):
-        assert level.wanted(state, "a") == set()
-        factor, state = one(level, state, None)
-        assert factor == 1.0
-    for _ in range(4):
-        assert level.wanted(state, "a") == {"a"}
-        factor, state = one(level, state, None)
-        assert factor == 0.0
-        assert level.status(state) == {"a": "benign"}
-    factor, state = one(level, state, 0.1)
-    assert factor == 1.0
+    state, found = level.init(), []
+    # three rounds to freeze, two free ones, four missed audits, and one that is passed
+    for score in (0.1, 0.1, 0.1, None, None, None, None, None, None, 0.1):
+        due = level.wanted(state, "a") == {"a"}
+        factor, state = one(level, state, score)
+        found.append((due, factor))
+        if len(found) > 3:
+            assert level.status(state) == {"a": "benign"}
+    assert [due for due, _ in found] == [True] * 3 + [False] * 2 + [True] * 5
+    assert [factor for _, factor in found[3:]] == [1.0] * 2 + [0.0] * 4 + [1.0]
     assert level.wanted(state, "a") == set()
 
 
 def test_frozen_malicious_is_for_ever_unless_rehabilitation_is_on() -> None:
-    scores = [0.9, 0.9, 0.9] + [0.1] * 40
-    for_ever, _, _ = play(
-        EvidenceLevel(audit_interval=2), [({"a": [s]}, {"a": 10}) for s in scores]
-    )
+    rounds = [({"a": [score]}, {"a": 10}) for score in [0.9] * 3 + [0.1] * 40]
+    for_ever, _, _ = play(EvidenceLevel(audit_interval=2), rounds)
     assert {factors["a"] for factors in for_ever} == {0.0}
-    level = EvidenceLevel(audit_interval=2, rehabilitation=3)
-    found, status, _ = play(level, [({"a": [s]}, {"a": 10}) for s in scores])
+    found, status, _ = play(EvidenceLevel(audit_interval=2, rehabilitation=3), rounds)
     # Audits at participations 2, 4, 6 after freezing; then open, with shadow factors, and benign
     # after three.
     assert [factors["a"] for factors in found[3:10]] == [0.0] * 6 + [1.0]

@@ -158,11 +158,12 @@ def test_a_rejected_client_leaves_no_trace_in_what_is_remembered() -> None:
 
 def test_f_is_lowered_to_what_the_rule_bears_of_those_that_count() -> None:
     rows = torch.randn(5, 9, generator=torch.Generator().manual_seed(1))
-    rule = make_rule("krum", f=2)
+    rule = make_rule("krum", f=np.int64(2))
     for weights, f in (([1, 1, 1, 1, 1], 2), ([1, 1, 1, 0, 0], 1), ([1, 0, 0, 0, 0], 0)):
         expected = AGGREGATORS["krum"](rows, weights, f=f)
         assert torch.equal(rule.apply({}, rows, weights)[0], expected)
-    assert rule.options.f == 2
+    assert (rule.options.f, type(rule.options.f)) == (2, int)
+    assert make_rule("centered_clipping", tau=np.array(0.5)).options.tau == 0.5
 
 
 def test_what_a_rule_cannot_be_applied_to_is_refused() -> None:

@@ -167,18 +167,6 @@ def test_every_level_runs_and_scores_what_it_reads(tiny_files: Files) -> None:
             assert not record.skipped
 
 
-def test_shadow_scores_of_the_first_round_are_those_of_the_steps(tiny_files: Files) -> None:
-    """The global LoRA still is the initial one.
-
-    A strong check that the two branches are one function.
-    """
-    step, shadow = (
-        run(tiny_files, defense=defended(tiny_files, level)).records for level in ("step", "shadow")
-    )
-    assert step[0].scores == shadow[0].scores
-    assert step[1].scores != shadow[1].scores
-
-
 # --- state
 
 
