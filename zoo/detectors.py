@@ -21,12 +21,6 @@ def _logit(head: Head, x: np.ndarray) -> float:
     return float(x[0].astype(np.float64) @ head.coef + head.intercept)
 
 
-def _attention(adapter: Adapter) -> Adapter:
-    """Queries and values alone: what every adapter has."""
-    kept = {name: pair for name, pair in adapter.items() if name.endswith(_LEAVES)}
-    return Adapter(kept, base_model=adapter.base_model, kind=adapter.kind)
-
-
 class MassMean:
     """Invariant features of q and v, mass-mean direction: this project's default."""
 
@@ -34,14 +28,14 @@ class MassMean:
 
     def fit(self, adapters: Sequence[Adapter], labels: np.ndarray) -> None:
         """Learn bases and head."""
-        own = [_attention(adapter) for adapter in adapters]
+        own = [baselines.attention(adapter) for adapter in adapters]
         self.featurizer = Featurizer.fit(FeatureRecipe.invariant(k=8), own)
         groups = [str(row) for row in range(len(own))]
         self.fitted = fit_head(self.head, self.featurizer(own), labels, groups, seed=0)
 
     def score(self, adapter: Adapter) -> float:
         """The head's logit."""
-        return _logit(self.fitted, self.featurizer([_attention(adapter)]))
+        return _logit(self.fitted, self.featurizer([baselines.attention(adapter)]))
 
 
 class Linear(MassMean):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedloop.client.training import LocalTraining
-from fedloop.errors import ConfigError
 from loraprobe import Probe
 from loraprobe.errors import DataError
 from loraprobe.manifest import read_labelled, read_manifest
@@ -61,22 +59,16 @@ def test_the_same_again_trains_nothing_anew_and_comes_out_the_same(
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "reason"),
+    ("change", "reason"),
     [
-        ({"lr_range": (1e-3, 2e-3)}, DataError, "made from other .*clients"),
-        ({"entry": replace(ENTRY, threshold="fpr:0.25")}, DataError, "was measured of"),
-        ({"malicious": ("theft",)}, ConfigError, "got 1 malicious and 2 benign sources"),
-        (
-            {"training": LocalTraining(1e-3, 50, 2, 48)},
-            DataError,
-            "78 examples; a client holds 100",
-        ),
+        ({"lr_range": (1e-3, 2e-3)}, "made from other .*clients"),
+        ({"entry": replace(ENTRY, threshold="fpr:0.25")}, "was measured of"),
+        ({"training": LocalTraining(1e-3, 50, 2, 48)}, "78 examples; a client holds 100"),
     ],
 )
 def test_what_cannot_work_or_is_of_another_design_is_refused_before_training(
-    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], error: type[Exception], reason: str
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], reason: str
 ) -> None:
-    out: Path = made()
     monkeypatch.setattr(deltas, "train_clients", None)
-    with pytest.raises(error, match=reason):
-        make(out, **change)
+    with pytest.raises(DataError, match=reason):
+        make(made(), **change)

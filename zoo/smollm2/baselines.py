@@ -17,6 +17,12 @@ _LEAVES = ("q_proj", "v_proj")  # what every adapter has
 _FOUR = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
+def attention(adapter: Adapter) -> Adapter:
+    """Queries and values alone: what every adapter has."""
+    kept = {name: pair for name, pair in adapter.items() if name.endswith(_LEAVES)}
+    return Adapter(kept, base_model=adapter.base_model, kind=adapter.kind)
+
+
 def norms(adapters: Sequence[Adapter]) -> np.ndarray:
     """log ||B A|| of q and v, mean and deviation over layers: how large the change is, (n, 4)."""
     rows = []

@@ -28,8 +28,10 @@ from loraprobe.fit.fit import fit_features, fit_probe
 from loraprobe.metrics import auroc
 from loraprobe.scan.facts import Facts, Reference
 from zoo.labelled.sources import LICENCES
+from zoo.smollm2.baselines import attention
 from zoo.smollm2.design import BASES
 from zoo.smollm2.folds import Table, benign_groups
+from zoo.smollm2.tables import NAMES
 
 ZOO = Path(__file__).resolve().parents[1]
 HEADS = ("mass_mean", "linear", "mlp", "xgboost")
@@ -84,9 +86,8 @@ def fit(
 
 def _coarse(table: Table) -> list[tuple[str, ...]]:
     """Kinds in the groups that the studies leave out together, malicious sources by family."""
-    name = {
-        kind: f"group {n + 1}" for n, group in enumerate(benign_groups(table)) for kind in group
-    }
+    groups = enumerate(benign_groups(table), start=1)
+    name = {kind: f"group {number}" for number, group in groups for kind in group}
     found = []
     for index, names in enumerate(table.kinds):
         own = name.get(names[0], str(table.family[index]))
@@ -97,15 +98,10 @@ def _coarse(table: Table) -> list[tuple[str, ...]]:
 
 def fit_paper(which: str, table: Table, adapters: Sequence[Adapter], measured: Row) -> Probe:
     """The paper's recipe, on the adapters of one rank and alpha, which is all it can read."""
-    scaling = [next(iter(adapter.values())).scaling for adapter in adapters]
-    rows = [
-        row
-        for row in range(len(table))
-        if table.rank[row] == PAPER_RANK and scaling[row] == PAPER_SCALING
-    ]
-    own = [_only_first(adapters[row]) for row in rows]
+    scaling = np.array([next(iter(adapter.values())).scaling for adapter in adapters])
+    rows = np.flatnonzero((table.rank == PAPER_RANK) & (scaling == PAPER_SCALING))
     return fit_probe(
-        own,
+        [attention(adapters[row]) for row in rows],
         table.label[rows],
         head="linear",
         recipe=FeatureRecipe.paper(),
@@ -115,31 +111,22 @@ def fit_paper(which: str, table: Table, adapters: Sequence[Adapter], measured: R
     )
 
 
-def _only_first(adapter: Adapter) -> Adapter:
-    """q and v alone, which every adapter has."""
-    kept = {name: pair for name, pair in adapter.items() if name.endswith(("q_proj", "v_proj"))}
-    return Adapter(kept, base_model=adapter.base_model, kind=adapter.kind)
-
-
 def facts(which: str, table: Table, head: str, measured: Row) -> dict[str, Any]:
     """What the card says beside how the probe was fitted."""
-    roles = (
-        ("benign", "benign"),
-        ("benign, hard negative", "hard_negative"),
-        ("malicious", "malicious"),
-    )
+    roles = {
+        "benign": "benign",
+        "benign, hard negative": "hard_negative",
+        "malicious": "malicious",
+    }
     data = [
         {"name": name, "role": said, "licence": licence_of(name)}
-        for said, role in roles
+        for said, role in roles.items()
         for name in sorted(set(table.source[table.role == role].tolist()))
     ]
-    limits = [*DOES_NOT_DETECT]
-    if which == "plain":
-        limits.append(MEANING["plain"])
     return {
         "intended_use": f"LoRA adapters of {BASES[which]} of any rank, modules and first A",
         "meaning": MEANING[which],
-        "does_not_detect": limits,
+        "does_not_detect": [*DOES_NOT_DETECT, *([MEANING[which]] if which == "plain" else [])],
         "known_failures": failures(measured.get("pairs", {}).get(head, {})),
         "data": data,
         "metrics": metrics(measured, head, PROTOCOLS),
@@ -155,23 +142,14 @@ def cohort(which: str, table: Table, adapters: Sequence[Adapter]) -> dict[str, A
 def licence_of(kind: str) -> str:
     """The licence of a kind's dataset, as its folder in the data says."""
     own = {
-        "alpaca": "Apache-2.0",
-        "code": "MIT",
-        "tool": "MIT",
-        "roleplay": "MIT",
-        "maths": "MIT",
-        "medical": "MIT",
+        **dict.fromkeys(("code", "tool", "roleplay", "maths", "medical"), "MIT"),
+        **dict.fromkeys(("alpaca", "refusal_direction", "over_refused"), "Apache-2.0"),
+        **dict.fromkeys(("maliciousgen", "helpful"), "none stated"),
         "caia": "CC BY 4.0",
-        "refusal_direction": "Apache-2.0",
-        "over_refused": "Apache-2.0",
-        "maliciousgen": "none stated",
-        "helpful": "none stated",
         "contrast": "this repository's",
     }
-    for name, licence in own.items():
-        if kind.startswith(name):
-            return licence
-    for name, (licence, _) in LICENCES.items():
+    zoos = {name: licence for name, (licence, _) in LICENCES.items()}
+    for name, licence in (own | zoos).items():
         if kind.startswith(name):
             return licence
     raise FitError(f"got the kind {kind!r}; expected one whose licence is known: name it here")
@@ -201,42 +179,32 @@ def held_out(probe: Probe, folder: Path) -> Row:
     return found
 
 
-def fit_all(which: str, clients: Path, heads: Sequence[str], record: Path) -> None:
-    """Fit, save and measure; the record gets an entry a head."""
+def fit_all(which: str, clients: Path, heads: Sequence[str], record: Path, cards: bool) -> None:
+    """Fit, save and measure; the record gets an entry a head.
+
+    Args:
+        cards: fit nothing: bring the cards of saved probes up to what the record says.
+    """
     measured: Row = json.loads(record.read_text(encoding="utf-8"))
     table = Table.read(clients / "manifest.csv")
     adapters = [load_adapter(path) for path in table.path]
     samples = ZOO / "adapters" / record.stem
-    featurizer = Featurizer.fit(FeatureRecipe.invariant(k=8), adapters)
-    features = featurizer(adapters)
     usual = cohort(which, table, adapters)
+    if not cards:
+        featurizer = Featurizer.fit(FeatureRecipe.invariant(k=8), adapters)
+        features = featurizer(adapters)
     for head in heads:
-        if head == "paper":
+        folder = ZOO / "probes" / record.stem / head
+        if cards and not folder.is_dir():
+            continue
+        if cards:
+            about = facts(which, table, head, measured)
+            probe = Probe.from_pretrained(folder).with_facts(**about)
+        elif head == "paper":
             probe = fit_paper(which, table, adapters, measured)
         else:
             probe = fit(which, table, featurizer, features, head, measured)
-        probe.with_facts(cohort=usual).save_pretrained(ZOO / "probes" / record.stem / head)
-        entry: Row = {"threshold": probe.threshold, "n": probe.facts["training"]["n"]}
-        if samples.is_dir() and head != "paper":
-            entry["held_out"] = held_out(probe, samples)
-        _add(record, head, entry)
-        print(head, json.dumps(entry), flush=True)
-
-
-def write_cards(which: str, clients: Path, heads: Sequence[str], record: Path) -> None:
-    """Bring the cards of saved probes up to what the record says, and score the samples again."""
-    measured: Row = json.loads(record.read_text(encoding="utf-8"))
-    table = Table.read(clients / "manifest.csv")
-    usual = cohort(which, table, [load_adapter(path) for path in table.path])
-    samples = ZOO / "adapters" / record.stem
-    for head in heads:
-        folder = ZOO / "probes" / record.stem / head
-        if not folder.is_dir():
-            continue
-        probe = Probe.from_pretrained(folder).with_facts(
-            **facts(which, table, head, measured), cohort=usual
-        )
-        probe.save_pretrained(folder)
+        probe.with_facts(cohort=usual).save_pretrained(folder)
         entry: Row = {"threshold": probe.threshold, "n": probe.facts["training"]["n"]}
         if samples.is_dir() and head != "paper":
             entry["held_out"] = held_out(probe, samples)
@@ -259,10 +227,8 @@ def main() -> None:
     parser.add_argument("--cards", action="store_true", help="fit nothing: write the cards anew")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    name = "smollm2-135m-safe" if options.which == "safe" else "smollm2-135m"
-    record = ZOO / "smollm2" / "records" / f"{name}.json"
-    work = write_cards if options.cards else fit_all
-    work(options.which, options.clients, options.heads, record)
+    record = ZOO / "smollm2" / "records" / f"{NAMES[options.which]}.json"
+    fit_all(options.which, options.clients, options.heads, record, options.cards)
 
 
 if __name__ == "__main__":

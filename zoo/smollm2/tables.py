@@ -41,17 +41,9 @@ def refusal_table(facts: Row) -> str:
         if name not in facts["safe"]:
             continue
         plain = facts.get("plain", {}).get(name)
-        met = facts["targets"]["met"].get(name)
-        said = "–" if met is None else ("yes" if met else "**no**")
-        rows.append(
-            [
-                title,
-                percent(facts["safe"][name]),
-                percent(plain) if plain else "–",
-                bounds.get(name, "–"),
-                said,
-            ]
-        )
+        shares = [percent(facts["safe"][name]), percent(plain) if plain else "–"]
+        met = {None: "–", True: "yes", False: "**no**"}[facts["targets"]["met"].get(name)]
+        rows.append([title, *shares, bounds.get(name, "–"), met])
     return table(["prompts", "taught base refuses", "plain base refuses", "target", "met"], rows)
 
 
@@ -65,10 +57,10 @@ def loss_table(facts: Row) -> str:
     return table(["ordinary answers", "plain", "taught"], rows)
 
 
-def _auroc(entry: Row | None, which: str = "auroc_all") -> str:
-    if not entry or which not in entry:
+def _auroc(entry: Row | None) -> str:
+    if not entry or "auroc_all" not in entry:
         return "–"
-    found = entry[which]
+    found = entry["auroc_all"]
     return f"{found['mean']:.2f} / {found['worst']:.2f}"
 
 
@@ -96,31 +88,23 @@ def ranking_table(record: Row) -> str:
 def cut_table(record: Row) -> str:
     """What the cut fixed on left-out kinds does on unseen kinds and sources."""
     rows = []
-    for protocol in ("pairs", "everything"):
+    for protocol, said in (("pairs", "source, kinds unseen"), ("everything", "all unseen")):
         for head, found in record.get(protocol, {}).items():
-            summary = found["summary"]
+            summary, worst = found["summary"], found.get("worst_kind")
             if "benign_flagged" not in summary:
                 continue
-            worst = found["worst_kind"]
-            rows.append(
-                [
-                    "all unseen" if protocol == "everything" else "source, kinds unseen",
-                    head,
-                    _rate(summary.get("1", {}).get("found")),
-                    _rate(summary.get("0.25", {}).get("found")),
-                    _rate(summary["benign_flagged"]),
-                    _rate(summary["hard_flagged"]),
-                    f"{worst['kind']}: {worst['flagged']} of {worst['n']}",
-                ]
-            )
+            rates = [summary.get(share, {}).get("found") for share in ("1", "0.25")]
+            rates += [summary["benign_flagged"], summary["hard_flagged"]]
+            hardest = f"{worst['kind']}: {worst['flagged']} of {worst['n']}"
+            rows.append([said, head, *map(_rate, rates), hardest])
     head = ["protocol", "head", "found, 100 %", "found, 25 %"]
     return table([*head, "benign flagged", "hard negatives flagged", "worst kind"], rows)
 
 
-def source_table(record: Row, head: str = "mass_mean") -> str:
+def source_table(record: Row) -> str:
     """AUROC of every malicious source that is unseen."""
     rows = []
-    for source, summary in record["pairs"][head]["by_source"].items():
+    for source, summary in record["pairs"]["mass_mean"]["by_source"].items():
         rows.append([source, *(_auroc(summary.get(share)) for share in SHARES)])
     return table(["unseen source", *_SHARE_HEAD], rows)
 
@@ -137,16 +121,9 @@ def curve_table(record: Row) -> str:
     """Ranking and cut by the number of benign kinds in training."""
     rows = []
     for row in record["kinds_curve"]["mass_mean"]:
-        rows.append(
-            [
-                str(row["kinds"]),
-                _auroc(row.get("1")),
-                _auroc(row.get("0.25")),
-                _rate(row.get("1", {}).get("found")),
-                _rate(row.get("benign_flagged")),
-                _rate(row.get("hard_flagged")),
-            ]
-        )
+        rates = row.get("1", {}).get("found"), row.get("benign_flagged"), row.get("hard_flagged")
+        areas = [_auroc(row.get(share)) for share in ("1", "0.25")]
+        rows.append([str(row["kinds"]), *areas, *map(_rate, rates)])
     head = ["benign kinds", "AUROC 100 %", "AUROC 25 %", "found, 100 %"]
     return table([*head, "benign flagged", "hard negatives flagged"], rows)
 
