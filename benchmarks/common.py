@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import platform
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.featurizer import FeatureRecipe, Featurizer
@@ -21,16 +23,27 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def random_probe(
-    like: Adapter, recipe: FeatureRecipe | None = None, base_model: str | None = None
+    like: Adapter,
+    recipe: FeatureRecipe | None = None,
+    base_model: str | None = None,
+    intercept: float = 0.0,
+    size: float = 1.0,
 ) -> Probe:
     """A linear probe with random coefficients, which what scoring costs does not depend on.
 
     Args:
         recipe: B of the first layer, as published, if None.
+        size: of the coefficients; tiny ones and an intercept below 0 find everybody benign.
     """
     featurizer = Featurizer.fit(recipe or FeatureRecipe.paper(), [like])
-    coef = np.random.default_rng(0).standard_normal(featurizer.num_features).astype(np.float32)
-    return Probe(featurizer, LinearHead(coef, 0.0), base_model=base_model)
+    coef = np.random.default_rng(0).standard_normal(featurizer.num_features) * size
+    head = LinearHead(coef.astype(np.float32), intercept)
+    return Probe(featurizer, head, base_model=base_model)
+
+
+def machine(**more: Any) -> dict[str, Any]:
+    """What a result was measured on."""
+    return {"processor": platform.machine(), "torch": torch.__version__, **more}
 
 
 def summary(values: Sequence[float], digits: int = 4) -> dict[str, float]:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import tempfile
 import time
 import timeit
@@ -115,7 +114,7 @@ def measure_all(repetitions: int) -> dict[str, Any]:
     of = Round(LLAMA_8B)
     return {
         "command": "python -m benchmarks.overhead_8b",
-        "machine": {"processor": platform.machine(), "torch": torch.__version__, "threads": 1},
+        "machine": common.machine(threads=1),
         "clients": CLIENTS,
         "numbers_per_update": of.layout.size,
         "repetitions": repetitions,

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import platform
 import re
 import tempfile
 import threading
@@ -109,14 +108,9 @@ def main() -> None:
                 row = pool.apply(measure, case)
             print(json.dumps(row), flush=True)
             rows[key_of(row)] = row
-    machine = {
-        "processor": platform.machine(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
     kept = {
         "command": "python -m benchmarks.scale",
-        "machine": machine,
+        "machine": common.machine(threads=torch.get_num_threads()),
         "cases": sorted(rows.values(), key=key_of),
     }
     write(RESULTS, kept)
@@ -132,29 +126,14 @@ def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def table() -> str:
     """The page's table of what was measured."""
     measured = json.loads(RESULTS.read_text())
-    columns = (
-        "numbers an adapter",
-        "clients",
-        "updates",
-        "level",
-        "rule",
-        "all updates, MiB",
-        "peak memory, MiB",
-        "arrive, s",
-        "assess, s",
-        "aggregate, s",
-    )
-    rows = [list(columns)]
+    columns = "numbers an adapter | clients | updates | level | rule | all updates, MiB"
+    rows = [f"{columns} | peak memory, MiB | arrive, s | assess, s | aggregate, s"]
     for case in measured["cases"]:
-        seconds = (f"{case['seconds'][phase]:.1f}" for phase in ("arrive", "assess", "aggregate"))
-        shown = [
-            f"{case['numbers_per_adapter']:,}",
-            f"{case['clients']:,}",
-            *(case[name] for name in ("updates", "level", "rule")),
-            *(f"{case[name]:,}" for name in ("all_updates_mib", "peak_memory_mib")),
-            *seconds,
-        ]
-        rows.append(shown)
+        names = [case[name] for name in ("updates", "level", "rule")]
+        sizes = [f"{case[name]:,}" for name in ("all_updates_mib", "peak_memory_mib")]
+        seconds = [f"{case['seconds'][phase]:.1f}" for phase in ("arrive", "assess", "aggregate")]
+        first = f"{case['numbers_per_adapter']:,} | {case['clients']:,}"
+        rows.append(" | ".join([first, *names, *sizes, *seconds]))
     threads = measured["machine"]["threads"]
     return (
         f"{markdown(rows)}\nOne round a case, {threads} thread{'s' if threads > 1 else ''}, other"

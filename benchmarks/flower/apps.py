@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from benchmarks.common import random_probe
 from benchmarks.flower.counted_wire import carried
 from fedloop.client.client import Trained
 from fedloop.config import Config
@@ -45,19 +45,11 @@ from fedloop.run.run import Run
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import unpack
 from loraprobe.adapters.pair import LoRAPair
-from loraprobe.featurizer import FeatureRecipe, Featurizer
-from loraprobe.heads import LinearHead
-from loraprobe.probe import Probe
 
 LAYERS, WIDTH = 32, 1000
-MODULES = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
+MODULES = tuple(
+    [f"self_attn.{name}_proj" for name in "qkvo"]
+    + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 )
 TENSORS = 2 * LAYERS * len(MODULES)
 CLIENTS, EXAMPLES = 2, 100
@@ -70,6 +62,15 @@ class Way(NamedTuple):
     ours: bool
     wire: str = "float32"
     packed: bool = True
+
+
+class Task(NamedTuple):
+    """A run: its way, and how long."""
+
+    way: Way
+    rank: int
+    rounds: int
+    timeout: float
 
 
 WAYS = {
@@ -145,12 +146,11 @@ class Timed:
             server_round, heard
         )  # type: ignore[misc]
         seconds, (up, down) = time.perf_counter() - self._began, carried(self.counters)
-        row: dict[str, Any] = {"round": server_round, "seconds": round(seconds, 3)}
-        row |= {
+        row = {
+            "round": server_round,
+            "seconds": round(seconds, 3),
             "replies": sum(reply.has_content() for reply in heard),
             "errors": [reply.error.reason[:200] for reply in heard if reply.has_error()],
-        }
-        row |= {
             "to_server": up - self._wire[0],
             "to_clients": down - self._wire[1],
             "load": round(os.getloadavg()[0], 1),
@@ -177,50 +177,35 @@ def server_app() -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         of = context.run_config
         folder, name = Path(str(of["folder"])), str(of["way"])
-        way, rank, rounds = WAYS[name], int(of["rank"]), int(of["rounds"])
         for kind in (TimedDefended, TimedFedAvg):
-            kind.turns, kind.log = (
-                Turns(folder, name, json.loads(str(of["order"]))),
-                folder / f"{name}.jsonl",
-            )
+            kind.turns = Turns(folder, name, json.loads(str(of["order"])))
+            kind.log = folder / f"{name}.jsonl"
             kind.counters = Path(str(of["counters"]))
-        if way.ours:
-            play_ours(
-                grid, way, rank, rounds, folder / name, Path(str(of["nodes"])), float(of["timeout"])
-            )
+        run = Task(WAYS[name], int(of["rank"]), int(of["rounds"]), float(of["timeout"]))
+        if run.way.ours:
+            play_ours(grid, run, folder / name, Path(str(of["nodes"])))
         else:
-            play_stock(grid, way, rank, rounds, float(of["timeout"]))
+            play_stock(grid, run)
 
     return app
 
 
-def play_ours(
-    grid: Grid, way: Way, rank: int, rounds: int, folder: Path, nodes: Path, timeout: float
-) -> None:
+def play_ours(grid: Grid, run: Task, folder: Path, nodes: Path) -> None:
     """As `fedloop.flower.server.serve` does, but for a LoRA that is on no model."""
-    config = Config.of(
-        {
-            "rounds": rounds,
-            **EXPERIMENT,
-            "lora": {"r": rank, "alpha": 2 * rank, "target_modules": ["q_proj"]},
-        }
-    )
-    initial = adapter(rank)
-    federation = GlobalLoRA(initial, Defense(trusting_probe(initial), CumulativeLevel()), config)
-    settings = EngineSettings(round_timeout=timeout, wire=way.wire, max_empty_rounds=1)
-    with RunFolder.create(folder, config, {}) as kept, Run(config, federation, kept) as run:
-        agreement = Agreement.of(config, federation, settings.wire)
-        ids = {name: node.node_id for name, node in read_nodes(nodes).items()}
-        TimedDefended(
-            federation,
-            ids,
-            partial(plan_round, config),
-            agreement,
-            settings,
-            run.finish,
-            run.ahead(),
-        ).start(grid)
-    refused = [record.reasons for record in run.records if record.reasons or record.skipped]
+    lora = {"r": run.rank, "alpha": 2 * run.rank, "target_modules": ["q_proj"]}
+    config = Config.of({"rounds": run.rounds, **EXPERIMENT, "lora": lora})
+    initial = adapter(run.rank)
+    delta = Adapter(dict(initial), kind="factor_delta", base_model=initial.base_model)
+    trusting = random_probe(delta, intercept=-5.0, size=1e-9)  # every update is averaged
+    federation = GlobalLoRA(initial, Defense(trusting, CumulativeLevel()), config)
+    wire = run.way.wire
+    settings = EngineSettings(round_timeout=run.timeout, wire=wire, max_empty_rounds=1)
+    ids = {name: node.node_id for name, node in read_nodes(nodes).items()}
+    with RunFolder.create(folder, config, {}) as kept, Run(config, federation, kept) as played:
+        plan, agreement = partial(plan_round, config), Agreement.of(config, federation, wire)
+        parts = (federation, ids, plan, agreement, settings, played.finish, played.ahead())
+        TimedDefended(*parts).start(grid)
+    refused = [record.reasons for record in played.records if record.reasons or record.skipped]
     if refused:
         raise RuntimeError(f"expected every client to count in every round; got {refused}")
 
@@ -232,27 +217,13 @@ EXPERIMENT: dict[str, Any] = {  # nothing of it is loaded
 }
 
 
-def trusting_probe(like: Adapter) -> Probe:
-    """A linear probe of the published recipe that finds everybody benign.
-
-    Random updates should all be averaged.
-    """
-    featurizer = Featurizer.fit(
-        FeatureRecipe.paper(),
-        [Adapter(dict(like), kind="factor_delta", base_model=like.base_model)],
-    )
-    coefficients = 1e-9 * np.random.default_rng(0).normal(size=featurizer.num_features)
-    return Probe(featurizer, LinearHead(coefficients.astype(np.float32), -5.0))
-
-
-def play_stock(grid: Grid, way: Way, rank: int, rounds: int, timeout: float) -> None:
+def play_stock(grid: Grid, run: Task) -> None:
     """FedAvg, as Flower's documentation uses it for a PEFT state dict."""
-    state = adapter(rank).state_dict()
-    if way.packed:
+    state = adapter(run.rank).state_dict()
+    if run.way.packed:
         state = {"adapter": torch.cat([tensor.reshape(-1) for tensor in state.values()])}
-    TimedFedAvg(fraction_evaluate=0.0).start(
-        grid, ArrayRecord(state), num_rounds=rounds, timeout=timeout
-    )
+    strategy = TimedFedAvg(fraction_evaluate=0.0)
+    strategy.start(grid, ArrayRecord(state), num_rounds=run.rounds, timeout=run.timeout)
 
 
 # --- the clients

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import flwr
-import torch
 
 from benchmarks import common
 from benchmarks.common import ROOT, fill, write
@@ -105,24 +104,14 @@ def main() -> None:
 
 def save(case: dict[str, Any]) -> None:
     """One size into the results and the page."""
-    cases = json.loads(RESULTS.read_text(encoding="utf-8"))["cases"] if RESULTS.exists() else []
-    cases = sorted(
-        [*(one for one in cases if one["rank"] != case["rank"]), case], key=lambda one: one["rank"]
+    former = json.loads(RESULTS.read_text(encoding="utf-8"))["cases"] if RESULTS.exists() else []
+    cases = {one["rank"]: one for one in (*former, case)}
+    here = common.machine(
+        cpus=os.cpu_count(), python=platform.python_version(), flwr=flwr.__version__
     )
-    machine = {
-        "processor": platform.machine(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    about = {
-        "command": COMMAND,
-        "machine": {**machine, "flwr": flwr.__version__},
-        "clients": CLIENTS,
-        "tensors": TENSORS,
-        "width": WIDTH,
-    }
-    write(RESULTS, {**about, "cases": cases})
+    about = {"command": COMMAND, "machine": here}
+    about |= {"clients": CLIENTS, "tensors": TENSORS, "width": WIDTH}
+    write(RESULTS, {**about, "cases": [cases[rank] for rank in sorted(cases)]})
     fill(PAGE, "flower cost", table(), "benchmarks.flower.cost")
 
 
@@ -150,16 +139,9 @@ class Deployment:
         port = free_port()
         self.address = f"127.0.0.1:{port}"
         with self.group, CountedWire(port, self.counters) as wire:
-            command = [
-                sys.executable,
-                "-m",
-                "fedloop.flower.deploy.superlink",
-                "127.0.0.1",
-                str(port),
-            ]
-            self.start(
-                "superlink", [*command, self.place / "certificates", self.place / "state.db"]
-            )
+            module = [sys.executable, "-m", "fedloop.flower.deploy.superlink"]
+            where = [self.place / "certificates", self.place / "state.db"]
+            self.start("superlink", [*module, "127.0.0.1", str(port), *where])
             wait_for_port(port, self.group.check)
             nodes = {}
             with self.control() as control:
@@ -184,30 +166,18 @@ class Deployment:
         if self._own:
             secret = new_secret(self.place / f"{name}.secret")
             self.start(name, supernode(superlink, self._authority, key, port, secret, config))
-            self.start(
-                f"{name}-work",
-                [sys.executable, "-m", "benchmarks.flower.apps", secret, f"127.0.0.1:{port}"],
-            )
-        else:
-            command = [
-                flower_command("flower-supernode"),
-                "--superlink",
-                superlink,
-                "--root-certificates",
-                self._authority,
-            ]
-            self.start(
-                name,
-                [
-                    *command,
-                    "--auth-supernode-private-key",
-                    key,
-                    "--port",
-                    str(port),
-                    "--node-config",
-                    config,
-                ],
-            )
+            work = [sys.executable, "-m", "benchmarks.flower.apps", secret, f"127.0.0.1:{port}"]
+            self.start(f"{name}-work", work)
+            return
+        options = {
+            "--superlink": superlink,
+            "--root-certificates": self._authority,
+            "--auth-supernode-private-key": key,
+            "--port": str(port),
+            "--node-config": config,
+        }
+        flat = [part for option in options.items() for part in option]
+        self.start(name, [flower_command("flower-supernode"), *flat])
 
 
 def write_app(folder: Path) -> None:
@@ -228,33 +198,23 @@ def measure(scratch: Path, rank: int, ours: Deployment, stock: Deployment) -> di
     folder, (order, rounds) = scratch / f"rank-{rank}", RANKS[rank]
     folder.mkdir()
     (folder / "turn").write_text(order[0], encoding="utf-8")
-    common = {
-        "order": json.dumps(order),
-        "rank": rank,
-        "rounds": rounds + 1,
-        "folder": str(folder),
-        "timeout": TIMEOUT,
-    }
+    options = {"order": json.dumps(order), "rank": rank, "rounds": rounds + 1}
+    options |= {"folder": str(folder), "timeout": TIMEOUT}
     with ours.control() as one, stock.control() as other:
         runs = []
         for name in order:
             place, control = (ours, one) if WAYS[name].ours else (stock, other)
-            own = {
-                "way": name,
-                "nodes": str(place.place / "nodes.json"),
-                "counters": str(place.counters),
-            }
-            runs.append((place, control, control.start(place.place / "app", {**common, **own})))
+            own = {"nodes": str(place.place / "nodes.json"), "counters": str(place.counters)}
+            run = control.start(place.place / "app", {**options, **own, "way": name})
+            runs.append((place, control, run))
         ended = wait(lambda: all(finished(*run) for run in runs))
     ways = {}
     for name in order:
-        rows = begun(folder, name, rounds + 1, ended)
-        ways[name] = {"warm_up": rows[0], "rounds": rows[1:]}
-        print(
-            f"rank {rank}, {name}: {', '.join(str(row.get('seconds')) for row in rows)} s,"
-            f" {len(complete(ways[name]))} of {len(rows) - 1} complete",
-            flush=True,
-        )
+        first, *rows = begun(folder, name, rounds + 1, ended)
+        ways[name] = {"warm_up": first, "rounds": rows}
+        times = ", ".join(str(row.get("seconds")) for row in (first, *rows))
+        full = f"{len(complete(ways[name]))} of {len(rows)} complete"
+        print(f"rank {rank}, {name}: {times} s, {full}", flush=True)
     return {"rank": rank, "bytes": 4 * TENSORS * WIDTH * rank, "ways": ways}
 
 
@@ -303,36 +263,21 @@ def finished(place: Deployment, control: Control, run: int) -> bool:
 def table() -> str:
     """The page's table of what was measured."""
     measured = json.loads(RESULTS.read_text(encoding="utf-8"))
-    columns = (
-        "adapter, MB",
-        "way",
-        "seconds a round: median [least, most]",
-        "complete rounds",
-        "FedAvg tensor by tensor takes",
-        "MB on the wire a round",
-    )
-    lines: list[tuple[str, ...]] = [columns]
+    columns = "adapter, MB | way | seconds a round: median [least, most] | complete rounds"
+    lines = [f"{columns} | FedAvg tensor by tensor takes | MB on the wire a round"]
     for case in measured["cases"]:
-        seconds = {
-            name: [row["seconds"] for row in complete(way)] for name, way in case["ways"].items()
-        }
-        for name, way in case["ways"].items():
-            moved = [row["to_server"] + row["to_clients"] for row in complete(way)]
-            times = (
-                f"{statistics.median(seconds[STOCK]) / statistics.median(seconds[name]):.1f} times"
-                " as long"
-                if seconds[STOCK] and moved
-                else "-"
-            )
-            shown = (
-                f"{case['bytes'] / 1e6:.1f}",
-                name,
-                middle(seconds[name]),
-                f"{len(moved)} of {len(way['rounds'])}",
-                "" if name == STOCK else times,
-                f"{statistics.median(moved) / 1e6:,.1f}" if moved else "-",
-            )
-            lines.append(shown)
+        rows = {name: complete(way) for name, way in case["ways"].items()}
+        seconds = {name: [row["seconds"] for row in some] for name, some in rows.items()}
+        for name, some in rows.items():
+            moved = [row["to_server"] + row["to_clients"] for row in some]
+            times = "-"
+            if seconds[STOCK] and moved:
+                ratio = statistics.median(seconds[STOCK]) / statistics.median(seconds[name])
+                times = f"{ratio:.1f} times as long"
+            full = f"{len(some)} of {len(case['ways'][name]['rounds'])}"
+            wire = f"{statistics.median(moved) / 1e6:,.1f}" if moved else "-"
+            shown = f"{case['bytes'] / 1e6:.1f} | {name} | {middle(seconds[name])} | {full}"
+            lines.append(f"{shown} | {'' if name == STOCK else times} | {wire}")
     machine = measured["machine"]
     return (
         f"{markdown(lines)}\n{measured['clients']} clients, {machine['cpus']} cores for"
