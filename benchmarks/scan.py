@@ -127,8 +127,8 @@ def make(place: Path, count: int) -> None:
     from loraprobe import FeatureRecipe, Featurizer, LoRAPair, Probe, load_adapter
     from loraprobe.adapters.layout import Layout
     from loraprobe.adapters.load import save_adapter
+    from loraprobe.features.invariant import Bases
     from loraprobe.heads import LinearHead
-    from loraprobe.invariant import Bases
 
     (place / "large").mkdir()
     folder = write_adapter(place / "large")

@@ -23,9 +23,9 @@ from loraprobe.adapters.layout import Layout, Slot
 from loraprobe.calibration import Calibration
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.heads import Head, LinearHead, MLPHead
+from loraprobe.heads.trees import trees_from_xgboost
 from loraprobe.hub.format import config_digest
 from loraprobe.probe import Probe
-from loraprobe.trees import trees_from_xgboost
 
 Files = dict[str, bytes]  # name -> content, of one folder
 

@@ -23,9 +23,9 @@ from .features import (
     pooled,
     spectra,
 )
-from .initial import InitialAdapter
-from .invariant import Bases, Coverage, width_of
-from .recipe import RECIPES, FeatureRecipe, named_recipe
+from .features.initial import InitialAdapter
+from .features.invariant import Bases, Coverage, width_of
+from .features.recipe import RECIPES, FeatureRecipe, named_recipe
 
 __all__ = ["RECIPES", "FeatureRecipe", "Featurizer", "named_recipe"]
 

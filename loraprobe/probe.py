@@ -15,13 +15,13 @@ import numpy as np
 from .adapters.adapter import Adapter
 from .adapters.deltas import incomplete
 from .calibration import Calibration
-from .constant import check_varies
 from .errors import AdapterFormatError, BaseModelMismatch, FitError, LayoutMismatch
 from .features import NORMS, SPECTRAL_FEATURES
+from .features.initial import check_own_start
+from .features.invariant import Coverage
 from .featurizer import Featurizer
 from .heads import Head
-from .initial import check_own_start
-from .invariant import Coverage
+from .heads.constant import check_varies
 from .trust import check_trusted, users_list
 
 AdapterLike = Adapter | str | Path

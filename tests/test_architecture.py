@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # The floors of loraprobe: a part imports from its own floor and those below. A part is a
 # sub-package or a module of the top level.
 FLOORS = (
-    {"errors", "_version", "colours", "limits", "outputs", "typing", "text"},
+    {"errors", "_version", "colours", "limits", "outputs"},
     {"adapters", "distribution", "overlap", "trust"},
-    {"features", "invariant", "initial"},
-    {"featurizer", "recipe", "heads", "trees", "metrics", "calibration", "constant"},
-    {"probe", "claims", "evaluation", "evaluate"},
+    {"features"},
+    {"featurizer", "heads", "metrics", "calibration"},
+    {"probe", "evaluation"},
     {"fit", "hub", "manifest"},
     {"study", "scan"},
     {"report", "serve"},

@@ -75,7 +75,7 @@ KINDS: dict[str, tuple[int, Callable[[int], bytes], str, str]] = {
     "`head.json` (format version 1 and 2)": (
         *(limits.PROBE_TREES, lists, "head.json"),
         "from loraprobe.limits import PROBE_TREES, read_limited;"
-        " from loraprobe.trees import trees_from_xgboost;"
+        " from loraprobe.heads.trees import trees_from_xgboost;"
         " read = lambda path: trees_from_xgboost(read_limited(path, PROBE_TREES), 4)",
     ),
     "a manifest": (

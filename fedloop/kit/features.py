@@ -1,8 +1,9 @@
 """The invariant features of many adapters, for many choices of training adapters.
 
-A study that leaves kinds, sources and settings out fits the bases of `loraprobe.invariant` anew for
-every fold. Here sums over all adapters are kept, and what is left out is subtracted: exact, and a
-second a fold instead of minutes. tests/zoo/test_smollm2_study.py holds both against each other.
+A study that leaves kinds, sources and settings out fits the bases of
+`loraprobe.features.invariant` anew for every fold. Here sums over all adapters are kept, and what
+is left out is subtracted: exact, and a second a fold instead of minutes.
+tests/zoo/test_smollm2_study.py holds both against each other.
 """
 
 from __future__ import annotations

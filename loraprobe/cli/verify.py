@@ -26,8 +26,8 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from ..claims import Claim
     from ..evaluation import EvalReport
+    from ..hub.claims import Claim
     from ..probe import Probe
 
 
@@ -91,8 +91,8 @@ def _check_key(probe: str, subfolder: str | None, revision: str | None, key: Pat
 def _measured(
     probe: Probe, on: Path, base: str | None, any_base: bool, seed: int, quiet: bool
 ) -> tuple[EvalReport, list[Claim]]:
-    from ..claims import claims_of
     from ..evaluation import evaluate
+    from ..hub.claims import claims_of
     from ..manifest import read_manifest
 
     rows = read_manifest(on)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import FitError, MissingExtra
 from ..heads import FloatArray, Head, LinearHead, XGBoostHead
-from ..trees import trees_from_xgboost
+from ..heads.trees import trees_from_xgboost
 from .data import (
     Float64,
     Groups,

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 
 from ..adapters.safetensors import header_of
 from ..errors import ProbeFormatError, quoted
+from ..features.initial import InitialAdapter
+from ..features.invariant import Bases, width_of
 from ..featurizer import Featurizer
-from ..initial import InitialAdapter
-from ..invariant import Bases, width_of
 
 Arrays = dict[str, np.ndarray]
 _EXPONENT = np.uint16(0x7C00)  # of a float16: all ones in NaN and infinity, and only there

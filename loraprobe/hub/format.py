@@ -33,9 +33,9 @@ from ..adapters.strict_json import read_json
 from ..errors import LoraprobeError, OutputError, ProbeFormatError, quoted
 from ..featurizer import FeatureRecipe, Featurizer
 from ..heads import HEADS, Head
+from ..heads.trees import trees_from_xgboost
 from ..limits import PROBE_CONFIG, PROBE_FEATURIZER, PROBE_HEAD, PROBE_TREES, read_limited
 from ..probe import CLASSES, Probe, check_cuts
-from ..trees import trees_from_xgboost
 from .card import CARD_NAME, PAGES, card_files
 from .featurizer_file import featurizer_bytes, with_arrays
 from .fields import calibration_of, count_of, fields_of, number_of, object_of, optional, text_of

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.invariant import change_of, learn_bases
+from loraprobe.features.invariant import change_of, learn_bases
 
 LARGEST = 32
 MISSING = ("mean", "mean, scaled", "zero")

@@ -2,9 +2,9 @@
 
     python -m zoo.smollm2.study out/clients/safe --out zoo/records/smollm2-135m-safe.json
 
-Invariant features (`loraprobe.invariant`) of q and v with bases learnt on each fold's training
-adapters; heads as the zoo's. Trivial and published detectors beside them. A cut of 2 % comes from
-benign kinds that were left out of the fold's training one group after the other.
+Invariant features (`loraprobe.features.invariant`) of q and v with bases learnt on each fold's
+training adapters; heads as the zoo's. Trivial and published detectors beside them. A cut of 2 %
+comes from benign kinds that were left out of the fold's training one group after the other.
 """
 
 from __future__ import annotations

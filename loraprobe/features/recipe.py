@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from .adapters.pair import Factor
-from .errors import RecipeError, quoted
-from .features import FEATURES, SPECTRAL_FEATURES
+from ..adapters.pair import Factor
+from ..errors import RecipeError, quoted
+from . import FEATURES, SPECTRAL_FEATURES
 from .invariant import PRODUCT_FEATURES
 
 Normalisation = Literal["l2", "none"]
@@ -21,7 +21,7 @@ class FeatureRecipe:
 
     Attributes:
         features: any of "slices", "canonical", "spectra", "norms" (see loraprobe.features), or
-            any of "product", "gram" (see loraprobe.invariant); the two sorts do not mix.
+            any of "product", "gram" (see loraprobe.features.invariant); the two sorts do not mix.
         layers: "all", "first" (the lowest-numbered adapted layer), "last", or layer numbers.
         factors: which of the factors A and B slices and canonical forms hold, and which factor
             deltas spectra and norms are taken of.
@@ -119,7 +119,7 @@ class FeatureRecipe:
     def invariant(cls, k: int = 8, min_coverage: float = MIN_COVERAGE) -> FeatureRecipe:
         """Projected product and left Gram matrix of every module, `k` directions a side.
 
-        Unchanged by another initial adapter, rank, alpha or factorisation; see loraprobe.invariant.
+        Unchanged by another initial adapter, rank, alpha or factorisation; see `invariant`.
         """
         return cls(features=PRODUCT_FEATURES, k=k, min_coverage=min_coverage)
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .adapters.adapter import Adapter, finite
-from .adapters.layout import Slot, flattened
-from .adapters.pair import Array, Factor, triangular_factors
-from .errors import KindMismatch, NonFiniteError
+from ..adapters.adapter import Adapter, finite
+from ..adapters.layout import Slot, flattened
+from ..adapters.pair import Array, Factor, triangular_factors
+from ..errors import KindMismatch, NonFiniteError
 
 Matrix = tuple[str, str]  # (module, "A" | "B" | "BA")
 NORMS = ("log_frobenius", "log_spectral", "log_nuclear", "stable_rank", "effective_rank")

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from .adapters.strict_json import read_json
-from .errors import ProbeFormatError, quoted
-from .heads import MAX_NODES, XGBoostHead
-from .limits import PROBE_TREES
+from ..adapters.strict_json import read_json
+from ..errors import ProbeFormatError, quoted
+from ..limits import PROBE_TREES
+from . import MAX_NODES, XGBoostHead
 
 _MARGIN = 1e-6  # nearer to 0 or 1 than float32 can tell, the logit of base_score is infinite
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .adapters.adapter import Adapter
-from .errors import KindMismatch, LayoutMismatch, StartMismatch
+from ..adapters.adapter import Adapter
+from ..errors import KindMismatch, LayoutMismatch, StartMismatch
 
 ALIGNED = 0.5
 """Least cosine of A and A_0: training that moves A by 1.7 times its own norm still passes."""

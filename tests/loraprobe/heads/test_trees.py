@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from loraprobe.errors import ProbeFormatError
 from loraprobe.heads import MAX_DEPTH, XGBoostHead
+from loraprobe.heads.trees import trees_from_xgboost
 from loraprobe.limits import PROBE_TREES
-from loraprobe.trees import trees_from_xgboost
 
 WIDTH = 20
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import LayoutMismatch, NonFiniteError, ProbeFormatError, quoted
+from ..errors import LayoutMismatch, NonFiniteError, ProbeFormatError, quoted
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]

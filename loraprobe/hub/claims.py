@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .errors import ProbeFormatError
-from .evaluation import EvalReport
+from ..errors import ProbeFormatError
+from ..evaluation import EvalReport
 
 Finding = Literal["holds", "contradicted", "not compared"]
 

@@ -11,7 +11,7 @@ import torch
 from loraprobe import Adapter, LoRAPair, factor_delta
 from loraprobe.adapters.deltas import add_delta
 from loraprobe.errors import StartMismatch
-from loraprobe.initial import InitialAdapter
+from loraprobe.features.initial import InitialAdapter
 from tests.helpers import make
 from tests.helpers.probes import BASE, initial, labelled_adapter, tiny_probe, training_data
 

@@ -31,9 +31,9 @@ from loraprobe.errors import (
     ProbeFormatError,
     RecipeError,
 )
+from loraprobe.features.invariant import change_of, learn_bases, module_features
 from loraprobe.fit.fit import default_recipe
 from loraprobe.hub.format import config_digest
-from loraprobe.invariant import change_of, learn_bases, module_features
 from tests.helpers import make
 
 RECIPE = FeatureRecipe.invariant(k=3)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .errors import ProbeFormatError
-from .heads import MAX_DEPTH, Head, LinearHead, Probabilities, XGBoostHead, sigmoid
+from ..errors import ProbeFormatError
+from . import MAX_DEPTH, Head, LinearHead, Probabilities, XGBoostHead, sigmoid
 
 _LONGEST_ROW = 1e4  # features are unit vectors, or norms and spectra of adapters
 _LEAST_MOVE = 1e-3  # of a probability

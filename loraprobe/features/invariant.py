@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .adapters.adapter import Adapter
-from .errors import KindMismatch, NonFiniteError
+from ..adapters.adapter import Adapter
+from ..errors import KindMismatch, NonFiniteError
 from .initial import same_arrays
 
 Float64 = NDArray[np.float64]
