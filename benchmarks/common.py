@@ -33,7 +33,7 @@ def random_probe(
 
     Args:
         recipe: B of the first layer, as published, if None.
-        size: of the coefficients; tiny ones and an intercept below 0 find everybody benign.
+        size: of the coefficients; small ones and an intercept below 0 find everybody benign.
     """
     featurizer = Featurizer.fit(recipe or FeatureRecipe.paper(), [like])
     coef = np.random.default_rng(0).standard_normal(featurizer.num_features) * size

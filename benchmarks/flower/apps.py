@@ -196,7 +196,7 @@ def play_ours(grid: Grid, run: Task, folder: Path, nodes: Path) -> None:
     config = Config.of({"rounds": run.rounds, **EXPERIMENT, "lora": lora})
     initial = adapter(run.rank)
     delta = Adapter(dict(initial), kind="factor_delta", base_model=initial.base_model)
-    trusting = random_probe(delta, intercept=-5.0, size=1e-9)  # every update is averaged
+    trusting = random_probe(delta, intercept=-5.0, size=1e-3)  # every update is averaged
     federation = GlobalLoRA(initial, Defense(trusting, CumulativeLevel()), config)
     wire = run.way.wire
     settings = EngineSettings(round_timeout=run.timeout, wire=wire, max_empty_rounds=1)
