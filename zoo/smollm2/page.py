@@ -60,9 +60,9 @@ by these commands. Probes: zoo/probes/smollm2-135m-safe/ and zoo/probes/smollm2-
 Limits. Cells are small (a few malicious adapters each), so a worst cell of few adapters says
 little; n stands beside every summary in the records. An adapter is tested in several folds, with a
 probe of each fold: shares are of decisions, not of adapters. The committed adapters are among those
-of the studies of the taught base; no saved probe is fitted on them. The adapters of the plain base
-are few. Adapters of a rounded base are the first 40 of the same design, so they share data and
-seeds with those that they are compared with: what is measured there is the rounding alone."""
+of the studies of the taught base; no saved probe is fitted on them. Adapters of a rounded base are
+the first 40 of the same design, so they share data and seeds with those that they are compared
+with: what is measured there is the rounding alone."""
 
 
 COHORTS = """## Which cut, in a round of ten clients
