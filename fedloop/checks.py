@@ -8,8 +8,6 @@ from dataclasses import MISSING, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
-
 from .errors import ConfigError, FedloopError, OptionError
 
 Options = TypeVar("Options")
@@ -162,6 +160,20 @@ def named(
 
 
 def plain(value: Any) -> Any:
-    """NumPy's numbers and arrays without a dimension as Python's; anything else as it is."""
-    scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
-    return value.item() if scalar else value
+    """NumPy's numbers, and arrays and tensors without a dimension, as Python's; anything else as it
+    is.
+    """
+    if isinstance(value, str | bytes) or getattr(value, "ndim", None) != 0:
+        return value
+    try:
+        return value.item()
+    except (AttributeError, RuntimeError):  # a tensor without data
+        return value
+
+
+def whole(value: Any) -> Any:
+    """A whole number of any type, 40.0 among them, as an int; anything else as it is."""
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, Integral | float):
+        return value
+    return int(value) if isinstance(value, Integral) or value.is_integer() else value

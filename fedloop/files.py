@@ -31,12 +31,18 @@ def write_synced(path: Path, content: bytes, mode: str = "wb") -> None:
     """Write, or with mode "ab" append, and force it to the disk.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; what was appended in part is taken back.
     """
-    with path.open(mode) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with path.open(mode, buffering=0) as file:
+        former = file.tell()
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(former)
+            raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -149,15 +149,21 @@ def resume(
     What a flag changes is written down: in the next record, and in the audit log.
     """
     with told():
-        from ..run.simulate import continued
+        from ..run.simulate import continued, flagged
 
         experiment = continued(folder, rounds, evaluation)
-        result = _play(experiment, engine, round_timeout, wire, changing=True)
+        changing = flagged(rounds, evaluation)
+        result = _play(experiment, engine, round_timeout, wire, changing=changing)
     _print(result)
 
 
 def _play(
-    experiment: Config, engine: Engine, round_timeout: float, wire: str, *, changing: bool = False
+    experiment: Config,
+    engine: Engine,
+    round_timeout: float,
+    wire: str,
+    *,
+    changing: Collection[str] = (),
 ) -> RunResult:
     """Run or go on with an experiment, with progress bars."""
     from ..client.training import quiet
@@ -357,23 +363,19 @@ def _progress(rounds: int, clients: int) -> Iterator[Watch]:
 
 def _print(result: RunResult) -> None:
     title = escape(f"{result.config.name}: {len(result.records)} rounds")
-    table = Table("client", "role", "last factor", "last weight", "refused rounds", title=title)
+    table = Table("client", "role", "last factor", "last weight", "rounds at 0", title=title)
     last = result.records[-1]
     for client_id, role in result.roles.items():
         factors = [
             record.factors[client_id] for record in result.records if client_id in record.factors
         ]
-        refused = sum(
-            client_id in record.reasons and not record.factors.get(client_id)
-            for record in result.records
-        )
         weight = last.weights.get(client_id)
         table.add_row(
             client_id,
             str(role["role"]),
             f"{factors[-1]:.2f}" if factors else "-",
             f"{weight:.3f}" if weight is not None else "-",
-            str(refused),
+            str(sum(factor == 0 for factor in factors)),
         )
     console.print(table)
     for name, value in result.metrics.items():

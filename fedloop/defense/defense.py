@@ -23,7 +23,7 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout
 from loraprobe.probe import Probe
 
-from ..checks import is_integer
+from ..checks import is_integer, plain
 from ..errors import ConfigError, EvidenceError
 from .behaviour import SecondOpinion, reweighed, together
 from .explain import Explanation, explanation
@@ -165,8 +165,7 @@ class Defense:
             updates: what arrived, in any order; the result does not depend on it.
             start: the round's global LoRA, needed if clients send weights instead of factor deltas.
             expected: the clients that were asked; one that sent nothing gets factor 0 and the
-                reason "missing", and one that nobody asked is refused. None, or no client at all:
-                not known.
+                reason "missing", and one that nobody asked is refused. None: not known.
 
         Raises:
             EvidenceError: the round was assessed already, `start` is needed or not of kind
@@ -174,11 +173,11 @@ class Defense:
                 raises, and after an error the state is as it was.
         """
         began = time.perf_counter()
-        asked = client_names(expected if expected is not None else (), "expected")
+        asked = None if expected is None else client_names(expected, "expected")
         named = named_updates(updates)
         with self._lock:
-            self._check_round(round)
-            memory = self._memory.at(int(round))
+            round = self._checked_round(round)
+            memory = self._memory.at(round)
             checked, reasons = self._checked(named, asked, memory, self._screening(start))
             scored = self._scored(memory, checked, self._screening(start))
             reasons |= scored.reasons
@@ -189,7 +188,7 @@ class Defense:
             if self.limits.knows_newcomers:
                 after = after.playing(judged)
             after, gone = after.forgetting(sound, self.limits.forget_after)
-            judgement = self._assessment(int(round), scored, weighed, reasons, sound, state)
+            judgement = self._assessment(round, scored, weighed, reasons, sound, state)
             note = f"forgot {len(gone)} clients that are gone" if gone else ""
             assessment = replace(
                 judgement,
@@ -201,13 +200,14 @@ class Defense:
             self._memory = after
             return assessment
 
-    def _check_round(self, round: int) -> None:
-        former = self._memory.round
+    def _checked_round(self, round: int) -> int:
+        round, former = plain(round), self._memory.round
         if not is_integer(round, 1) or round <= former:
             raise EvidenceError(
                 f"got round {round!r} after round {former}; expected a whole number above"
                 f" {former}: rounds count from 1, and one counted twice counts its scores twice"
             )
+        return int(round)
 
     def _screening(self, start: Adapter | None) -> Screening:
         return Screening(
@@ -222,7 +222,7 @@ class Defense:
     def _checked(
         self,
         updates: Sequence[ClientUpdate],
-        asked: Sequence[str],
+        asked: Sequence[str] | None,
         memory: Memory,
         screening: Screening,
     ) -> tuple[dict[str, Checked], dict[str, str]]:
@@ -232,10 +232,10 @@ class Defense:
         have its owner refused.
         """
         senders = {update.client_id for update in updates}
-        barred = self._barred(senders | set(asked), senders, asked, memory)
+        barred = self._barred(senders | set(asked or ()), senders, asked, memory)
         known = [update for update in updates if update.client_id not in barred]
         checked, reasons = check_updates(known, screening)
-        missing = [client for client in asked if client not in senders and client not in barred]
+        missing = [one for one in asked or () if one not in senders and one not in barred]
         return checked, {
             **reasons,
             **barred,
@@ -243,14 +243,14 @@ class Defense:
         }
 
     def _barred(
-        self, clients: set[str], senders: set[str], asked: Sequence[str], memory: Memory
+        self, clients: set[str], senders: set[str], asked: Sequence[str] | None, memory: Memory
     ) -> dict[str, str]:
         barred: dict[str, str] = {}
         registered = self.limits.registered
         for client in senders:
             if registered is not None and client not in registered:
                 barred[client] = "unregistered: the server has no example count for this client"
-            elif asked and client not in asked:
+            elif asked is not None and client not in asked:
                 barred[client] = "not asked: nobody asked this client in this round"
         denied = memory.words(allowed=False)
         return barred | {client: denied[client] for client in clients if client in denied}

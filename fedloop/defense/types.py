@@ -6,13 +6,16 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from ..checks import is_integer, plain, whole
 from ..errors import EvidenceError, StateError
 
 if TYPE_CHECKING:
     from loraprobe.adapters.adapter import Adapter
+
+
+LONGEST_ID = 1000  # digits; Python writes no integer of some thousands
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class ClientUpdate:
 
     Attributes:
         client_id: who sent it, as the transport authenticated it; never a field the client filled
-            in. A whole number counts as its decimal digits.
-        num_examples: how many examples the client says it used.
+            in. A whole number of any type counts as its decimal digits.
+        num_examples: how many examples the client says it used; a whole number of any type.
         adapter: the trained LoRA (kind "weights") or its change since the round's global LoRA
             ("factor_delta").
         steps: evidence, factor deltas that hold at least the modules the probe reads: one per local
@@ -169,11 +172,13 @@ def client_name(client: Any) -> str:
     """
     if isinstance(client, str):
         return _storable(str(client))
-    if isinstance(client, Integral) and not isinstance(client, bool):
-        return str(int(client))
+    number = plain(client)
+    if is_integer(number) and abs(number) < 10**LONGEST_ID:
+        return str(int(number))
+    got = "of too many digits" if is_integer(number) else f"{client!r:.80}"
     raise EvidenceError(
-        f"got the client id {client!r:.80} of type {type(client).__name__}; expected a string, or a"
-        " whole number"
+        f"got the client id {got} of type {type(client).__name__}; expected a string, or a whole"
+        f" number of at most {LONGEST_ID} digits"
     )
 
 
@@ -212,5 +217,12 @@ def named_updates(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
             raise EvidenceError(
                 f"got an update of type {type(update).__name__}; expected ClientUpdate"
             )
-    named = [replace(update, client_id=client_name(update.client_id)) for update in updates]
+    named = [
+        replace(
+            update,
+            client_id=client_name(update.client_id),
+            num_examples=whole(update.num_examples),
+        )
+        for update in updates
+    ]
     return sorted(named, key=lambda update: update.client_id)

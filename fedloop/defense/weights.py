@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..checks import is_integer, is_number, is_share
+from ..checks import is_integer, is_number, is_share, plain
 from ..errors import ConfigError, EvidenceError
 from .accumulate import checked_vectors
 
@@ -118,6 +118,7 @@ def checked_examples(num_examples: Mapping[str, int]) -> dict[str, int]:
         EvidenceError: a count is not an integer in [1, MAX_EXAMPLES], or a client id is not a
             string; the message names the client.
     """
+    num_examples = {client: plain(count) for client, count in num_examples.items()}
     for client, count in num_examples.items():
         _check_count(client, count)
         if count > MAX_EXAMPLES:

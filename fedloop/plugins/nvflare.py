@@ -184,7 +184,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
             self._replies,
             self._start(),
             alpha=self.alpha,
-            expected=sorted(self._asked),
+            expected=sorted(self._asked) or None,  # without events nobody knows
             rule=self.rule,
             options=self.rule_options,
             rejected=self.rejected,

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -156,7 +156,7 @@ class GlobalState:
                 reply.
         """
         state = reply.state
-        count = whole_number(reply.num_examples)
+        count = reply.num_examples
         steps = reply.steps
         if not isinstance(steps, Sequence):
             state = AdapterFormatError(
@@ -248,7 +248,7 @@ def assess(
     Args:
         number: of the round, from 1, rising.
         expected: the clients that were asked; one that sent nothing gets the reason "missing", one
-            that was not asked is refused. None, or no client at all: not known.
+            that was not asked is refused. None: not known.
 
     Raises:
         EvidenceError: the round was assessed already, or a client id is neither text nor a whole
@@ -264,17 +264,6 @@ def next_round(defense: Defense) -> int:
     Engines count from 0 or 1 and start again, a defence does not.
     """
     return defense.round + 1
-
-
-def whole_number(value: Any) -> Any:
-    """A claimed count as an int where it is a whole number of whatever type (NumPy's, 40.0), else
-    as it is: it will be refused.
-    """
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return int(value)
-    return value
 
 
 def _tensor(key: str, value: Array) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,13 @@ class RunFolder:
         config: Config,
         roles: dict[str, dict[str, Any]],
         *,
-        changing: bool = False,
+        changing: Collection[str] = (),
     ) -> RunFolder:
         """A new folder, or one of the same experiment to go on with; this process's until `close`.
 
         Args:
-            changing: whether `config` may have other rounds or another evaluation than the run so
-                far; what changes is recorded.
+            changing: which of "rounds" and "evaluation" may be others than in the run so far; what
+                changes is recorded.
 
         Raises:
             StateError: another process is at work in it; or it holds another experiment, or files
@@ -73,7 +74,7 @@ class RunFolder:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a path may hold no NUL
             raise StateError(
                 f"cannot make the folder {path}: {error}. Expected a path that can be written to."
             ) from error
@@ -99,7 +100,9 @@ class RunFolder:
             raise
         return folder
 
-    def _open(self, config: Config, roles: dict[str, dict[str, Any]], changing: bool) -> None:
+    def _open(
+        self, config: Config, roles: dict[str, dict[str, Any]], changing: Collection[str]
+    ) -> None:
         for left in self.path.glob(f"{PREFIX}*"):  # updates of a round that was killed
             shutil.rmtree(left, ignore_errors=True)
         found = load_checkpoint(self.path / "checkpoint")
@@ -247,8 +250,8 @@ def read_run(path: Path) -> tuple[Config, dict[str, dict[str, Any]], list[RoundR
     return read_config(path), read_roles(path), read_records(path)
 
 
-def _check_changes(path: Path, changed: dict[str, list[Any]], changing: bool) -> None:
-    fixed = [name for name in changed if not (changing and may_change(name))]
+def _check_changes(path: Path, changed: dict[str, list[Any]], changing: Collection[str]) -> None:
+    fixed = [name for name in changed if not may_change(name, changing)]
     if fixed:
         shown = "; ".join(
             f"{name}: {changed[name][1]!r}, was {changed[name][0]!r}" for name in fixed

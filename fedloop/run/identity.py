@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +92,9 @@ def changes(former: Mapping[str, Any], config: Config, content: Content) -> dict
     }
 
 
-def may_change(field: str) -> bool:
-    """Whether a flag of `fedloop resume` changes this field."""
-    return field.partition(".")[0] in CHANGEABLE
+def may_change(field: str, by: Collection[str] = CHANGEABLE) -> bool:
+    """Whether one of these flags of `fedloop resume` changes this field."""
+    return field.partition(".")[0] in by
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

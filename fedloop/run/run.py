@@ -114,6 +114,7 @@ class Run:
         self._measure = Measurement.of(config.evaluation, config.seed, config.training.max_length)
         self._best = Best(config.evaluation, self._measure.names)
         self.records: list[RoundRecord] = []
+        self._saved = 0  # the last round that has a checkpoint
 
     def __enter__(self) -> Run:
         """Raises StateError: the folder is damaged, or data, probe or base are others now."""
@@ -124,6 +125,7 @@ class Run:
         folder, pending = self._folder, None
         if folder is not None:
             state, self.records = folder.load()
+            self._saved = len(self.records)
             probe = probe_digest(self._federation.defense.probe)
             content = {"base": self._federation.base_digest, "probe": probe, "data": self._data}
             folder.check(content)
@@ -178,6 +180,7 @@ class Run:
                 for name, (old, new) in change["fields"].items()
             ]
             self._folder.save(played.record(), self._federation.state_dict())
+            self._saved = played.assessment.round
         self._settle(played.record())
         record = self.records[-1]
         if self._watch:
@@ -245,7 +248,7 @@ class Run:
         """What is safe, in words."""
         if self._folder is None:
             return "nothing is saved: the run has no folder"
-        done = len(self.records)
+        done = self._saved
         path = self._folder.path
         what = f"rounds 1 to {done} are" if done else "no round is"
         return f"{what} saved in {path}; `fedloop resume {path}` goes on from there"

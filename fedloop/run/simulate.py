@@ -11,7 +11,7 @@ one does (on the same machine, with the same number of threads).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,15 +34,15 @@ def simulate(
     *,
     watch: Watch | None = None,
     callbacks: Sequence[Callback] = (),
-    changing: bool = False,
+    changing: Collection[str] = (),
 ) -> RunResult:
     """Run an experiment in this process, or go on with it if its output folder holds a part of it.
 
     Args:
         config: a Config, a nested dict of its fields, or the path of a TOML file.
         callbacks: called with every round's record once the round is saved.
-        changing: whether a run that is gone on with may have other rounds or another evaluation
-            than so far; what changes is recorded.
+        changing: which of "rounds" and "evaluation" may be others than so far in a run that is
+            gone on with; what changes is recorded.
 
     Raises:
         ConfigError: a field is wrong, or two that do not fit together.
@@ -101,8 +101,17 @@ def resume(
         StateError: it is not the folder of a run. Otherwise as `simulate`.
     """
     return simulate(
-        continued(folder, rounds, evaluation), watch=watch, callbacks=callbacks, changing=True
+        continued(folder, rounds, evaluation),
+        watch=watch,
+        callbacks=callbacks,
+        changing=flagged(rounds, evaluation),
     )
+
+
+def flagged(rounds: int | None, evaluation: str | Path | None) -> list[str]:
+    """What may change in a run that is gone on with so."""
+    given = {"rounds": rounds, "evaluation": evaluation}
+    return [name for name, value in given.items() if value is not None]
 
 
 def continued(

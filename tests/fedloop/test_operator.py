@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedloop import Defense, RoundRecord
 from fedloop.defense.explain import rejected
@@ -60,6 +61,12 @@ def test_nobody_outside_can_close_the_gate(known: str) -> None:
     assert min(record.weights[client] for client in CLIENTS) > 0.1
     why = record.reasons["junk0"]
     assert why.startswith("unregistered" if known == "registered" else "not asked")
+
+
+def test_where_nobody_was_asked_everybody_is_refused() -> None:
+    record = defense().assess(1, list(updates(None).values()), expected=[])
+    assert record.skipped
+    assert set(record.reasons.values()) == {"not asked: nobody asked this client in this round"}
 
 
 def test_who_is_rejected_does_not_decide_how_long_others_may_be() -> None:
@@ -121,9 +128,14 @@ def test_ids_are_text_or_whole_numbers_and_come_out_as_text() -> None:
     named = [replace(one, client_id=str(number)) for number, one in enumerate(sent)]
     expected = federated.untimed(defense().assess(1, named, expected=["0", "1", "2", "3", "4"]))
     counts = {np.int64(number): one.num_examples for number, one in enumerate(sent)}
-    for ids in (range(5), np.arange(5), ["0", 1, "2", 3, np.int64(4), "4"]):
+    for ids in (range(5), np.arange(5), torch.arange(5), ["0", 1, "2", np.array(3), np.int64(4)]):
         assert federated.untimed(defense().assess(1, numbered, expected=ids)) == expected  # type: ignore[arg-type]
     registered = defense(registered=counts).assess(1, numbered)
+    counted = [
+        replace(one, client_id=torch.tensor(number), num_examples=torch.tensor(one.num_examples))  # type: ignore[arg-type]
+        for number, one in enumerate(sent)
+    ]
+    assert federated.untimed(defense().assess(np.array(1), counted, expected=range(5))) == expected  # type: ignore[arg-type]
     assert registered.weights == expected.weights
     both = defense().assess(1, [numbered[0], replace(sent[1], client_id="0")])
     assert both.reasons == {"0": "duplicate: 2 updates in one round; expected one"}
@@ -131,6 +143,7 @@ def test_ids_are_text_or_whole_numbers_and_come_out_as_text() -> None:
 
 WRONG: dict[str, dict[str, Any]] = {
     "an id of bytes": {"updates": [replace(update("a", 1), client_id=b"a")]},  # type: ignore[arg-type]
+    "an id of 5,000 digits": {"updates": [replace(update("a", 1), client_id=10**5000)]},  # type: ignore[arg-type]
     "no id": {"updates": [replace(update("a", 1), client_id=None)]},  # type: ignore[arg-type]
     "an id of half a character": {"updates": [update("\ud800", 1)]},
     "no update": {"updates": [7]},

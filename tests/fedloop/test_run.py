@@ -13,6 +13,7 @@ import torch
 
 from fedloop.callbacks import Alerts
 from fedloop.config import Config
+from fedloop.defense.types import RoundRecord
 from fedloop.errors import ConfigError, RunError
 from fedloop.run.folder import read_run
 from fedloop.run.logs import audit_run
@@ -81,6 +82,12 @@ def test_out_of_memory_is_said_with_what_is_saved(
     assert [untimed(one) for one in resume(tmp_path).records] == [
         untimed(one) for one in simulate(settings(tiny_files)).records
     ]
+
+    def full(record: RoundRecord) -> None:
+        raise error
+
+    with pytest.raises(RunError, match="rounds 1 to 1 are saved"):  # it was, before it is told
+        simulate(written(tiny_files, tmp_path / "told"), callbacks=[full])
     with pytest.raises(RunError, match="nothing is saved: the run has no folder"):
         simulate(settings(tiny_files), watch=watch)
 

@@ -35,6 +35,19 @@ def test_a_file_is_whole_or_as_it_was(
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
 
 
+def test_what_was_appended_in_part_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    files.write_synced(path, b"one\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            files.write_synced(path, b"two\n", "ab")
+    files.write_synced(path, b"three\n", "ab")
+    assert path.read_text() == "one\nthree\n"
+
+
 def test_what_cannot_be_removed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def mapped(path: Path) -> None:
         raise PermissionError("the file is mapped")  # as on Windows

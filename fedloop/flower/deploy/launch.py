@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -48,7 +48,7 @@ def run_on_loopback(
     *,
     watch: Watch | None = None,
     say: Say = lambda line: None,
-    changing: bool = False,
+    changing: Collection[str] = (),
 ) -> RunResult:
     """Run an experiment on Flower, or go on with it if its output folder holds a part of it.
 

@@ -232,7 +232,9 @@ def test_a_count_that_is_no_whole_number_is_refused(count: Any) -> None:
     assert "num_examples" in done.record.reasons["4"]
 
 
-@pytest.mark.parametrize("count", [40.0, np.int64(40), np.float32(40), np.uint8(40)], ids=repr)
+@pytest.mark.parametrize(
+    "count", [40.0, np.float32(40), np.uint8(40), np.array(40), torch.tensor(40)], ids=repr
+)
 def test_a_whole_number_of_another_type_counts(count: Any) -> None:
     done = play({**SENT, "4": (count, SENT["4"][1])})
     assert not done.record.reasons

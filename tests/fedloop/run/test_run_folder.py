@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fedloop.defense.types import RoundRecord
 from fedloop.errors import AuditError, StateError
 from fedloop.run.folder import RunFolder, read_config, read_run
 from fedloop.run.logs import audit_run
+from fedloop.run.simulate import continued, flagged
 from tests.helpers.federated import same_tree
 
 ROLES: dict[str, dict[str, Any]] = {
@@ -42,7 +43,7 @@ def state(round: int) -> dict[str, Any]:
     return {"lora": torch.full((3,), float(round)), "round": round}
 
 
-def opened(path: Path, *, changing: bool = False, **changes: Any) -> RunFolder:
+def opened(path: Path, *, changing: Sequence[str] = (), **changes: Any) -> RunFolder:
     return RunFolder.create(path, config(**changes), ROLES, changing=changing)
 
 
@@ -238,9 +239,11 @@ def test_rounds_and_evaluation_are_changed_by_a_flag_and_that_is_recorded(tmp_pa
     with pytest.raises(StateError, match=r"rounds: 20, was 9\).*--rounds N"):
         opened(tmp_path, rounds=20)
     with pytest.raises(StateError, match="seed: 3, was 0"):
-        opened(tmp_path, rounds=20, seed=3, changing=True)
+        opened(tmp_path, rounds=20, seed=3, changing=["rounds"])
+    with pytest.raises(StateError, match="rounds: 20, was 9"):  # its own flag
+        opened(tmp_path, rounds=20, changing=["evaluation"])
     assert read_config(tmp_path).rounds == 9
-    opened(tmp_path, rounds=20, changing=True).close()
+    opened(tmp_path, rounds=20, changing=["rounds"]).close()
     with opened(tmp_path, rounds=20) as folder:
         assert same_tree(folder.load()[0], state(2))
         fields = {"rounds": [9, 20]}
@@ -251,6 +254,9 @@ def test_rounds_and_evaluation_are_changed_by_a_flag_and_that_is_recorded(tmp_pa
     (tmp_path / "config.json").write_text(json.dumps({**values, "seed": 7}))
     with pytest.raises(StateError, match="seed: 7, was 0"):  # an edited file is not believed
         RunFolder.create(tmp_path, read_config(tmp_path), ROLES)
+    (tmp_path / "config.json").write_text(json.dumps({**values, "rounds": 7}))
+    with pytest.raises(StateError, match="rounds: 7, was 20"):
+        RunFolder.create(tmp_path, continued(tmp_path), ROLES, changing=flagged(None, None))
 
 
 def test_a_run_is_known_by_content_wherever_that_lies(tmp_path: Path) -> None:
@@ -291,6 +297,13 @@ def test_a_run_is_audited_against_its_checkpoint_and_its_records(tmp_path: Path)
     log(tmp_path).write_text(text.replace('"factors": {"client-00": 0.9}', '"factors": {}', 1))
     with pytest.raises(AuditError, match="the record of round 1 is not the one"):
         audit_run(tmp_path)
+    first, *rest = text.splitlines(keepends=True)
+    for kept in ([first, rest[1]], [*rest, first], [first, first, *rest], [first], []):
+        log(tmp_path).write_text("".join(kept))
+        with pytest.raises(AuditError, match="expected 1 to 3, one each"):
+            audit_run(tmp_path)
+    log(tmp_path).write_text("".join([first, rest[0]]))  # the checkpoint has the third
+    audit_run(tmp_path)
 
 
 def test_what_a_killed_round_left_in_the_audit_log_is_said_to_be_void(tmp_path: Path) -> None:
