@@ -312,7 +312,6 @@ async def call(
     path: str,
     body: bytes = b"",
     method: str = "POST",
-    host: bytes = b"localhost",
     client: str = "127.0.0.1",
 ) -> Response:
     """One request; the body comes in two parts."""
@@ -328,7 +327,7 @@ async def call(
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    await app(scope(path, query, method, host, client), receive, send)
+    await app(scope(path, query, method, client), receive, send)
     text = b"".join(message.get("body", b"") for message in sent[1:])
     return Response(sent[0]["status"], json.loads(text))
 
@@ -337,7 +336,6 @@ def scope(
     path: str,
     query: str = "",
     method: str = "POST",
-    host: bytes = b"localhost",
     client: str = "127.0.0.1",
 ) -> dict[str, Any]:
     """What ASGI says of a request before its body."""
@@ -350,7 +348,7 @@ def scope(
         "root_path": "",
         "scheme": "http",
         "http_version": "1.1",
-        "headers": [(b"host", host), (b"content-type", b"application/octet-stream")],
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/octet-stream")],
         "client": (client, 1),
         "server": ("127.0.0.1", 2),
         "state": {},

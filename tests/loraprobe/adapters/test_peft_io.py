@@ -5,8 +5,6 @@ laziness, writing.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +24,7 @@ from loraprobe.errors import (
     UnsupportedAdapterError,
 )
 from loraprobe.featurizer import FeatureRecipe, Featurizer
-from tests.helpers import make, probes
+from tests.helpers import make
 from tests.helpers.one_module import Q, assert_same, tiny
 
 # --- agreement with PEFT
@@ -222,28 +220,6 @@ def test_a_file_that_changes_after_its_header_was_read_is_refused(tmp_path: Path
     with pytest.raises(AdapterFormatError, match="cannot be read any more"):
         adapter.load()
     assert len(load_adapter(make.folder(tmp_path, make.tensors())).load()) == 4  # the control
-
-
-def test_torch_is_not_imported_to_inspect_or_score_a_folder(tmp_path: Path) -> None:
-    folder = make.folder(
-        tmp_path / "a", make.tensors(probes.labelled_adapter(1, kind="weights")), r=2, lora_alpha=4
-    )
-    probe = tmp_path / "probe"
-    probes.tiny_probe("linear").save_pretrained(probe)
-    for arguments in (
-        ["inspect", str(folder)],
-        ["score", str(folder), "--probe", str(probe), "--base", "fresh", "--any-base"],
-    ):
-        program = (
-            "import sys; from loraprobe.cli.main import main\n"
-            f"sys.argv = ['loraprobe', *{arguments!r}]\n"
-            "try: main()\n"
-            "except SystemExit as done: print('exit', done.code)\n"
-            "print('torch' in sys.modules)"
-        )
-        told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        assert told.stdout.splitlines()[-1] == "False", told
-        assert "exit 2" not in told.stdout
 
 
 # --- writing

@@ -184,8 +184,6 @@ BEFORE: dict[str, Damage] = {
     "threshold 2": set_to("threshold", 2),
     "benign_below above threshold": both(set_to("threshold", 0.5), set_to("benign_below", 0.6)),
     "unknown feature": set_to("recipe.features", ["weights"]),
-    "layers of booleans": set_to("recipe.layers", [True]),
-    "modules of numbers": set_to("recipe.modules", [1]),
     "pooled slices": set_to("recipe.pool", True),
     "other factor than the layout": set_to("recipe.factors", ["A"]),
     "more factors than the layout": set_to("recipe.factors", ["A", "B"]),
@@ -227,20 +225,6 @@ BEFORE: dict[str, Damage] = {
         head(other_head("linear", "all_b"), signed=True), set_to("head.num_features", 2 * WIDTH)
     ),
     "calibration falls": set_to("calibration.outputs.0", 1.0),
-    "calibration inputs fall": set_to("calibration.inputs.0", 2.0),
-    "calibration above 1": lambda folder: set_to(
-        f"calibration.outputs.{len(read_config(folder)['calibration']['outputs']) - 1}", 1.5
-    )(folder),
-    "calibration of unequal lengths": set_to("calibration.inputs", [0.1]),
-    "calibration without knots": both(
-        set_to("calibration.inputs", []), set_to("calibration.outputs", [])
-    ),
-    "calibration of another method": set_to("calibration.method", "beta"),
-    "calibration of negative slope": both(
-        set_to("calibration.method", "platt"),
-        set_to("calibration.inputs", [-1.0]),
-        set_to("calibration.outputs", [0.0]),
-    ),
 }
 """Damage that must be seen before a head is built."""
 

@@ -13,8 +13,8 @@ from loraprobe import Probe, load_adapter
 from loraprobe.errors import HubError, ProbeFormatError
 from loraprobe.hub.hub import fetch_adapter, fetch_probe, push_probe
 from loraprobe.hub.names import looks_like_repo_id
-from tests.helpers.hub import REPO, Hub, flipped
-from tests.helpers.hub_probes import HEAD, NEWER, SHA, filled
+from tests.helpers.hub import REPO, Hub
+from tests.helpers.hub_probes import NEWER, SHA, filled
 from tests.helpers.probes import tiny_probe
 
 
@@ -98,14 +98,6 @@ def test_a_config_of_something_else_is_no_probe(hub: Hub, config: str) -> None:
     with pytest.raises(ProbeFormatError):
         Probe.from_pretrained(REPO)
     assert hub.fetched == ["config.json"]
-
-
-def test_what_comes_from_the_hub_is_checked_as_any_folder(hub: Hub) -> None:
-    head = hub.at(SHA) / HEAD
-    # published like that: the Hub's hashes are right
-    head.write_bytes(flipped(head.read_bytes(), -1))
-    with pytest.raises(ProbeFormatError, match="sha256"):
-        Probe.from_pretrained(REPO, revision=SHA)
 
 
 def test_that_no_local_folder_has_the_name_is_said_too(
