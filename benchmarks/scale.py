@@ -144,7 +144,7 @@ def table() -> str:
 def measure(shape: Shape, clients: int, level: str, rule: str, on_disk: bool) -> dict[str, Any]:
     """One round of so many clients: seconds of each phase, and peak memory."""
     first = shape.adapter(0)
-    defense = Defense(random_probe(first), LEVELS[level], min_mean_factor=0.0)
+    defense = Defense(random_probe(first, size=0.1), LEVELS[level], min_mean_factor=0.0)
     ids = [f"client-{number:05}" for number in range(clients)]
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, watched_memory() as memory:

@@ -253,6 +253,11 @@ def _csv(text: str, path: Path) -> Iterator[tuple[str, Row]]:
     line = 1
     try:
         header = next(reader, [])
+        twice = [name for name, count in Counter(header).items() if count > 1]
+        if twice:
+            raise DataError(
+                f"{path}, line 1: got the column {twice[0]!r} twice; expected every column once"
+            )
         line = reader.line_num + 1
         for fields in reader:
             if fields:

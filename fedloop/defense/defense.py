@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,23 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout
 from loraprobe.probe import Probe
 
-from ..checks import is_integer, plain
 from ..errors import ConfigError, EvidenceError
 from .behaviour import SecondOpinion, reweighed, together
 from .explain import Explanation, explanation
-from .levels import LAST_STEP, LOCAL_STEPS, CumulativeLevel, Level
+from .levels import LAST_STEP, LOCAL_STEPS, Level, cut_of
 from .memory import Memory, Overruling, RuleState, from_plain, to_plain
 from .parts import DEFAULT, loaded_probe, named_level
 from .scoring import Scored, Scorer
 from .screening import Checked, Screening, check_updates
-from .types import Assessment, ClientUpdate, RoundRecord, client_name, client_names, named_updates
+from .types import (
+    Assessment,
+    ClientUpdate,
+    RoundRecord,
+    client_name,
+    client_names,
+    named_updates,
+    next_number,
+)
 from .weighing import Limits, Weighed, weigh
 
 
@@ -123,7 +131,7 @@ class Defense:
             accumulator.init() if accumulator else {},
         )
         self._last: RoundRecord | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def round(self) -> int:
@@ -141,6 +149,17 @@ class Defense:
         """Keep what a rule has to remember until the next round."""
         with self._lock:
             self._memory = replace(self._memory, rules={**self._memory.rules, name: state})
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Whatever raises in here leaves the state as it was before; other threads wait."""
+        with self._lock:
+            memory, last = self._memory, self._last
+            try:
+                yield
+            except BaseException:
+                self._memory, self._last = memory, last
+                raise
 
     def wanted(self, clients: Iterable[str]) -> set[str]:
         """Which of these clients have to be scored in the coming round, hence send the evidence
@@ -176,7 +195,7 @@ class Defense:
         asked = None if expected is None else client_names(expected, "expected")
         named = named_updates(updates)
         with self._lock:
-            round = self._checked_round(round)
+            round = next_number(round, self._memory.round)
             memory = self._memory.at(round)
             checked, reasons = self._checked(named, asked, memory, self._screening(start))
             scored = self._scored(memory, checked, self._screening(start))
@@ -199,15 +218,6 @@ class Defense:
             self._last = assessment.record()  # without the updates
             self._memory = after
             return assessment
-
-    def _checked_round(self, round: int) -> int:
-        round, former = plain(round), self._memory.round
-        if not is_integer(round, 1) or round <= former:
-            raise EvidenceError(
-                f"got round {round!r} after round {former}; expected a whole number above"
-                f" {former}: rounds count from 1, and one counted twice counts its scores twice"
-            )
-        return int(round)
 
     def _screening(self, start: Adapter | None) -> Screening:
         return Screening(
@@ -318,20 +328,13 @@ class Defense:
             reasons=dict(sorted({**reasons, **weighed.reasons}.items())),
             num_examples=weighed.counts,
             status=self.level.status(state) if self.level else {},
-            cuts={client: self._cut(client, state) for client in scored.scores},
+            cuts={client: cut_of(self.level, client, state) for client in scored.scores},
             skipped=weighed.weights is None,
             note=weighed.note,
             level=self.level.name if self.level else "",
             evidence=self.level.evidence if self.level else "",
             accepted={client: sound[client].delta for client in weights if weights[client] > 0},
         )
-
-    def _cut(self, client: str, state: Mapping[str, Any]) -> float:
-        """The score from which the level took this round's evidence to speak against a client."""
-        if isinstance(self.level, CumulativeLevel):
-            cut = self.level.cut(state["clients"][client]["rounds"])
-            return min(cut, state.get("edge") or cut)  # an edge is never 0
-        return self.level.threshold if self.level else 1.0
 
     def explain(self, client: str) -> Explanation:
         """Why a client counted as it did in the last round that this object assessed.
@@ -366,15 +369,9 @@ class Defense:
 
     def _overrule(self, client: str, allowed: bool, until: int | None, why: str) -> None:
         name = client_name(client)
-        if not isinstance(why, str) or not why.strip():
-            raise EvidenceError(f"got why {why!r}; expected the reason, it goes into the records")
         with self._lock:
             memory = self._memory
-            if until is not None and not is_integer(until, memory.round + 1):
-                raise EvidenceError(
-                    f"got until {until!r}; expected a round after {memory.round}, or None for ever"
-                )
-            word = Overruling(allowed, None if until is None else int(until), why)
+            word = Overruling.said(allowed, until, why, memory.round)
             self._memory = replace(memory, overruled={**memory.overruled, name: word})
 
     def state_dict(self) -> dict[str, Any]:
@@ -397,4 +394,4 @@ class Defense:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()

@@ -113,3 +113,15 @@ def make_level(name: str, /, **values: Any) -> Level:
             not valid.
     """
     return named("level", name, LEVELS, values)
+
+
+def cut_of(level: Level | None, client: str, state: Mapping[str, Any]) -> float:
+    """The score from which a level took this round's evidence to speak against a client.
+
+    Args:
+        state: the level's after the round.
+    """
+    if isinstance(level, CumulativeLevel):
+        cut = level.cut(state["clients"][client]["rounds"])
+        return min(cut, state.get("edge") or cut)  # an edge is never 0
+    return level.threshold if level else 1.0

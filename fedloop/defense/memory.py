@@ -21,7 +21,7 @@ import torch
 from loraprobe.probe import Probe
 
 from ..checks import is_integer
-from ..errors import StateError
+from ..errors import EvidenceError, StateError
 from .levels import Level
 
 VERSION = 4
@@ -35,6 +35,21 @@ class Overruling(NamedTuple):
     allowed: bool
     until: int | None
     why: str
+
+    @classmethod
+    def said(cls, allowed: bool, until: int | None, why: str, round: int) -> Overruling:
+        """What an operator said after a round.
+
+        Raises:
+            EvidenceError: `why` is empty, or `until` is over.
+        """
+        if not isinstance(why, str) or not why.strip():
+            raise EvidenceError(f"got why {why!r}; expected the reason, it goes into the records")
+        if until is not None and not is_integer(until, round + 1):
+            raise EvidenceError(
+                f"got until {until!r}; expected a round after {round}, or None for ever"
+            )
+        return cls(allowed, None if until is None else int(until), why)
 
     def holds(self, round: int) -> bool:
         """Whether it still holds in this round."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.featurizer import Featurizer
+from loraprobe.heads import LinearHead
 from loraprobe.probe import Probe
 
 from ..errors import ConfigError, EvidenceError
@@ -20,6 +22,7 @@ from .levels import LAST_STEP, SHADOW_GRADIENT, SHADOW_STEPS, UPDATE_FEATURES, L
 from .screening import UNREADABLE, Checked, Reading, reason
 
 Vector = NDArray[Any]
+MOST_NOISE = 1.0  # of a sketch, in log odds
 _BLOCK = 256  # clients: of a probe of 40,960 features, 84 MB of float64
 
 
@@ -45,8 +48,9 @@ class Scorer:
     Raises:
         ConfigError: the level normalises means of features that are no unit vectors, so that the
             probe would be given what it was never fitted on; or it keeps a sketch of features for
-            a head that is not linear, which sees noise in it; or it reads shadows, which start from
-            another LoRA than the one a probe of weight changes needs.
+            a head that is not linear, which sees noise in it, or too small a one for a linear head;
+            or it reads shadows, which start from another LoRA than the one a probe of weight
+            changes needs.
     """
 
     probe: Probe
@@ -66,13 +70,8 @@ class Scorer:
                 f" features {featurizer.recipe.features} are no unit vectors; expected {advice}, or"
                 " a probe on one block of features with normalize='l2'"
             )
-        sketched = accumulator is not None and accumulator.sketch is not None
-        if sketched and self.probe.head.name != "linear":
-            raise ConfigError(
-                f"level {self.level.name!r}: its sketch keeps sums of features, which a linear head"
-                f" can read; this probe's head is {self.probe.head.name!r}: expected sketch=None,"
-                " or a probe with a linear head"
-            )
+        if accumulator is not None and accumulator.sketch is not None:
+            self._check_sketch(accumulator.sketch)
         shadows = self.level.evidence in (SHADOW_STEPS, SHADOW_GRADIENT)
         factors = featurizer.layout.kind == "factor_delta" and not featurizer.recipe.reads_product
         if shadows and not factors:
@@ -80,6 +79,25 @@ class Scorer:
                 f"level {self.level.name!r} reads {self.level.evidence}, changes of factors since"
                 " the fixed initial LoRA; this probe reads products: expected a level of submitted"
                 " updates or local steps, or a probe that reads factors (all_b, paper)"
+            )
+
+    def _check_sketch(self, sketch: int) -> None:
+        head = self.probe.head
+        if not isinstance(head, LinearHead):
+            raise ConfigError(
+                f"level {self.level.name!r}: its sketch keeps sums of features, which a linear head"
+                f" can read; this probe's head is {head.name!r}: expected sketch=None, or a probe"
+                " with a linear head"
+            )
+        length = float(np.linalg.norm(head.coef))
+        noise, least = length / math.sqrt(sketch), math.ceil((length / MOST_NOISE) ** 2)
+        if noise > MOST_NOISE:
+            fits = least < self.probe.featurizer.num_features
+            raise ConfigError(
+                f"level {self.level.name!r}: a sketch of {sketch:,} numbers moves this probe's log"
+                f" odds by {noise:.1f} (one standard deviation, features of length 1), and"
+                f" {MOST_NOISE:g} is the most that leaves a verdict; expected"
+                f" {f'at least {least:,}' if fits else 'sketch=None'}"
             )
 
     def score(

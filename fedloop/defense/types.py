@@ -226,3 +226,18 @@ def named_updates(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         for update in updates
     ]
     return sorted(named, key=lambda update: update.client_id)
+
+
+def next_number(round: Any, former: int) -> int:
+    """The number of a round after another.
+
+    Raises:
+        EvidenceError: it is none.
+    """
+    number = plain(round)
+    if not is_integer(number, 1) or number <= former:
+        raise EvidenceError(
+            f"got round {round!r} after round {former}; expected a whole number above"
+            f" {former}: rounds count from 1, and one counted twice counts its scores twice"
+        )
+    return int(number)

@@ -8,7 +8,8 @@ Client -> (example count, PEFT state dict) in, the next global state dict out.
         done = defend_round(defense, number, replies, global_state, alpha=16, expected=sampled)
         global_state = done.state                         # the former one if the round was skipped
 
-Nothing that a client sends raises; what the caller gets wrong does.
+Nothing that a client sends raises; what the caller gets wrong does. A round that raises was not
+played.
 """
 
 from __future__ import annotations
@@ -142,17 +143,18 @@ def defend_round(
     ]
     if expected is not None:
         expected = [*client_names(expected, "expected"), *(reply.client_id for reply in came)]
-    assessment = assess(defense, number, [*replies, *came], start, expected)
-    if assessment.skipped:
-        return Defended(start.state, assessment.record(rule=rule))
-    generator = np.random.default_rng([seed, number])
-    try:
-        length = assessment.trust if rejected == "no_change" else 1.0
-        state = _aggregated(assessment, start, defense, chosen, generator, length)
-    except (AggregationError, NonFiniteError) as error:
-        # No majority, too few clients left, or a sum too large for the state's type.
-        return Defended(start.state, assessment.record(unusable=str(error), rule=rule))
-    return Defended(state, assessment.record(rule=rule))
+    with defense.undone_on_error():
+        assessment = assess(defense, number, [*replies, *came], start, expected)
+        if assessment.skipped:
+            return Defended(start.state, assessment.record(rule=rule))
+        generator = np.random.default_rng([seed, assessment.round])
+        try:
+            length = assessment.trust if rejected == "no_change" else 1.0
+            state = _aggregated(assessment, start, defense, chosen, generator, length)
+        except (AggregationError, NonFiniteError) as error:
+            # No majority, too few clients left, or a sum too large for the state's type.
+            return Defended(start.state, assessment.record(unusable=str(error), rule=rule))
+        return Defended(state, assessment.record(rule=rule))
 
 
 def check_rejected(rejected: str) -> None:

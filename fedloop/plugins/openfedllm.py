@@ -172,28 +172,29 @@ def defended(
         opt_proxy_dict: Tensors | None = None,
         auxiliary_info: Any = None,
     ) -> Any:
-        kept = before_aggregate(
-            defense,
-            fed_args,
-            global_dict,
-            local_dict_list,
-            sample_num_list,
-            clients_this_round,
-            round_idx,
-            alpha=alpha,
-            auxiliary_info=auxiliary_info,
-            **lora,
-        )
-        if on_record is not None:
-            on_record(kept.record)
-        if kept.record.skipped:
-            return global_dict, auxiliary_info[0] if auxiliary_info else None
-        others = {
-            "proxy_dict": proxy_dict,
-            "opt_proxy_dict": opt_proxy_dict,
-            "auxiliary_info": auxiliary_info,
-        }
-        return global_aggregate(fed_args, *kept.arguments, round_idx, **others)
+        with defense.undone_on_error():
+            kept = before_aggregate(
+                defense,
+                fed_args,
+                global_dict,
+                local_dict_list,
+                sample_num_list,
+                clients_this_round,
+                round_idx,
+                alpha=alpha,
+                auxiliary_info=auxiliary_info,
+                **lora,
+            )
+            if on_record is not None:
+                on_record(kept.record)
+            if kept.record.skipped:
+                return global_dict, auxiliary_info[0] if auxiliary_info else None
+            others = {
+                "proxy_dict": proxy_dict,
+                "opt_proxy_dict": opt_proxy_dict,
+                "auxiliary_info": auxiliary_info,
+            }
+            return global_aggregate(fed_args, *kept.arguments, round_idx, **others)
 
     return aggregate
 

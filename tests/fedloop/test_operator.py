@@ -221,6 +221,8 @@ def test_probe_and_level_have_to_fit() -> None:
             Defense(pooled, level)
     with pytest.raises(ConfigError, match=r"sketch.* linear head"):
         Defense(probes.tiny_probe("mlp"), CumulativeLevel(sketch=64))
+    with pytest.raises(ConfigError, match=r"sketch of 9 .* by 2\.5 .* expected sketch=None"):
+        Defense(probes.tiny_probe(), CumulativeLevel(sketch=9))
     chosen = Defense(pooled)
     assert chosen.level == CumulativeLevel(normalize=False)
     record = chosen.assess(1, list(updates(None).values()))

@@ -42,7 +42,7 @@ LEVELS: dict[str, Level] = {
     "evidence": EvidenceLevel(min_evidence=3, audit_interval=2),
     "cumulative": CumulativeLevel(),
     "relative": CumulativeLevel(relative=True, graded=True),
-    "sketch": CumulativeLevel(sketch=50, graded=True),
+    "sketch": CumulativeLevel(sketch=64, graded=True),
     "shadow_gradient": ShadowLevel(evidence=SHADOW_GRADIENT),
     "cumulative_gradient": CumulativeLevel(evidence=SHADOW_GRADIENT, graded=True),
 }

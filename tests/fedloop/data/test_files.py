@@ -149,6 +149,7 @@ TEXTS = [
     ("d.parquet", b"PAR1", "cannot be read after row 0"),
     ("d.jsonl", b"\n", "holds no row"),
     ("d.json", b"[]", "holds no row"),
+    ("d.csv", b"prompt,answer,answer\na,b,c\n", "line 1: got the column 'answer' twice"),
     ("d.csv", b"", "holds no row"),
 ]
 

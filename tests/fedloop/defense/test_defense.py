@@ -429,7 +429,7 @@ def unnormalised(head: str) -> Probe:
         ("mlp", ShadowLevel()),
         ("mlp", CumulativeLevel(normalize=False)),
         # one update has a score, the sums that a sketch keeps have none
-        ("linear", CumulativeLevel(sketch=1, normalize=False, sketch_seed=3)),
+        ("linear", CumulativeLevel(sketch=64, normalize=False, sketch_seed=3)),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )

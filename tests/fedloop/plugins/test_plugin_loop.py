@@ -267,6 +267,23 @@ def test_a_rule_that_cannot_be_applied_skips_the_round_and_says_why() -> None:
     assert all(done.state[key] is START[key] for key in START)
 
 
+def test_a_round_that_raises_was_not_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, tested, whole = plugged.global_state(), plugged.defense(), plugged.defense()
+    before = tested.state_dict()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError("n x n")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedloop.plugins.loop.pack", full)
+        with pytest.raises(MemoryError):
+            defend_round(tested, 1, replies(state), state, alpha=plugged.ALPHA, rule="foolsgold")
+    assert tested.state_dict() == before
+    for each in (tested, whole):
+        defend_round(each, 1, replies(state), state, alpha=plugged.ALPHA, rule="foolsgold")
+    assert tested.state_dict() == whole.state_dict()
+
+
 @pytest.mark.parametrize("made", [dict, plugged.arrays_of])
 def test_a_sum_too_large_for_the_states_type_skips_the_round(made: Any) -> None:
     state = made({key: value.half() for key, value in START.items()})
