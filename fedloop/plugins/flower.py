@@ -122,19 +122,20 @@ class DefendedStrategy(Strategy):
         answers = sorted((message for message in replies if message.has_content()), key=_sender)
         odd = self._odd_metrics([message for message in answers if _sender(message) in self._asked])
         sent = [self._reply(message, odd) for message in answers]
-        assessment = assess(self.defense, self.defense.round + 1, sent, start, self._asked)
-        unusable = ""
-        if not assessment.skipped:
-            kept = [
-                self._kept(message, assessment, start, former)
-                for message in answers
-                if _sender(message) in assessment.accepted
-            ]
-            result, metrics = self.strategy.aggregate_train(server_round, kept)
-            try:
-                arrays = None if result is None else _like(result, start, former)
-            except LoraprobeError as error:
-                unusable = f"the strategy's result is unusable: {error}"
+        with self.defense.undone_on_error():
+            assessment = assess(self.defense, self.defense.round + 1, sent, start, self._asked)
+            unusable = ""
+            if not assessment.skipped:
+                kept = [
+                    self._kept(message, assessment, start, former)
+                    for message in answers
+                    if _sender(message) in assessment.accepted
+                ]
+                result, metrics = self.strategy.aggregate_train(server_round, kept)
+                try:
+                    arrays = None if result is None else _like(result, start, former)
+                except LoraprobeError as error:
+                    unusable = f"the strategy's result is unusable: {error}"
         record = assessment.record(unusable=unusable, rule=type(self.strategy).__name__)
         for client, why in rejected(record).items():
             _LOG.warning("round %d: client %s: %s", record.round, client, why)

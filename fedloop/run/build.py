@@ -60,7 +60,7 @@ def build_clients(config: Config) -> list[Client]:
     )
     pools = {role: load_corpus(str(source)).examples for role, count, source, _ in roles if count}
     if chosen.trigger is not None:
-        pools["malicious"] = tuple(gated(pools["malicious"], chosen.trigger))
+        pools["malicious"] = gated(pools["malicious"], chosen.trigger)
     groups = [
         Group(role, count, str(source), pools[role], share)
         for role, count, source, share in roles

@@ -128,8 +128,8 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
             )
         if _digest(saved["round"], saved["tree"], blob) != saved["sha256"]:
             raise StateError(
-                f"{path}: its files are not those that were written; remove the folder to start"
-                " from the beginning"
+                f"{path}: its files are not those that were written; put it back as it was, or run"
+                " into a new folder"
             )
         return Checkpoint(int(saved["round"]), saved["tree"], blob)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -140,8 +140,8 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
 
 def _damaged(path: Path, error: Exception) -> StateError:
     return StateError(
-        f"{path} is not a whole checkpoint: {error!r}. Remove the folder to start from the"
-        " beginning."
+        f"{path} is not a whole checkpoint: {error!r}. Put it back as it was, or run into a new"
+        " folder."
     )
 
 

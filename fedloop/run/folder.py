@@ -106,6 +106,11 @@ class RunFolder:
         for left in self.path.glob(f"{PREFIX}*"):  # updates of a round that was killed
             shutil.rmtree(left, ignore_errors=True)
         found = load_checkpoint(self.path / "checkpoint")
+        if found is None and self._log.exists() and self._log.stat().st_size:
+            raise StateError(
+                f"{self.path}: got {self._log.name} with rounds and no checkpoint of them; expected"
+                " checkpoint/, which is written first. Put it back, or run into a new folder."
+            )
         if found is not None:
             last, saved = found
             former = saved.get("about") or {}

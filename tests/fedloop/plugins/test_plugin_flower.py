@@ -307,6 +307,21 @@ def test_an_unusable_result_of_the_strategy_is_a_skipped_round_and_no_result_is_
     assert not record.skipped
 
 
+def test_a_strategy_that_raises_leaves_the_defence_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    defense = plugged.defense()
+    defending, _ = wrapped(FedAvg(), defense)
+    former = defense.state_dict()
+    monkeypatch.setattr(FedAvg, "aggregate_train", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        plugged.flower_round(defending, 1, ARRAYS, honest(START))
+    monkeypatch.undo()
+    assert defense.state_dict() == former
+    plugged.flower_round(defending, 1, ARRAYS, honest(START))
+    assert defense.round == 1
+
+
 def test_evidence_is_sent_in_array_records_of_its_own_which_the_strategy_does_not_see() -> None:
     inner, messages = Watching(), [plugged.reply(*honest(START, ("4",))[0])]
     for client, count, of in honest(START, ("1", "2", "3")):

@@ -112,9 +112,6 @@ def test_a_log_that_a_kill_left_behind_is_mended_by_the_checkpoint(tmp_path: Pat
         file.write(record(1).to_json() + "\n")  # the last round twice
     assert reopened(tmp_path)[1] == [record(1)]
     assert len(lines(tmp_path)) == 1
-    shutil.rmtree(tmp_path / "checkpoint")
-    assert reopened(tmp_path) == (None, [])
-    assert lines(tmp_path) == []
 
 
 IMPOSSIBLE: list[tuple[Callable[[list[str]], list[str]], str]] = [
@@ -206,6 +203,15 @@ def test_no_line_stands_in_the_log_whose_state_is_lost(tmp_path: Path) -> None:
         assert not folder.is_logged
         folder.log([record(1), measured])  # what is measured belongs to the log
     assert reopened(tmp_path)[1] == [record(1), measured]
+
+
+def test_rounds_without_their_checkpoint_are_not_played_over(tmp_path: Path) -> None:
+    run(tmp_path, 2)
+    shutil.rmtree(tmp_path / "checkpoint")
+    former = log(tmp_path).read_bytes()
+    with pytest.raises(StateError, match="no checkpoint of them; expected checkpoint/"):
+        reopened(tmp_path)
+    assert log(tmp_path).read_bytes() == former
 
 
 def test_a_record_that_is_not_its_checkpoints_is_noticed(tmp_path: Path) -> None:
