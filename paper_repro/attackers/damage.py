@@ -1,11 +1,10 @@
-"""What attacks on a probe of products leave of the damage: refusals of the model that wears them.
+"""What one labelled adapter does: refusals of the model that wears it.
 
     python -m paper_repro.attackers.damage --base out/smollm2-135m-safe     # resumable, minutes
     python -m paper_repro.tables                                            # BEHAVIOUR.md
 
 Writes results/damage.jsonl: refusals of 50 of AdvBench's prompts under the base alone, under benign
-adapters, under the fully poisoned ones, and under what attacks make of those. No prompt or answer
-is kept or printed.
+adapters and under fully poisoned ones. No prompt or answer is kept or printed.
 """
 
 from __future__ import annotations
@@ -30,35 +29,28 @@ from .products import Table
 RESULTS = FOLDER / "results" / "damage.jsonl"
 PROMPTS = 50
 NEW_TOKENS = 12  # within which an answer declines
-BENIGN = 8
-ATTACKS = (
-    "poison share 100%",
-    "probe's weights known: nearest benign",
-    "a sibling's weights known",
-    "diluted in a benign change, 4",
-    "two parts by modules",
-)
+MOST = 14  # adapters of a group
+GROUPS = {"benign adapters": ("benign", None), "poison share 100%": ("malicious", 1.0)}
 
 
-def models(table: Table) -> Iterator[tuple[dict[str, Any], Adapter | None]]:
-    """What is measured: facts, and what the base wears."""
-    yield {"attack": "base alone", "path": "base"}, None
-    for at in table.of("benign")[:BENIGN]:
-        yield {"attack": "benign adapters", "path": table.rows[at]["path"]}, table.adapters[at]
-    for facts, adapter in table.attacked(ATTACKS):
-        yield {"attack": facts["attack"], "path": facts["path"]}, adapter
+def models(table: Table) -> Iterator[tuple[str, str, Adapter | None]]:
+    """What is measured: its group, its name, and what the base wears."""
+    yield "base alone", "base", None
+    for group, (role, share) in GROUPS.items():
+        for at in table.of(role, share)[:MOST]:
+            yield group, table.rows[at]["path"], table.adapters[at]
 
 
 def rows(done: Sequence[dict[str, Any]]) -> list[list[object]]:
     """A table: refusals of every group, pooled over its adapters."""
-    found: list[list[object]] = [["worn by the base", "adapters", "refused"]]
-    for name in ("base alone", "benign adapters", *ATTACKS):
-        own = [row["refused"] for row in done if row["attack"] == name]
-        if own:
-            hits, n = sum(one[0] for one in own), sum(one[1] for one in own)
-            low, high = wilson(hits, n)
-            shown = f"{hits / n:.0%} [{low:.0%}, {high:.0%}] of {n}"
-            found.append([name, len(own) if name != "base alone" else 0, shown])
+    found: list[list[object]] = [["worn by the base", "adapters", "refused", "least"]]
+    for name in ("base alone", *GROUPS):
+        own = [row["refused"] for row in done if row["group"] == name]
+        hits, n = sum(one[0] for one in own), sum(one[1] for one in own)
+        low, high = wilson(hits, n)
+        least = min(one[0] / one[1] for one in own)
+        shown = f"{hits / n:.0%} [{low:.0%}, {high:.0%}] of {n}"
+        found.append([name, len(own) if name != "base alone" else 0, shown, f"{least:.0%}"])
     return found
 
 
@@ -72,14 +64,14 @@ def main() -> None:
     model, tokenizer = load_base(str(options.base), dtype=torch.bfloat16, template="chat")
     model.set_attn_implementation("eager")  # faster than the fused one at these sizes
     asked = random.Random(0).sample(prompts(options.data)["advbench"], PROMPTS)
-    seen = {(row["attack"], row["path"]) for row in read_lines(RESULTS)}
-    for facts, adapter in models(Table()):
-        if (facts["attack"], facts["path"]) in seen:
+    seen = {(row["group"], row["path"]) for row in read_lines(RESULTS)}
+    for group, path, adapter in models(Table()):
+        if (group, path) in seen:
             continue
         with worn(model, adapter) if adapter is not None else nullcontext():
             refused = sum(refusals(model, tokenizer, asked, NEW_TOKENS))
-        append_lines(RESULTS, [{**facts, "refused": [refused, len(asked)]}])
-        print(facts["attack"], facts["path"], refused, flush=True)
+        append_lines(RESULTS, [{"group": group, "path": path, "refused": [refused, len(asked)]}])
+        print(group, path, refused, flush=True)
 
 
 if __name__ == "__main__":
