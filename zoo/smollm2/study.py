@@ -15,6 +15,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,9 @@ def kinds_curve(table: Table, features: Maker, draws: int = 3) -> list[Row]:
 
 
 def roundings(table: Table, adapters: Sequence[Adapter], rounded: dict[str, Path]) -> Row:
-    """Trained on clients of the base, tested on clients of other roundings, and the other way."""
+    """Trained on clients of the base, tested on clients of other roundings, and the other way; then
+    between two roundings, where no client of the test has a twin in training.
+    """
     found: Row = {}
     for name, folder in rounded.items():
         other = Table.read(folder / "manifest.csv")
@@ -196,6 +199,18 @@ def roundings(table: Table, adapters: Sequence[Adapter], rounded: dict[str, Path
         invariant = Study(everything, LEAVES)
         folds = [Fold(f"to {name}", here, ~here), Fold(f"from {name}", ~here, here)]
         found[name] = _heads(both, folds, invariant.features, QUICK)
+    for (one, first), (two, second) in combinations(rounded.items(), 2):
+        tables = [Table.read(folder / "manifest.csv") for folder in (first, second)]
+        both = joined(*tables)
+        here = np.arange(len(both)) < len(tables[0])
+        turn = np.concatenate([np.arange(len(own)) * 2 // len(own) for own in tables])  # of a plan
+        folds = [
+            Fold(f"{a} to {b}, {half}", side & (turn == half), ~side & (turn != half))
+            for a, b, side in ((one, two, here), (two, one, ~here))
+            for half in (0, 1)
+        ]
+        invariant = Study([load_adapter(path) for path in both.path], LEAVES)
+        found[f"{one} and {two}"] = _heads(both, folds, invariant.features, QUICK)
     return found
 
 

@@ -208,7 +208,8 @@ SECTIONS = (
     ),
     (
         "From one rounding of the base to another",
-        "What a QLoRA user may expect.",
+        "What a QLoRA user may expect. Between two roundings: fitted on one half of the 40, "
+        "tested on the other half of the other rounding, so that none has a twin in training.",
         rounding_table,
         "roundings",
     ),
