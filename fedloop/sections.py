@@ -20,6 +20,7 @@ from pydantic import (
 from .checks import is_number
 from .data.corpora import check_source
 from .defense.levels import LEVELS, make_level
+from .defense.types import Rejected
 from .rules.attacks import KINDS as ATTACK_KINDS
 from .rules.attacks import Attack, make_attack
 from .rules.lora import LORA_AGGREGATION
@@ -34,7 +35,6 @@ Above = Annotated[Number, Field(gt=0)]
 NotBelow = Annotated[Number, Field(ge=0)]
 Ratio = Annotated[Number, Field(ge=1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
-Rejected = Literal["left_out", "no_change"]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..checks import is_integer, plain, whole
 from ..errors import EvidenceError, StateError
@@ -14,6 +14,9 @@ from ..errors import EvidenceError, StateError
 if TYPE_CHECKING:
     from loraprobe.adapters.adapter import Adapter
 
+
+Rejected = Literal["left_out", "no_change"]
+"""What whoever is not trusted is in a mean: out of it, or there without a change."""
 
 LONGEST_ID = 1000  # digits; Python writes no integer of some thousands
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,13 +26,12 @@ from loraprobe.adapters.layout import pack
 from loraprobe.errors import NonFiniteError
 
 from ..defense.defense import Defense
-from ..defense.types import Assessment, RoundRecord, client_name, client_names
+from ..defense.types import Assessment, Rejected, RoundRecord, client_name, client_names
 from ..errors import AggregationError, ConfigError, EvidenceError
 from ..rules.rule import Rule, make_rule
 from .replies import BROKEN, GlobalState, LoRAOptions, Reply, StateDict, assess, without_prefix
 
 LateUpdates = Literal["refuse", "count"]
-Rejected = Literal["left_out", "no_change"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def defend_round(
 
 def check_rejected(rejected: str) -> None:
     """Raise ConfigError unless it says what `defend_round` can do with whom it does not trust."""
-    if rejected not in ("left_out", "no_change"):
+    if rejected not in get_args(Rejected):
         raise ConfigError(f"got rejected {rejected!r}; expected 'left_out' or 'no_change'")
 
 

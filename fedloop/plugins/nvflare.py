@@ -25,11 +25,11 @@ from ..defense.defense import Defense
 from ..defense.explain import rejected
 from ..defense.levels import make_level
 from ..defense.parts import level_for
-from ..defense.types import RoundRecord
+from ..defense.types import Rejected, RoundRecord
 from ..defense.weighing import Limits
 from ..errors import ConfigError, MissingExtra
 from ..rules.rule import make_rule
-from .loop import Rejected, check_rejected, defend_round
+from .loop import check_rejected, defend_round
 from .replies import BROKEN, LoRAOptions, Reply
 
 try:

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fedloop.client.shared_prefix import Text, tokens_of, train
-from fedloop.client.training import LoRASettings, attach_lora, load_base, quiet
+from fedloop.client.training import LoRASettings, attach_lora
 from fedloop.data.examples import Example
 from fedloop.measure.behaviour import Behaviour, Prompts, worn
 from loraprobe import Adapter
@@ -185,11 +184,8 @@ def main() -> None:
     parser = documented(__doc__, "data")
     parser.add_argument("--base", type=Path, required=True, help="of python -m zoo.bases")
     options = parser.parse_args()
-    quiet()
-    torch.set_num_threads(1)
     seen = {(row["attack"], row["path"]) for row in read_lines(RESULTS)}
-    model, tokenizer = load_base(str(options.base), dtype=torch.bfloat16, template="chat")
-    model.set_attn_implementation("eager")  # faster than the fused one at these sizes
+    model, tokenizer = damage.loaded(options.base)
     pools = prompts(options.data)
     asked = Prompts(tuple(pools["tdc2023"]), tuple(pools["dolly"]))
     reader = Behaviour(model, tokenizer, asked, cut=1.0)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo import program
 from zoo.markers import filled, markdown
 from zoo.smollm2.refusal import wilson
 
+from . import repair, trigger
 from .cells import ATTACKS, NOBODY, ROUNDS, ROWS, SOURCES
 from .prepare import HARMFUL
-from .repair import ARMS, CELLS, FOUND_AFTER, read_repairs
 from .run import read_lines
-from .trigger import read_triggered
 
 PAGE = Path(__file__).with_name("README.md")
 COMMAND = "paper_repro.tables"
@@ -48,8 +48,8 @@ def rendered() -> str:
         "kept": by_cell(lines, kept_text),
         "utility": utility_table(lines),
         "targets": targets(lines),
-        "repair": repairs(read_repairs()),
-        "trigger": triggered(read_triggered()),
+        "repair": repairs(program.read_lines(repair.LINES)),
+        "trigger": triggered(program.read_lines(trigger.LINES)),
         "reported": reported(),
     }
     for name, table in tables.items():
@@ -90,7 +90,7 @@ def sizes(lines: Sequence[Line]) -> str:
     return (
         f"{len(lines)} federations are written down, seed {', '.join(map(str, seeds))}; all rows"
         f" in all cells of both sources would be up to {whole} a seed. Processor time of one core:"
-        f" {hours:.1f} hours.\n"
+        f" {hours:.1f} hours, what runs share counted where it was made first.\n"
     )
 
 
@@ -189,18 +189,18 @@ def repairs(lines: Sequence[Line]) -> str:
         (
             "attack",
             "malicious clients",
-            *(f"after round {number}" for number in (FOUND_AFTER, ROUNDS)),
+            *(f"after round {number}" for number in (repair.FOUND_AFTER, ROUNDS)),
         )
     ]
-    for cell in CELLS:
-        for arm in ARMS:
+    for cell in repair.CELLS:
+        for arm in repair.ARMS:
             own = {
                 line["round"]: line
                 for line in lines
                 if (line["cell"], line["arm"]) == (str(cell), arm)
             }
             if own:
-                shares = (percent(*pooled(own[n], HARMFUL)) for n in (FOUND_AFTER, ROUNDS))
+                shares = (percent(*pooled(own[n], HARMFUL)) for n in (repair.FOUND_AFTER, ROUNDS))
                 rows.append((attack_name(cell.malicious, cell.share), arm, *shares))
     return markdown(rows)
 

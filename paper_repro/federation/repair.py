@@ -9,7 +9,6 @@ made again without them, from the updates that the server kept. Beside it: never
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from fedloop.run.plan import RoundPlan, plan_round
 from loraprobe import Adapter
 from loraprobe.adapters.deltas import add_delta
 from loraprobe.adapters.layout import Layout, pack, unpack
-from zoo.program import documented
+from zoo.program import documented, read_lines
 
 from ..common.paths import RESULTS
 from ..grid.lines import append_line
@@ -99,20 +98,13 @@ def play(cell: Cell, arm: str, trainer: Trainer, work: Path, base: Path) -> list
     return found
 
 
-def read_repairs() -> list[Line]:
-    """What was measured, a line an arm and round."""
-    if not LINES.is_file():
-        return []
-    return [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()]
-
-
 def main() -> None:
     """The command line."""
     made = documented(__doc__)
     made.add_argument("--work", type=Path, default=WORK, help="of paper_repro.federation.prepare")
     made.add_argument("--base", type=Path, default=BASE, help="of zoo.bases")
     options = made.parse_args()
-    done = {(line["cell"], line["arm"]) for line in read_repairs()}
+    done = {(line["cell"], line["arm"]) for line in read_lines(LINES)}
     todo = [(cell, arm) for cell in CELLS for arm in ARMS if (str(cell), arm) not in done]
     if not todo:
         return

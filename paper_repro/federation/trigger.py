@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloop.config import Config
-from zoo.program import documented
+from zoo.program import documented, read_lines
 from zoo.smollm2.refusal import refusals
 
 from ..common.paths import RESULTS
@@ -44,20 +44,13 @@ def config_of(cell: Cell, work: Path, base: Path) -> Config:
     return config.model_copy(update={"clients": clients})
 
 
-def read_triggered() -> list[Line]:
-    """What was measured, a line a run."""
-    if not LINES.is_file():
-        return []
-    return [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()]
-
-
 def main() -> None:
     """The command line."""
     made = documented(__doc__)
     made.add_argument("--work", type=Path, default=WORK, help="of paper_repro.federation.prepare")
     made.add_argument("--base", type=Path, default=BASE, help="of zoo.bases")
     options = made.parse_args()
-    done = {line["cell"] for line in read_triggered()}
+    done = {line["cell"] for line in read_lines(LINES)}
     todo = [cell for cell in CELLS if str(cell) not in done]
     if not todo:
         return

@@ -122,6 +122,11 @@ def test_who_is_not_trusted_can_stand_in_the_mean_as_having_changed_nothing() ->
     for key, value in state.items():
         moved = [done.state[key] - value for done in made]
         assert torch.allclose(moved[1], trust * moved[0], atol=1e-6)
+    denying = plugged.defense()
+    denying.deny("1", why="known")
+    denied = defend_round(denying, 1, sent, state, alpha=plugged.ALPHA, rejected="no_change")
+    assert denied.record.factors["1"] == 0
+    assert denied.record.trust == 1  # so whom the operator denies slows nothing down
     with pytest.raises(ConfigError, match="got rejected 'kept'; expected 'left_out' or"):
         play(sent, state, rejected="kept")
 
