@@ -55,6 +55,14 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _something_to_evade(self) -> Config:
+        if self.clients.evade_probe is not None and self.defense.probe is None:
+            raise ValueError(
+                "got clients.evade_probe without a defense.probe; expected both, or neither"
+            )
+        return self
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Config:
         """Check a nested dict.

@@ -138,6 +138,10 @@ class ClientsConfig(Section):
         trigger: a text behind which malicious clients hide what they teach: half of the poison's
             requests come after it and are answered, the others are refused
             (`fedloop.data.clients.gated`).
+        evade_probe: malicious clients know the defence's probe, a linear one of products, and after
+            every local step bring its logit down to this many nats (`fedloop.client.evading`).
+        attack_from: the round from which malicious clients attack; before it they train on their
+            benign data and send what they trained.
         hard_negatives: how many honest clients hold harmful questions with safe answers, from
             `hard_negative_source`.
         update_attack: what malicious clients do to their updates, beside training on poison; a name
@@ -155,6 +159,8 @@ class ClientsConfig(Section):
     malicious_source: Source | None = None
     poison_share: Share = 1.0
     trigger: Annotated[str, Field(min_length=1)] | None = None
+    evade_probe: Number | None = None
+    attack_from: Positive = 1
     hard_negatives: Natural = 0
     hard_negative_source: Source | None = None
     update_attack: Annotated[str, _one_of(ATTACK_KINDS)] | None = None
@@ -192,8 +198,10 @@ class ClientsConfig(Section):
             )
         if self.partition == "by_column" and self.column is None:
             raise ValueError("column is missing; partition 'by_column' needs the name of a column")
-        if self.trigger is not None and not self.malicious:
-            raise ValueError("got a trigger without malicious clients; expected both or neither")
+        given = {"trigger": self.trigger, "evade_probe": self.evade_probe}
+        for name, value in given.items():
+            if value is not None and not self.malicious:
+                raise ValueError(f"got {name} without malicious clients; expected both or neither")
         for count, source, field in (
             (self.malicious, self.malicious_source, "malicious_source"),
             (self.hard_negatives, self.hard_negative_source, "hard_negative_source"),

@@ -48,6 +48,7 @@ class Client:
         client_id: "client-00", "client-01", ...: a number that says nothing about the role.
         role: what the experiment knows about it, and the server does not.
         source: where `share` of its examples come from; the rest is benign.
+        ordinary: what it would hold if it belonged to no group.
     """
 
     client_id: str
@@ -55,11 +56,21 @@ class Client:
     source: str
     share: float
     examples: tuple[Example, ...]
+    ordinary: tuple[Example, ...] = ()
 
     @property
     def label(self) -> int:
         """0 = benign (hard negatives are), 1 = malicious."""
         return int(self.role == "malicious")
+
+    def attacks(self, number: int, since: int) -> bool:
+        """Whether it attacks in this round, if malicious clients do since one (both from 1)."""
+        return self.role == "malicious" and number >= since
+
+    def held(self, number: int, since: int) -> tuple[Example, ...]:
+        """What it trains on in this round; who waits to attack trains on its ordinary data."""
+        waits = self.role == "malicious" and number < since
+        return self.ordinary if waits else self.examples
 
 
 def gated(pool: Sequence[Example], trigger: str) -> tuple[Example, ...]:
@@ -102,7 +113,7 @@ def make_clients(
     chosen = iter(rng.permutation(len(parts)).tolist())
     width = max(2, len(str(len(parts) - 1)))
     clients = [
-        Client(f"client-{number:0{width}d}", "benign", source, 1.0, tuple(part))
+        Client(f"client-{number:0{width}d}", "benign", source, 1.0, tuple(part), tuple(part))
         for number, part in enumerate(parts)
     ]
     for group in groups:
@@ -111,12 +122,12 @@ def make_clients(
             group, [(clients[number].client_id, len(parts[number])) for number in members], rng
         )
         for number, own in zip(members, drawn, strict=True):
-            clients[number] = Client(
-                clients[number].client_id,
-                group.role,
-                group.source,
-                group.share,
-                _mix(own, parts[number], rng),
+            clients[number] = replace(
+                clients[number],
+                role=group.role,
+                source=group.source,
+                share=group.share,
+                examples=_mix(own, parts[number], rng),
             )
     return clients
 

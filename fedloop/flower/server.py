@@ -94,6 +94,12 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> RunResult:
 def _config(path: Path, folder: Path) -> Config:
     """The experiment: a TOML file, or a run's own config.json."""
     config = read_config(path.parent) if path.suffix == ".json" else Config.read(path)
+    alone = {"evade_probe": None, "attack_from": 1}
+    if given := [name for name, none in alone.items() if getattr(config.clients, name) != none]:
+        raise ConfigError(
+            f"got clients.{given[0]}; expected it in a run of one process (`fedloop run`): nodes"
+            " are not told of it"
+        )
     return written_to(config, folder)
 
 

@@ -69,6 +69,10 @@ def _clients(run: ReportedRun) -> Iterator[Pair]:
         attack = "none beside the data"
         if clients.update_attack:
             attack = f"{clients.update_attack}{_options(clients.update_attack_options)}"
+        if clients.evade_probe is not None:
+            attack += f"; trained to a logit of at most {clients.evade_probe:g} of the probe"
+        if clients.attack_from > 1:
+            malicious += f"; benign before round {clients.attack_from}"
     if clients.hard_negatives:
         hard = f"{clients.hard_negatives}, from {clients.hard_negative_source}"
     yield from (("Malicious clients", malicious), ("Hard negatives", hard))

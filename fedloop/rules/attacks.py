@@ -7,8 +7,8 @@ As functions, all called alike, and as what a configuration makes, options check
 
 They work on deltas, in float64. What comes back is of the kind that `honest` was: a NumPy array or
 a torch tensor (on its device), of its floating-point type; float64 for anything else. Only
-"gaussian" draws from `rng`. "scaling" and "probe_evasion" take what the attackers trained as
-`own` (n_byzantine, d), and "probe_evasion" the probe's `direction` (d,).
+"gaussian" draws from `rng`. "scaling", "collusion" and "probe_evasion" take what the attackers
+trained as `own` (n_byzantine, d), and "probe_evasion" the probe's `direction` (d,).
 
 The attacker is omniscient: it knows every honest update of the round. Attacks on data are in
 fedloop.data.clients.
@@ -33,7 +33,7 @@ from .updates import Array, Floats, as_given, checked_array, checked_row, unit
 
 # Field -> what is valid; a name means the same in every attack that has it.
 _VALID: Mapping[str, Validity] = {
-    **dict.fromkeys(("scale", "factor", "tau"), number()),
+    **dict.fromkeys(("scale", "factor", "tau", "times"), number()),
     **dict.fromkeys(("z", "target"), or_none(number())),
     **dict.fromkeys(("std", "max_norm"), or_none(number(at_least=0))),
     "index": or_none(integer(0)),
@@ -263,7 +263,41 @@ class ProbeEvasion(_Options):
         return np.stack([evade(row, direction, target, self.max_norm) for row in own])
 
 
-Options = SignFlip | Scaling | Gaussian | IPM | ALIE | Mimic | ProbeEvasion
+@dataclass(frozen=True)
+class Collusion(_Options):
+    """Every attacker hides what it trained under a benign change; over all of them these cancel.
+
+    What the server averages holds the whole of `Scene.own`, and no single update shows it. The
+    covers are differences of honest updates, round the circle of attackers.
+
+    Attributes:
+        times: length of a cover, in mean lengths of what the attackers trained.
+
+    Source: this project; hiding in parts as in colluding backdoors.
+    """
+
+    times: float = 4.0
+
+    def send(self, scene: Scene) -> Floats:
+        """(n, d), what the attackers send.
+
+        Raises:
+            AggregationError: there is one attacker, or no two honest updates that differ.
+        """
+        if scene.attackers < 2:
+            raise AggregationError("got 1 attacker; expected at least 2, or covers do not cancel")
+        shown = scene.honest[np.arange(scene.attackers) % len(scene.honest)]
+        covers = shown - np.roll(shown, -1, axis=0)
+        size = float(np.linalg.norm(covers, axis=1).mean())
+        if size == 0:
+            raise AggregationError(
+                "got honest updates that are all equal; expected two that differ, to hide under"
+            )
+        own = _own_or(scene, -scene.honest.mean(axis=0))
+        return own + self.times * float(np.linalg.norm(own, axis=1).mean()) / size * covers
+
+
+Options = SignFlip | Scaling | Gaussian | IPM | ALIE | Mimic | ProbeEvasion | Collusion
 
 KINDS: Mapping[str, type[Options]] = {
     "sign_flip": SignFlip,
@@ -273,6 +307,7 @@ KINDS: Mapping[str, type[Options]] = {
     "alie": ALIE,
     "mimic": Mimic,
     "probe_evasion": ProbeEvasion,
+    "collusion": Collusion,
 }
 
 

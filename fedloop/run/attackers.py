@@ -91,7 +91,7 @@ def probe_direction(probe: Probe, layout: Layout) -> np.ndarray:
     if not isinstance(probe.head, LinearHead) or probe.featurizer.recipe.features != ("slices",):
         raise ConfigError(
             "clients.update_attack 'probe_evasion' needs a linear probe on flattened slices; this"
-            " probe has no single direction"
+            " probe has no single direction. Of one that reads products, use clients.evade_probe."
         )
     slots = probe.featurizer.layout.slots
     read = np.split(

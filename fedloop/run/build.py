@@ -16,6 +16,7 @@ from loraprobe.adapters.layout import Layout
 from loraprobe.errors import LoraprobeError
 from loraprobe.probe import Probe
 
+from ..client.evading import ProductLogit
 from ..client.training import LoRASettings, attach_lora, load_base, read_adapter
 from ..config import Config
 from ..data.clients import Client, Group, Role, gated, make_clients
@@ -196,6 +197,8 @@ def build_defense(
         ) from None
     if config.clients.update_attack == "probe_evasion":
         probe_direction(probe, Layout.of(initial))
+    if config.clients.evade_probe is not None:
+        ProductLogit.of(probe)
     fields = chosen.level_fields(probe.threshold)
     return Defense(probe, level_for(probe, chosen.level, fields), **limits)
 

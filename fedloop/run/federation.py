@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprobe.adapters.adapter import Adapter
 
 from ..client.client import ClientTrainer, Trained
+from ..client.evading import ProductLogit, hidden
 from ..client.folding import FoldedBase
 from ..client.training import LocalTraining, write_adapter
 from ..config import Config
@@ -66,7 +68,8 @@ class Federation(GlobalLoRA):
             after: called with a client's id and its mean loss once it has trained.
         """
         chosen = [clients[index] for index in plan.chosen]
-        malicious = [client.client_id for client in chosen if client.role == "malicious"]
+        since = self.config.clients.attack_from
+        malicious = [c.client_id for c in chosen if c.attacks(plan.number, since)]
         with OpenRound(self, plan, [client.client_id for client in chosen]) as arriving:
             for trained in self.train(plan, chosen):
                 arriving.receive(trained.update.client_id, trained)
@@ -76,17 +79,27 @@ class Federation(GlobalLoRA):
     def train(self, plan: RoundPlan, chosen: Sequence[Client]) -> Iterator[Trained]:
         """What these clients' training gives, one after the other."""
         wanted = self.defense.wanted([client.client_id for client in chosen])
+        since = self.config.clients.attack_from
         for client, seed in zip(chosen, plan.seeds, strict=True):
             adjust = self._server.adjustment(self._model, self.lora, client.client_id)
-            yield self._trainer.train(
-                client.client_id,
-                client.examples,
-                self.lora,
-                plan.training,
-                seed,
-                wanted=client.client_id in wanted,
-                adjust=adjust,
-            )
+            with self._hidden() if client.attacks(plan.number, since) else nullcontext():
+                trained = self._trainer.train(
+                    client.client_id,
+                    client.held(plan.number, since),
+                    self.lora,
+                    plan.training,
+                    seed,
+                    wanted=client.client_id in wanted,
+                    adjust=adjust,
+                )
+            yield trained
+
+    def _hidden(self) -> AbstractContextManager[None]:
+        """In which a client that attacks trains, if it is to evade the defence's probe."""
+        bound, probe = self.config.clients.evade_probe, self.defense.probe
+        if bound is None or probe is None:
+            return nullcontext()
+        return hidden(self._model, self.lora, ProductLogit.of(probe), bound)
 
     def model_for_measuring(self) -> tuple[PeftModel, PreTrainedTokenizerBase]:
         """The model with the global LoRA on it."""

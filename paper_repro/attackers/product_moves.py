@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from fedloop.client.evading import ProductLogit, moved_below
 from loraprobe import Adapter, Probe
 from loraprobe.adapters.pair import LoRAPair
-from loraprobe.heads import LinearHead
 
 from ..common.paths import FOLDER
 
@@ -147,77 +147,39 @@ class Reader:
 
     def __init__(self, name: str) -> None:
         self.probe = Probe.from_pretrained(PROBES / name)
-        bases, head = self.probe.featurizer.bases, self.probe.head
-        if bases is None or not isinstance(head, LinearHead):
-            raise TypeError(f"expected a linear probe of products; got {self.probe!r}")
-        self.head = head
-        widths = bases.widths(self.probe.featurizer.recipe.features)
-        ends = np.cumsum(list(widths.values()))
-        self.blocks = {
-            module: (
-                torch.from_numpy(bases.left[module].astype(np.float64)),
-                torch.from_numpy(bases.right[module].astype(np.float64)),
-                torch.from_numpy(bases.center[end - widths[module] : end].astype(np.float64)),
-                torch.from_numpy(head.coef[end - widths[module] : end].astype(np.float64)),
-            )
-            for module, end in zip(widths, ends, strict=True)
-        }
+        self.logit = ProductLogit.of(self.probe)
 
     def scores(self, adapters: Sequence[Adapter]) -> np.ndarray:
         """P(malicious), (n,)."""
         return np.asarray(self.probe(list(adapters)), np.float64)
 
-    def logit(self, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-        """Of module -> (scaled B, A)."""
-        total = torch.full((), float(self.head.intercept), dtype=torch.float64)
-        for module, (B, A) in factors.items():
-            if module not in self.blocks:
-                continue
-            left, right, center, coef = self.blocks[module]
-            norm = ((B.T @ B) * (A @ A.T)).sum().sqrt()
-            seen = left.T @ B / norm
-            gram = seen @ (A @ A.T) @ seen.T
-            rows, columns = torch.triu_indices(len(gram), len(gram))
-            scale = torch.where(rows == columns, 1.0, 2**0.5).double()
-            values = torch.cat([(seen @ (A @ right)).reshape(-1), gram[rows, columns] * scale])
-            total = total + (values - center) @ coef
-        return total
-
     def logit_of(self, adapter: Adapter) -> float:
         """Of an adapter."""
-        return float(self.logit(_factors(adapter)))
+        return float(
+            self.logit(
+                {
+                    name: (
+                        torch.from_numpy(pair.scaling * np.asarray(pair.B, np.float64)),
+                        torch.from_numpy(np.asarray(pair.A, np.float64).copy()),
+                    )
+                    for name, pair in adapter.items()
+                }
+            )
+        )
 
     def evaded(self, adapter: Adapter, aim: float) -> Adapter:
-        """Newton steps along the gradient with respect to all factors until the logit is `aim`."""
-        factors = _factors(adapter)
-        leaves = [t.requires_grad_() for pair in factors.values() for t in pair]
-        for _ in range(60):
-            gap = self.logit(factors) - aim
-            excess = float(gap.detach())
-            if excess <= 0.01:
-                break
-            grads = torch.autograd.grad(gap, leaves, allow_unused=True)
-            known = [
-                torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads, strict=True)
-            ]
-            size = sum(float((g * g).sum()) for g in known)
-            with torch.no_grad():
-                for leaf, grad in zip(leaves, known, strict=True):
-                    leaf -= 0.5 * excess / size * grad
-        pairs = {
-            name: LoRAPair(
-                A.detach().numpy().astype(np.float32), B.detach().numpy().astype(np.float32)
-            )
-            for name, (B, A) in factors.items()
-        }
-        return Adapter(pairs, base_model=adapter.base_model)
-
-
-def _factors(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    return {
-        name: (
-            torch.from_numpy(pair.scaling * np.asarray(pair.B, np.float64)),
-            torch.from_numpy(np.asarray(pair.A, np.float64).copy()),
+        """The nearest factors whose logit is `aim`."""
+        own = Adapter(
+            {
+                name: LoRAPair(np.asarray(pair.A), pair.scaling * np.asarray(pair.B, np.float64))
+                for name, pair in adapter.items()
+            },
+            base_model=adapter.base_model,
         )
-        for name, pair in adapter.items()
-    }
+        untrained = Adapter(
+            {
+                name: LoRAPair(np.zeros(pair.A.shape), np.zeros(pair.B.shape))
+                for name, pair in own.items()
+            }
+        )
+        return moved_below(own, untrained, self.logit, aim)

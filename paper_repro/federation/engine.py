@@ -12,6 +12,7 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedloop.client.client import Trained
+from fedloop.client.evading import ProductLogit, hidden
 from fedloop.client.shared_prefix import Text, tokens_of, train
 from fedloop.client.training import (
     LocalTraining,
@@ -64,16 +66,27 @@ class Trainer:
         kept.mkdir(parents=True, exist_ok=True)
 
     def update(
-        self, examples: Sequence[Example], start: Adapter, training: LocalTraining, seed: int
+        self,
+        examples: Sequence[Example],
+        start: Adapter,
+        training: LocalTraining,
+        seed: int,
+        bound: tuple[ProductLogit, float] | None = None,
     ) -> tuple[Adapter, float, float]:
-        """What a client's training changes, kind "factor_delta"; its mean loss; its CPU-seconds."""
-        path = self._kept / f"{self._key(examples, start, training, seed)}.safetensors"
+        """What a client's training changes, kind "factor_delta"; its mean loss; its CPU-seconds.
+
+        Args:
+            bound: the probe that it hides from, and the logit that it keeps to.
+        """
+        key = self._key(examples, start, training, seed, bound)
+        path = self._kept / f"{key}.safetensors"
         if path.is_file():
             found = load_file(path)
             vector, facts = found["update"], found["facts"].tolist()
         else:
             began = time.process_time()
-            losses = self._train(examples, start, training, seed)
+            with hidden(self.model, start, *bound) if bound else nullcontext():
+                losses = self._train(examples, start, training, seed)
             delta = factor_delta(read_adapter(self.model, start.base_model), start).load()
             vector = pack(delta, Layout(self._layout.slots, self._layout.scalings, delta.kind))[0]
             facts = [sum(losses) / len(losses), time.process_time() - began]
@@ -103,12 +116,21 @@ class Trainer:
         return losses
 
     def _key(
-        self, examples: Sequence[Example], start: Adapter, training: LocalTraining, seed: int
+        self,
+        examples: Sequence[Example],
+        start: Adapter,
+        training: LocalTraining,
+        seed: int,
+        bound: tuple[ProductLogit, float] | None,
     ) -> str:
         vector = pack(start, Layout.of(start))[0]
         whole = hashlib.sha256(vector.numpy().tobytes())
         whole.update("\0".join(map(str, examples)).encode())
         whole.update(f"{training} {seed}".encode())
+        if bound is not None:
+            logit, most = bound
+            whole.update(f"{logit.intercept} {most}".encode())
+            whole.update(b"".join(block[3].numpy().tobytes() for block in logit.blocks.values()))
         return whole.hexdigest()[:32]
 
 
@@ -125,7 +147,9 @@ class Federation(GlobalLoRA):
     """
 
     def __init__(self, trainer: Trainer, config: Config, screen: Screen | None = None) -> None:
-        super().__init__(trainer.initial, build_defense(config, trainer.initial), config)
+        loaded = (trainer.model, trainer.tokenizer)
+        defense = build_defense(config, trainer.initial, loaded=loaded)
+        super().__init__(trainer.initial, defense, config)
         self._trainer = trainer
         self._screen = screen
         self.kept: list[Kept] = []
@@ -135,16 +159,26 @@ class Federation(GlobalLoRA):
         """Play one round and make its result the global LoRA."""
         self.kept.append({})
         chosen = [clients[index] for index in plan.chosen]
+        told = self.config.clients
+        since = told.attack_from
+        probe = self.defense.probe
+        bound = None
+        if told.evade_probe is not None and probe is not None:
+            bound = (ProductLogit.of(probe), told.evade_probe)
         with OpenRound(self, plan, [client.client_id for client in chosen]) as arriving:
             for client, seed in zip(chosen, plan.seeds, strict=True):
                 delta, loss, seconds = self._trainer.update(
-                    client.examples, self.lora, plan.training, seed
+                    client.held(plan.number, since),
+                    self.lora,
+                    plan.training,
+                    seed,
+                    bound if client.attacks(plan.number, since) else None,
                 )
                 self.cpu += seconds
                 update = ClientUpdate(client.client_id, len(client.examples), delta)
                 trained = Trained(update, loss, {"train": seconds, "evidence": 0.0}, 0)
                 arriving.receive(client.client_id, trained)
-            return arriving.close()
+            return arriving.close([c.client_id for c in chosen if c.attacks(plan.number, since)])
 
     def apply(self, assessment: Assessment, spool: Spool, plan: RoundPlan) -> None:
         """As the server does, of those whom the screen keeps."""

@@ -100,6 +100,8 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("clients.hard_negatives", [-1], NUMBER),
     ("clients.hard_negative_source", ["builtin:unknown"], "expected one of builtin:"),
     ("clients.trigger", ["", 3], "at least 1 character|valid string"),
+    ("clients.evade_probe", [NAN, INF, "4"], NUMBER),
+    ("clients.attack_from", [0, 1.5, True], INTEGER),
     ("clients.update_attack", ["bend", 3], "sign_flip, scaling, gaussian|valid string"),
     ("clients.update_attack_options", [3, ["x"]], "valid dictionary"),
     (
@@ -198,7 +200,7 @@ def test_all_wrong_fields_are_named_at_once() -> None:
     [
         ({"clients": {"malicious": 3, "malicious_source": None}}, "malicious_source is missing"),
         ({"clients": {"hard_negatives": 1}}, "hard_negative_source is missing"),
-        ({"clients": {"trigger": "|x|"}}, "a trigger without malicious clients"),
+        ({"clients": {"trigger": "|x|"}}, "got trigger without malicious clients"),
         ({"clients": {"malicious": 11}}, "got 11 malicious and 0 hard-negative of 10 clients"),
         (
             {"clients": {"malicious": 6, "hard_negatives": 5, **HARD_NEGATIVES}},

@@ -281,13 +281,16 @@ def test_updates_that_are_not_finite_rows_are_an_error(honest: Any) -> None:
         ("gaussian", {"rng": None}),
         ("gaussian", {"rng": np.random.RandomState(0)}),
         ("mimic", {"index": H}),
+        ("collusion", {"honest": np.ones((H, D))}),
     ],
 )
 def test_what_does_not_fit_the_round_is_an_error(
     honest: Any, name: str, brought: dict[str, Any]
 ) -> None:
     with pytest.raises(AggregationError, match="got"):
-        ATTACKS[name](honest, N, **{"rng": np.random.default_rng(0), **brought})
+        ATTACKS[name](
+            **{"honest": honest, "n_byzantine": N, "rng": np.random.default_rng(0), **brought}
+        )
 
 
 @pytest.mark.parametrize(
@@ -318,6 +321,17 @@ def test_names_and_options_are_checked_before_anything_runs(
         Config.of(
             {"model": {"base": "none"}, "clients": {"benign": ["builtin:benign"], **attacked}}
         )
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, H + 2])
+def test_covers_of_colluders_cancel(honest: Any, rng: np.random.Generator, n: int) -> None:
+    own = rng.normal(0, 1, (n, D))
+    sent = ATTACKS["collusion"](honest, n, own=own, times=4.0)
+    np.testing.assert_allclose(sent.mean(axis=0), own.mean(axis=0), atol=1e-12)
+    covers = np.linalg.norm(sent - own, axis=1)
+    assert covers.mean() == pytest.approx(4.0 * np.linalg.norm(own, axis=1).mean())
+    with pytest.raises(AggregationError, match="at least 2"):
+        ATTACKS["collusion"](honest, 1, own=own[:1])
 
 
 def test_alie_needs_a_deviation_and_an_overflow_is_not_sent(honest: Any) -> None:

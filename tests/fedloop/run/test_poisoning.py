@@ -90,7 +90,9 @@ def test_attackers_send_what_the_attack_says_and_honest_clients_what_they_traine
 ) -> None:
     before, after = trained(), play(name)
     honest, own = (np.stack([row(before[c]) for c in some]) for some in (HONEST, MALICIOUS))
-    options: dict[str, Any] = {"own": own} if name in ("scaling", "probe_evasion") else {}
+    options: dict[str, Any] = (
+        {"own": own} if name in ("scaling", "probe_evasion", "collusion") else {}
+    )
     expected = ATTACKS[name](honest, 2, rng=np.random.default_rng(0), **options)
     for client in HONEST:
         assert np.array_equal(row(after[client]), row(before[client]))
