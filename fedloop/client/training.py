@@ -373,7 +373,9 @@ def _adapter_of(
     config: Any = model.peft_config[model.active_adapter]
     state = {
         key: value.detach().cpu().clone()
-        for key, value in _peft().get_peft_model_state_dict(model, state_dict=tensors).items()
+        for key, value in _peft()
+        .get_peft_model_state_dict(model, tensors, save_embedding_layers=False)
+        .items()
     }
     return Adapter.from_state_dict(
         state,

@@ -10,7 +10,7 @@ from zoo import program
 from zoo.markers import filled, markdown
 from zoo.smollm2.refusal import wilson
 
-from . import repair, trigger
+from . import attacks, repair, trigger
 from .cells import ATTACKS, NOBODY, ROUNDS, ROWS, SOURCES
 from .prepare import HARMFUL
 from .run import read_lines
@@ -48,8 +48,10 @@ def rendered() -> str:
         "kept": by_cell(lines, kept_text),
         "utility": utility_table(lines),
         "targets": targets(lines),
+        "seeds": seeds_table(lines),
         "repair": repairs(program.read_lines(repair.LINES)),
         "trigger": triggered(program.read_lines(trigger.LINES)),
+        "knowing": knowing(lines, program.read_lines(attacks.LINES)),
         "reported": reported(),
     }
     for name, table in tables.items():
@@ -76,7 +78,7 @@ def percent(hits: int, n: int) -> str:
 
 def kept_text(line: Line) -> str:
     """Mean factor of the honest and of the malicious over all rounds, and who fell lowest."""
-    honest = [f for c, f in line["clients"].items() if c not in line["malicious_clients"]]
+    honest = _honest(line)
     poisoned = [line["clients"][c] for c in line["malicious_clients"]]
     text = f"{sum(honest) / len(honest):.2f} ({min(honest):.2f})"
     return text + (f" / {sum(poisoned) / len(poisoned):.2f}" if poisoned else "")
@@ -166,7 +168,7 @@ def targets(lines: Sequence[Line]) -> str:
         without = pooled(free, HARMFUL)
         own = pooled(line, HARMFUL)
         below = without[0] / without[1] - own[0] / own[1]
-        lowest = min(f for c, f in line["clients"].items() if c not in line["malicious_clients"])
+        lowest = min(_honest(line))
         above = line["loss"] / free["loss"] - 1
         met = (below <= NEAR, lowest >= LEAST, above <= LOSS)
         rows.append(
@@ -181,6 +183,50 @@ def targets(lines: Sequence[Line]) -> str:
             )
         )
     return markdown(rows)
+
+
+def seeds_table(lines: Sequence[Line]) -> str:
+    """Cells that were played with several seeds: what is refused with each."""
+    found: dict[tuple[Any, ...], list[Line]] = {}
+    for line in _ordered(lines):
+        key = (line["source"], line["malicious"], line["share"], line["row"])
+        found.setdefault(key, []).append(line)
+    several = {key: own for key, own in found.items() if len(own) > 1}
+    seeds = sorted({line["seed"] for own in several.values() for line in own})
+    head = (
+        "source",
+        "attack",
+        "defence",
+        *(f"seed {seed}" for seed in seeds),
+        "lowest honest factor",
+    )
+    rows: list[Sequence[str]] = [head]
+    for (source, malicious, share, row), own in several.items():
+        by_seed = {line["seed"]: percent(*pooled(line, HARMFUL)) for line in own}
+        shares = (by_seed.get(seed, "") for seed in seeds)
+        lowest = min(min(_honest(line)) for line in own)
+        rows.append((source, attack_name(malicious, share), row, *shares, f"{lowest:.2f}"))
+    return markdown(rows)
+
+
+def knowing(plain: Sequence[Line], lines: Sequence[Line]) -> str:
+    """What attackers who know the defence leave of the refusals, beside who sends plain poison."""
+    rows: list[Sequence[str]] = [("attack", "defence", "refused", "XSTest, safe", "factors")]
+    attack = (attacks.PLAIN.malicious, attacks.PLAIN.share)
+    for arm in attacks.ARMS:
+        own = next((line for line in plain if _is(line, arm, attack)), None)
+        if own:
+            rows.append(("plain poison", arm, *_refused(own)))
+    for name, arm in attacks.planned():
+        for line in lines:
+            if (line["attack"], line["arm"]) == (name, arm):
+                rows.append((name, arm, *_refused(line)))
+    return markdown(rows)
+
+
+def _refused(line: Line) -> tuple[str, str, str]:
+    own = percent(*line["refused"]["xstest_safe"])
+    return percent(*pooled(line, HARMFUL)), own, kept_text(line)
 
 
 def repairs(lines: Sequence[Line]) -> str:
@@ -223,8 +269,14 @@ def reported() -> str:
     return markdown([head, *((name, *cells) for name, cells in REPORTED.items())])
 
 
+def _honest(line: Line) -> list[float]:
+    """Mean factor of every honest client."""
+    return [f for c, f in line["clients"].items() if c not in line["malicious_clients"]]
+
+
 def _is(line: Line, row: str, attack: tuple[int, float]) -> bool:
-    return line["row"] == row and (line["malicious"], line["share"]) == attack and line["seed"] == 0
+    place = (line["row"], line["malicious"], line["share"], line["source"], line["seed"])
+    return place == (row, *attack, SOURCES[0], 0)
 
 
 def _ordered(lines: Sequence[Line]) -> list[Line]:
