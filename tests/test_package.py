@@ -31,7 +31,7 @@ EXTRAS = {
     "figures": {"matplotlib", "umap-learn", "jinja2"},
     "fed": {
         *("torch", "transformers", "peft", "accelerate", "pydantic", "rouge-score", "datasets"),
-        *("gguf", "filelock"),
+        *("gguf", "filelock", "numpy"),
     },
     "gpu": {"bitsandbytes"},
     "tensorboard": {"tensorboard"},
