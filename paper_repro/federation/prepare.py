@@ -99,7 +99,10 @@ def probes(table: Table, adapters: Sequence[Adapter], source: str) -> dict[str, 
         if table.rank[row] == 8 and next(iter(adapters[row].values())).scaling == 2
     ]
     paper = fit_probe(
-        [adapters[row] for row in alike],
+        [
+            Adapter(dict(adapters[row]), base_model=BASE_NAME, kind=adapters[row].kind)
+            for row in alike
+        ],
         table.label[alike],
         head="linear",
         recipe=FeatureRecipe.paper(),

@@ -61,7 +61,7 @@ def test_scalings_and_products_are_pefts_own(
     model = peft_llama(**CONFIGS[name])
     config = model.peft_config["default"]
     adapter = Adapter.from_state_dict(
-        peft.get_peft_model_state_dict(model),
+        peft.get_peft_model_state_dict(model, save_embedding_layers=False),
         alpha=config.lora_alpha,
         use_rslora=config.use_rslora,
         alpha_pattern=config.alpha_pattern,
@@ -74,7 +74,7 @@ def test_scalings_and_products_are_pefts_own(
         np.testing.assert_allclose(
             pair.dense(), layer.get_delta_weight("default").detach(), rtol=1e-5, atol=1e-5
         )
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PEFT, about patterns that match nothing
         model = peft.PeftModel.from_pretrained(model.unload(), tmp_path)
@@ -100,7 +100,12 @@ def test_an_adapter_goes_back_into_peft(peft_llama: Callable[..., Any]) -> None:
     model = peft_llama()
     result = peft.set_peft_model_state_dict(model, adapter.state_dict())
     assert not result.unexpected_keys
-    assert_same(Adapter.from_state_dict(peft.get_peft_model_state_dict(model), alpha=8), adapter)
+    assert_same(
+        Adapter.from_state_dict(
+            peft.get_peft_model_state_dict(model, save_embedding_layers=False), alpha=8
+        ),
+        adapter,
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,7 @@ def test_what_peft_makes_beside_plain_lora_is_refused_from_a_state_dict_and_from
     model = peft_llama(**config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT on saving embeddings
-        state_dict = peft.get_peft_model_state_dict(model)
+        state_dict = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
         model.save_pretrained(tmp_path, save_embedding_layers=False)
     with pytest.raises(UnsupportedAdapterError, match=says):
         Adapter.from_state_dict(state_dict, alpha=8)
