@@ -72,9 +72,9 @@ def check_method(method: object) -> Method:
     Raises:
         FitError: there is none of that name.
     """
-    for known in METHODS:
-        if method == known:
-            return known
+    for name in METHODS:
+        if method == name:
+            return name
     raise FitError(f"got calibration {quoted(method)}; expected one of {', '.join(METHODS)}")
 
 

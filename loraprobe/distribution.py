@@ -39,18 +39,18 @@ def score_distribution(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
     Raises:
         TypeError, ValueError: it is of another form.
     """
-    given = facts.get("score_distribution", facts.get("training", {}).get("score_distribution"))
-    if given is None:
+    fact = facts.get("score_distribution", facts.get("training", {}).get("score_distribution"))
+    if fact is None:
         return None
-    if not isinstance(given, Mapping) or set(given) != _FIELDS:
+    if not isinstance(fact, Mapping) or set(fact) != _FIELDS:
         raise TypeError(
             f"score_distribution: expected an object with the fields {', '.join(sorted(_FIELDS))}"
         )
-    counts = given["counts"]
-    bins = given["bins"]
+    counts = fact["counts"]
+    bins = fact["bins"]
     if not isinstance(counts, Mapping):
         raise TypeError("score_distribution: expected counts to be an object of groups")
-    if not isinstance(given["what"], str) or not isinstance(given["unit"], str):
+    if not isinstance(fact["what"], str) or not isinstance(fact["unit"], str):
         raise TypeError("score_distribution: expected what and unit to be text")
     if type(bins) is not int or not 1 < bins <= _MAX_BINS or not 0 < len(counts) <= _MAX_GROUPS:
         raise ValueError(
@@ -63,4 +63,4 @@ def score_distribution(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
                 f"score_distribution: group {name!r}: expected {bins} counts, whole numbers of at"
                 " least 0"
             )
-    return given
+    return fact

@@ -157,7 +157,7 @@ class EvalReport:
             ["calibration error (ECE)", f"{self.ece:.3f}", ""],
             ["Brier score", f"{self.brier:.3f}", ""],
         ]
-        text = "\n".join([head, *self._seen(), _aligned(lines, left=1)])
+        text = "\n".join([head, *self._overlap(), _aligned(lines, left=1)])
         if not self.by:
             return text
         kinds = {0: "benign", 1: "malicious", None: "both"}
@@ -168,7 +168,7 @@ class EvalReport:
             rows.append([row.name, kinds[row.label], *counts, area])
         return text + "\n\n" + _aligned(rows, left=2)
 
-    def _seen(self) -> list[str]:
+    def _overlap(self) -> list[str]:
         """Whether the figures are of adapters that the probe had not seen."""
         if self.n_fitted is None:
             return ["the probe does not say what it was fitted on: see to it that these are others"]

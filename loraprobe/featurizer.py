@@ -173,8 +173,8 @@ class Featurizer:
             before: the adapter that training started from, or its path; None or "fresh" if its B
                 was zero, or nothing is known.
         """
-        known = before is not None and before != "fresh"
-        return "weight_delta" if known and self.recipe.reads_product else self.layout.kind
+        has_start = before is not None and before != "fresh"
+        return "weight_delta" if has_start and self.recipe.reads_product else self.layout.kind
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, int]]:
@@ -189,7 +189,7 @@ class Featurizer:
         """Modules of the base that the adapter's configuration selects and its file lacks."""
         if (selects := adapter.selects) is None:
             return []
-        return [one for one in sorted(self.modules) if one not in adapter and selects(one)]
+        return [name for name in sorted(self.modules) if name not in adapter and selects(name)]
 
     def check_unread(self, adapter: Adapter) -> None:
         """Look at every number of an adapter, kind "weights", that `read` does not look at.
@@ -217,9 +217,9 @@ class Featurizer:
             As `__call__`.
         """
         adapters = _sequence(adapters)
-        known = len(self.layout.scalings)
+        count = len(self.layout.scalings)
         rows = np.empty((len(adapters), self.num_features), dtype=np.float32)
-        coverages = [Coverage(known, known)] * len(adapters)
+        coverages = [Coverage(count, count)] * len(adapters)
         for index, adapter in enumerate(adapters):
             with _naming(index, len(adapters)):
                 self.check(adapter)
@@ -290,7 +290,7 @@ def _selected(recipe: FeatureRecipe, adapter: Adapter) -> list[str]:
     ]
     layers = {layer for module in named if (layer := layer_of(module)) is not None}
     if recipe.layers == "all":
-        chosen = named
+        modules = named
     else:
         wanted = (
             {min(layers, default=-1)} if recipe.layers == "first" else {max(layers, default=-1)}
@@ -302,13 +302,13 @@ def _selected(recipe: FeatureRecipe, adapter: Adapter) -> list[str]:
                     f"the recipe reads layers {absent}, which the adapter does not have; it has"
                     f" {sorted(layers)}"
                 )
-        chosen = [module for module in named if layer_of(module) in wanted]
-    if not chosen:
+        modules = [module for module in named if layer_of(module) in wanted]
+    if not modules:
         raise RecipeError(
             f"no module matches layers {recipe.layers!r} and modules {recipe.modules!r}; the"
             f" adapter has e.g. {next(iter(adapter))!r}. Name modules that it adapts."
         )
-    return chosen
+    return modules
 
 
 def _same_weight(module: str, pair: LoRAPair, expected: tuple[int, int]) -> None:

@@ -12,8 +12,8 @@ from .errors import DataError
 
 MIB = 1 << 20
 ADAPTER_CONFIG = MIB
-TENSOR_HEADER = 16 * MIB
-ADAPTER_WEIGHTS = 8 << 30
+TENSOR_HEADER = 16 * MIB  # a hundred thousand tensors: a mixture of 256 experts has as many
+ADAPTER_WEIGHTS = 8 << 30  # r = 256 on all modules of a 70B model is about 6.6 GB in float32
 PROBE_CONFIG = 4 * MIB
 PROBE_HEAD = 256 * MIB
 PROBE_FEATURIZER = 512 * MIB
@@ -41,8 +41,8 @@ def read_limited(path: Path, limit: int, error: type[ValueError] = DataError) ->
         ValueError: it is larger; of the class `error`.
     """
     with path.open("rb") as file:
-        known = os.fstat(file.fileno()).st_size
-        data = file.read(limit + 1) if known <= limit else b""
-    if max(known, len(data)) > limit:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(limit + 1) if size <= limit else b""
+    if max(size, len(data)) > limit:
         raise error(f"{path} has more than {limit} bytes; expected at most that. It was not read")
     return data

@@ -140,21 +140,21 @@ def _sorted_in_folders(folder: Path) -> list[Row]:
 
 def _optional(record: Mapping[str, str | None], label: int, folder: Path) -> dict[str, Any]:
     """The optional fields of a row; ValueError for one that is not valid."""
-    given = {name: (value or "").strip() for name, value in record.items()}
-    found: dict[str, Any] = {
-        name: given.get(name, "") for name in ("role", "host", "attack", "recipe", "base", "seed")
+    cells = {name: (value or "").strip() for name, value in record.items()}
+    fields: dict[str, Any] = {
+        name: cells.get(name, "") for name in ("role", "host", "attack", "recipe", "base", "seed")
     }
-    if found["role"] not in ("", *_ROLES[label]):
+    if fields["role"] not in ("", *_ROLES[label]):
         raise ValueError(
-            f"got role {found['role']!r} for a {_ROLES[label][0]} adapter; expected"
+            f"got role {fields['role']!r} for a {_ROLES[label][0]} adapter; expected"
             f" {' or '.join(_ROLES[label])}"
         )
-    if rank := given.get("rank"):
+    if rank := cells.get("rank"):
         if not (rank.isascii() and rank.isdigit() and int(rank) > 0):
             raise ValueError(f"got rank {rank!r}; expected a whole number above 0")
-        found["rank"] = int(rank)
+        fields["rank"] = int(rank)
     for name, most in (("lr", math.inf), ("share", 1.0)):
-        if text := given.get(name):
+        if text := cells.get(name):
             try:
                 number = float(text)
             except ValueError:
@@ -164,10 +164,10 @@ def _optional(record: Mapping[str, str | None], label: int, folder: Path) -> dic
                     f"got {name} {text!r}; expected a number"
                     f" {'in (0, 1]' if most == 1 else 'above 0'}"
                 )
-            found[name] = number
-    if initial := given.get("initial"):
-        found["initial"] = FRESH if initial == FRESH else folder / initial
-    return found
+            fields[name] = number
+    if initial := cells.get("initial"):
+        fields["initial"] = FRESH if initial == FRESH else folder / initial
+    return fields
 
 
 def kinds_of(rows: Iterable[Row]) -> list[tuple[str, ...]]:

@@ -265,8 +265,8 @@ def checked_labels(labels: ArrayLike, n: int | None = None) -> Ints:
         rows = "at least one row" if n is None else f"{n} rows"
         raise FitError(f"got labels of shape {y.shape} for {rows}; expected one label a row")
     if y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
-        some = quoted(np.unique(y[:1000].astype(str))[:4].tolist())
-        raise FitError(f"got labels such as {some}; expected only 0 (benign) and 1 (malicious)")
+        examples = quoted(np.unique(y[:1000].astype(str))[:4].tolist())
+        raise FitError(f"got labels such as {examples}; expected only 0 (benign) and 1 (malicious)")
     return y.astype(np.int64)
 
 

@@ -37,16 +37,16 @@ def fitted_on(training: Any, features: np.ndarray) -> int | None:
     Raises:
         ProbeFormatError: its marks are of another form.
     """
-    known = training.get("marks") if isinstance(training, dict) else None
-    if known is None:
+    recorded = training.get("marks") if isinstance(training, dict) else None
+    if recorded is None:
         return None
     try:
-        marks = np.array(known, np.float64).reshape(-1, _NUMBERS)
+        marks = np.array(recorded, np.float64).reshape(-1, _NUMBERS)
     except (TypeError, ValueError) as error:
         raise ProbeFormatError(
             f"facts.training.marks: {error}; expected four numbers an adapter"
         ) from None
-    found = np.array(marks_of(features))
-    apart = np.abs(found[:, None] - marks[None]).max(axis=2)  # (n, m)
+    rows = np.array(marks_of(features))
+    apart = np.abs(rows[:, None] - marks[None]).max(axis=2)  # (n, m)
     blank = ~np.asarray(features).any(axis=1)
     return int(((apart < _ROUNDING).any(axis=1) & ~blank).sum())

@@ -161,12 +161,12 @@ class Probe:
         scores = self.score_features(features)
         verdicts = []
         for adapter, score, row, coverage in zip(read, scores, features, coverages, strict=True):
-            known = self.check_start(adapter) or not check_start
+            start_fits = self.check_start(adapter) or not check_start
             verdict = self.verdict(float(score), not self._is_blank(adapter, row, coverage))
             reason = self._doubt(adapter, coverage, check_base)
             if not reason and verdict.label == "benign":
                 absent = self.featurizer.absent(adapter)
-                reason = incomplete(absent) if absent else "" if known else _UNKNOWN_START
+                reason = incomplete(absent) if absent else "" if start_fits else _UNKNOWN_START
             if reason:
                 verdict = replace(verdict, label="inconclusive", reason=reason)
             verdicts.append(replace(verdict, coverage=coverage))
@@ -252,8 +252,8 @@ class Probe:
 
     def check_base_model(self, adapter: Adapter) -> None:
         """Raise BaseModelMismatch where an adapter names another base model than the probe's."""
-        known = None not in (self.base_model, adapter.base_model)
-        if known and adapter.base_model != self.base_model:
+        both_named = None not in (self.base_model, adapter.base_model)
+        if both_named and adapter.base_model != self.base_model:
             raise BaseModelMismatch(
                 f"the adapter is of base model {adapter.base_model!r}; the probe was fitted on"
                 f" adapters of {self.base_model!r}. Use a probe for that base, or"
@@ -337,7 +337,7 @@ class Probe:
             check_trusted(users_list(), folder, None, probe.digest)
             return probe
         from .hub.hub import fetch_probe
-        from .hub.own import check_own
+        from .hub.zoo import check_zoo
 
         with no_local_either(source):
             path, commit = fetch_probe(
@@ -350,7 +350,7 @@ class Probe:
                 token=token,
             )
         probe = load_probe(path, commit)
-        check_own(str(source), subfolder, probe.digest)
+        check_zoo(str(source), subfolder, probe.digest)
         check_trusted(users_list(), source, commit, probe.digest)
         return probe
 

@@ -64,10 +64,10 @@ def checked_list(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         raise TrustError(f"{where}: trusted: got {quoted(value)}; expected a list of texts")
     for entry in value:
-        known = isinstance(entry, str) and (
+        valid = isinstance(entry, str) and (
             _DIGEST.fullmatch(entry) or _REPOSITORY.fullmatch(entry) or entry.startswith(("/", "~"))
         )
-        if not known:
+        if not valid:
             raise TrustError(
                 f"{where}: trusted: got {quoted(entry)}; expected 'org', 'org/name',"
                 " 'org/name@<commit>', 'sha256:<64 digits>' or a folder from / or ~"

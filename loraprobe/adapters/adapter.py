@@ -23,23 +23,23 @@ class LazyPairs(Mapping[str, LoRAPair]):
     """Pairs that are made when they are asked for: a file's header can name hundreds of modules."""
 
     def __init__(self, modules: Collection[str], make: Callable[[str], LoRAPair]) -> None:
-        self._made: dict[str, LoRAPair | None] = dict.fromkeys(sorted(modules))
+        self._pairs: dict[str, LoRAPair | None] = dict.fromkeys(sorted(modules))
         self._make = make
 
     def __getitem__(self, module: str) -> LoRAPair:
-        pair = self._made[module]
+        pair = self._pairs[module]
         if pair is None:
-            pair = self._made[module] = self._make(module)
+            pair = self._pairs[module] = self._make(module)
         return pair
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._made)
+        return iter(self._pairs)
 
     def __len__(self) -> int:
-        return len(self._made)
+        return len(self._pairs)
 
     def __contains__(self, module: object) -> bool:
-        return module in self._made
+        return module in self._pairs
 
 
 @dataclass(frozen=True)

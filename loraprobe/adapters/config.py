@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterFormatError, UnsupportedAdapterError, quoted
+from ..limits import ADAPTER_CONFIG
 from .selection import Expressions, Patterns, Selection
 from .strict_json import read_json
 
 CONFIG_NAME = "adapter_config.json"
-MAX_CONFIG_BYTES = 1 << 20
 MAX_NAME = 500
 FROM_MLX = (
     "its matrices are the other way round: save X.lora_a transposed as"
@@ -89,7 +89,7 @@ class Scalings:
         object.__setattr__(self, "_alphas", Patterns(self.alpha_pattern, expressions))
         object.__setattr__(self, "_ranks", Patterns(self.rank_pattern, expressions))
 
-    def of(self, module: str, rank: int) -> float:
+    def scaling(self, module: str, rank: int) -> float:
         """alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv:2312.03732), of one module."""
         alphas: Patterns = self._alphas  # type: ignore[attr-defined]
         ranks: Patterns = self._ranks  # type: ignore[attr-defined]
@@ -229,9 +229,9 @@ def _base_model(config: Mapping[str, Any]) -> str | None:
 
 def _json_object(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        text = file.read(MAX_CONFIG_BYTES + 1)
-    if len(text) > MAX_CONFIG_BYTES:
-        raise AdapterFormatError(f"it has more bytes; expected at most {MAX_CONFIG_BYTES}")
+        text = file.read(ADAPTER_CONFIG + 1)
+    if len(text) > ADAPTER_CONFIG:
+        raise AdapterFormatError(f"it has more bytes; expected at most {ADAPTER_CONFIG}")
     if text.startswith(b"\xef\xbb\xbf"):
         raise AdapterFormatError(
             "it starts with a byte order mark, which PEFT does not read either; save it as UTF-8"

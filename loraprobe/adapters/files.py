@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import AdapterFormatError, UnsupportedAdapterError, quoted
+from ..limits import ADAPTER_WEIGHTS
 from .config import CONFIG_NAME
 from .formats import START, WEIGHTS_NAME, what_is
 
 PICKLE_NAME = "adapter_model.bin"
-MAX_WEIGHT_BYTES = 8 << 30
-"""An adapter of r = 256 on every module of a 70B model has about 6.6 GB in float32."""
 
 _MOST_SHOWN = 5
 _DEPTH = 3
@@ -61,9 +60,9 @@ def _check_is_safetensors(path: Path) -> None:
         raise AdapterFormatError(f"{path} is {what}")
     if path.suffix != ".safetensors":
         raise AdapterFormatError(f"got {path.name}; expected a .safetensors file or its folder")
-    if size > MAX_WEIGHT_BYTES:
+    if size > ADAPTER_WEIGHTS:
         raise AdapterFormatError(
-            f"{path} has {size} bytes; expected at most {MAX_WEIGHT_BYTES} for an adapter"
+            f"{path} has {size} bytes; expected at most {ADAPTER_WEIGHTS} for an adapter"
         )
 
 
@@ -84,7 +83,7 @@ def _instead(folder: Path) -> str:
             )
         return f"{shown}, but {', '.join(others[:_MOST_SHOWN])}. Give the file itself"
     if nested := _nested(folder):
-        bare = [found for found in nested if not (found / CONFIG_NAME).is_file()]
+        bare = [inner for inner in nested if not (inner / CONFIG_NAME).is_file()]
         if CONFIG_NAME in names and bare == nested:
             return f"{shown}, but in {nested[0]}: move it up here, beside {CONFIG_NAME}"
         return (
@@ -105,11 +104,11 @@ def _instead(folder: Path) -> str:
 
 def _nested(folder: Path) -> list[Path]:
     """Folders at most three levels down that hold an adapter's weights."""
-    found: list[Path] = []
+    folders: list[Path] = []
     level = [folder]
     for _ in range(_DEPTH):
         level = sorted(
             entry for parent in level[:200] for entry in parent.iterdir() if entry.is_dir()
         )
-        found += [entry for entry in level if (entry / WEIGHTS_NAME).is_file()]
-    return found
+        folders += [entry for entry in level if (entry / WEIGHTS_NAME).is_file()]
+    return folders

@@ -56,13 +56,13 @@ class Layout:
         factors: tuple[Factor, ...] = ("A", "B"),
     ) -> Layout:
         """The layout of an adapter's factors, all modules unless some are named."""
-        chosen = [module for module in adapter if modules is None or module in modules]
+        names = [module for module in adapter if modules is None or module in modules]
         slots = tuple(
             Slot(module, factor, adapter[module].shape_of(factor))
-            for module in chosen
+            for module in names
             for factor in factors
         )
-        return cls(slots, {module: adapter[module].scaling for module in chosen}, adapter.kind)
+        return cls(slots, {module: adapter[module].scaling for module in names}, adapter.kind)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: what `from_dict` reads."""
@@ -174,15 +174,15 @@ def unpack(vector: Tensor | Array, layout: Layout, *, base_model: str | None = N
     factors: dict[str, dict[str, Array]] = {}
     for slot, matrix in split(as_array(vector), layout.slots):
         factors.setdefault(slot.module, {})[slot.factor] = matrix
-    halves = [module for module, found in factors.items() if set(found) != {"A", "B"}]
+    halves = [module for module, by_factor in factors.items() if set(by_factor) != {"A", "B"}]
     if halves:
         raise LayoutMismatch(
             f"the layout holds only one factor of {halves[0]!r}; an adapter needs A and B of every"
             " module"
         )
     pairs = {
-        module: LoRAPair(found["A"], found["B"], layout.scalings[module])
-        for module, found in factors.items()
+        module: LoRAPair(by_factor["A"], by_factor["B"], layout.scalings[module])
+        for module, by_factor in factors.items()
     }
     return Adapter(pairs, kind=layout.kind, base_model=base_model)
 
@@ -201,8 +201,8 @@ def layer_of(module: str) -> int | None:
     >>> layer_of("model.layers.12.self_attn.q_proj"), layer_of("lm_head")
     (12, None)
     """
-    found = _LAYER.search(module)
-    return int(found.group(1)) if found else None
+    match = _LAYER.search(module)
+    return int(match.group(1)) if match else None
 
 
 def flattened(adapter: Adapter, slots: Sequence[Slot]) -> Array:

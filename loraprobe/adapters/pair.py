@@ -123,7 +123,7 @@ class LoRAPair:
         Raises:
             NonFiniteError: a factor is not finite, or the product overflows.
         """
-        grams = self._grams or self._kept(_gram(self.B), _gram(self.A.T))
+        grams = self._grams or self._remember_grams(_gram(self.B), _gram(self.A.T))
         right, left = _triangles(grams, lambda index: self.A.T if index else self.B)
         return _finite_core(right, left, self._scaling)
 
@@ -131,9 +131,9 @@ class LoRAPair:
         """B, A, B^T B and A A^T in float64, the factors read once; not checked for NaN."""
         b, a = self.B.astype(np.float64), self.A.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            return b, a, *(self._grams or self._kept(b.T @ b, a @ a.T))
+            return b, a, *(self._grams or self._remember_grams(b.T @ b, a @ a.T))
 
-    def _kept(self, *grams: Array) -> tuple[Array, Array]:
+    def _remember_grams(self, *grams: Array) -> tuple[Array, Array]:
         """The Gram matrices, kept where they are small beside the factors: `core` needs no more."""
         of_b, of_a = grams
         if _SMALL * self.rank <= sum(self.shape):

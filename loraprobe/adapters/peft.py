@@ -73,8 +73,8 @@ def pairs_from_tensors(
     if selects is not None:
         _refuse_unselected(keys, selects)
     pairs = {
-        module: _pair(module, tensors[found["A"]], tensors[found["B"]], scalings)
-        for module, found in keys.items()
+        module: _pair(module, tensors[by_factor["A"]], tensors[by_factor["B"]], scalings)
+        for module, by_factor in keys.items()
     }
     return pairs, ignored
 
@@ -95,21 +95,21 @@ def _keys_by_module(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], tu
             continue
         module, factor, name = _parse_key(key)
         adapter_names.add(name)
-        found = keys.setdefault(module, {})
-        if factor in found:
+        by_factor = keys.setdefault(module, {})
+        if factor in by_factor:
             raise AdapterFormatError(
                 f"{module}: lora_{factor} occurs twice, with and without a prefix; expected it once"
             )
-        found[factor] = key
+        by_factor[factor] = key
     if len(adapter_names) > 1:
         shown = ", ".join(map(repr, sorted(adapter_names)[:5]))
         raise AdapterFormatError(
             f"got {len(adapter_names)} adapters in one state dict ({shown}); expected one"
         )
-    for module, found in keys.items():
-        if len(found) == 1:
+    for module, by_factor in keys.items():
+        if len(by_factor) == 1:
             raise AdapterFormatError(
-                f"{module}: only lora_{next(iter(found))} is there; expected lora_A and lora_B"
+                f"{module}: only lora_{next(iter(by_factor))} is there; expected lora_A and lora_B"
             )
     return keys, tuple(ignored)
 
@@ -153,7 +153,7 @@ def _pair(
                 " matrices of linear layers"
             )
     try:
-        return LoRAPair(a, b, scalings.of(module, LoRAPair(a, b).rank))
+        return LoRAPair(a, b, scalings.scaling(module, LoRAPair(a, b).rank))
     except UnsupportedAdapterError:
         raise
     except AdapterFormatError as error:
@@ -165,10 +165,10 @@ def _parse_key(key: str) -> tuple[str, str, str]:
     factor = _ENDINGS.get(key[-14:])  # how nearly every name ends; an adapter can have hundreds
     if factor and len(key) > 14:
         return _module(key, key[:-14]), factor, ""
-    head, found, tail = key.rpartition(".lora_")
+    head, separator, tail = key.rpartition(".lora_")
     parts = tail.split(".")  # "A.weight" or "A.default.weight"
     if (
-        not found
+        not separator
         or parts[0] not in ("A", "B")
         or parts[-1] != "weight"
         or len(parts) > 3

@@ -20,17 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 
-from ..errors import AdapterFormatError, UnsupportedAdapterError
+from ..errors import AdapterFormatError, UnsupportedAdapterError, quoted
+from ..limits import TENSOR_HEADER  # the library allows 100 MB, which take seconds to parse
 from .formats import START, what_is
 from .pair import Array, LazyTensor
 from .peft import tool_of
-from .strict_json import quoted, read_json
+from .strict_json import read_json
 
-MAX_HEADER_BYTES = 16 << 20
-"""Names a hundred thousand tensors, as many as a mixture of 256 experts has.
-
-The library allows 100 MB, which take seconds to parse.
-"""
 _MAX_REMEMBERED = 1 << 14
 _ADVICE = "It is damaged, incomplete or no safetensors file: fetch it again."
 # bfloat16 is the upper half of a float32, which NumPy has no type for.
@@ -66,7 +62,7 @@ class SafetensorsFile(Mapping[str, LazyTensor]):
                 self._identity = _identity(file.fileno())
                 start = file.read(8)
                 length = int.from_bytes(start, "little")
-                header = file.read(min(length, MAX_HEADER_BYTES))
+                header = file.read(min(length, TENSOR_HEADER))
             self._entries = header_of(start + header, self._identity[2])
             with safe_open(path, framework="numpy"):
                 pass  # it checks byte ranges, shapes and types
@@ -119,7 +115,7 @@ def read_safetensors(data: bytes) -> TensorFile:
 
     Raises:
         AdapterFormatError: cut short, not safetensors, an entry occurs twice, a header above
-            `MAX_HEADER_BYTES`, or a type that is no number of IEEE 754 or bfloat16.
+            `TENSOR_HEADER`, or a type that is no number of IEEE 754 or bfloat16.
         UnsupportedAdapterError: a tensor of such a type has a name of another tool.
     """
     header = header_of(data)
@@ -153,7 +149,7 @@ def header_of(data: bytes | memoryview, size: int | None = None) -> dict[str, An
         size: bytes of the whole file, where `data` is only its start.
 
     Raises:
-        AdapterFormatError: cut short, longer than MAX_HEADER_BYTES, an entry twice, or one that is
+        AdapterFormatError: cut short, longer than TENSOR_HEADER, an entry twice, or one that is
             not an object, or a name that cannot be printed.
     """
     length = int.from_bytes(data[:8], "little")
@@ -164,9 +160,9 @@ def header_of(data: bytes | memoryview, size: int | None = None) -> dict[str, An
         raise AdapterFormatError(
             f"got {whole} bytes that announce a header of {length} bytes. {_ADVICE}"
         )
-    if length > MAX_HEADER_BYTES:
+    if length > TENSOR_HEADER:
         raise AdapterFormatError(
-            f"got a safetensors header of {length} bytes; expected at most {MAX_HEADER_BYTES}"
+            f"got a safetensors header of {length} bytes; expected at most {TENSOR_HEADER}"
         )
     text = bytes(data[8 : 8 + length])
     return dict(_parsed_before(text) if length <= _MAX_REMEMBERED else _parsed(text))

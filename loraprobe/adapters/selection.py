@@ -205,12 +205,12 @@ class Selection:
     def _layer(self, module: str, expressions: Expressions) -> int | None:
         """The first number after the pattern, or after anything if there is none."""
         if not self.layers_pattern:
-            found = re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", module)
-            return int(found["idx"]) if found else None
+            match = re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", module)
+            return int(match["idx"]) if match else None
         for pattern in self.layers_pattern:
-            found = expressions.match(pattern, module, r"(?:^|.*?\.){}\.(?P<idx>\d+)\.")
-            if found:
-                return None if found["idx"] is None else int(found["idx"])
+            match = expressions.match(pattern, module, r"(?:^|.*?\.){}\.(?P<idx>\d+)\.")
+            if match:
+                return None if match["idx"] is None else int(match["idx"])
         return None
 
 
@@ -219,10 +219,10 @@ def _member(names: str | tuple[str, ...], expressions: Expressions) -> Callable[
         if names:
             check_expression(names)
         return lambda module: bool(names) and bool(expressions.match(names, module))
-    known: Collection[str] = frozenset(names)
-    if not known:
+    members: Collection[str] = frozenset(names)
+    if not members:
         return lambda module: False
-    return lambda module: any(end in known for end in endings(module))
+    return lambda module: any(end in members for end in endings(module))
 
 
 def _names(config: Mapping[str, Any], field: str) -> str | tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""JSON from a stranger: read strictly, quoted safely.
+"""JSON from a stranger, read strictly.
 
 Python's reader guesses the encoding, keeps the last of two equal keys, takes NaN for a number, and
 returns text that no file can be written with (half of a surrogate pair) and objects nested so
@@ -14,8 +14,6 @@ from collections import Counter
 from typing import Any
 
 from ..errors import quoted
-
-__all__ = ["MAX_NESTING", "quoted", "read_json"]
 
 MAX_NESTING = 32
 

@@ -210,7 +210,7 @@ def zoo_pull(
     force: ForceOption = False,
 ) -> None:
     """Write a checked copy of one of the zoo's probes into a folder. Prints the commit it is of."""
-    from ..hub.own import ZOO_REPO
+    from ..hub.zoo import ZOO_REPO
 
     _pull(repo or ZOO_REPO, out, name, revision, key, force)
 
@@ -220,7 +220,7 @@ def _zoo(source: str | None, revision: str | None) -> tuple[str, str | None, lis
     from ..hub.format import CONFIG_NAME
     from ..hub.hub import probe_names
     from ..hub.names import is_on_hub, no_local_either
-    from ..hub.own import ZOO_REPO
+    from ..hub.zoo import ZOO_REPO
 
     source = source or (str(LOCAL_ZOO) if LOCAL_ZOO.is_dir() else ZOO_REPO)
     commit = None

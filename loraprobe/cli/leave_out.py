@@ -82,20 +82,20 @@ def _cut_cells(cuts: Sequence[dict[str, Any]]) -> list[str]:
 def _outcome_table(outcomes: Sequence[Outcome]) -> Table:
     names = ("left out", "detector", "recipe", "malicious / benign tested", "AUROC", "rates")
     table = Table(*(Column(name, overflow="fold") for name in names))
-    for one in outcomes:
-        start = [plain(one.left_out), plain(one.detector), plain(one.recipe)]
-        if one.report is None:
-            table.add_row(*start, "", "", plain(one.error))
+    for outcome in outcomes:
+        start = [plain(outcome.left_out), plain(outcome.detector), plain(outcome.recipe)]
+        if outcome.report is None:
+            table.add_row(*start, "", "", plain(outcome.error))
             continue
-        low, high = one.report.auroc_ci
+        low, high = outcome.report.auroc_ci
         rates = [
-            cut.error or f"{cut.cut}: TPR {cut.tpr:.2f}, FPR {cut.fpr:.2f}" for cut in one.cuts
+            cut.error or f"{cut.cut}: TPR {cut.tpr:.2f}, FPR {cut.fpr:.2f}" for cut in outcome.cuts
         ]
-        counts = f"{one.report.n_malicious} / {one.report.n - one.report.n_malicious}"
+        counts = f"{outcome.report.n_malicious} / {outcome.report.n - outcome.report.n_malicious}"
         table.add_row(
             *start,
             counts,
-            f"{one.report.auroc:.3f} [{low:.3f}, {high:.3f}]",
+            f"{outcome.report.auroc:.3f} [{low:.3f}, {high:.3f}]",
             plain("\n".join(rates)),
         )
     return table
@@ -104,10 +104,9 @@ def _outcome_table(outcomes: Sequence[Outcome]) -> Table:
 def reasons_of(report: LeaveOneOutReport) -> dict[str, int]:
     """Why what was not measured, and how often: whole outcomes, and cuts."""
     counts: dict[str, int] = {}
-    for one in report.outcomes:
-        for reason in {one.error, *(f"{cut.cut}: {cut.error}" for cut in one.cuts if cut.error)} - {
-            ""
-        }:
+    for outcome in report.outcomes:
+        cut_errors = (f"{cut.cut}: {cut.error}" for cut in outcome.cuts if cut.error)
+        for reason in {outcome.error, *cut_errors} - {""}:
             counts[reason] = counts.get(reason, 0) + 1
     return counts
 

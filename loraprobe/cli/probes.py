@@ -138,16 +138,16 @@ def inspect(
     from ..adapters.kinds import as_kind
 
     kind = "weight_delta" if base else "weights"
-    given = _adapter(adapter, alpha)
-    given.check_finite()  # names the module
-    loaded = as_kind(given, kind, base, alpha)
-    short = len(loaded) > MOST_MODULES and not every
-    console.print(_by_layer(loaded) if short else _by_module(loaded))
+    loaded = _adapter(adapter, alpha)
+    loaded.check_finite()  # names the module
+    shown = as_kind(loaded, kind, base, alpha)
+    short = len(shown) > MOST_MODULES and not every
+    console.print(_by_layer(shown) if short else _by_module(shown))
     if short:
-        console.print(f"{len(loaded)} modules; a line each with --all")
-    if loaded.ignored:
+        console.print(f"{len(shown)} modules; a line each with --all")
+    if shown.ignored:
         console.print(
-            plain(f"left out, without effect on the adapter: {', '.join(loaded.ignored)}"),
+            plain(f"left out, without effect on the adapter: {', '.join(shown.ignored)}"),
             soft_wrap=True,
         )
 

@@ -49,18 +49,18 @@ def report(
         if place is not None:
             free_path(place, force)  # before minutes of work
     names = expand(adapters)
-    behind = expand([str(reference)]) if reference else []
-    behind = [name for name in behind if name not in names]
-    loaded = _loaded([*names, *behind])
-    own = {name: adapter for name, adapter in loaded.items() if name in names}
+    background = expand([str(reference)]) if reference else []
+    background = [name for name in background if name not in names]
+    loaded = _loaded([*names, *background])
+    foreground = {name: adapter for name, adapter in loaded.items() if name in names}
     detector = read_named_probe(probe) if probe else None
-    verdicts = _verdicts(own, detector, base, any_base) if detector else {}
+    verdicts = _verdicts(foreground, detector, base, any_base) if detector else {}
     analysis = analyse(
         loaded,
         verdicts={name: verdict.label for name, verdict in verdicts.items()},
         scores={name: verdict.score for name, verdict in verdicts.items()},
-        behind=len(loaded) - len(own),
-        usual=Reference.of_probe(detector) if detector and not behind else None,
+        behind=len(loaded) - len(foreground),
+        usual=Reference.of_probe(detector) if detector and not background else None,
         seed=seed,
     )
     for path in write_report(analysis, out, figures, force=force):

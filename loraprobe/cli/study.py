@@ -127,16 +127,16 @@ def _edges(text: str | None) -> list[float] | None:
         ) from None
 
 
-def _lines(found: dict[str, Any]) -> str:
+def _lines(facts: dict[str, Any]) -> str:
     """JSON with a line for every summary row and outcome.
 
     A change shows as the lines that changed.
     """
-    parts = [f'"protocol": {json.dumps(found["protocol"], allow_nan=False)}']
+    parts = [f'"protocol": {json.dumps(facts["protocol"], allow_nan=False)}']
     for name in ("summary", "outcomes"):
         parts.append(
             f'"{name}": [\n'
-            + ",\n".join(json.dumps(row, allow_nan=False) for row in found[name])
+            + ",\n".join(json.dumps(row, allow_nan=False) for row in facts[name])
             + "\n]"
         )
     return "{" + ",\n".join(parts) + "}\n"

@@ -88,12 +88,12 @@ def train(
     from ..outputs import free_path
 
     free_path(out, force)
-    chosen = recipe_of(recipe)
+    feature_recipe = recipe_of(recipe)
     rows = read_manifest(manifest)
     if kind is None:
         fresh = (None, FRESH)
         started = base not in fresh or any(row.initial not in fresh for row in rows)
-        kind = "weights" if chosen.reads_product and not started else "factor_delta"
+        kind = "weights" if feature_recipe.reads_product and not started else "factor_delta"
     adapters = read_adapters(rows, kind, base, quiet=False)
     labels = [row.label for row in rows]
     groups = [row.group for row in rows]
@@ -102,7 +102,7 @@ def train(
         adapters,
         labels,
         head=head,
-        recipe=chosen,
+        recipe=feature_recipe,
         groups=groups,
         threshold=threshold,
         seed=seed,
@@ -111,15 +111,16 @@ def train(
         kinds=kinds,
     )
     protocol = f"out of {'kind' if by_kind else 'fold'} by group, the head alone"
-    measured, refused = _beside_baselines(probe, (chosen, head), adapters, rows, kinds, folds, seed)
-    base_model = probe.base_model
-    own = measured.pop(f"this probe ({head})")
+    measured, refused = _beside_baselines(
+        probe, (feature_recipe, head), adapters, rows, kinds, folds, seed
+    )
+    own_report = measured.pop(f"this probe ({head})")
     areas = {name: report.auroc for name, report in measured.items()}
-    probe = probe.with_facts(**card_facts(own, protocol, areas, base_model, licence))
+    probe = probe.with_facts(**card_facts(own_report, protocol, areas, probe.base_model, licence))
     probe.save_pretrained(out)
     title = f"{len(rows)} adapters, {len(set(groups))} groups, seed {seed}"
     table = Table("detector", f"AUROC, {protocol}", "TPR at 1 % FPR", "TPR at 5 % FPR", title=title)
-    for name, report in {f"this probe ({head})": own, **measured}.items():
+    for name, report in {f"this probe ({head})": own_report, **measured}.items():
         low, high = report.auroc_ci
         rates = (f"{tpr:.3f}" for tpr in report.tpr_at_fpr.values())
         table.add_row(name, f"{report.auroc:.3f} [{low:.3f}, {high:.3f}]", *rates)
@@ -133,7 +134,7 @@ def train(
 
 def _beside_baselines(
     probe: Probe,
-    chosen: tuple[FeatureRecipe, str],
+    detector: tuple[FeatureRecipe, str],
     adapters: list[Adapter],
     rows: list[Row],
     kinds: list[tuple[str, ...]] | None,
@@ -149,15 +150,16 @@ def _beside_baselines(
     groups = [row.group for row in rows]
     reports: dict[str, EvalReport] = {}
     refused: dict[str, str] = {}
-    for name, own in {f"this probe ({chosen[1]})": chosen, **baseline_recipes(chosen[0])}.items():
+    detectors = {f"this probe ({detector[1]})": detector, **baseline_recipes(detector[0])}
+    for name, (recipe, head) in detectors.items():
         try:
             compared = (
                 probe
-                if own == chosen
+                if (recipe, head) == detector
                 else fit_probe(
                     *(adapters, labels),
-                    head=own[1],
-                    recipe=own[0],
+                    head=head,
+                    recipe=recipe,
                     groups=groups,
                     seed=seed,
                     kinds=kinds,

@@ -109,10 +109,10 @@ def check_own_start(adapter: Adapter) -> None:
         _expect(after, start, "the adapter that it was trained from")
 
 
-def same_arrays(some: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+def same_arrays(arrays: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
     """Whether two collections of arrays have the same names and numbers."""
-    names = some.keys() == others.keys()
-    return names and all(np.array_equal(some[name], others[name]) for name in some)
+    names = arrays.keys() == others.keys()
+    return names and all(np.array_equal(arrays[name], others[name]) for name in arrays)
 
 
 def _after(adapter: Adapter, modules: Collection[str]) -> _Factors | None:
@@ -122,11 +122,11 @@ def _after(adapter: Adapter, modules: Collection[str]) -> _Factors | None:
         return None
     if origin is not None and origin.trained:
         return _a_of(origin.adapter, modules)
-    own = _a_of(adapter, modules)
+    factors = _a_of(adapter, modules)
     if origin is None:
-        return own
+        return factors
     before = _a_of(origin.adapter, modules)
-    return {module: factor + before[module] for module, factor in own.items()}
+    return {module: factor + before[module] for module, factor in factors.items()}
 
 
 def _starts(adapter: Adapter, modules: Collection[str]) -> _Factors | None:
@@ -163,12 +163,12 @@ def _cosine(factors: _Factors, others: _Factors) -> float:
     return product / (sizes[0] * sizes[1]) if all(sizes) else 0.0
 
 
-def _expect(found: _Factors, expected: _Factors, what: str) -> None:
-    if not _fits(found, expected):
+def _expect(factors: _Factors, expected: _Factors, what: str) -> None:
+    if not _fits(factors, expected):
         raise StartMismatch(
             f"lora_A has other shapes than that of {what}. Use a probe of the recipe invariant."
         )
-    cosine = _cosine(found, expected)
+    cosine = _cosine(factors, expected)
     if not cosine >= ALIGNED:
         raise StartMismatch(
             f"lora_A points elsewhere than that of {what}: got a cosine of {cosine:.2f}; expected"

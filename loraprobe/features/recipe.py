@@ -53,11 +53,11 @@ class FeatureRecipe:
                 object.__setattr__(self, name, tuple(value))
         if not isinstance(self.pool, bool):
             raise RecipeError(f"got pool {self.pool!r}; expected True or False")
-        _known("features", self.features, (*FEATURES, *PRODUCT_FEATURES))
-        _known("factors", self.factors, get_args(Factor))
-        _known("normalize", (self.normalize,), get_args(Normalisation))
+        _check_names("features", self.features, (*FEATURES, *PRODUCT_FEATURES))
+        _check_names("factors", self.factors, get_args(Factor))
+        _check_names("normalize", (self.normalize,), get_args(Normalisation))
         if isinstance(self.layers, str):
-            _known("layers", (self.layers,), ("all", "first", "last"))
+            _check_names("layers", (self.layers,), ("all", "first", "last"))
         elif not (
             _filled(self.layers) and all(type(layer) is int and layer >= 0 for layer in self.layers)
         ):
@@ -213,7 +213,7 @@ def _filled(values: object) -> bool:
     return isinstance(values, tuple) and bool(values)
 
 
-def _known(field: str, values: tuple[str, ...], valid: tuple[str, ...]) -> None:
+def _check_names(field: str, values: tuple[str, ...], valid: tuple[str, ...]) -> None:
     if (
         not _filled(values)
         or any(value not in valid for value in values)

@@ -133,7 +133,7 @@ def fpr_threshold(
         prediction).
     """
     benign = labels == 0
-    bound = _conformal_bound(budget, scores[benign], _kept(groups, benign), "benign", "fpr")
+    bound = _conformal_bound(budget, scores[benign], _members(groups, benign), "benign", "fpr")
     return float(np.nextafter(bound, 2.0))
 
 
@@ -145,7 +145,7 @@ def fnr_threshold(
     The mirror image of `fpr_threshold`, on the lowest score of each malicious group.
     """
     malicious = labels == 1
-    members = _kept(groups, malicious)
+    members = _members(groups, malicious)
     return -_conformal_bound(budget, -scores[malicious], members, "malicious", "fnr")
 
 
@@ -165,5 +165,5 @@ def _conformal_bound(
     return sorted(highest.values())[rank - 1]
 
 
-def _kept(groups: Sequence[Hashable], mask: np.ndarray) -> list[Hashable]:
+def _members(groups: Sequence[Hashable], mask: np.ndarray) -> list[Hashable]:
     return [group for group, keep in zip(groups, mask, strict=True) if keep]

@@ -62,14 +62,14 @@ def check_training_data(x: Any, y: Any, groups: Groups, kinds: Kinds | None = No
     codes = _group_numbers(range(len(features)) if groups is None else groups)
     if codes.shape != (len(features),):
         raise FitError(f"fit: got {len(codes)} groups for {len(features)} rows; expected one a row")
-    own = codes.tolist() if kinds is None else own_kinds(kinds, len(features))
-    return TrainingData(x=features, y=labels, groups=codes, kinds=tuple(own))
+    first_kinds = codes.tolist() if kinds is None else own_kinds(kinds, len(features))
+    return TrainingData(x=features, y=labels, groups=codes, kinds=tuple(first_kinds))
 
 
 def _group_numbers(groups: Iterable[Hashable]) -> NDArray[np.int64]:
-    seen: dict[Hashable, int] = {}
+    numbers: dict[Hashable, int] = {}
     try:
-        return np.array([seen.setdefault(group, len(seen)) for group in groups], np.int64)
+        return np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
     except TypeError as error:
         raise FitError(
             f"fit: got a group that cannot be compared ({error}); expected a hashable one a row,"

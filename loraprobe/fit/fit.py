@@ -122,9 +122,9 @@ def fit_probe(
     )
     named = None if recipe is None else named_recipe(recipe)
     read = as_adapters(adapters)
-    chosen = named or default_recipe(read)
+    feature_recipe = named or default_recipe(read)
     y = checked_labels(labels, len(read))
-    featurizer = Featurizer.fit(chosen, read)
+    featurizer = Featurizer.fit(feature_recipe, read)
     bases = {adapter.base_model for adapter in read}
     if len(bases) > 1:
         raise BaseModelMismatch(
@@ -352,8 +352,8 @@ def fold_splits(
 
 def kind_splits(kinds: Kinds, count: int) -> Iterable[Split]:
     """Rows without a kind to fit on, and the kind's own rows to score."""
-    own = own_kinds(kinds, count)
+    first_kinds = own_kinds(kinds, count)
     entries = [tuple(entry) for entry in kinds]
-    for kind in dict.fromkeys(own):
+    for kind in dict.fromkeys(first_kinds):
         train = [row for row, entry in enumerate(entries) if kind not in entry]
-        yield train, [row for row, first in enumerate(own) if first == kind]
+        yield train, [row for row, first in enumerate(first_kinds) if first == kind]

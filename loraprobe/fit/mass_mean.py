@@ -54,11 +54,11 @@ def fit_mass_mean(data: TrainingData, options: MassMeanOptions, seed: int) -> Li
     return LinearHead((scale * direction).astype(np.float32), -scale * middle)
 
 
-def _mean_of_kinds(x: FloatArray, counted: NDArray[np.bool_], own: Sequence[Hashable]) -> Float64:
+def _mean_of_kinds(x: FloatArray, counted: NDArray[np.bool_], kinds: Sequence[Hashable]) -> Float64:
     """The mean over kinds of the mean of their rows that count, (p,)."""
     rows: dict[Hashable, list[int]] = {}
     for row in np.flatnonzero(counted).tolist():
-        rows.setdefault(own[row], []).append(row)
+        rows.setdefault(kinds[row], []).append(row)
     return np.asarray(
-        np.mean([x[chosen].mean(axis=0, dtype=np.float64) for chosen in rows.values()], axis=0)
+        np.mean([x[members].mean(axis=0, dtype=np.float64) for members in rows.values()], axis=0)
     )

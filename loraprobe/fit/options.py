@@ -144,8 +144,8 @@ class MassMeanOptions(_Options):
 
 
 HEAD_OPTIONS: dict[str, type[_Options]] = {
-    made.head: made
-    for made in (
+    options_type.head: options_type
+    for options_type in (
         LinearOptions,
         LinearPaperOptions,
         MLPOptions,
@@ -156,7 +156,7 @@ HEAD_OPTIONS: dict[str, type[_Options]] = {
 }
 
 
-def head_options(head: str, given: Mapping[str, Any] | None = None) -> Any:
+def head_options(head: str, options: Mapping[str, Any] | None = None) -> Any:
     """The checked options of a head, its defaults where nothing is given.
 
     Raises:
@@ -164,14 +164,14 @@ def head_options(head: str, given: Mapping[str, Any] | None = None) -> Any:
     """
     if not isinstance(head, str) or head not in HEAD_OPTIONS:
         raise FitError(f"head: got {quoted(head)}; expected one of {', '.join(HEAD_OPTIONS)}")
-    if given is not None and not isinstance(given, Mapping):
+    if options is not None and not isinstance(options, Mapping):
         raise FitError(
-            f"options of head {head!r}: got {quoted(given)}; expected a dictionary of options"
+            f"options of head {head!r}: got {quoted(options)}; expected a dictionary of options"
         )
-    known = {field.name for field in fields(HEAD_OPTIONS[head])}
-    if unknown := sorted(map(str, set(given or ()) - known)):
+    names = {field.name for field in fields(HEAD_OPTIONS[head])}
+    if unknown := sorted(map(str, set(options or ()) - names)):
         raise FitError(
             f"head {head!r}: got the unknown options {quoted(unknown)}; expected"
-            f" {f'some of {sorted(known)}' if known else 'none'}"
+            f" {f'some of {sorted(names)}' if names else 'none'}"
         )
-    return HEAD_OPTIONS[head](**(given or {}))
+    return HEAD_OPTIONS[head](**(options or {}))

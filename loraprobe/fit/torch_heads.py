@@ -94,8 +94,8 @@ def fit_mlp(data: TrainingData, options: MLPOptions, seed: int) -> MLPHead:
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             batch = torch.relu(batch @ weight.T + bias)
             if training:  # by hand: torch's dropout draws from the global generator
-                kept = torch.rand(batch.shape, generator=generator) >= dropout
-                batch = batch * kept / (1.0 - dropout)
+                mask = torch.rand(batch.shape, generator=generator) >= dropout
+                batch = batch * mask / (1.0 - dropout)
         return batch @ weights[-1].T + biases[-1]  # (b, 1)
 
     _train([*weights, *biases], forward, torch.from_numpy(inputs), data.y, held, options, generator)

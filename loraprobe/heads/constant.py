@@ -20,15 +20,15 @@ def check_varies(head: Head) -> None:
     Raises:
         ProbeFormatError: it says the same of everything.
     """
-    said = _said(head)
-    if np.ptp(said) < _LEAST_MOVE:
+    probabilities = _range_of(head)
+    if np.ptp(probabilities) < _LEAST_MOVE:
         raise ProbeFormatError(
-            f"the {head.name} head says {said[0]:.3g} of every adapter; expected scores that depend"
-            " on what is scored. Fit it on adapters that differ, or use another probe"
+            f"the {head.name} head says {probabilities[0]:.3g} of every adapter; expected scores"
+            " that depend on what is scored. Fit it on adapters that differ, or use another probe"
         )
 
 
-def _said(head: Head) -> Probabilities:
+def _range_of(head: Head) -> Probabilities:
     """The least and the largest probability, or those of 80 random rows."""
     if isinstance(head, LinearHead):
         reach = _LONGEST_ROW * float(np.linalg.norm(head.coef.astype(np.float64)))
@@ -40,10 +40,10 @@ def _said(head: Head) -> Probabilities:
     return np.concatenate([head(rows * length) for length in lengths])
 
 
-def _extreme(head: XGBoostHead, of: np.ufunc) -> float:
+def _extreme(head: XGBoostHead, choose: np.ufunc) -> float:
     """The logit where every tree ends in its least or largest leaf."""
     leaf = head.left == -1
     best = head.value.astype(np.float64)
     for _ in range(MAX_DEPTH):  # a level of all trees a turn, from the leaves up
-        best = np.where(leaf, best, of(best[head.left], best[head.right]))
+        best = np.where(leaf, best, choose(best[head.left], best[head.right]))
     return float(best[head.roots].sum() + head.intercept)

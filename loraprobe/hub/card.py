@@ -259,7 +259,7 @@ def _training(probe: Probe) -> str:
         if name not in ("score_distribution", "marks")
     ]
     computed = {**recipe.to_dict(), "modules": recipe.modules or "all"}
-    rows += [{"what": f"recipe: {name}", "value": _value(one)} for name, one in computed.items()]
+    rows += [{"what": f"recipe: {name}", "value": _value(item)} for name, item in computed.items()]
     return _table("Training recipe", ("what", "value"), rows)
 
 
@@ -289,10 +289,10 @@ def _cell(value: Any) -> str:
 
 
 def _text(facts: Mapping[str, Any], name: str, default: str) -> str:
-    found = facts.get(name, default)
-    if not isinstance(found, str):
-        raise TypeError(f"{name}: got {type(found).__name__}, expected text")
-    return found
+    text = facts.get(name, default)
+    if not isinstance(text, str):
+        raise TypeError(f"{name}: got {type(text).__name__}, expected text")
+    return text
 
 
 def _line(value: Any) -> str:

@@ -65,7 +65,7 @@ def _advice(error: Exception) -> str:
     wraps = "orce download failed" in str(error) or isinstance(error, hub.LocalEntryNotFoundError)
     if wraps and isinstance(error.__cause__, Exception):
         return _advice(error.__cause__)  # what it met when it asked; then the cache had nothing
-    known: dict[type[Exception], str] = {
+    advices: dict[type[Exception], str] = {
         hub.GatedRepoError: "the repository is gated. Accept its conditions on the Hub, then pass"
         " the token of that account.",
         hub.RepositoryNotFoundError: "no such repository, or it is private and the token does not"
@@ -79,7 +79,7 @@ def _advice(error: Exception) -> str:
         hub.HFValidationError: f"the Hub knows no such name ({_reason(error)}). Check the id and"
         " revision.",
     }
-    for kind, advice in known.items():
+    for kind, advice in advices.items():
         if isinstance(error, kind):
             return advice
     status = getattr(getattr(error, "response", None), "status_code", 0)
@@ -112,9 +112,9 @@ def _advice(error: Exception) -> str:
 
 def _reason(error: BaseException) -> str:
     """The server's words if it had any, else the library's; without pages of HTML."""
-    said: Any = getattr(error, "server_message", None)
-    lines = [line.strip() for line in str(said or error).splitlines() if line.strip()]
-    if not said and hasattr(error, "response"):
+    message: Any = getattr(error, "server_message", None)
+    lines = [line.strip() for line in str(message or error).splitlines() if line.strip()]
+    if not message and hasattr(error, "response"):
         lines = lines[:1]  # after it comes the body of the answer
     text = " ".join(lines)[:_MAX_REASON] or "no reason given"
     cause = error.__cause__

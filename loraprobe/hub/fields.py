@@ -27,15 +27,15 @@ def object_of(value: Any, where: str) -> dict[str, Any]:
 
 def fields_of(value: Any, fields: Collection[str], where: str | Path) -> dict[str, Any]:
     """A JSON object with exactly these fields."""
-    found = object_of(value, str(where))
-    if set(found) != set(fields):
-        missing = sorted(set(fields) - set(found))
-        unknown = sorted(set(found) - set(fields))
+    values = object_of(value, str(where))
+    if set(values) != set(fields):
+        missing = sorted(set(fields) - set(values))
+        unknown = sorted(set(values) - set(fields))
         raise ProbeFormatError(
             f"{where}: missing fields {quoted(missing)}, unknown fields {quoted(unknown)}; expected"
             " those of this format version"
         )
-    return found
+    return values
 
 
 def text_of(value: Any, where: str) -> str:

@@ -146,14 +146,15 @@ def load_probe(folder: Path, commit: str | None = None) -> Probe:
         ProbeFormatError: see Probe.from_pretrained.
     """
     config = _read_config(folder)
-    found = config.get("format_version")
-    if isinstance(found, bool) or not isinstance(found, int) or found not in _READERS:
+    version = config.get("format_version")
+    if isinstance(version, bool) or not isinstance(version, int) or version not in _READERS:
         raise ProbeFormatError(
-            f"{folder / CONFIG_NAME}: got format_version {quoted(found)}; this version of loraprobe"
-            f" reads {sorted(_READERS)}. Upgrade loraprobe, or load an older revision of the probe."
+            f"{folder / CONFIG_NAME}: got format_version {quoted(version)}; this version of"
+            f" loraprobe reads {sorted(_READERS)}. Upgrade loraprobe, or load an older revision of"
+            " the probe."
         )
     try:
-        probe = replace(_READERS[found](config, folder), commit=commit)
+        probe = replace(_READERS[version](config, folder), commit=commit)
         object.__setattr__(probe, "digest", config_digest(config))
         return probe
     except ProbeFormatError:
@@ -270,7 +271,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise ProbeFormatError(f"{folder} does not exist; expected the folder of a probe")
     if not path.is_file():
-        inside = sorted(one.parent.name for one in folder.glob(f"*/{CONFIG_NAME}"))
+        inside = sorted(config_path.parent.name for config_path in folder.glob(f"*/{CONFIG_NAME}"))
         hint = f". There are {', '.join(inside[:20])} inside: name one" if inside else ""
         raise ProbeFormatError(
             f"no {CONFIG_NAME} in {folder}; expected the folder of a probe (config.json and"

@@ -20,12 +20,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..adapters.config import CONFIG_NAME as ADAPTER_CONFIG_NAME
-from ..adapters.config import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
-from ..adapters.files import MAX_WEIGHT_BYTES, PICKLE_NAME, two_files
+from ..adapters.files import PICKLE_NAME, two_files
 from ..adapters.formats import WEIGHTS_NAME, pickle_advice
 from ..adapters.strict_json import read_json
 from ..errors import AdapterFormatError, HubError
-from ..limits import CARD, PROBE_CONFIG, PROBE_FEATURIZER, read_limited
+from ..limits import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CARD,
+    PROBE_CONFIG,
+    PROBE_FEATURIZER,
+    read_limited,
+)
 from ..trust import check_trusted, users_list
 from .card import CARD_NAME, card
 from .card_figure import FIGURE_NAME
@@ -40,9 +46,9 @@ from .format import (
     weight_files,
 )
 from .names import looks_like_repo_id
-from .own import check_own
 from .signing import check_signature, sign_folder
 from .snapshot import Place, Snapshot, hub_api, listing, repo_info
+from .zoo import check_zoo
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -97,14 +103,14 @@ def fetch_adapter(
     """
     prefix = _prefix(subfolder)
     snapshot = Snapshot(Place(repo_id, revision, **options))
-    config = snapshot.fetch(prefix + ADAPTER_CONFIG_NAME, MAX_ADAPTER_CONFIG_BYTES)
+    config = snapshot.fetch(prefix + ADAPTER_CONFIG_NAME, ADAPTER_CONFIG)
     weights = prefix + WEIGHTS_NAME
     pickled = prefix + PICKLE_NAME
     if not snapshot.has_cached(weights) and pickled in (listed := snapshot.names()):
         if weights in listed:
             raise two_files(f"{snapshot.where}: {weights}", PICKLE_NAME)
         raise AdapterFormatError(f"{snapshot.where}: {pickled} is {pickle_advice(PICKLE_NAME)}")
-    snapshot.fetch(weights, MAX_WEIGHT_BYTES)
+    snapshot.fetch(weights, ADAPTER_WEIGHTS)
     snapshot.remember()
     return config.parent, snapshot.commit
 
@@ -156,21 +162,21 @@ def pull_probe(
     check_ours(out)
     folder, commit = fetch_probe(repo_id, subfolder=subfolder, revision=revision, **options)
     digest = load_probe(folder).digest
-    check_own(repo_id, subfolder, digest)
+    check_zoo(repo_id, subfolder, digest)
     check_trusted(users_list(), repo_id, commit, digest)
     prefix = _prefix(subfolder)
     snapshot = Snapshot(Place(repo_id, commit, **options))
     beside = (CARD_NAME, FIGURE_NAME, SIGNATURE_NAME)
     pages = [name for name in beside if prefix + name in snapshot.names()]
-    found = {name: snapshot.fetch(prefix + name, CARD) for name in pages}
-    found |= {name: folder / name for name in _weight_files(folder / CONFIG_NAME)}
-    found[CONFIG_NAME] = folder / CONFIG_NAME
+    files = {name: snapshot.fetch(prefix + name, CARD) for name in pages}
+    files |= {name: folder / name for name in _weight_files(folder / CONFIG_NAME)}
+    files[CONFIG_NAME] = folder / CONFIG_NAME
     if key is not None:
         check_signature(folder, Path(key))
     out.mkdir(parents=True, exist_ok=True)
-    for name in set(PUBLISHED_FILES) - set(found):
+    for name in set(PUBLISHED_FILES) - set(files):
         (out / name).unlink(missing_ok=True)
-    for name, path in found.items():
+    for name, path in files.items():
         shutil.copyfile(path, out / name)
     return commit
 
@@ -280,11 +286,11 @@ def _check_visibility(api: HfApi, repo_id: str, private: bool | None) -> None:
     """
     if private is None:
         return
-    found = bool(repo_info(api, repo_id).private)
-    if found != private:
+    is_private = bool(repo_info(api, repo_id).private)
+    if is_private != private:
         words = {True: "private", False: "public"}
         raise HubError(
-            f"{repo_id} is {words[found]}, and {words[private]} was asked for. Nothing was"
+            f"{repo_id} is {words[is_private]}, and {words[private]} was asked for. Nothing was"
             " uploaded: change the repository's settings, or leave private out."
         )
 
@@ -293,8 +299,8 @@ def _check_published(api: HfApi, repo_id: str, commit: str, prefix: str, folder:
     _, files = listing(api, repo_id, commit)
     wrong = []
     for name in PUBLISHED_FILES:
-        meant, found = folder / name, files.get(prefix + name)
-        if meant.is_file() != (prefix + name in files) or (found and not found.is_in(meant)):
+        meant, blob = folder / name, files.get(prefix + name)
+        if meant.is_file() != (prefix + name in files) or (blob and not blob.is_in(meant)):
             wrong.append(prefix + name)
     if wrong:
         raise HubError(

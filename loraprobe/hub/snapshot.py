@@ -62,8 +62,8 @@ def has_digest(path: Path, digest: str) -> bool:
     with path.open("rb") as file:
         if len(digest) == 64:
             return hashlib.file_digest(file, "sha256").hexdigest() == digest
-        found = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        return hashlib.file_digest(file, lambda: found).hexdigest() == digest
+        sha1 = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+        return hashlib.file_digest(file, lambda: sha1).hexdigest() == digest
 
 
 class Snapshot:
@@ -178,14 +178,14 @@ class Snapshot:
     def _download(self, name: str, blob: Blob, force: bool) -> Path:
         for again in (False, True):
             with hub_errors(f"{self.where}, {name}"):
-                found = self._api.hf_hub_download(
+                downloaded = self._api.hf_hub_download(
                     self._place.repo_id,
                     name,
                     revision=self.commit,
                     cache_dir=self._place.cache_dir,
                     force_download=force or again,
                 )
-            path = Path(found)
+            path = Path(downloaded)
             if not self._is_placed(path, name):
                 raise HubError(
                     f"{self.where}, {name}: the Hub delivers it for another commit ({path}). Do not"
@@ -244,13 +244,13 @@ class Snapshot:
 
         for _ in range(2):  # once more if it was led elsewhere
             with hub_errors(self.where):
-                found = try_to_load_from_cache(
+                cached = try_to_load_from_cache(
                     self._place.repo_id, name, cache_dir=self._place.cache_dir, revision=self.commit
                 )
-            if not isinstance(found, str):
+            if not isinstance(cached, str):
                 return None
-            if self._is_placed(Path(found), name):
-                return Path(found)
+            if self._is_placed(Path(cached), name):
+                return Path(cached)
         return None
 
     def _is_placed(self, path: Path, name: str) -> bool:
@@ -269,14 +269,14 @@ class Snapshot:
         """The folder of a revision in the cache, without asking the Hub."""
         with hub_errors(self.where):
             # With no file wanted this is nothing but a look-up.
-            found = self._api.snapshot_download(
+            folder = self._api.snapshot_download(
                 self._place.repo_id,
                 revision=revision,
                 cache_dir=self._place.cache_dir,
                 local_files_only=True,
                 allow_patterns=[],
             )
-        root = Path(found)
+        root = Path(folder)
         if not _COMMIT.fullmatch(root.name):
             raise HubError(
                 f"{self.where}: the cache does not say which commit that is. Give the commit, or go"

@@ -185,8 +185,8 @@ def _between(adapters: Sequence[Adapter]) -> tuple[np.ndarray, np.ndarray]:
 def _basis(matrix: np.ndarray) -> np.ndarray:
     """An orthonormal basis of the columns, as many as they are; zero columns where they vanish."""
     u, values, _ = np.linalg.svd(np.asarray(matrix, np.float32), full_matrices=False)
-    kept = values > 1e-6 * values.max(initial=0.0)
-    return np.asarray(u * kept)
+    spans = values > 1e-6 * values.max(initial=0.0)
+    return np.asarray(u * spans)
 
 
 def _inner(left: np.ndarray, right: np.ndarray, rows: slice) -> np.ndarray:
@@ -221,12 +221,12 @@ def _coordinates(cosine: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     centre = np.eye(count) - 1 / count
     values, vectors = np.linalg.eigh(centre @ cosine @ centre)
     axes = vectors[:, [-1, -2]] * np.sqrt(np.maximum(values[[-1, -2]], 0.0))
-    found = {"PCA": axes}
+    coordinates = {"PCA": axes}
     if count >= 15:
         from ..study.embed import umap_of_distances
 
-        found["UMAP"] = umap_of_distances(1 - cosine, seed)
-    return found
+        coordinates["UMAP"] = umap_of_distances(1 - cosine, seed)
+    return coordinates
 
 
 def _outliers(
@@ -240,8 +240,8 @@ def _outliers(
     if len(names) < 8:
         return {}
     measures: dict[str, Callable[[int], float]] = {
-        "norm": lambda row: math.log(_total(modules[names[row]]) + 1e-12),
-        "stable rank": lambda row: _mean([one.stable_rank for one in modules[names[row]]]),
+        "norm": lambda row: math.log(norm_of(modules[names[row]]) + 1e-12),
+        "stable rank": lambda row: _mean([facts.stable_rank for facts in modules[names[row]]]),
         "mean cosine to the others": lambda row: _mean(np.delete(cosine[row], row)),
     }
     reasons: dict[str, list[str]] = {}
@@ -253,11 +253,12 @@ def _outliers(
             if row < len(names) - behind:
                 text = f"{what} {apart[row] / spread:+.1f} deviations from the median"
                 reasons.setdefault(names[row], []).append(text)
-    return {name: "; ".join(found) for name, found in reasons.items()}
+    return {name: "; ".join(texts) for name, texts in reasons.items()}
 
 
-def _total(modules: Sequence[ModuleFacts]) -> float:
-    return math.sqrt(sum(one.norm**2 for one in modules))
+def norm_of(modules: Sequence[ModuleFacts]) -> float:
+    """The Frobenius norm of all of their BA as one vector."""
+    return math.sqrt(sum(facts.norm**2 for facts in modules))
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
@@ -16,7 +15,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .analysis import Analysis, ModuleFacts
+from .analysis import Analysis, ModuleFacts, norm_of
 
 STYLE: dict[Any, Any] = {
     "font.size": 9.0,
@@ -50,19 +49,19 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
 
 def heat_map(modules: Sequence[ModuleFacts], title: str) -> Figure:
     """Norm and stable rank, layers across and modules down."""
-    layers = sorted({one.layer for one in modules})
-    leaves = sorted({one.leaf for one in modules})
+    layers = sorted({facts.layer for facts in modules})
+    leaves = sorted({facts.leaf for facts in modules})
     size = (max(6.0, 0.2 * len(layers) + 3), 1.3 + 0.7 * len(leaves))
     figure, axes = _figure(2, 1, size)
     for axis, what in zip(axes, ("norm", "stable_rank"), strict=True):
         grid = np.full((len(leaves), len(layers)), np.nan)
-        for one in modules:
-            grid[leaves.index(one.leaf), layers.index(one.layer)] = getattr(one, what)
+        for facts in modules:
+            grid[leaves.index(facts.leaf), layers.index(facts.layer)] = getattr(facts, what)
         image = axis.imshow(grid, aspect="auto", cmap=HEAT, interpolation="nearest")
         axis.set_title(what.replace("_", " "), loc="left")
         axis.set_yticks(range(len(leaves)), leaves)
         step = max(1, len(layers) // 16)
-        axis.set_xticks(range(0, len(layers), step), [str(one) for one in layers[::step]])
+        axis.set_xticks(range(0, len(layers), step), list(map(str, layers[::step])))
         figure.colorbar(image, ax=axis)
     axes[-1].set_xlabel("layer")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
@@ -71,18 +70,18 @@ def heat_map(modules: Sequence[ModuleFacts], title: str) -> Figure:
 
 def spectra(modules: Sequence[ModuleFacts], title: str) -> Figure:
     """Singular values relative to the largest, a line a module, a panel a kind of module."""
-    leaves = sorted({one.leaf for one in modules})
+    leaves = sorted({facts.leaf for facts in modules})
     columns = min(4, len(leaves))
     rows = -(-len(leaves) // columns)
     figure, axes = _figure(rows, columns, (2.4 * columns + 1.2, 2.2 * rows + 0.6))
     colours = matplotlib.colormaps[HEAT].resampled(256)
     colours = ListedColormap(colours(np.linspace(0, DARK, 256)))
-    scale = Normalize(0, max((one.layer for one in modules), default=0) or 1)
+    scale = Normalize(0, max((facts.layer for facts in modules), default=0) or 1)
     for axis, leaf in zip(axes, leaves, strict=False):
-        for one in modules:
-            if one.leaf == leaf and one.values and one.values[0] > 0:
-                values = np.array(one.values) / one.values[0]
-                colour = colours(scale(max(one.layer, 0)))
+        for facts in modules:
+            if facts.leaf == leaf and facts.values and facts.values[0] > 0:
+                values = np.array(facts.values) / facts.values[0]
+                colour = colours(scale(max(facts.layer, 0)))
                 axis.plot(range(1, len(values) + 1), values, ".-", color=colour, linewidth=0.8)
         axis.set_title(leaf, loc="left")
         axis.set_ylim(0, 1.05)
@@ -225,13 +224,13 @@ def cut(label: str, longest: int = 30) -> str:
 
 def figures(analysis: Analysis) -> Mapping[str, tuple[Figure, str]]:
     """Name -> figure and the text that stands for it where it cannot be seen."""
-    own = analysis.names[: len(analysis.names) - analysis.behind]
+    foreground = analysis.names[: len(analysis.names) - analysis.behind]
     drawn: dict[str, tuple[Figure, str]] = {}
-    largest = max(own, key=lambda name: sum(one.norm**2 for one in analysis.modules[name]))
+    largest = max(foreground, key=lambda name: norm_of(analysis.modules[name]))
     shown = labels(analysis.names)[largest]
-    title = shown if len(own) == 1 else f"{shown} (the largest change)"
+    title = shown if len(foreground) == 1 else f"{shown} (the largest change)"
     modules = analysis.modules[largest]
-    strongest = max(modules, key=lambda one: one.norm)
+    strongest = max(modules, key=lambda facts: facts.norm)
     drawn["heat_map"] = (
         heat_map(modules, title),
         f"Heat maps of norm and stable rank of {shown} by layer and module; the largest norm,"
@@ -244,7 +243,7 @@ def figures(analysis: Analysis) -> Mapping[str, tuple[Figure, str]]:
     drawn["layers"] = (
         norms_by_layer(analysis),
         "Norm of each layer's change, dashed where malicious, dotted where inconclusive. "
-        + " ".join(_said_of_layers(analysis)),
+        + " ".join(_layer_sentences(analysis)),
     )
     if len(analysis.names) > 1:
         upper = analysis.cosine[np.triu_indices(len(analysis.names), 1)]
@@ -257,14 +256,14 @@ def figures(analysis: Analysis) -> Mapping[str, tuple[Figure, str]]:
         counts = dict.fromkeys(MARKS, 0)
         for name in analysis.names:
             counts[kind_of(analysis, name)] += 1
-        said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        drawn["embedding"] = (embedding(analysis), f"A map of the cohort: {said}.")
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        drawn["embedding"] = (embedding(analysis), f"A map of the cohort: {kinds}.")
     return drawn
 
 
-def _said_of_layers(analysis: Analysis) -> list[str]:
+def _layer_sentences(analysis: Analysis) -> list[str]:
     """A sentence a kind: where its adapters changed most and least, by the median."""
-    said = []
+    sentences = []
     for kind in MARKS:
         lines = [
             _by_layer(analysis.modules[name])
@@ -278,19 +277,18 @@ def _said_of_layers(analysis: Analysis) -> list[str]:
         }
         if medians:
             most, least = max(layers, key=medians.__getitem__), min(layers, key=medians.__getitem__)
-            said.append(
+            sentences.append(
                 f"{len(lines)} {kind}: most at layer {most} ({medians[most]:.3g}), least at layer"
                 f" {least} ({medians[least]:.3g})."
             )
-    return said
+    return sentences
 
 
 def _by_layer(modules: Sequence[ModuleFacts]) -> dict[int, float]:
     """Layer -> norm of its change, in rising order."""
-    layers = sorted({one.layer for one in modules})
+    layers = sorted({facts.layer for facts in modules})
     return {
-        layer: math.sqrt(sum(one.norm**2 for one in modules if one.layer == layer))
-        for layer in layers
+        layer: norm_of([facts for facts in modules if facts.layer == layer]) for layer in layers
     }
 
 

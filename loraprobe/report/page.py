@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from .._version import __version__
 from ..errors import MissingExtra
 from ..outputs import free_path
-from .analysis import Analysis
+from .analysis import Analysis, norm_of
 from .figures import figures, kind_of, labels
 
 CAPTIONS = {
@@ -86,10 +86,10 @@ def render(
         }
         for name, (figure, alt) in drawn.items()
     ]
-    own = analysis.names[: len(analysis.names) - analysis.behind]
+    foreground = analysis.names[: len(analysis.names) - analysis.behind]
     first = ("malicious", "inconclusive")  # of hundreds, what has to be looked at comes first
     shown = labels(analysis.names)
-    rows = [{**_row(analysis, name), "name": shown[name]} for name in own]
+    rows = [{**_row(analysis, name), "name": shown[name]} for name in foreground]
     rows.sort(key=lambda row: [*first, row["kind"]].index(row["kind"]))
     return environment.from_string(template).render(
         version=__version__,
@@ -106,9 +106,9 @@ def render(
 def csv_tables(analysis: Analysis) -> dict[str, str]:
     """Name -> CSV text: modules, similarity, coordinates."""
     modules = [
-        (name, one.module, one.layer, one.leaf, one.norm, one.stable_rank, *one.values[:8])
+        (name, row.module, row.layer, row.leaf, row.norm, row.stable_rank, *row.values[:8])
         for name in analysis.names
-        for one in analysis.modules[name]
+        for row in analysis.modules[name]
     ]
     sigmas = [f"sigma_{index}" for index in range(1, 9)]
     tables = {
@@ -145,14 +145,13 @@ def csv_tables(analysis: Analysis) -> dict[str, str]:
 
 def _row(analysis: Analysis, name: str) -> dict[str, object]:
     modules = analysis.modules[name]
-    strongest = max(modules, key=lambda one: one.norm)
-    total = sum(one.norm**2 for one in modules) ** 0.5
-    mean_rank = sum(one.stable_rank for one in modules) / len(modules)
+    strongest = max(modules, key=lambda facts: facts.norm)
+    mean_rank = sum(facts.stable_rank for facts in modules) / len(modules)
     return {
         "kind": kind_of(analysis, name),
         "score": analysis.scores.get(name),
         "modules": len(modules),
-        "norm": total,
+        "norm": norm_of(modules),
         "stable_rank": mean_rank,
         "strongest": strongest.module,
     }

@@ -56,9 +56,9 @@ def scan_many(
     memory = _Memory(cache, scanner, base) if cache else None
     results: dict[str, ScanResult] = {}
     for target in targets:
-        if memory and (known := memory.find(target)):
-            results[target] = known
-            done(known)
+        if memory and (former := memory.find(target)):
+            results[target] = former
+            done(former)
     ahead = [target for target in targets if target not in results]
     serial = workers == 1 or len(ahead) < 2
     for result in (
@@ -152,7 +152,7 @@ class _Memory:
         policy = asdict(scanner.policy)
         facts = {"policy": policy, "probes": probes, "base": base, "files": files}
         self._policy = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        self._known: dict[str, ScanResult] = {}
+        self._results: dict[str, ScanResult] = {}
         if path.exists():
             self._read()
 
@@ -161,7 +161,7 @@ class _Memory:
             for line in read_limited(self._path, SCAN_CACHE, PolicyError).splitlines():
                 entry = json.loads(line)
                 if entry["policy"] == self._policy:
-                    self._known[entry["digest"]] = ScanResult.from_dict(entry["result"])
+                    self._results[entry["digest"]] = ScanResult.from_dict(entry["result"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PolicyError(
                 f"cannot read the cache {str(self._path)!r}: {error!r}; expected what a former"
@@ -170,8 +170,8 @@ class _Memory:
 
     def find(self, target: str) -> ScanResult | None:
         digest = self._key(target)
-        known = self._known.get(digest) if digest else None
-        return renamed(known, target) if known else None
+        result = self._results.get(digest) if digest else None
+        return renamed(result, target) if result else None
 
     def add(self, result: ScanResult) -> None:
         digest = self._key(result.target)

@@ -197,7 +197,7 @@ class Reference:
             numbers += [value for points in reference.layers.values() for value in points]
             complete = reference.median.keys() == reference.deviation.keys() == set(_NAMES)
             positive = all(value > 0 for value in reference.deviation.values())
-            points = all(len(one) == len(QUANTILES) for one in reference.layers.values())
+            points = all(len(row) == len(QUANTILES) for row in reference.layers.values())
             if complete and positive and points and all(map(math.isfinite, numbers)):
                 return reference
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError):

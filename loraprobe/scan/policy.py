@@ -95,10 +95,10 @@ class Policy:
             raise
         except (OSError, ValueError) as error:
             raise PolicyError(f"cannot read the policy {str(path)!r}: {error}") from None
-        unknown = values.keys() - {one.name for one in fields(cls)}
-        if unknown:
-            known = ", ".join(one.name for one in fields(cls))
-            raise PolicyError(f"{path}: got {', '.join(sorted(unknown))}; expected some of {known}")
+        names = _field_names()
+        if unknown := values.keys() - set(names):
+            got = ", ".join(sorted(unknown))
+            raise PolicyError(f"{path}: got {got}; expected some of {', '.join(names)}")
         policy = cls(**values)
         return policy.relative_to(path.parent)
 
@@ -136,13 +136,13 @@ class Policy:
 
 
 def _field_names() -> list[str]:
-    return [one.name for one in fields(Policy)]
+    return [entry.name for entry in fields(Policy)]
 
 
 def _names(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, list | tuple):
         raise PolicyError(f"{name}: got {value!r}; expected a list of texts")
-    if not all(isinstance(one, str) and one for one in value):
+    if not all(isinstance(text, str) and text for text in value):
         raise PolicyError(f"{name}: got {value!r}; expected texts that are not empty")
     return tuple(value)
 

@@ -90,14 +90,14 @@ class Scanner:
         self, policy: Policy, base: str | None = None, commits: Mapping[str, str] | None = None
     ) -> None:
         policy.check_base()
-        known = commits or {}
+        pinned = commits or {}
         self.policy = policy
-        self.probes = {name: _probe(name, known.get(name), policy) for name in policy.probes}
+        self.probes = {name: _probe(name, pinned.get(name), policy) for name in policy.probes}
         self.reference = self._reference()
-        self._before = base if base in (None, FRESH) else _adapter(str(base), known.get(str(base)))
+        self._before = base if base in (None, FRESH) else _adapter(str(base), pinned.get(str(base)))
         loaded = {**self.probes, str(base): self._before}
-        found = {name: getattr(one, "commit", None) for name, one in loaded.items()}
-        self.commits = {name: commit for name, commit in found.items() if commit}
+        by_name = {name: getattr(source, "commit", None) for name, source in loaded.items()}
+        self.commits = {name: commit for name, commit in by_name.items() if commit}
 
     def __call__(self, target: str) -> ScanResult:
         """Scan one adapter; whatever is wrong with it becomes a finding."""
@@ -155,31 +155,31 @@ class Scanner:
         else:
             kinds["weights"] = []  # none to lie beside: the error says what there is
         return [
-            self._finding(rule, f"beside the weights: {', '.join(found)}")
-            for rule, found in kinds.items()
-            if found
+            self._finding(rule, f"beside the weights: {', '.join(files)}")
+            for rule, files in kinds.items()
+            if files
         ]
 
     def _structure(self, adapter: Adapter, facts: Facts) -> list[Finding]:
         policy = self.policy
-        found = []
+        findings = []
         if policy.base_models and adapter.base_model not in policy.base_models:
             expected = " or ".join(repr(name) for name in policy.base_models)
             message = f"it names the base model {adapter.base_model!r}; expected {expected}"
-            found.append(self._finding("base", message))
+            findings.append(self._finding("base", message))
         if policy.modules is not None and (other := set(facts.leaves) - set(policy.modules)):
-            found.append(self._finding("module", f"it changes {', '.join(sorted(other))}"))
+            findings.append(self._finding("module", f"it changes {', '.join(sorted(other))}"))
         if policy.max_rank is not None and max(facts.ranks) > policy.max_rank:
             message = f"rank {max(facts.ranks)}; expected at most {policy.max_rank}"
-            found.append(self._finding("rank", message))
+            findings.append(self._finding("rank", message))
         if policy.max_norm is not None and facts.norm > policy.max_norm:
             message = f"norm {facts.norm:.4g}; expected at most {policy.max_norm:.4g}"
-            found.append(self._finding("norm", message))
+            findings.append(self._finding("norm", message))
         if facts.norm == 0:
-            found.append(self._finding("no-effect", "BA is zero in every module"))
+            findings.append(self._finding("no-effect", "BA is zero in every module"))
         elif self.reference is not None:
-            found += self._outliers(adapter, facts, self.reference)
-        return found
+            findings += self._outliers(adapter, facts, self.reference)
+        return findings
 
     def _outliers(self, adapter: Adapter, facts: Facts, reference: Reference) -> list[Finding]:
         if reference.base_model != adapter.base_model:

@@ -29,10 +29,10 @@ def expand(names: Iterable[str]) -> list[str]:
             is nothing to scan.
         HubError: a user's repositories cannot be listed.
     """
-    found = list(dict.fromkeys(target for name in names for target in _expanded(name)))
-    if not found:
+    targets = list(dict.fromkeys(target for name in names for target in _expanded(name)))
+    if not targets:
         raise PolicyError("got no adapter at all; expected paths, Hub ids, a list.txt, or -")
-    return found
+    return targets
 
 
 def _expanded(name: str) -> Iterator[str]:
@@ -61,16 +61,16 @@ def _expanded(name: str) -> Iterator[str]:
 
 def _inside(top: Path) -> list[str]:
     """Folders of adapters at any depth, also behind links; each folder is looked into once."""
-    found, seen = [], set()
+    adapters, visited = [], set()
     for folder, below, files in os.walk(top, followlinks=True):
         here = os.path.realpath(folder)
-        if here in seen:
+        if here in visited:
             below.clear()
             continue
-        seen.add(here)
+        visited.add(here)
         if CONFIG_NAME in files:
-            found.append(folder)
-    return sorted(found)
+            adapters.append(folder)
+    return sorted(adapters)
 
 
 def _lines(text: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from .._version import __version__
-from ..adapters.strict_json import quoted
+from ..errors import quoted
 from ..probe import Probe
 from .middleware import JSON_HEADERS, SCORE_PATH, Guard, Requests, rate_limit
 from .page import page

@@ -143,8 +143,8 @@ class ScoringClient:
                 " service cannot see. Send the change since the start: weight_delta(after, before)"
                 " to a probe of products, factor_delta(after, before) to one of factors"
             )
-        known = {module for entry in self.probes() for module in entry["modules"]}
-        if absent := [one for one in sorted(known - adapter.keys()) if selects(one)]:
+        modules = {module for entry in self.probes() for module in entry["modules"]}
+        if absent := [module for module in sorted(modules - adapter.keys()) if selects(module)]:
             raise LayoutMismatch(incomplete(absent))
 
     def _encoded(self, adapter: Adapter, probe: str | None) -> bytes:
@@ -219,8 +219,8 @@ def _raise(url: str, status: int, answer: Any) -> NoReturn:
         )
     kind = str(error.get("type"))
     message = str(error.get("message"))
-    known = getattr(errors, kind, None)
-    if isinstance(known, type) and issubclass(known, LoraprobeError) and known is not ServiceError:
-        raise known(message)
+    cls = getattr(errors, kind, None)
+    if isinstance(cls, type) and issubclass(cls, LoraprobeError) and cls is not ServiceError:
+        raise cls(message)
     details = "".join(f"; {name} {error[name]}" for name in ("got", "expected") if name in error)
     raise ServiceError(f"{kind}: {message}{details}", kind, status)

@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-from ..adapters.strict_json import quoted
-from ..errors import LoraprobeError, MissingExtra, ServiceError
+from ..errors import LoraprobeError, MissingExtra, ServiceError, quoted
 from .logs import log
 from .results import Refusal
 from .settings import Settings, is_address
@@ -171,11 +170,11 @@ class Guard:
             )
 
     def _check_token(self, headers: Headers) -> None:
-        given = [value.partition(" ") for value in headers.getlist("authorization")]
+        credentials = [value.partition(" ") for value in headers.getlist("authorization")]
         if (
-            len(given) != 1
-            or given[0][0].lower() != "bearer"
-            or not hmac.compare_digest(given[0][2].encode("latin-1"), self._token or b"")
+            len(credentials) != 1
+            or credentials[0][0].lower() != "bearer"
+            or not hmac.compare_digest(credentials[0][2].encode("latin-1"), self._token or b"")
         ):
             raise Refusal(
                 401,

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from ..adapters.adapter import Kind
-from ..adapters.strict_json import quoted
+from ..errors import quoted
 from .results import Refusal, Result
 
 _SCALING = "a finite number other than 0"
@@ -75,13 +75,13 @@ def read_query(query_string: bytes) -> ScoreQuery:
         return ScoreQuery.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    known = ", ".join(ScoreQuery.model_fields)
+    names = ", ".join(ScoreQuery.model_fields)
     raise Refusal(
         422,
         "QueryError",
         f"{quoted(str(first['loc'][0]))}: {first['msg']}",
         got=quoted(str(first["input"])),
-        expected=f"one of {known}"
+        expected=f"one of {names}"
         if first["type"] == "extra_forbidden"
         else first.get("ctx", {}).get("expected"),
     )

@@ -103,12 +103,12 @@ class Scorer:
         results = []
         for name in question.probes:
             try:
-                known = self._caches[name].verdict(data, question.kind)
+                remembered = self._caches[name].verdict(data, question.kind)
             except LoraprobeError as error:
                 raise _named(name, error) from None
-            if known is None:
+            if remembered is None:
                 return None
-            verdict, base_model = known
+            verdict, base_model = remembered
             results.append(self._result(name, verdict, question.kind, base_model, is_slice=True))
         return results
 

@@ -30,13 +30,14 @@ from ..adapters.config import Scalings
 from ..adapters.pair import Array, Factor, LazyTensor, LoRAPair, all_finite
 from ..adapters.peft import pairs_from_tensors
 from ..adapters.safetensors import TensorFile, read_safetensors
-from ..adapters.strict_json import quoted, read_json
+from ..adapters.strict_json import read_json
 from ..errors import (
     AdapterFormatError,
     BaseModelMismatch,
     KindMismatch,
     LayoutMismatch,
     RecipeError,
+    quoted,
 )
 from ..featurizer import Featurizer
 
@@ -149,12 +150,12 @@ def stated(file: TensorFile) -> Stated | None:
 
 def _stated(text: str) -> Stated:
     try:
-        said = read_json(text.encode())
+        statement = read_json(text.encode())
     except ValueError as error:
         raise AdapterFormatError(
             f"got metadata that are not readable JSON: {quoted(str(error), 200)}"
         ) from None
-    match said:
+    match statement:
         case {
             "format": "slice" | "adapter" as form,
             "version": 1,
@@ -163,8 +164,8 @@ def _stated(text: str) -> Stated:
             "base_model": str() | None as base,
         }:
             if (
-                set(said) == _FIELDS
-                and type(said["version"]) is int
+                set(statement) == _FIELDS
+                and type(statement["version"]) is int
                 and kind in KINDS
                 and all(map(_is_scaling, scalings.values()))
             ):
@@ -175,7 +176,7 @@ def _stated(text: str) -> Stated:
                     base,
                 )
     raise AdapterFormatError(
-        f"got metadata {quoted(str(said), 300)}; expected {', '.join(sorted(_FIELDS))}: format"
+        f"got metadata {quoted(str(statement), 300)}; expected {', '.join(sorted(_FIELDS))}: format"
         f" {SLICE!r} or {WHOLE!r}, version {VERSION}, one of the kinds {', '.join(KINDS)}, and a"
         " finite scaling other than 0 of every module"
     )

@@ -148,10 +148,10 @@ def announced_sha256(header: str) -> bytes:
     Source: RFC 9530, Sec. 2; RFC 8941, Sec. 3.2.
     """
     members = [_DIGEST.fullmatch(member.strip(" \t")) for member in header.split(",")]
-    found = [member[2] for member in members if member and member[1] == "sha-256"]
+    digests = [member[2] for member in members if member and member[1] == "sha-256"]
     try:
-        if None not in members and len(found) == 1:
-            digest = base64.b64decode(found[0], validate=True)
+        if None not in members and len(digests) == 1:
+            digest = base64.b64decode(digests[0], validate=True)
             if len(digest) == 32:
                 return digest
     except binascii.Error:

@@ -114,19 +114,19 @@ def pair_folds(rows: Sequence[Row], keep_twins: bool = False) -> list[Fold]:
     into a third one, against the benign rows of that benign source.
     """
     table = _Table(rows)
-    found = []
+    pairs = []
     for bad in sorted({*table.source[table.labels == 1]}):
         for good in sorted({*table.source[table.labels == 0]}):
-            mine = table.of(bad, 1) & (~table.mixed | (table.host == good))
-            test = mine | table.of(good, 0)
+            mine = table.of_class(bad, 1) & (~table.mixed | (table.host == good))
+            test = mine | table.of_class(good, 0)
             out = table.touching((bad, good))
             out |= table.twins(out, keep_twins)
             train = ~table.in_groups(out | test)
             part = Part(np.flatnonzero(train), np.flatnonzero(test))
             withheld = int((~train & ~test).sum())
             name = f"{bad} | {good}"
-            found.append(Fold(name, "pair", withheld, (part,), table.kinds_in(test)))
-    return found
+            pairs.append(Fold(name, "pair", withheld, (part,), table.kinds_in(test)))
+    return pairs
 
 
 def _value_fold(
@@ -152,8 +152,8 @@ def _value_fold(
     parts = []
     for number in range(numbers.max() + 1):
         here = numbers == number
-        kept = train & ~table.in_groups(other & here)
-        parts.append(Part(np.flatnonzero(kept), np.flatnonzero((target | other) & here)))
+        part_train = train & ~table.in_groups(other & here)
+        parts.append(Part(np.flatnonzero(part_train), np.flatnonzero((target | other) & here)))
     withheld = int((~train & ~target & ~other).sum())
     side: Side = "malicious" if label else "benign"
     return Fold(value, side, withheld, tuple(parts), table.kinds_in(target))
@@ -191,7 +191,7 @@ class _Table:
         self.kinds = np.array([kind_of(row) for row in rows])
         self.mixed = (self.host != "") & (self.host != self.source)
 
-    def of(self, source: str, label: int) -> Mask:
+    def of_class(self, source: str, label: int) -> Mask:
         """Rows of a source and a class."""
         return np.asarray((self.source == source) & (self.labels == label))
 
@@ -261,8 +261,8 @@ def values_of(
     return values
 
 
-def _check_given(rows: Sequence[Row], field: str, given: Sequence[bool]) -> None:
-    absent = [row for row, there in zip(rows, given, strict=True) if not there]
+def _check_given(rows: Sequence[Row], field: str, present: Sequence[bool]) -> None:
+    absent = [row for row, there in zip(rows, present, strict=True) if not there]
     if absent:
         raise DataError(
             f"{len(absent)} of {len(rows)} rows have no {field}, first {absent[0].path}; expected"
@@ -301,17 +301,17 @@ def _ranges(
     The number itself where there are few.
     """
     _check_given(rows, "lr", [number is not None for number in numbers])
-    known = np.array(numbers, dtype=np.float64)
+    rates = np.array(numbers, dtype=np.float64)
     if bins < 2:
         raise FitError(f"got {bins} bins; expected at least 2")
-    if edges is None and len(set(known.tolist())) <= bins:
-        return [f"{number:g}" for number in known]
+    if edges is None and len(set(rates.tolist())) <= bins:
+        return [f"{number:g}" for number in rates]
     if edges is None:
-        inner = np.unique(np.quantile(known, np.arange(1, bins) / bins))
+        inner = np.unique(np.quantile(rates, np.arange(1, bins) / bins))
     else:
         inner = np.array(edges, dtype=np.float64)
         if not len(inner) or not np.isfinite(inner).all() or (np.diff(inner) <= 0).any():
             raise FitError(f"got edges {list(edges)}; expected rising numbers between the ranges")
-    ends = [f"{end:.3g}" for end in (known.min(), *inner, known.max())]
-    index = np.searchsorted(inner, known, side="right")
+    ends = [f"{end:.3g}" for end in (rates.min(), *inner, rates.max())]
+    index = np.searchsorted(inner, rates, side="right")
     return [f"{number + 1}: {ends[number]} to {ends[number + 1]}" for number in index]

@@ -72,16 +72,17 @@ def detectors_of(
             f"got the heads {list(heads)} and {len(recipes)} recipes; expected at least one each,"
             f" heads among {', '.join(HEAD_FITTERS)}"
         )
-    found = [
+    detectors = [
         Detector(head, name, head, recipe)
         for name, recipe in recipes.items()
         for head in dict.fromkeys(heads)
     ]
     for name, recipe in recipes.items():
-        for baseline, (own, head) in baseline_recipes(recipe).items():
-            if not any(one.is_baseline and (one.recipe, one.head) == (own, head) for one in found):
-                found.append(Detector(baseline, name, head, own, is_baseline=True))
-    return tuple(found)
+        for baseline, (part, head) in baseline_recipes(recipe).items():
+            alike = [other for other in detectors if (other.recipe, other.head) == (part, head)]
+            if not any(other.is_baseline for other in alike):
+                detectors.append(Detector(baseline, name, head, part, is_baseline=True))
+    return tuple(detectors)
 
 
 def leave_one_out(
@@ -138,14 +139,14 @@ def leave_one_out(
         check_method(calibration)
     values = values_of(rows, adapters, field, bins, edges)
     if pairs:
-        chosen = pair_folds(rows, keep_twins)
+        left_out_folds = pair_folds(rows, keep_twins)
     else:
-        chosen = value_folds(rows, values, field == "source", folds, seed, keep_twins)
+        left_out_folds = value_folds(rows, values, field == "source", folds, seed, keep_twins)
     study = _Study(adapters, rows, cut_numbers, calibration, seed)
     jobs = [
         (detector, fold)
         for detector in (detectors_of() if detectors is None else detectors)
-        for fold in chosen
+        for fold in left_out_folds
     ]
     outcomes = tuple(study.outcome(detector, fold) for detector, fold in progress(jobs))
     if all(outcome.error for outcome in outcomes):
@@ -306,9 +307,9 @@ class _Study:
 
 def _at_cut(tested: Tested, cut: str | float, parts: Sequence[_Scored]) -> CutResult:
     """Rates at a cut of every part's own probe, or why one of the probes has none."""
-    found = [cuts[cut] for _, cuts in parts]
-    numbers = [number for number in found if not isinstance(number, str)]
-    if len(numbers) < len(found):
-        return CutResult(str(cut), error=next(one for one in found if isinstance(one, str)))
+    by_part = [cuts[cut] for _, cuts in parts]
+    numbers = [number for number in by_part if not isinstance(number, str)]
+    if len(numbers) < len(by_part):
+        return CutResult(str(cut), error=next(entry for entry in by_part if isinstance(entry, str)))
     flagged = [scores >= number for (scores, _), number in zip(parts, numbers, strict=True)]
     return tested.at_cut(str(cut), np.concatenate(flagged), (min(numbers), max(numbers)))

@@ -83,19 +83,19 @@ class Outcome:
         """Plain data; a baseline, which is to be beaten as a whole, has no table by kind."""
         names = ("detector", "recipe", "baseline", "left_out", "side", "withheld", "n_trained")
         facts = {name: getattr(self, name) for name in names}
-        found = self.report
-        if found is None:
+        ranking = self.report
+        if ranking is None:
             return facts | {"error": self.error}
         facts |= {
-            "n": found.n,
-            "n_malicious": found.n_malicious,
+            "n": ranking.n,
+            "n_malicious": ranking.n_malicious,
             "n_hard_negative": self.n_hard,
-            "n_groups": found.n_groups,
-            "auroc": found.auroc,
-            "auroc_ci": found.auroc_ci,
+            "n_groups": ranking.n_groups,
+            "auroc": ranking.auroc,
+            "auroc_ci": ranking.auroc_ci,
             "auroc_hard_negative": self.auroc_hard,
-            "tpr_at_fpr": {f"{level:g}": rate for level, rate in found.tpr_at_fpr.items()},
-            "ece": found.ece,
+            "tpr_at_fpr": {f"{level:g}": rate for level, rate in ranking.tpr_at_fpr.items()},
+            "ece": ranking.ece,
             "cuts": [cut.to_dict() for cut in self.cuts],
         }
         if not self.baseline:
@@ -105,7 +105,7 @@ class Outcome:
                     "auroc": row.auroc,
                     "flagged": [cut.by.get(row.name) for cut in self.cuts],
                 }
-                for row in found.by
+                for row in ranking.by
             }
         return facts
 
@@ -127,13 +127,13 @@ class LeaveOneOutReport:
         is flagged.
         """
         groups: dict[tuple[Any, ...], list[Outcome]] = {}
-        for one in self.outcomes:
-            key = (one.detector, one.recipe, one.baseline, one.side)
-            groups.setdefault(key, []).append(one)
+        for outcome in self.outcomes:
+            key = (outcome.detector, outcome.recipe, outcome.baseline, outcome.side)
+            groups.setdefault(key, []).append(outcome)
         return [self._summary(mine) for mine in groups.values()]
 
     def _summary(self, mine: Sequence[Outcome]) -> dict[str, Any]:
-        reports = {one.left_out: one.report for one in mine if one.report is not None}
+        reports = {outcome.left_out: outcome.report for outcome in mine if outcome.report}
         row: dict[str, Any] = {
             "detector": mine[0].detector,
             "recipe": mine[0].recipe,
@@ -146,22 +146,22 @@ class LeaveOneOutReport:
             return row | {"error": mine[0].error}
         worst = min(reports, key=lambda name: reports[name].auroc)
         return row | {
-            "auroc_mean": _mean([one.auroc for one in reports.values()]),
+            "auroc_mean": _mean([ranking.auroc for ranking in reports.values()]),
             "auroc_worst": reports[worst].auroc,
             "worst": worst,
-            "tpr_at_1_fpr_mean": _mean([one.tpr_at_fpr[0.01] for one in reports.values()]),
-            "ece_mean": _mean([one.ece for one in reports.values()]),
+            "tpr_at_1_fpr_mean": _mean([ranking.tpr_at_fpr[0.01] for ranking in reports.values()]),
+            "ece_mean": _mean([ranking.ece for ranking in reports.values()]),
             "cuts": [
-                _cut_summary([one.cuts[index] for one in mine if one.report])
+                _cut_summary([outcome.cuts[index] for outcome in mine if outcome.report])
                 for index in range(len(self.protocol["cuts"]))
             ],
         }
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: protocol, summary, outcomes; numbers of four digits after the point."""
-        outcomes = [one.to_dict() for one in self.outcomes]
-        found = {"protocol": self.protocol, "summary": self.summary(), "outcomes": outcomes}
-        return {name: _plain(part) for name, part in found.items()}
+        outcomes = [outcome.to_dict() for outcome in self.outcomes]
+        parts = {"protocol": self.protocol, "summary": self.summary(), "outcomes": outcomes}
+        return {name: _plain(part) for name, part in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Tested:
     Attributes:
         scores, labels, groups, kinds: (n,).
         hard: (n,), which are hard negatives.
-        own: kinds to list apart; the other class's have folds of their own.
+        listed: kinds to list apart; the other class's have folds of their own.
     """
 
     scores: NDArray[np.float64]
@@ -179,7 +179,7 @@ class Tested:
     groups: Sequence[str]
     kinds: Sequence[str]
     hard: Mask
-    own: frozenset[str]
+    listed: frozenset[str]
 
     def measured(self, outcome: Outcome, cuts: Sequence[CutResult], seed: int) -> Outcome:
         """The outcome with the measures of these rows filled in.
@@ -191,12 +191,12 @@ class Tested:
             self.labels, self.scores, self.groups, threshold=0.5, by=self.kinds, seed=seed
         )
         against = (self.labels == 1) | self.hard
-        some = self.hard.any()
+        has_hard = self.hard.any()
         return replace(
             outcome,
-            report=replace(ranking, by=tuple(row for row in ranking.by if row.name in self.own)),
+            report=replace(ranking, by=tuple(row for row in ranking.by if row.name in self.listed)),
             n_hard=int(self.hard.sum()),
-            auroc_hard=auroc(self.labels[against], self.scores[against]) if some else None,
+            auroc_hard=auroc(self.labels[against], self.scores[against]) if has_hard else None,
             cuts=tuple(cuts),
         )
 
@@ -222,20 +222,20 @@ class Tested:
         )
 
 
-def _cut_summary(found: list[CutResult]) -> dict[str, Any]:
+def _cut_summary(cuts: list[CutResult]) -> dict[str, Any]:
     """Means and worst rates over folds.
 
     Over none of them if any lacks the cut, for a mean over some would flatter.
     """
-    if lacking := [one for one in found if one.error]:
-        return {"cut": found[0].cut, "lacking": len(lacking), "error": lacking[0].error}
-    hard = [one.fpr_hard for one in found if one.fpr_hard is not None]
+    if lacking := [cut for cut in cuts if cut.error]:
+        return {"cut": cuts[0].cut, "lacking": len(lacking), "error": lacking[0].error}
+    hard = [cut.fpr_hard for cut in cuts if cut.fpr_hard is not None]
     return {
-        "cut": found[0].cut,
-        "tpr_mean": _mean([one.tpr for one in found]),
-        "tpr_worst": min(one.tpr for one in found),
-        "fpr_mean": _mean([one.fpr for one in found]),
-        "fpr_worst": max(one.fpr for one in found),
+        "cut": cuts[0].cut,
+        "tpr_mean": _mean([cut.tpr for cut in cuts]),
+        "tpr_worst": min(cut.tpr for cut in cuts),
+        "fpr_mean": _mean([cut.fpr for cut in cuts]),
+        "fpr_worst": max(cut.fpr for cut in cuts),
         "fpr_hard_mean": _mean(hard) if hard else None,
         "fpr_hard_worst": max(hard, default=None),
     }
@@ -249,5 +249,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, _DIGITS)
     if isinstance(value, dict):
-        return {str(name): _plain(one) for name, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+        return {str(name): _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

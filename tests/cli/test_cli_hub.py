@@ -158,9 +158,9 @@ def test_a_zoo_on_the_hub_is_listed_at_one_commit(hub: Hub) -> None:
 def test_the_local_zoo_comes_first_and_the_published_one_where_there_is_none(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loraprobe.hub.own.ZOO_REPO", REPO)
+    monkeypatch.setattr("loraprobe.hub.zoo.ZOO_REPO", REPO)
     names = {name: Probe.from_pretrained(hub.at(NEWER) / name).digest for name in ("one", "two")}
-    monkeypatch.setattr("loraprobe.hub.own.ZOO_DIGESTS", names)
+    monkeypatch.setattr("loraprobe.hub.zoo.ZOO_DIGESTS", names)
     assert f"{REPO} at {NEWER}" in invoke("zoo", "list").stdout
     hub.clear()
     tiny_probe().save_pretrained(Path("zoo/probes/mine"))

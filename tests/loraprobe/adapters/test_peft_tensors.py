@@ -148,7 +148,7 @@ def test_an_oversized_file_is_refused_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_file(tiny(), tmp_path / "a.safetensors")
-    monkeypatch.setattr(files, "MAX_WEIGHT_BYTES", 100)
+    monkeypatch.setattr(files, "ADAPTER_WEIGHTS", 100)
     monkeypatch.setattr(load, "SafetensorsFile", None)
     with pytest.raises(AdapterFormatError, match="expected at most 100 for an adapter"):
         load_adapter(tmp_path / "a.safetensors", alpha=8)

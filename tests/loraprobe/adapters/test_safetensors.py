@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraprobe.adapters.safetensors import (
-    MAX_HEADER_BYTES,
     SafetensorsFile,
     header_of,
     read_safetensors,
 )
 from loraprobe.errors import AdapterFormatError
+from loraprobe.limits import TENSOR_HEADER
 
 ENTRY: dict[str, Any] = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 Pairs = list[tuple[str, Any]]
@@ -82,7 +82,7 @@ def test_a_header_is_believed_if_and_only_if_nothing_occurs_twice(
         (bytes(7), "got 7 bytes"),
         (struct.pack("<Q", 3) + b"{}", "got 10 bytes that announce a header of 3 bytes"),
         (struct.pack("<Q", 2**64 - 1) + b"{}", "18446744073709551615 bytes"),
-        (struct.pack("<Q", MAX_HEADER_BYTES + 1) + bytes(MAX_HEADER_BYTES + 1), "at most 16777216"),
+        (struct.pack("<Q", TENSOR_HEADER + 1) + bytes(TENSOR_HEADER + 1), "at most 16777216"),
         (file_of("[]"), "a JSON list; expected an object"),
         (file_of("3"), "a JSON int"),
         (file_of("{"), "not unambiguous JSON"),

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraprobe.adapters.strict_json import MAX_NESTING, quoted, read_json
+from loraprobe.adapters.strict_json import MAX_NESTING, read_json
+from loraprobe.errors import quoted
 
 TEXT = st.text(st.characters(codec="utf-8"))
 VALUES = st.recursive(

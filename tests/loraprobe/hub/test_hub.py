@@ -14,12 +14,10 @@ import huggingface_hub
 import pytest
 
 from loraprobe import Probe, factor_delta, load_adapter
-from loraprobe.adapters.config import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
-from loraprobe.adapters.files import MAX_WEIGHT_BYTES
 from loraprobe.errors import AdapterFormatError, HubError, ProbeFormatError
 from loraprobe.hub import hub as hub_module
 from loraprobe.hub.hub import fetch_adapter, fetch_probe, probe_names, pull_probe, push_probe
-from loraprobe.limits import PROBE_CONFIG, PROBE_FEATURIZER
+from loraprobe.limits import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROBE_CONFIG, PROBE_FEATURIZER
 from tests.helpers.hub import REPO, Hub, digest, flipped
 from tests.helpers.hub_probes import (
     HEAD,
@@ -157,8 +155,8 @@ def test_an_adapter_takes_the_options_of_a_probe(adapters: Hub, tmp_path: Path) 
     [
         ("config.json", PROBE_CONFIG, Probe.from_pretrained),
         (HEAD, PROBE_FEATURIZER, Probe.from_pretrained),
-        ("adapter_config.json", MAX_ADAPTER_CONFIG_BYTES, load_adapter),
-        (WEIGHTS, MAX_WEIGHT_BYTES, load_adapter),
+        ("adapter_config.json", ADAPTER_CONFIG, load_adapter),
+        (WEIGHTS, ADAPTER_WEIGHTS, load_adapter),
     ],
 )
 def test_a_file_that_is_too_large_is_refused_before_it_is_downloaded(

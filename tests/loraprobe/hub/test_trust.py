@@ -12,7 +12,7 @@ import pytest
 from loraprobe import Probe
 from loraprobe.errors import LoraprobeError, OutputError, PolicyError, ProbeFormatError, TrustError
 from loraprobe.heads import LinearHead, MLPHead
-from loraprobe.hub import own
+from loraprobe.hub import zoo
 from loraprobe.scan.policy import Policy
 from loraprobe.scan.scan import Scanner
 from loraprobe.trust import CONFIG_VARIABLE, check_trusted, checked_list, users_list
@@ -122,12 +122,12 @@ def test_names_of_our_own_are_pinned_to_what_the_repository_holds() -> None:
         path.parent.name: Probe.from_pretrained(path.parent).digest
         for path in (ROOT / "zoo/probes").glob("*/config.json")
     }
-    assert digests == own.ZOO_DIGESTS
-    own.check_own(own.ZOO_REPO, "linear", digests["linear"])
-    own.check_own("org/zoo", "linear", DIGEST)
+    assert digests == zoo.ZOO_DIGESTS
+    zoo.check_zoo(zoo.ZOO_REPO, "linear", digests["linear"])
+    zoo.check_zoo("org/zoo", "linear", DIGEST)
     for name in ("linear", "new", None):
         with pytest.raises(TrustError, match="loraprobe/zoo"):
-            own.check_own(own.ZOO_REPO, name, DIGEST)
+            zoo.check_zoo(zoo.ZOO_REPO, name, DIGEST)
 
 
 @pytest.mark.parametrize("how", ["zero", "far", "mlp", "trees"])

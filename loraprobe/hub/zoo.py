@@ -1,4 +1,4 @@
-"""The names that this package asks the Hub for by itself, and the digests they have to have.
+"""The zoo's repository, which this package asks the Hub for by itself, and its probes' digests.
 
 A name can be taken by somebody else, a digest cannot. tests/loraprobe/hub/test_trust.py compares
 them with what the repository holds.
@@ -19,8 +19,8 @@ ZOO_DIGESTS = {
 """Folder in the zoo -> digest of its config.json; of this version of the package."""
 
 
-def check_own(source: str, subfolder: str | None, digest: str | None) -> None:
-    """Refuse a probe by a name of this package's that is not the one meant.
+def check_zoo(source: str, subfolder: str | None, digest: str | None) -> None:
+    """Refuse a probe of the zoo's name that is not the one this version knows.
 
     Raises:
         TrustError: the repository is the zoo's, and the probe another one.
