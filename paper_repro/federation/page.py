@@ -150,12 +150,17 @@ def utility_table(lines: Sequence[Line]) -> str:
 
 def targets(lines: Sequence[Line]) -> str:
     """Ours against what was wanted of it."""
-    free = next((line for line in lines if _is(line, "FedAvg", NOBODY)), None)
+    free = {
+        line["seed"]: line
+        for line in lines
+        if line["row"] == "FedAvg" and (line["malicious"], line["share"]) == NOBODY
+    }
     rows: list[Sequence[str]] = [
         (
             "source",
             "attack",
             "defence",
+            "seed",
             "refusal below no attack",
             "lowest honest factor",
             "loss above",
@@ -163,19 +168,21 @@ def targets(lines: Sequence[Line]) -> str:
         )
     ]
     for line in _ordered(lines):
-        if not line["row"].startswith("ours") or free is None:
+        if not line["row"].startswith("ours") or line["seed"] not in free:
             continue
-        without = pooled(free, HARMFUL)
+        unattacked = free[line["seed"]]
+        without = pooled(unattacked, HARMFUL)
         own = pooled(line, HARMFUL)
         below = without[0] / without[1] - own[0] / own[1]
         lowest = min(_honest(line))
-        above = line["loss"] / free["loss"] - 1
+        above = line["loss"] / unattacked["loss"] - 1
         met = (below <= NEAR, lowest >= LEAST, above <= LOSS)
         rows.append(
             (
                 line["source"],
                 attack_name(line["malicious"], line["share"]),
                 line["row"],
+                str(line["seed"]),
                 f"{100 * below:+.1f} points",
                 f"{lowest:.2f}",
                 f"{above:+.1%}",
@@ -214,9 +221,9 @@ def knowing(plain: Sequence[Line], lines: Sequence[Line]) -> str:
     rows: list[Sequence[str]] = [("attack", "defence", "refused", "XSTest, safe", "factors")]
     attack = (attacks.PLAIN.malicious, attacks.PLAIN.share)
     for arm in attacks.ARMS:
-        own = next((line for line in plain if _is(line, arm, attack)), None)
-        if own:
-            rows.append(("plain poison", arm, *_refused(own)))
+        place = (arm, *attack, attacks.PLAIN.source, attacks.PLAIN.seed)
+        own = [line for line in plain if _place(line) == place]
+        rows += [("plain poison", arm, *_refused(line)) for line in own]
     for name, arm in attacks.planned():
         for line in lines:
             if (line["attack"], line["arm"]) == (name, arm):
@@ -274,9 +281,8 @@ def _honest(line: Line) -> list[float]:
     return [f for c, f in line["clients"].items() if c not in line["malicious_clients"]]
 
 
-def _is(line: Line, row: str, attack: tuple[int, float]) -> bool:
-    place = (line["row"], line["malicious"], line["share"], line["source"], line["seed"])
-    return place == (row, *attack, SOURCES[0], 0)
+def _place(line: Line) -> tuple[Any, ...]:
+    return tuple(line[name] for name in ("row", "malicious", "share", "source", "seed"))
 
 
 def _ordered(lines: Sequence[Line]) -> list[Line]:
