@@ -11,6 +11,7 @@ participation in every round. Weights are the defence's own.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,9 @@ def counted(
     bad = int(cell["flagged"][share]["n"])
     honest = int(cell["flagged"]["benign"]["n"]) + int(cell["flagged"]["hard_negative"]["n"])
     found = weights(verdicts(cell, share, fresh=fresh), options)
-    sums = [sum(w for client, w in one.items() if client.startswith("poisoned")) for one in found]
+    sums = [
+        math.fsum(w for client, w in one.items() if client.startswith("poisoned")) for one in found
+    ]
     return float(np.mean(sums)) * (honest + bad) / bad
 
 
@@ -157,7 +160,7 @@ def honest() -> list[dict[str, Any]]:
                 for number, (clients, one) in enumerate(zip(rounds, found, strict=True)):
                     fair = 1 / len(clients)
                     lost = [max(0.0, fair - one.get(client, 0.0)) for client in clients]
-                    moved.append(sum(lost))
+                    moved.append(math.fsum(lost))
                     new = [client for client in clients if client not in seen and number]
                     first += [one.get(client, 0.0) / fair for client in new]
                     seen |= set(clients)
