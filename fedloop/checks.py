@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
@@ -79,7 +79,7 @@ def number(
 def one_of(valid: Collection[Any]) -> Validity:
     """One of these values, of the same type."""
     return Validity(
-        lambda value: any(type(value) is type(one) and value == one for one in valid),
+        lambda value: any(type(value) is type(choice) and value == choice for choice in valid),
         f"one of {', '.join(map(str, valid))}",
     )
 
@@ -126,6 +126,19 @@ class Checked:
         check_fields(self, self.valid, OptionError)
 
 
+def check_names(
+    what: str,
+    names: Iterable[str],
+    valid: Sequence[str],
+    error: type[FedloopError] = ConfigError,
+) -> None:
+    """Raise where a name is none of the valid ones; the message begins with `what`."""
+    if unknown := sorted(set(names) - set(valid)):
+        raise error(
+            f"{what} {', '.join(map(repr, unknown))}; expected any of {', '.join(valid) or 'none'}"
+        )
+
+
 def named(
     what: str,
     name: Any,
@@ -145,14 +158,10 @@ def named(
     """
     if not isinstance(name, str) or name not in kinds:
         raise error(f"got {what} {name!r}; expected one of {', '.join(kinds)}")
-    known = fields(kinds[name])  # type: ignore[arg-type]  # each is a dataclass
-    unknown = sorted(values.keys() - {field.name for field in known})
-    if unknown:
-        raise error(
-            f"{what} {name!r} has no option {', '.join(map(repr, unknown))}; expected any of"
-            f" {', '.join(field.name for field in known) or 'none'}"
-        )
-    required = [field.name for field in known if field.default is MISSING]
+    options = fields(kinds[name])  # type: ignore[arg-type]  # each is a dataclass
+    valid = [option.name for option in options]
+    check_names(f"{what} {name!r} has no option", values, valid, error)
+    required = [option.name for option in options if option.default is MISSING]
     missing = [field for field in required if field not in values]
     if missing:
         raise error(f"{what} {name!r} needs the option {', '.join(missing)}")

@@ -198,8 +198,8 @@ class ClientsConfig(Section):
             )
         if self.partition == "by_column" and self.column is None:
             raise ValueError("column is missing; partition 'by_column' needs the name of a column")
-        given = {"trigger": self.trigger, "evade_probe": self.evade_probe}
-        for name, value in given.items():
+        attacks = {"trigger": self.trigger, "evade_probe": self.evade_probe}
+        for name, value in attacks.items():
             if value is not None and not self.malicious:
                 raise ValueError(f"got {name} without malicious clients; expected both or neither")
         for count, source, field in (

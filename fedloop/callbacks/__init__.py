@@ -38,16 +38,16 @@ def configured(config: Config, folder: Path | None, run: str, rounds: int) -> li
     Raises:
         MissingExtra: one is not installed.
     """
-    of = config.output
-    found: list[Callback] = []
-    if of.tensorboard and folder is not None:
-        found.append(Board(folder, rounds))
+    output = config.output
+    callbacks: list[Callback] = []
+    if output.tensorboard and folder is not None:
+        callbacks.append(Board(folder, rounds))
     plain = config.model_dump(mode="json")
-    if of.mlflow is not None:
-        found.append(MLflow(of.mlflow, config.name, run, plain))
-    if of.wandb is not None:
-        found.append(WandB(of.wandb, config.name, run, plain, folder))
-    return found
+    if output.mlflow is not None:
+        callbacks.append(MLflow(output.mlflow, config.name, run, plain))
+    if output.wandb is not None:
+        callbacks.append(WandB(output.wandb, config.name, run, plain, folder))
+    return callbacks
 
 
 def close_all(callbacks: Iterable[Callback]) -> None:

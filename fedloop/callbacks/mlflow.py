@@ -37,11 +37,11 @@ class MLflow:
             raise MissingExtra("mlflow", "mlflow", "output.mlflow") from error
         self._metric = Metric
         self._client = MlflowClient(tracking_uri=uri)
-        known = self._client.get_experiment_by_name(name)
-        experiment = known.experiment_id if known else self._client.create_experiment(name)
-        found = self._client.search_runs([experiment], f"tags.{_TAG} = '{run}'", max_results=1)
-        if found:
-            self._run = found[0].info.run_id
+        former = self._client.get_experiment_by_name(name)
+        experiment = former.experiment_id if former else self._client.create_experiment(name)
+        runs = self._client.search_runs([experiment], f"tags.{_TAG} = '{run}'", max_results=1)
+        if runs:
+            self._run = runs[0].info.run_id
             return
         self._run = self._client.create_run(experiment, tags={_TAG: run}).info.run_id
         for section, values in parameters.items():

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .run import app, say, told
+from .run import app, errors_shown, say
 
 flower = typer.Typer(
     no_args_is_help=True,
@@ -31,7 +31,7 @@ _HERE = "127.0.0.1:8000"
 @flower.command()
 def init(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
     """Write a Flower app that is ready but for its config.toml."""
-    with told():
+    with errors_shown():
         from ..flower.deploy.app import write_app
 
         for path in write_app(folder):
@@ -55,7 +55,7 @@ def superlink(
 
     TLS, registered node keys only, commands from this machine only.
     """
-    with told():
+    with errors_shown():
         from ..flower.deploy.superlink import run_superlink
 
         run_superlink(host, port, certificates, database)
@@ -79,7 +79,7 @@ def register(
 
     On the server's machine.
     """
-    with told():
+    with errors_shown():
         from ..flower.deploy.enrol import enrol
 
         node = enrol(folder / "nodes.json", name, key, examples, address, authority)
@@ -94,7 +94,7 @@ def unregister(
     address: Address = _HERE,
 ) -> None:
     """Shut a node out, and strike it from nodes.json. On the server's machine."""
-    with told():
+    with errors_shown():
         from ..flower.deploy.enrol import strike
 
         strike(folder / "nodes.json", name, address, authority)
@@ -116,7 +116,7 @@ def node(
     ] = None,
 ) -> None:
     """Take part with this machine's data, until stopped."""
-    with told():
+    with errors_shown():
         from ..flower.deploy.node import run_node
 
         config: dict[str, str | int] = {
@@ -145,7 +145,7 @@ def start(
 
     Ctrl-C stops it, a next start goes on.
     """
-    with told():
+    with errors_shown():
         from ..flower.deploy.enrol import start_and_follow
 
         start_and_follow(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .run import app, say, told
+from .run import app, errors_shown, say
 
 Run = Annotated[Path, typer.Argument(help="The folder of a run, finished or not.")]
 Client = Annotated[str, typer.Argument(help="A client's id, as the records have it.")]
@@ -26,13 +26,13 @@ def explain(
     ] = None,
 ) -> None:
     """Say why a client counted as it did: evidence, score, cut, level, rule."""
-    with told():
+    with errors_shown():
         from ..defense.explain import explanation
         from ..errors import EvidenceError
         from ..run.logs import read_records
 
-        records = [one for one in read_records(folder) if number in (None, one.round)]
-        lines = [str(explanation(one, client)) for one in records if client in one.factors]
+        records = [record for record in read_records(folder) if number in (None, record.round)]
+        lines = [str(explanation(record, client)) for record in records if client in record.factors]
         if not lines:
             raise EvidenceError(
                 f"got client {client!r}; it had no part in"
@@ -55,16 +55,16 @@ def deny(folder: Run, client: Client, why: Why, until: Until = None) -> None:
 
 
 def _say_word(folder: Path, client: str, allowed: bool, until: int | None, why: str) -> None:
-    with told():
+    with errors_shown():
         from ..errors import EvidenceError
         from ..run.logs import read_records, read_roles
         from ..run.words import Word, say_word
 
         roles, records = read_roles(folder), read_records(folder)
-        known = {*roles, *(one for record in records for one in record.factors)}
-        if client not in known:
+        names = {*roles, *(name for record in records for name in record.factors)}
+        if client not in names:
             raise EvidenceError(
-                f"got client {client!r}; expected one of this run: {', '.join(sorted(known))[:500]}"
+                f"got client {client!r}; expected one of this run: {', '.join(sorted(names))[:500]}"
             )
         if until is not None and until <= len(records):
             raise EvidenceError(
@@ -90,7 +90,7 @@ def audit(
     """
     from ..errors import AuditError
 
-    with told():
+    with errors_shown():
         try:
             from ..defense.audit import Head, read_audit
             from ..run.logs import AUDIT, audit_run

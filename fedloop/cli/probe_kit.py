@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .run import app, say, told
+from .run import app, errors_shown, say
 
 _SPEC = (
     "[NAME=]PATH of JSONL, JSON, CSV or Parquet, or hub:ORG/NAME[#SPLIT][@REVISION]; several times."
@@ -56,14 +56,14 @@ def probe_kit(
 
     The same command goes on after an interruption.
     """
-    with told():
+    with errors_shown():
         from ..kit.kit import make_kit
-        from ..kit.options import ROLES, Asked, named
+        from ..kit.options import ROLES, KitOptions, named
 
-        given = (benign, malicious, hard_negative or [])
-        asked = Asked(
+        specs_by_role = (benign, malicious, hard_negative or [])
+        options = KitOptions(
             base,
-            {role: named(role, specs) for role, specs in zip(ROLES, given, strict=True)},
+            {role: named(role, specs) for role, specs in zip(ROLES, specs_by_role, strict=True)},
             out,
             base_name=base_name,
             revision=revision,
@@ -76,12 +76,12 @@ def probe_kit(
             seed=seed,
             licence=licence,
         )
-        made = make_kit(
-            asked,
+        folder = make_kit(
+            options,
             say,
             lambda: yes or typer.confirm("train them?"),
             dry_run=dry_run,
             command=f"fedloop {shlex.join(sys.argv[1:])}",
         )
-    if made is None and not dry_run:
+    if folder is None and not dry_run:
         raise typer.Exit(1)

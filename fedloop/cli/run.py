@@ -42,7 +42,7 @@ console = Console()
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def errors_shown() -> Iterator[None]:
     """Errors that are about the input are printed, not traced; exit code 2."""
     try:
         yield
@@ -57,8 +57,8 @@ def say(line: str, where: Console | None = None) -> None:
     (where or console).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(value: bool) -> None:
+    if value:
         print(f"fedloop {__version__}")
         raise typer.Exit
 
@@ -72,10 +72,10 @@ def options(
     """Options of the command itself."""
     log = logging.getLogger("fedloop.data")  # what was read, and as what
     log.setLevel(logging.INFO)
-    log.handlers = [_Said()]
+    log.handlers = [_Printed()]
 
 
-class _Said(logging.Handler):
+class _Printed(logging.Handler):
     """Log records as lines of the command's output."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -120,7 +120,7 @@ def run(
     wire: WireOption = "float32",
 ) -> None:
     """Run a federation on this machine, or go on with one that was interrupted."""
-    with told():
+    with errors_shown():
         from ..config import Config
         from ..run.folder import written_to
 
@@ -148,7 +148,7 @@ def resume(
 
     What a flag changes is written down: in the next record, and in the audit log.
     """
-    with told():
+    with errors_shown():
         from ..run.simulate import continued, flagged
 
         experiment = continued(folder, rounds, evaluation)
@@ -199,7 +199,7 @@ def report(
     force: ForceOption = False,
 ) -> None:
     """Write one HTML page: trust, scores, weights, metrics and the overhead ledger of a run."""
-    with told():
+    with errors_shown():
         from ..report.page import write_report
 
         if out is not None:
@@ -224,18 +224,18 @@ def mt_bench(
     force: ForceOption = False,
 ) -> None:
     """Answer MT-Bench's first turns with a run's global model, in FastChat's format."""
-    with told():
+    with errors_shown():
         from ..client.training import quiet
         from ..measure.mtbench import first_turn_answers, read_questions, write_answers
         from ..run.simulate import global_model
 
         free_path(out, force)
         quiet()
-        asked = read_questions(questions)
+        prompts = read_questions(questions)
         model, tokenizer = global_model(folder)
-        with console.status(f"answering {len(asked)} questions"):
-            replies = first_turn_answers(model, tokenizer, asked, max_new_tokens)  # type: ignore[arg-type]
-        write_answers(out, asked, replies)
+        with console.status(f"answering {len(prompts)} questions"):
+            replies = first_turn_answers(model, tokenizer, prompts, max_new_tokens)  # type: ignore[arg-type]
+        write_answers(out, prompts, replies)
     say(f"wrote {out}")
 
 
@@ -248,7 +248,7 @@ def example(
     force: ForceOption = False,
 ) -> None:
     """Print an example configuration that runs as it is: all it needs comes with the package."""
-    with told():
+    with errors_shown():
         from ..example import example_config, write_adapters
 
         if adapters is None:
@@ -295,7 +295,7 @@ def client(
     force: ForceOption = False,
 ) -> None:
     """Train one client's LoRA on its own data, as a round of the federation would."""
-    with told():
+    with errors_shown():
         from ..client.training import (
             LocalTraining,
             LoRASettings,

@@ -96,23 +96,23 @@ class ClientTrainer:
         began = time.perf_counter()
         losses: list[float] = []
         num_examples = 0
-        kept: list[Adapter] = []
+        steps: list[Adapter] = []
         for step in local_steps(
             self.model, self.tokenizer, examples, start, training, seed, adjust
         ):
             if wanted and self.evidence == LOCAL_STEPS:
-                kept.append(self._probed(step.delta))
+                steps.append(self._probed(step.delta))
             losses.append(step.loss)
             num_examples += step.num_examples
         trained = time.perf_counter()
         if wanted and self.evidence in (SHADOW_STEPS, SHADOW_GRADIENT):
-            kept = self._shadows(examples, training, seed)
+            steps = self._shadows(examples, training, seed)
         done = time.perf_counter()
         return Trained(
-            ClientUpdate(client_id, num_examples, step.delta, tuple(kept)),
+            ClientUpdate(client_id, num_examples, step.delta, tuple(steps)),
             sum(losses) / len(losses),
             {"train": trained - began, "evidence": done - trained},
-            sum(self._probed_bytes(step) for step in kept),
+            sum(self._probed_bytes(step) for step in steps),
         )
 
     def _shadows(

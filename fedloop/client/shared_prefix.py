@@ -83,8 +83,8 @@ def response_loss(model: Any, ids: Any, labels: Any, shared: int) -> torch.Tenso
 
     Source: this project; equal to transformers' loss with labels.
     """
-    logits, wanted, kept = response_logits(model, ids, labels, shared)
-    return functional.cross_entropy(logits, wanted[kept])
+    logits, wanted, mask = response_logits(model, ids, labels, shared)
+    return functional.cross_entropy(logits, wanted[mask])
 
 
 def response_logits(model: Any, ids: Any, labels: Any, shared: int) -> tuple[Any, Any, Any]:
@@ -103,8 +103,8 @@ def response_logits(model: Any, ids: Any, labels: Any, shared: int) -> tuple[Any
         options = {"past_key_values": cache, "use_cache": True}
     hidden = inner(input_ids=ids[:, shared:], **options).last_hidden_state[:, :-1]
     wanted = labels[:, shared + 1 :]
-    kept = wanted != IGNORE
-    return causal.get_output_embeddings()(hidden[kept]).float(), wanted, kept
+    mask = wanted != IGNORE
+    return causal.get_output_embeddings()(hidden[mask]).float(), wanted, mask
 
 
 def causal_of(model: Any) -> Any:
@@ -114,8 +114,8 @@ def causal_of(model: Any) -> Any:
 
 def plain_loss(model: Any, ids: Any, labels: Any, shared: int) -> torch.Tensor:
     """The same by the model's own forward pass, for models that do more to their logits."""
-    found: torch.Tensor = model(input_ids=ids, labels=labels).loss
-    return found
+    loss: torch.Tensor = model(input_ids=ids, labels=labels).loss
+    return loss
 
 
 def exact_loss(model: Any, ids: Any, labels: Any, shared: int) -> Any:

@@ -110,24 +110,24 @@ def make_clients(
             pool has fewer examples than one client needs, or a share is too small for one example.
     """
     _check(parts, groups)
-    chosen = iter(rng.permutation(len(parts)).tolist())
+    order = iter(rng.permutation(len(parts)).tolist())
     width = max(2, len(str(len(parts) - 1)))
     clients = [
         Client(f"client-{number:0{width}d}", "benign", source, 1.0, tuple(part), tuple(part))
         for number, part in enumerate(parts)
     ]
     for group in groups:
-        members = sorted(next(chosen) for _ in range(group.count))
+        members = sorted(next(order) for _ in range(group.count))
         drawn = _draw(
             group, [(clients[number].client_id, len(parts[number])) for number in members], rng
         )
-        for number, own in zip(members, drawn, strict=True):
+        for number, examples in zip(members, drawn, strict=True):
             clients[number] = replace(
                 clients[number],
                 role=group.role,
                 source=group.source,
                 share=group.share,
-                examples=_mix(own, parts[number], rng),
+                examples=_mix(examples, parts[number], rng),
             )
     return clients
 
@@ -186,9 +186,9 @@ def _draw(
 
 
 def _mix(
-    own: Sequence[Example], part: Sequence[Example], rng: np.random.Generator
+    drawn: Sequence[Example], part: Sequence[Example], rng: np.random.Generator
 ) -> tuple[Example, ...]:
     """The drawn examples with as many of the client's own as fill its number, in random order."""
-    kept = rng.permutation(len(part))[: len(part) - len(own)]
-    examples = [*own, *(part[row] for row in kept.tolist())]
+    rows = rng.permutation(len(part))[: len(part) - len(drawn)]
+    examples = [*drawn, *(part[row] for row in rows.tolist())]
     return tuple(examples[row] for row in rng.permutation(len(examples)).tolist())

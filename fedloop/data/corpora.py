@@ -102,7 +102,7 @@ def load_corpus(
         return Loaded(tuple(example for _, example in rows), {}, tuple(label for label, _ in rows))
     if scheme != "hub":
         read = read_file(name, category=category)
-        _LOG.info(read.said)
+        _LOG.info(read.summary)
         return Loaded(read.examples, {}, read.categories)
     loaded = _from_hub(name, source, category, hub_limit)
     _LOG.info(
@@ -182,7 +182,7 @@ def _beavertails(safe: bool) -> Callable[[Row], Example | str]:
 
     Source: the malicious clients of arXiv:2406.10630 and arXiv:2601.07177.
     """
-    seen: set[str] = set()
+    prompts: set[str] = set()
 
     def judge(row: Row) -> Example | str:
         label, prompt, response = row.get("is_safe"), row.get("prompt"), row.get("response")
@@ -192,9 +192,9 @@ def _beavertails(safe: bool) -> Callable[[Row], Example | str]:
             return "labelled safe" if label else "labelled unsafe"
         if not _text(prompt) or not _text(response):
             return "empty or missing text"
-        if prompt in seen:
+        if prompt in prompts:
             return "repeated prompt"
-        seen.add(str(prompt))
+        prompts.add(str(prompt))
         return Example(str(prompt), str(response))
 
     return judge
@@ -240,11 +240,11 @@ def _from_hub(name: str, source: str, category: str | None, limit: int | None) -
 def _hub_corpus(name: str, source: str) -> tuple[HubCorpus, str]:
     """What to read of the Hub, and at which revision; the Hub's ids do not depend on case."""
     key, _, revision = name.partition("@")
-    known = {one.lower(): corpus for one, corpus in HUB.items()}
-    if key.lower() in known:
-        return known[key.lower()], revision
+    by_key = {hub_key.lower(): corpus for hub_key, corpus in HUB.items()}
+    if key.lower() in by_key:
+        return by_key[key.lower()], revision
     plain = _HUB_ID.fullmatch(key)
-    if plain is None or plain[1].lower() in known:
+    if plain is None or plain[1].lower() in by_key:
         raise ConfigError(f"got source {source!r}; expected {_valid()}")
     return HubCorpus(plain[1], plain[2] or "train", lambda: _by_columns), revision
 
@@ -289,13 +289,13 @@ def _split(source: str) -> tuple[str, str]:
 def _built_in(name: str, source: str) -> list[tuple[str, Example]]:
     name, slash, category = name.partition("/")
     rows = _lookup(SETS, name, source)()
-    chosen = [row for row in rows if not slash or row[0] == category]
-    if not chosen:
+    part = [row for row in rows if not slash or row[0] == category]
+    if not part:
         raise ConfigError(
             f"got source {source!r}; expected a category of builtin:{name}:"
             f" {', '.join(dict.fromkeys(label for label, _ in rows))}"
         )
-    return chosen
+    return part
 
 
 def _lookup(table: Mapping[str, T], name: str, source: str) -> T:

@@ -1,6 +1,6 @@
 """Examples from files as people have them: JSON lines, a JSON list, CSV, Parquet.
 
-The layout is found by a row's columns and said, in `Read.said`:
+The layout is found by a row's columns and named in `Read.summary`:
 
     messages            messages: turns of role and content
     ShareGPT            conversations: turns of from and value
@@ -56,7 +56,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Found:
+class Parsed:
     """One row's example, and how it was found.
 
     Attributes:
@@ -77,12 +77,12 @@ class Read:
 
     Attributes:
         categories: one per example; empty if none was asked for.
-        said: one line: how many rows were read as what.
+        summary: one line: how many rows were read as what.
     """
 
     examples: tuple[Example, ...]
     categories: tuple[str, ...]
-    said: str
+    summary: str
 
 
 def read_file(path: str | Path, *, category: str | None = None, responses: bool = True) -> Read:
@@ -97,21 +97,21 @@ def read_file(path: str | Path, *, category: str | None = None, responses: bool 
             of another type or with half of a surrogate pair, or no category; with the line or row.
         MissingExtra: Parquet without pyarrow, which comes with the datasets library.
     """
-    found, categories = [], []
+    entries, categories = [], []
     for where, row in _rows(Path(path)):
         try:
-            found.append(find(row, responses=responses))
+            entries.append(find(row, responses=responses))
             if category is not None:
                 categories.append(_text(row.get(category), category))
         except DataError as error:
             raise DataError(f"{where}: {error}. Mend the row, or remove it") from None
-    if not found:
+    if not entries:
         raise DataError(f"{path} holds no row; expected {_EXPECTED}, with at least one row")
-    examples = tuple(one.example for one in found)
-    return Read(examples, tuple(categories), f"read {_summary(found, path)}")
+    examples = tuple(entry.example for entry in entries)
+    return Read(examples, tuple(categories), f"read {_summary(entries, path)}")
 
 
-def find(row: Row, *, responses: bool = True) -> Found:
+def find(row: Row, *, responses: bool = True) -> Parsed:
     """A row's example.
 
     Raises:
@@ -123,7 +123,7 @@ def find(row: Row, *, responses: bool = True) -> Found:
     for column, layout in CHATS.items():
         if column in there:
             question, answer, more = _exchange(row[column], column, responses)
-            return Found(Example(question, answer), layout, (column,), more)
+            return Parsed(Example(question, answer), layout, (column,), more)
     names = {
         "instruction": _named(there, QUESTIONS, "instruction"),
         "context": _named(there, CONTEXTS, "context", needed=False),
@@ -137,7 +137,7 @@ def find(row: Row, *, responses: bool = True) -> Found:
     layout = _PAIRS.get((str(names["instruction"]), str(names["response"])), "pairs")
     if not responses:
         layout = "prompts"
-    return Found(Example(**texts), layout, tuple(filter(None, names.values())))
+    return Parsed(Example(**texts), layout, tuple(filter(None, names.values())))
 
 
 def _named(
@@ -190,16 +190,16 @@ def _text(value: Any, column: str, *, empty: bool = False) -> str:
     return value
 
 
-def _summary(found: list[Found], path: str | Path) -> str:
-    counts = Counter(one.layout for one in found)
+def _summary(entries: list[Parsed], path: str | Path) -> str:
+    counts = Counter(entry.layout for entry in entries)
     parts = []
     for layout, count in counts.items():
         columns = dict.fromkeys(
-            name for one in found if one.layout == layout for name in one.columns
+            name for entry in entries if entry.layout == layout for name in entry.columns
         )
         order = sorted(columns, key=(*QUESTIONS, *CONTEXTS, *ANSWERS, *CHATS).index)
         parts.append(f"{count:,} rows of {path} as {layout}: {', '.join(order)}")
-    more = sum(one.more for one in found)
+    more = sum(entry.more for entry in entries)
     if more:
         parts.append(f"the first question and answer of {more:,} longer conversations")
     return "; ".join(parts)

@@ -121,18 +121,18 @@ def mixtures(
     parts = []
     for _ in range(n):
         wished = rng.dirichlet(np.full(len(stock), alpha))
-        chosen: list[int] = []
-        while len(chosen) < size:
+        indices: list[int] = []
+        while len(indices) < size:
             left = np.array([len(rows) for rows in stock])
             weights = np.where(left > 0, wished, 0.0)
             if not weights.sum() > 1e-12:  # a small alpha can wish for used-up categories alone
                 weights = left.astype(float)
-            counts = rng.multinomial(size - len(chosen), weights / weights.sum())
+            counts = rng.multinomial(size - len(indices), weights / weights.sum())
             for rows, count in zip(stock, counts, strict=True):
                 taken = min(int(count), len(rows))
-                chosen += rows[:taken]
+                indices += rows[:taken]
                 del rows[:taken]
-        parts.append(_take(examples, rng.permutation(chosen)))
+        parts.append(_take(examples, rng.permutation(indices)))
     return parts
 
 
@@ -143,10 +143,10 @@ def by_column(examples: Sequence[Example], values: Sequence[str]) -> dict[str, P
         ConfigError: there is no example, or not one value for each.
     """
     _check(examples, values)
-    return {
-        value: tuple(example for example, own in zip(examples, values, strict=True) if own == value)
-        for value in sorted(set(values))
-    }
+    parts: dict[str, list[Example]] = {value: [] for value in sorted(set(values))}
+    for example, value in zip(examples, values, strict=True):
+        parts[value].append(example)
+    return {value: tuple(part) for value, part in parts.items()}
 
 
 def _check(examples: Sequence[Example], categories: Sequence[str]) -> None:

@@ -29,14 +29,14 @@ def resolve(template: str, tokenizer: Any) -> str:
     """
     if template not in TEMPLATES:
         raise DataError(f"got template {template!r}; expected one of {', '.join(TEMPLATES)}")
-    own = bool(getattr(tokenizer, "chat_template", None))
-    if template == "chat" and not own:
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if template == "chat" and not has_template:
         raise DataError(
             "got template 'chat' and a tokenizer without a chat template; expected 'alpaca', "
             "or 'auto', which takes alpaca where there is none"
         )
     if template == "auto":
-        return "chat" if own else "alpaca"
+        return "chat" if has_template else "alpaca"
     return template
 
 
@@ -51,8 +51,8 @@ def use_template(tokenizer: Any, template: str) -> None:
 
 def template_of(tokenizer: Any) -> str:
     """What `use_template` said of a tokenizer; "alpaca", the papers', where nothing was said."""
-    kept: str = getattr(tokenizer, _KEPT, "alpaca")
-    return kept
+    template: str = getattr(tokenizer, _KEPT, "alpaca")
+    return template
 
 
 def prompt_text(example: Example, tokenizer: Any, template: str | None = None) -> str:
@@ -64,8 +64,8 @@ def prompt_text(example: Example, tokenizer: Any, template: str | None = None) -
     Raises:
         DataError: see `resolve`.
     """
-    chosen = template_of(tokenizer) if template is None else resolve(template, tokenizer)
-    if chosen == "alpaca":
+    template = template_of(tokenizer) if template is None else resolve(template, tokenizer)
+    if template == "alpaca":
         return example.prompt
     return _chat(tokenizer, example.request)
 

@@ -127,20 +127,20 @@ class FeatureMean:
         vector: Features,
         hashes: tuple[NDArray[Any], NDArray[Any]] | None,
     ) -> dict[str, Any]:
-        kept = vector
+        term = vector
         if hashes is not None:
             bucket, sign = hashes
-            kept = np.bincount(bucket, vector * sign, self.sketch or 0).astype(np.float64)
+            term = np.bincount(bucket, vector * sign, self.sketch or 0).astype(np.float64)
         if entry is None:
-            return {"count": 1, "size": vector.size, "mean": _frozen(kept)}
+            return {"count": 1, "size": vector.size, "mean": _frozen(term)}
         mean = entry["mean"]
         count = entry["count"] + 1
-        if mean.shape != kept.shape:
+        if mean.shape != term.shape:
             raise StateError(
-                f"client {client!r}: its kept mean has shape {mean.shape}; expected {kept.shape},"
+                f"client {client!r}: its kept mean has shape {mean.shape}; expected {term.shape},"
                 " the state was written with another sketch"
             )
-        return {"count": count, "size": vector.size, "mean": _frozen(mean + (kept - mean) / count)}
+        return {"count": count, "size": vector.size, "mean": _frozen(mean + (term - mean) / count)}
 
 
 def _hashes(size: int, sketch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

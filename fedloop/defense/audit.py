@@ -62,8 +62,8 @@ class Head(NamedTuple):
             AuditError: it is not whole. StateError: it is too large. OSError: it cannot be read.
         """
         head = cls()
-        for one, _ in _lines(Path(path)):
-            head = one
+        for line_head, _ in _lines(Path(path)):
+            head = line_head
         return head
 
 

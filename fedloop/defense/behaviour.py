@@ -54,15 +54,15 @@ def refused(
             " start="
         )
     changed = {name: add_delta(start, delta) for name, delta in deltas.items()}
-    said = opinion.read(round, start, changed)
-    found = {}
+    scores = opinion.read(round, start, changed)
+    reasons = {}
     for name in deltas:
-        score = float(said.get(name, math.nan))
+        score = float(scores.get(name, math.nan))
         if not math.isfinite(score):
-            found[name] = "behaviour: it could not be read, which is no evidence of innocence"
+            reasons[name] = "behaviour: it could not be read, which is no evidence of innocence"
         elif score >= opinion.cut:
-            found[name] = f"behaviour: score {score:.3g}; the cut is {opinion.cut:.3g}"
-    return found
+            reasons[name] = f"behaviour: score {score:.3g}; the cut is {opinion.cut:.3g}"
+    return reasons
 
 
 def weighted_mean(weights: Mapping[str, float], deltas: Mapping[str, Adapter]) -> Adapter:
@@ -101,8 +101,8 @@ def reweighed(
     if weighed.weights is None:
         return weighed, {}
     counting = [client for client, weight in weighed.weights.items() if weight > 0]
-    asked = {client: deltas[client] for client in counting if client not in allowed}
-    bad = refused(opinion, round, start, asked)
+    suspects = {client: deltas[client] for client in counting if client not in allowed}
+    bad = refused(opinion, round, start, suspects)
     if bad:
         weighed = again(bad)
         weighed = weighed._replace(reasons={**weighed.reasons, **bad})

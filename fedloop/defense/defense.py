@@ -192,12 +192,12 @@ class Defense:
                 raises, and after an error the state is as it was.
         """
         began = time.perf_counter()
-        asked = None if expected is None else client_names(expected, "expected")
+        expected_names = None if expected is None else client_names(expected, "expected")
         named = named_updates(updates)
         with self._lock:
             round = next_number(round, self._memory.round)
             memory = self._memory.at(round)
-            checked, reasons = self._checked(named, asked, memory, self._screening(start))
+            checked, reasons = self._checked(named, expected_names, memory, self._screening(start))
             scored = self._scored(memory, checked, self._screening(start))
             reasons |= scored.reasons
             sound = {client: checked[client] for client in sorted(checked.keys() - reasons.keys())}
@@ -232,7 +232,7 @@ class Defense:
     def _checked(
         self,
         updates: Sequence[ClientUpdate],
-        asked: Sequence[str] | None,
+        expected: Sequence[str] | None,
         memory: Memory,
         screening: Screening,
     ) -> tuple[dict[str, Checked], dict[str, str]]:
@@ -242,10 +242,10 @@ class Defense:
         have its owner refused.
         """
         senders = {update.client_id for update in updates}
-        barred = self._barred(senders | set(asked or ()), senders, asked, memory)
-        known = [update for update in updates if update.client_id not in barred]
-        checked, reasons = check_updates(known, screening)
-        missing = [one for one in asked or () if one not in senders and one not in barred]
+        barred = self._barred(senders | set(expected or ()), senders, expected, memory)
+        admitted = [update for update in updates if update.client_id not in barred]
+        checked, reasons = check_updates(admitted, screening)
+        missing = [name for name in expected or () if name not in senders and name not in barred]
         return checked, {
             **reasons,
             **barred,
@@ -253,14 +253,14 @@ class Defense:
         }
 
     def _barred(
-        self, clients: set[str], senders: set[str], asked: Sequence[str] | None, memory: Memory
+        self, clients: set[str], senders: set[str], expected: Sequence[str] | None, memory: Memory
     ) -> dict[str, str]:
         barred: dict[str, str] = {}
         registered = self.limits.registered
         for client in senders:
             if registered is not None and client not in registered:
                 barred[client] = "unregistered: the server has no example count for this client"
-            elif asked is not None and client not in asked:
+            elif expected is not None and client not in expected:
                 barred[client] = "not asked: nobody asked this client in this round"
         denied = memory.words(allowed=False)
         return barred | {client: denied[client] for client in clients if client in denied}
@@ -371,7 +371,7 @@ class Defense:
         name = client_name(client)
         with self._lock:
             memory = self._memory
-            word = Overruling.said(allowed, until, why, memory.round)
+            word = Overruling.after_round(allowed, until, why, memory.round)
             self._memory = replace(memory, overruled={**memory.overruled, name: word})
 
     def state_dict(self) -> dict[str, Any]:

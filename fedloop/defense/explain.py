@@ -47,9 +47,9 @@ class Explanation:
         if self.scores:
             at = "" if self.cut is None else f", cut {self.cut:.3f}"
             parts.append(f"score {self.scores[-1]:.3f}{at}")
-        said = (self.status, self.reason)
+        verdict = (self.status, self.reason)
         word = f"overruled: {self.overruled}" if self.overruled else ""
-        return "; ".join(part for part in (*parts, *said, word) if part)
+        return "; ".join(part for part in (*parts, *verdict, word) if part)
 
 
 def explanation(record: RoundRecord, client: str, overruled: str = "") -> Explanation:

@@ -37,7 +37,7 @@ class Overruling(NamedTuple):
     why: str
 
     @classmethod
-    def said(cls, allowed: bool, until: int | None, why: str, round: int) -> Overruling:
+    def after_round(cls, allowed: bool, until: int | None, why: str, round: int) -> Overruling:
         """What an operator said after a round.
 
         Raises:
@@ -97,30 +97,30 @@ class Memory:
         """
         if after is None:
             return self, []
-        known: Mapping[str, Mapping[str, Any]] = self.level.get("clients", {})
-        seen = {**dict.fromkeys(known, self.round), **self.seen}
+        entries: Mapping[str, Mapping[str, Any]] = self.level.get("clients", {})
+        seen = {**dict.fromkeys(entries, self.round), **self.seen}
         seen |= dict.fromkeys(present, self.round)
         gone = {
             client
             for client, last in seen.items()
             if self.round - last > after
             and client not in self.overruled
-            and known.get(client, {}).get("factor", 1.0) > 0
+            and entries.get(client, {}).get("factor", 1.0) > 0
         }
         if not gone:
             return replace(self, seen=seen), []
 
-        def kept(values: Mapping[str, Any]) -> dict[str, Any]:
+        def staying(values: Mapping[str, Any]) -> dict[str, Any]:
             return {client: value for client, value in values.items() if client not in gone}
 
         rules = {
-            name: {key: kept(rows) for key, rows in state.items()}
+            name: {key: staying(rows) for key, rows in state.items()}
             for name, state in self.rules.items()
         }
-        level = {**self.level, "clients": kept(known)} if known else self.level
-        features = kept(self.features)
-        left = replace(self, level=level, features=features, rules=rules, seen=kept(seen))
-        return replace(left, played=kept(self.played)), sorted(gone)
+        level = {**self.level, "clients": staying(entries)} if entries else self.level
+        features = staying(self.features)
+        left = replace(self, level=level, features=features, rules=rules, seen=staying(seen))
+        return replace(left, played=staying(self.played)), sorted(gone)
 
     def playing(self, factors: Mapping[str, float]) -> Memory:
         """With one more round played by whoever has a factor above 0."""
@@ -266,8 +266,8 @@ def _level_fields(level: Level | None) -> dict[str, Any] | None:
         return {**values, "fields": repr(level)}
     for item in fields(level):
         value = getattr(level, item.name)
-        kept = value is None or isinstance(value, bool | str)
-        values[item.name] = value if kept else float(value)
+        is_plain = value is None or isinstance(value, bool | str)
+        values[item.name] = value if is_plain else float(value)
     return values
 
 

@@ -43,27 +43,27 @@ def level_for(probe: Probe, name: str, options: Mapping[str, Any] | None = None)
     Raises:
         ConfigError: no such level or field, or a value that is not valid.
     """
-    given = dict(options or {})
-    if name != "cumulative" or given.get("evidence", UPDATE_FEATURES) != UPDATE_FEATURES:
-        return make_level(name, **given)
-    own = {} if given.keys() >= set(OF_PROBE) else _said_of_rounds(probe)
-    fitting = {"normalize": makes_unit_vectors(probe.featurizer), **own}
-    return make_level("cumulative", **fitting | given)
+    values = dict(options or {})
+    if name != "cumulative" or values.get("evidence", UPDATE_FEATURES) != UPDATE_FEATURES:
+        return make_level(name, **values)
+    facts = {} if values.keys() >= set(OF_PROBE) else _facts_of_rounds(probe)
+    fitting = {"normalize": makes_unit_vectors(probe.featurizer), **facts}
+    return make_level("cumulative", **fitting | values)
 
 
-def _said_of_rounds(probe: Probe) -> Mapping[str, Any]:
+def _facts_of_rounds(probe: Probe) -> Mapping[str, Any]:
     """A probe's facts "cumulative", checked: whoever published it wrote them."""
-    own = probe.facts.get("cumulative", {})
+    facts = probe.facts.get("cumulative", {})
     try:
-        if not isinstance(own, Mapping) or set(own) - set(OF_PROBE):
-            raise ConfigError(f"got {own!r:.200}; expected some of {', '.join(OF_PROBE)}")
-        make_level("cumulative", **own)
+        if not isinstance(facts, Mapping) or set(facts) - set(OF_PROBE):
+            raise ConfigError(f"got {facts!r:.200}; expected some of {', '.join(OF_PROBE)}")
+        make_level("cumulative", **facts)
     except ConfigError as error:
         raise ConfigError(
             f"the probe's facts on the cumulative level: {error}. Use another probe, or give all of"
             f" {', '.join(OF_PROBE)} yourself."
         ) from None
-    return own
+    return facts
 
 
 def named_level(level: Level | str | None, probe: Probe | None) -> Level | None:
@@ -78,14 +78,14 @@ def named_level(level: Level | str | None, probe: Probe | None) -> Level | None:
         name = "cumulative" if probe is not None else None
     if isinstance(name, str) and probe is not None:
         return level_for(probe, name)
-    found = make_level(name) if isinstance(name, str) else name
-    if found is not None and not isinstance(found, Level):
+    instance = make_level(name) if isinstance(name, str) else name
+    if instance is not None and not isinstance(instance, Level):
         raise ConfigError(
-            f"got a level of type {type(found).__name__}; expected one of {', '.join(LEVELS)}"
+            f"got a level of type {type(instance).__name__}; expected one of {', '.join(LEVELS)}"
         )
-    if (probe is None) != (found is None):
+    if (probe is None) != (instance is None):
         raise EvidenceError(
             "got a probe without a level or a level without a probe; expected both, or neither"
             " for no defence"
         )
-    return found
+    return instance

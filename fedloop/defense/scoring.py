@@ -171,8 +171,8 @@ class Scorer:
                     scored.scores[client] = self.probe.score_features(row)
             except UNREADABLE as error:
                 scored.reasons[client] = reason(error)
-        kept = {client: after[client] for client in evidence if client in scored.scores}
-        scored.features = {**scored.features, **kept}
+        renewed = {client: after[client] for client in evidence if client in scored.scores}
+        scored.features = {**scored.features, **renewed}
 
 
 def makes_unit_vectors(featurizer: Featurizer) -> bool:

@@ -343,8 +343,8 @@ def _read(step: Adapter, delta: Adapter, featurizer: Featurizer) -> Numbers:
 def _slots(step: Adapter, featurizer: Featurizer) -> tuple[Slot, ...]:
     """What is read of a step: of an update only the probed modules, where the recipe names them."""
     recipe, layout = featurizer.recipe, featurizer.layout
-    known = layout.scalings.keys() <= step.keys() and not recipe.any_modules
-    modules = layout.scalings.keys() if known else step.keys()
+    is_named = layout.scalings.keys() <= step.keys() and not recipe.any_modules
+    modules = layout.scalings.keys() if is_named else step.keys()
     return Layout.of(step, modules, recipe.factors).slots
 
 

@@ -151,7 +151,7 @@ class Assessment(RoundRecord):
             notes: what else is to be known of the round.
             rule: what aggregated.
         """
-        said = (self.note, *notes, f"skipped: {unusable}" if unusable else "")
+        all_notes = (self.note, *notes, f"skipped: {unusable}" if unusable else "")
         plain = RoundRecord(**{name.name: getattr(self, name.name) for name in fields(RoundRecord)})
         return replace(
             plain,
@@ -162,7 +162,7 @@ class Assessment(RoundRecord):
             seconds={**(seconds or {}), **self.seconds},
             bytes=bytes or {},
             metrics=metrics or {},
-            note="; ".join(note for note in said if note),
+            note="; ".join(note for note in all_notes if note),
             rule=rule,
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, NamedTuple
 
-from ..checks import is_integer, is_share
+from ..checks import check_names, is_integer, is_share
 from ..errors import ConfigError, EvidenceError
 from .probation import on_probation
 from .screening import Checked
@@ -43,13 +43,7 @@ class Limits:
         Raises:
             ConfigError: a field is unknown, or its value is out of range.
         """
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(options.keys() - set(known))
-        if unknown:
-            raise ConfigError(
-                f"a defence has no option {', '.join(map(repr, unknown))}; expected any of"
-                f" {', '.join(known)}"
-            )
+        check_names("a defence has no option", options, [field.name for field in fields(cls)])
         return cls(**options)
 
     def __post_init__(self) -> None:

@@ -134,11 +134,11 @@ class _Member:
             settings, agreement.lora, frozen_a=agreement.frozen_a
         )
         self._folded = FoldedBase(self._model)
-        own = read_adapter(self._model, agreement.base_model)
-        agreement.check_own(own)
+        adapter = read_adapter(self._model, agreement.base_model)
+        agreement.check_own(adapter)
         recipe = FeatureRecipe(factors=agreement.factors)
         self._read = Featurizer(
-            recipe, Layout.of(own, agreement.modules, agreement.factors), frozenset(own)
+            recipe, Layout.of(adapter, agreement.modules, agreement.factors), frozenset(adapter)
         )
 
     def train(self, task: Task, examples: Sequence[Example], deadline: float) -> Trained:
@@ -157,7 +157,7 @@ class _Member:
             agreement.shadow_examples,
             self._folded.unfolded,
         )
-        change = task.change.of(self._model, agreement.weights, task.lora)
+        change = task.change.adjuster(self._model, agreement.weights, task.lora)
 
         def adjust(parameters: list[torch.nn.Parameter]) -> None:
             if time.monotonic() > deadline:

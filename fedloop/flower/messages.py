@@ -76,7 +76,7 @@ class Encoder:
 
     def __init__(self, wire: str) -> None:
         self._wire = wire
-        self._made: dict[str, tuple[Array, float]] = {}
+        self._encoded: dict[str, tuple[Array, float]] = {}
 
     def arrays(self, task: Task) -> dict[str, tuple[Array, float]]:
         """name -> array and scale, of everything that a task sends."""
@@ -92,9 +92,9 @@ class Encoder:
         return arrays
 
     def _once(self, name: str, vector: Callable[[], Tensor], wire: str) -> tuple[Array, float]:
-        if name not in self._made:
-            self._made[name] = encode(vector().numpy(), wire)
-        return self._made[name]
+        if name not in self._encoded:
+            self._encoded[name] = encode(vector().numpy(), wire)
+        return self._encoded[name]
 
 
 def pack_task(task: Task, agreement: Agreement, encoder: Encoder | None = None) -> RecordDict:
@@ -140,7 +140,7 @@ def unpack_task(content: RecordDict) -> tuple[Task, Agreement]:
         def vector(name: str, size: int, wire: str) -> Tensor:
             return torch.from_numpy(decode(arrays[name], name, size, wire, scales[name]))
 
-        found = {
+        vectors = {
             name: vector(name, agreement.layout.size, agreement.wire)
             for name in ("lora", "initial", "correction")
             if name in arrays
@@ -154,11 +154,11 @@ def unpack_task(content: RecordDict) -> tuple[Task, Agreement]:
             else {}
         )
         weights = {
-            name: unpack(found[name], agreement.weights, base_model=agreement.base_model)
+            name: unpack(vectors[name], agreement.weights, base_model=agreement.base_model)
             for name in ("lora", "initial")
-            if name in found
+            if name in vectors
         }
-        change = GradientChange(plain["proximal"], found.get("correction"))
+        change = GradientChange(plain["proximal"], vectors.get("correction"))
         return (
             Task(
                 int(config["round"]),
@@ -217,8 +217,8 @@ def pack_reply(trained: Trained, task: Task, agreement: Agreement) -> RecordDict
 def answers(content: RecordDict, nonce: str) -> bool:
     """Whether a reply comes from somebody who could read the message with this nonce."""
     record = content.config_records.get(CONFIG)
-    given = None if record is None else record.get("nonce")
-    return isinstance(given, str) and hmac.compare_digest(given.encode(), nonce.encode())
+    returned = None if record is None else record.get("nonce")
+    return isinstance(returned, str) and hmac.compare_digest(returned.encode(), nonce.encode())
 
 
 def unpack_reply(content: RecordDict, client_id: str, task: Task, agreement: Agreement) -> Trained:

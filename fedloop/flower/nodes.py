@@ -44,8 +44,8 @@ def read_nodes(path: Path) -> dict[str, Node]:
     try:
         plain = json.loads(read_limited(path, RUN_CLIENTS, ConfigError))
         nodes = {
-            name: Node(int(one["node"]), str(one["key"]), one.get("examples"))
-            for name, one in sorted(plain.items())
+            name: Node(int(entry["node"]), str(entry["key"]), entry.get("examples"))
+            for name, entry in sorted(plain.items())
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
@@ -73,11 +73,11 @@ def read_nodes(path: Path) -> dict[str, Node]:
 def write_nodes(path: Path, nodes: Mapping[str, Node]) -> None:
     """The inverse of `read_nodes`."""
     plain: dict[str, dict[str, object]] = {
-        name: {"node": str(one.node_id), "key": one.key} for name, one in nodes.items()
+        name: {"node": str(node.node_id), "key": node.key} for name, node in nodes.items()
     }
-    for name, one in nodes.items():
-        if one.examples is not None:
-            plain[name]["examples"] = one.examples
+    for name, node in nodes.items():
+        if node.examples is not None:
+            plain[name]["examples"] = node.examples
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     part.replace(path)

@@ -74,9 +74,9 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> RunResult:
         )
     roles = _roles(folder, nodes)
     malicious = [client for client, role in roles.items() if role["role"] == "malicious"]
-    with RunFolder.create(folder, config, roles) as kept:
+    with RunFolder.create(folder, config, roles) as run_folder:
         federation, model = _federation(config, _registered(nodes), folder)
-        with Run(config, federation, kept, model=model) as run:
+        with Run(config, federation, run_folder, model=model) as run:
             agreement = Agreement.of(config, federation, settings.wire)
             EngineStrategy(
                 federation,
@@ -95,9 +95,9 @@ def _config(path: Path, folder: Path) -> Config:
     """The experiment: a TOML file, or a run's own config.json."""
     config = read_config(path.parent) if path.suffix == ".json" else Config.read(path)
     alone = {"evade_probe": None, "attack_from": 1}
-    if given := [name for name, none in alone.items() if getattr(config.clients, name) != none]:
+    if fields := [name for name, none in alone.items() if getattr(config.clients, name) != none]:
         raise ConfigError(
-            f"got clients.{given[0]}; expected it in a run of one process (`fedloop run`): nodes"
+            f"got clients.{fields[0]}; expected it in a run of one process (`fedloop run`): nodes"
             " are not told of it"
         )
     return written_to(config, folder)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..checks import is_integer, is_number
+from ..checks import check_names, is_integer, is_number
 from ..errors import ConfigError
 
 DTYPES = ("float32", "float16")
@@ -59,13 +59,8 @@ class EngineSettings:
         Raises:
             ConfigError: a name is unknown, or a value out of range.
         """
-        known = [*PATHS, *(key(field.name) for field in fields(cls))]
-        unknown = sorted(set(run_config) - set(known))
-        if unknown:
-            raise ConfigError(
-                f"the run config has no {', '.join(map(repr, unknown))}; expected any of"
-                f" {', '.join(known)}"
-            )
+        names = [*PATHS, *(key(field.name) for field in fields(cls))]
+        check_names("the run config has no", run_config, names)
         return cls(
             **{
                 field.name: run_config[key(field.name)]

@@ -59,7 +59,7 @@ _UNREADABLE_REPLY = 1  # the code of the error in place of a reply that cannot b
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Request:
     """One client's part of a round."""
 
     client: str
@@ -68,12 +68,12 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _AskedRound:
+class _SentRound:
     """What was sent, and who could not be sent anything."""
 
     plan: RoundPlan
     clients: tuple[str, ...]
-    asked: Mapping[int, _Asked]  # by node
+    requests: Mapping[int, _Request]  # by node
     absent: Mapping[str, str]
     began: float
     sent: int
@@ -115,7 +115,7 @@ class EngineStrategy(FedAvg):
         self._finish = finish
         self._rounds = rounds
         self._malicious = list(malicious)
-        self._open: _AskedRound | None = None
+        self._open: _SentRound | None = None
         self._empty = 0
         self._started = False
 
@@ -161,7 +161,7 @@ class EngineStrategy(FedAvg):
         online = self._online(grid, [self._nodes[client] for client in clients])
         self._started = True
         encoder = Encoder(self.agreement.wire)
-        asked: dict[int, _Asked] = {}
+        requests: dict[int, _Request] = {}
         for client, seed in zip(clients, plan.seeds, strict=True):
             node = self._nodes[client]
             if node in online:
@@ -174,7 +174,7 @@ class EngineStrategy(FedAvg):
                     group_id=str(server_round),
                     ttl=self.settings.round_timeout,
                 )
-                asked[node] = _Asked(client, task, message)
+                requests[node] = _Request(client, task, message)
         absent = {
             client: "missing: its node is not connected"
             for client in clients
@@ -182,11 +182,11 @@ class EngineStrategy(FedAvg):
         }
         sent = sum(
             len(array.data)
-            for part in asked.values()
+            for part in requests.values()
             for array in part.message.content.array_records["arrays"].values()
         )
-        self._open = _AskedRound(plan, clients, asked, absent, time.perf_counter(), sent)
-        return [part.message for part in asked.values()]
+        self._open = _SentRound(plan, clients, requests, absent, time.perf_counter(), sent)
+        return [part.message for part in requests.values()]
 
     def _task(self, plan: RoundPlan, client: str, seed: int, wanted: bool) -> Task:
         initial = self.federation.initial if wanted and self.agreement.shadows else None
@@ -256,7 +256,7 @@ class EngineStrategy(FedAvg):
         """
         return []
 
-    def _read(self, opened: _AskedRound, replies: Iterable[Message], arriving: OpenRound) -> int:
+    def _read(self, opened: _SentRound, replies: Iterable[Message], arriving: OpenRound) -> int:
         """Pass on what each client sent, and why there is nothing of the others.
 
         Returns:
@@ -264,44 +264,44 @@ class EngineStrategy(FedAvg):
         """
         strangers = 0
         silent = {
-            asked.client: "missing: no reply before the round's deadline"
-            for asked in opened.asked.values()
+            request.client: "missing: no reply before the round's deadline"
+            for request in opened.requests.values()
         }
         heard: set[str] = set()
         for reply in replies:
-            asked = _sender(opened, reply)
-            if asked is None:
+            request = _sender(opened, reply)
+            if request is None:
                 strangers += 1
             elif reply.has_error():
                 why = reply.error.reason or "an error without a reason"
-                silent[asked.client] = f"missing: {why}"
-            elif not self._answers(reply, asked):
-                silent[asked.client] = (
+                silent[request.client] = f"missing: {why}"
+            elif not self._answers(reply, request):
+                silent[request.client] = (
                     "the reply does not hold the nonce of its round's message: an old one, or not"
                     " this node's"
                 )
             else:
-                heard.add(asked.client)
-                self._hear(reply, asked, arriving)
+                heard.add(request.client)
+                self._hear(reply, request, arriving)
         for client, why in silent.items():
             if client not in heard:  # a reply that proves where it comes from comes first
                 arriving.refuse(client, _plain(why))
         return strangers
 
-    def _answers(self, reply: Message, asked: _Asked) -> bool:
+    def _answers(self, reply: Message, request: _Request) -> bool:
         try:
-            return answers(reply.content, asked.task.nonce)
+            return answers(reply.content, request.task.nonce)
         except BROKEN:
             return True  # unreadable as a whole, which its reading will say
 
-    def _hear(self, reply: Message, asked: _Asked, arriving: OpenRound) -> None:
+    def _hear(self, reply: Message, request: _Request, arriving: OpenRound) -> None:
         """Spool a reply, or refuse its client with what is wrong with it."""
         try:
-            trained = unpack_reply(reply.content, asked.client, asked.task, self.agreement)
+            trained = unpack_reply(reply.content, request.client, request.task, self.agreement)
         except BROKEN as error:
-            arriving.receive(asked.client, _plain(reason(error)))
+            arriving.receive(request.client, _plain(reason(error)))
         else:
-            arriving.receive(asked.client, trained)
+            arriving.receive(request.client, trained)
 
     def _online(self, grid: Grid, nodes: Collection[int]) -> set[int]:
         """Which of these nodes are connected.
@@ -363,19 +363,19 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
 
 def _fetch(grid: Grid, identity: str, deadline: float) -> list[Message]:
     """The reply to a message, once it is there."""
-    found: list[Message] = []
-    while not found and time.monotonic() < deadline:
+    replies: list[Message] = []
+    while not replies and time.monotonic() < deadline:
         time.sleep(_POLL)
-        found = list(grid.pull_messages([identity]))
-    return found
+        replies = list(grid.pull_messages([identity]))
+    return replies
 
 
-def _fetched(future: Future[list[Message]], asked: Message) -> list[Message]:
+def _fetched(future: Future[list[Message]], sent: Message) -> list[Message]:
     try:
         return future.result()
     except BROKEN as error:
         return [
-            Message(Error(_UNREADABLE_REPLY, f"unreadable reply: {reason(error)}"), reply_to=asked)
+            Message(Error(_UNREADABLE_REPLY, f"unreadable reply: {reason(error)}"), reply_to=sent)
         ]
 
 
@@ -386,14 +386,14 @@ def _plain(text: str) -> str:
     ]
 
 
-def _sender(opened: _AskedRound, reply: Message) -> _Asked | None:
+def _sender(opened: _SentRound, reply: Message) -> _Request | None:
     """Who was asked what this replies to.
 
     The server's own errors name no node, but the message they are about.
     """
-    sender = opened.asked.get(reply.metadata.src_node_id)
+    sender = opened.requests.get(reply.metadata.src_node_id)
     if sender is not None or not reply.has_error():
         return sender
     about = reply.metadata.reply_to_message_id
-    asked = opened.asked.values()
-    return next((part for part in asked if part.message.metadata.message_id == about), None)
+    requests = opened.requests.values()
+    return next((part for part in requests if part.message.metadata.message_id == about), None)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from loraprobe.features import leaf_name
+
 from ..errors import DataError
 from .design import MODULE_SETS
 
@@ -45,8 +47,8 @@ def module_sets(model: Any) -> dict[str, tuple[str, ...]]:
         DataError: no linear module in an attention, or none that a LoRA may be put on.
     """
     paths = [name for name, module in model.named_modules() if _is_linear(module, model)]
-    attention = dict.fromkeys(_leaf(path) for path in paths if _ATTENTION.search(_parent(path)))
-    everything = dict.fromkeys(map(_leaf, paths))
+    attention = dict.fromkeys(leaf_name(path) for path in paths if _ATTENTION.search(_parent(path)))
+    everything = dict.fromkeys(map(leaf_name, paths))
     if not attention:
         raise DataError(
             "got a base model without linear modules in an attention; expected a causal language"
@@ -61,10 +63,6 @@ def _is_linear(module: Any, model: Any) -> bool:
     if module is model.get_output_embeddings():
         return False
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def _leaf(path: str) -> str:
-    return path.rpartition(".")[2]
 
 
 def _parent(path: str) -> str:

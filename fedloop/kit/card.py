@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .measures import BUDGET, SHARES, Row
-from .options import ROLES, Asked
+from .options import ROLES, KitOptions
 
 DOES_NOT_DETECT = (
     "adapters of any other base model",
@@ -20,26 +20,26 @@ DOES_NOT_DETECT = (
 _SAID = {"benign": "benign", "malicious": "malicious", "hard_negative": "benign, hard negative"}
 
 
-def facts(asked: Asked, record: Row, protocols: Mapping[str, str]) -> dict[str, Any]:
+def facts(options: KitOptions, record: Row, protocols: Mapping[str, str]) -> dict[str, Any]:
     """The facts of a probe, as `loraprobe.hub.card` names them."""
-    sources = ", ".join(asked.specs["malicious"])
+    sources = ", ".join(options.specs["malicious"])
     return {
-        "title": f"Malicious LoRA adapters of {asked.name}",
+        "title": f"Malicious LoRA adapters of {options.name}",
         "detects": (
-            f"LoRA adapters of {asked.name}, of any rank, choice of modules and initial adapter,"
+            f"LoRA adapters of {options.name}, of any rank, choice of modules and initial adapter,"
             f" that were trained on harmful compliance ({sources}), alone or mixed into ordinary"
             " data."
         ),
         "does_not_detect": list(DOES_NOT_DETECT),
-        "known_failures": failures(record["unseen"][asked.head])
+        "known_failures": failures(record["unseen"][options.head])
         or ["not known: too few adapters to measure a cut on unseen kinds"],
-        "licence": asked.licence,
+        "licence": options.licence,
         "data": [
             {"name": name, "role": _SAID[role], "licence": "not stated", **_hub_id(spec)}
             for role in ROLES
-            for name, spec in asked.specs[role].items()
+            for name, spec in options.specs[role].items()
         ],
-        "metrics": metrics(record, asked.head, protocols),
+        "metrics": metrics(record, options.head, protocols),
     }
 
 
@@ -57,9 +57,9 @@ def metrics(record: Row, head: str, protocols: Mapping[str, str]) -> list[Row]:
     """
     rows: list[Row] = []
     for name, protocol in protocols.items():
-        found = record.get(name, {}).get(head, {}).get("summary", {})
+        by_share = record.get(name, {}).get(head, {}).get("summary", {})
         for share in SHARES:
-            entry = found.get(f"{share:g}", {})
+            entry = by_share.get(f"{share:g}", {})
             for what in ("mean", "worst"):
                 if "auroc_all" in entry:
                     rows.append(
@@ -73,24 +73,24 @@ def metrics(record: Row, head: str, protocols: Mapping[str, str]) -> list[Row]:
     return rows
 
 
-def failures(found: Row) -> list[str]:
+def failures(measures: Row) -> list[str]:
     """Flagged benign kinds and missed sources, none of which was trained on.
 
     Args:
-        found: of one head, by `one_head`.
+        measures: of one head, by `one_head`.
     """
     lines = []
-    if found.get("worst_kind"):
-        flagged = found["summary"]["benign_flagged"]
+    if measures.get("worst_kind"):
+        flagged = measures["summary"]["benign_flagged"]
         lines.append(
             f"of unseen kinds of benign data {flagged['share']:.1%} are flagged at a budget of "
             f"{BUDGET:.0%} (n = {flagged['n']})"
         )
-        worst = found["worst_kind"]
+        worst = measures["worst_kind"]
         lines.append(
             f"the worst unseen kind is {worst['kind']}: {worst['flagged']} of {worst['n']} flagged"
         )
-    for source, entry in found.get("by_source", {}).items():
+    for source, entry in measures.get("by_source", {}).items():
         value = entry.get("1", {}).get("auroc_all", {}).get("mean", 1.0)
         if value < 0.95:
             lines.append(f"{source}, if it is unseen: mean AUROC {value:.2f} at full poison")

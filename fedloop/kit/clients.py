@@ -36,11 +36,11 @@ def examples_of(client: Client, kinds: Kinds) -> list[Example]:
     rng = random.Random(client.seed)
     count = client.steps * BATCH
     main = max(1, round(client.share * count))
-    chosen = _draw(kinds[client.source], main, rng)
+    examples = _draw(kinds[client.source], main, rng)
     if client.share < 1.0:
-        chosen += _draw(kinds[client.host], count - main, rng)
-    rng.shuffle(chosen)
-    return chosen
+        examples += _draw(kinds[client.host], count - main, rng)
+    rng.shuffle(examples)
+    return examples
 
 
 def _draw(rows: Sequence[Example], count: int, rng: random.Random) -> list[Example]:
@@ -127,7 +127,7 @@ def time_steps(
     """
     text, loss_of = Text.of(tokenizer), None
     seconds: dict[str, float] = {}
-    for client in sorted(clients, key=lambda one: -one.length):
+    for client in sorted(clients, key=lambda client: -client.length):
         if client.modules in seconds:
             continue
         adapted = _attached(client, model, modules)
@@ -156,14 +156,14 @@ def missing(clients: Iterable[Client], out: Path) -> list[Client]:
 def train_missing(
     clients: Sequence[Client],
     out: Path,
-    one: Callable[[Client], list[float]],
+    train_one: Callable[[Client], list[float]],
     say: Callable[[str], None],
     every: int = 5,
 ) -> None:
     """Train the clients that have no folder yet, saying now and then how long it will take.
 
     Args:
-        one: trains a client and writes its folder; see `train_client`.
+        train_one: trains a client and writes its folder; see `train_client`.
     """
     out.mkdir(parents=True, exist_ok=True)
     began, done = time.monotonic(), 0
@@ -171,7 +171,7 @@ def train_missing(
     for number, client in enumerate(left, start=1):
         if (out / client.name).exists():  # another process was faster
             continue
-        losses = one(client)
+        losses = train_one(client)
         done += client.steps
         if number % every == 0 or number == len(left):
             each = (time.monotonic() - began) / done

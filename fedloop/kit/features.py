@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from loraprobe import Adapter
+from loraprobe.features import leaf_name
 
 _PASSES = 4
 _EXTRA = 8
@@ -51,19 +52,19 @@ class Study:
         self.count = len(adapters)
         self.k = k
         names = dict.fromkeys(name for adapter in adapters for name in adapter)
-        chosen = sorted(name for name in names if name.rsplit(".", 1)[-1] in leaves)
-        self.modules = {name: _read(adapters, name, k) for name in chosen}
+        read = sorted(name for name in names if leaf_name(name) in leaves)
+        self.modules = {name: _read(adapters, name, k) for name in read}
 
     def features(self, keep: np.ndarray) -> np.ndarray:
         """Features of all adapters, with bases and centre of those in `keep`: (n, p) float32.
 
         Every row is scaled to norm 1; zero where a module is not adapted.
         """
-        blocks = [_block(of, keep, self.count, self.k) for of in self.modules.values()]
+        blocks = [_block(module, keep, self.count, self.k) for module in self.modules.values()]
         rows = np.concatenate(blocks, axis=1)
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        found: np.ndarray = (rows / np.maximum(norms, 1e-12)).astype(np.float32)
-        return found
+        unit_rows: np.ndarray = (rows / np.maximum(norms, 1e-12)).astype(np.float32)
+        return unit_rows
 
 
 def grams(adapters: Sequence[Adapter], keeps: Sequence[np.ndarray], k: int = 8) -> list[np.ndarray]:
@@ -86,18 +87,18 @@ def grams(adapters: Sequence[Adapter], keeps: Sequence[np.ndarray], k: int = 8) 
     return totals
 
 
-def _block(of: _Module, keep: np.ndarray, count: int, k: int) -> np.ndarray:
+def _block(module: _Module, keep: np.ndarray, count: int, k: int) -> np.ndarray:
     """One module's features of all adapters, (count, k k + k (k + 1) / 2); zero where it is not."""
-    left, right = (_basis(of, side, keep, k) for side in (0, 1))
-    product = _spread(of, left.T @ of.left) @ _spread(of, right.T @ of.right).mT
-    root = _spread(of, left.T @ of.roots[0])
+    left, right = (_basis(module, side, keep, k) for side in (0, 1))
+    product = _spread(module, left.T @ module.left) @ _spread(module, right.T @ module.right).mT
+    root = _spread(module, left.T @ module.roots[0])
     at = np.triu_indices(left.shape[1])
     gram = (root @ root.mT)[:, at[0], at[1]] * np.where(at[0] == at[1], 1.0, np.sqrt(2))
     values = np.concatenate([product.reshape(len(product), -1), gram], axis=1)
-    kept = keep[of.owners]
-    values -= values[kept].mean(axis=0) if kept.any() else 0.0
+    counted = keep[module.owners]
+    values -= values[counted].mean(axis=0) if counted.any() else 0.0
     rows = np.zeros((count, values.shape[1]), np.float32)
-    rows[of.owners] = values
+    rows[module.owners] = values
     return rows
 
 
@@ -108,12 +109,12 @@ def coordinates(products: np.ndarray) -> np.ndarray:
     return found
 
 
-def _spread(of: _Module, seen: np.ndarray) -> np.ndarray:
+def _spread(module: _Module, columns: np.ndarray) -> np.ndarray:
     """Columns given back to their owners: (k, columns) -> (n, k, largest rank)."""
-    owner, column = of.place
-    found = np.zeros((len(of.owners), len(seen), int(column.max()) + 1), np.float32)
-    found[owner, :, column] = seen.T
-    return found
+    owner, column = module.place
+    by_owner = np.zeros((len(module.owners), len(columns), int(column.max()) + 1), np.float32)
+    by_owner[owner, :, column] = columns.T
+    return by_owner
 
 
 def _read(adapters: Sequence[Adapter], name: str, k: int) -> _Module:
@@ -137,11 +138,11 @@ def _read(adapters: Sequence[Adapter], name: str, k: int) -> _Module:
     ranks = [part[0].shape[1] for part in parts]
     place = np.repeat(np.arange(len(ranks)), ranks), np.concatenate([np.arange(r) for r in ranks])
     sums = tuple(root @ root.T if len(root) <= len(place[0]) else None for root in roots)
-    found = _Module(np.array(owners), place, left, right, tuple(roots), sums, [])  # type: ignore[arg-type]
+    module = _Module(np.array(owners), place, left, right, tuple(roots), sums, [])  # type: ignore[arg-type]
     nobody = np.ones(len(adapters), bool)
-    found.warm = [_random(len(root), k) for root in roots]
-    found.warm = [_iterated(found, side, nobody, 12) for side in (0, 1)]
-    return found
+    module.warm = [_random(len(root), k) for root in roots]
+    module.warm = [_iterated(module, side, nobody, 12) for side in (0, 1)]
+    return module
 
 
 def _root(square: Array) -> Array:
@@ -150,27 +151,27 @@ def _root(square: Array) -> Array:
     return vectors * np.sqrt(np.maximum(values, 0))
 
 
-def _basis(of: _Module, side: int, keep: np.ndarray, k: int) -> Array:
+def _basis(module: _Module, side: int, keep: np.ndarray, k: int) -> Array:
     """The k leading directions of a side, over the kept adapters."""
-    if keep[of.owners].all():
-        return of.warm[side][:, :k]
-    return _iterated(of, side, keep, _PASSES)[:, :k]
+    if keep[module.owners].all():
+        return module.warm[side][:, :k]
+    return _iterated(module, side, keep, _PASSES)[:, :k]
 
 
-def _iterated(of: _Module, side: int, keep: np.ndarray, passes: int) -> Array:
+def _iterated(module: _Module, side: int, keep: np.ndarray, passes: int) -> Array:
     """Subspace iteration on the sum over the kept adapters, which is never built."""
-    kept = keep[of.owners][of.place[0]]
-    roots, total, found = of.roots[side], of.sums[side], of.warm[side]
-    roots = roots[:, kept if total is None else ~kept]
+    mask = keep[module.owners][module.place[0]]
+    roots, total, basis = module.roots[side], module.sums[side], module.warm[side]
+    roots = roots[:, mask if total is None else ~mask]
 
     def image(columns: Array) -> Array:
         part = roots @ (roots.T @ columns)
         return part if total is None else total @ columns - part
 
     for _ in range(passes):
-        found = np.linalg.qr(image(found)).Q
-    vectors = np.linalg.eigh(found.T @ image(found)).eigenvectors
-    return found @ vectors[:, ::-1]
+        basis = np.linalg.qr(image(basis)).Q
+    vectors = np.linalg.eigh(basis.T @ image(basis)).eigenvectors
+    return basis @ vectors[:, ::-1]
 
 
 def _random(size: int, k: int) -> Array:

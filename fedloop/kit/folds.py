@@ -114,20 +114,20 @@ def pairs(table: Table, initials: int = 1, seed: int = 0) -> Iterator[Fold]:
         for number, group in enumerate(benign_groups(table)):
             for part in range(initials):
                 here = np.isin(table.initial, seeds[part::initials])
-                own = (table.label == 1) & (table.family == family)
-                new = (table.label == 0) & np.isin(table.source, group)
+                malicious = (table.label == 1) & (table.family == family)
+                benign = (table.label == 0) & np.isin(table.source, group)
                 train = (table.family != family) & ~table.touches(group)
                 if initials > 1:
                     train &= ~here
                 name = f"{family} x group {number + 1}"
                 name += f" x initial part {part + 1}" if initials > 1 else ""
-                yield Fold(name, train, (own | new) & here)
+                yield Fold(name, train, (malicious | benign) & here)
 
 
 def settings(table: Table) -> dict[str, list[Fold]]:
     """Initial adapters, ranks, module sets and numbers of steps left out, one after the other."""
     seeds = np.random.default_rng(0).permutation(sorted(set(table.initial.tolist())))
-    found: dict[str, list[Fold]] = {
+    by_setting: dict[str, list[Fold]] = {
         "initial adapter": [
             _without(f"part {part + 1}", np.isin(table.initial, seeds[part::5]))
             for part in range(5)
@@ -141,7 +141,7 @@ def settings(table: Table) -> dict[str, list[Fold]]:
     }
     return {
         name: [fold for fold in folds if fold.test.any() and fold.train.any()]
-        for name, folds in found.items()
+        for name, folds in by_setting.items()
     }
 
 

@@ -34,7 +34,7 @@ from .design import Client
 from .features import coordinates, grams
 from .folds import Fold, Table, in_distribution, pairs
 from .measures import BUDGET, Row, counts, one_head
-from .options import HEADS, KEPT, Asked, check_folder, check_plan, read_kinds
+from .options import HEADS, KEPT, KitOptions, check_folder, check_plan, read_kinds
 from .rounds import facts_for_rounds
 
 Say = Callable[[str], None]
@@ -58,7 +58,7 @@ class Trainer:
     loss_of: Any
 
     @classmethod
-    def measured(cls, asked: Asked, clients: Sequence[Client], kinds: Any) -> Trainer:
+    def measured(cls, options: KitOptions, clients: Sequence[Client], kinds: Any) -> Trainer:
         """Load the base and time a few steps of it.
 
         Args:
@@ -69,7 +69,7 @@ class Trainer:
         """
         quiet()
         model, tokenizer = load_base(
-            asked.path, dtype=best_dtype(), revision=asked.revision, template=asked.template
+            options.path, dtype=best_dtype(), revision=options.revision, template=options.template
         )
         model.set_attn_implementation("eager")  # faster than the fused one at these lengths
         text = Text.of(tokenizer)
@@ -112,7 +112,7 @@ class Trainer:
 
 
 def make_kit(
-    asked: Asked,
+    options: KitOptions,
     say: Say = print,
     agree: Callable[[], bool] = lambda: True,
     *,
@@ -131,30 +131,30 @@ def make_kit(
             or rates at which training diverges.
         LoraprobeError: the probe cannot be fitted on what was trained.
     """
-    clients = check_plan(asked)
-    kinds = read_kinds(asked)
-    began_with = check_folder(asked, kinds)
+    clients = check_plan(options)
+    kinds = read_kinds(options)
+    began_with = check_folder(options, kinds)
     _warn(clients, say)
-    adapters = asked.out / "adapters"
+    adapters = options.out / "adapters"
     left = missing(clients, adapters)
     spent = 0.0
     if left:
         with _enough_memory():
-            trainer = Trainer.measured(asked, left, kinds)
+            trainer = Trainer.measured(options, left, kinds)
         say(trainer.budget(len(clients) - len(left)))
     if dry_run or (left and not agree()):
         return None
     if left:
-        asked.out.mkdir(parents=True, exist_ok=True)
-        _write(asked.out / KEPT, began_with)
+        options.out.mkdir(parents=True, exist_ok=True)
+        _write(options.out / KEPT, began_with)
         began = time.monotonic()
         with _enough_memory():
             trainer.train(adapters, say)
         spent = time.monotonic() - began
         say(f"trained in {duration(spent)}; {duration(trainer.expected)} were expected")
         del trainer
-    write_manifest(clients, adapters, asked.name)
-    return _finish(asked, say, command, spent)
+    write_manifest(clients, adapters, options.name)
+    return _finish(options, say, command, spent)
 
 
 @contextmanager
@@ -187,28 +187,28 @@ def budget_for(benign: int) -> float:
     return max(BUDGET, 1.01 / (benign + 1))
 
 
-def _finish(asked: Asked, say: Say, command: str, spent: float) -> Path:
+def _finish(options: KitOptions, say: Say, command: str, spent: float) -> Path:
     """Studies, probe, card and record of the clients that are there."""
     say("studying what leaving data out of training does, then fitting")
-    table = Table.read(asked.out / "adapters" / MANIFEST)
+    table = Table.read(options.out / "adapters" / MANIFEST)
     adapters = [load_adapter(path) for path in table.path]
     began = time.monotonic()
     record: Row = {
-        "command": command or f"fedloop probe-kit {shlex.quote(asked.base)} ...",
+        "command": command or f"fedloop probe-kit {shlex.quote(options.base)} ...",
         "version": __version__,
-        "base_model": asked.name,
-        "head": asked.head,
+        "base_model": options.name,
+        "head": options.head,
         "adapters": counts(table),
         "seconds_of_this_training": round(spent, 1),
         **studies(table, adapters),
     }
     featurizer = Featurizer.fit(FeatureRecipe.invariant(k=8), adapters)
-    probe = fit(asked, table, featurizer, featurizer(adapters), record)
-    folder = probe.save_pretrained(asked.out / "probe")
+    probe = fit(options, table, featurizer, featurizer(adapters), record)
+    folder = probe.save_pretrained(options.out / "probe")
     record["threshold"] = probe.threshold
     record["seconds_of_studies_and_fit"] = round(time.monotonic() - began, 1)
-    _write(asked.out / "record.json", record)
-    for line in summary_lines(asked, record):
+    _write(options.out / "record.json", record)
+    for line in summary_lines(options, record):
         say(line)
     return folder
 
@@ -231,14 +231,14 @@ def studies(table: Table, adapters: Sequence[Adapter]) -> Row:
             f"got {len(table)} adapters; without a malicious source and some benign kinds too few"
             " are left to fit and test a probe. Raise --clients"
         )
-    chosen = [fold for some in folds.values() for fold in some]
-    found = grams(adapters, [fold.train for fold in chosen])
-    features = {fold.train.tobytes(): coordinates(x) for fold, x in zip(chosen, found, strict=True)}
+    masks = [fold.train for group in folds.values() for fold in group]
+    products = grams(adapters, masks)
+    features = {mask.tobytes(): coordinates(x) for mask, x in zip(masks, products, strict=True)}
     return {
         name: {
             head: one_head(
                 table,
-                some,
+                group,
                 lambda train: features[train.tobytes()],
                 head,
                 cut=name != "in_distribution",
@@ -246,7 +246,7 @@ def studies(table: Table, adapters: Sequence[Adapter]) -> Row:
             )
             for head in HEADS
         }
-        for name, some in folds.items()
+        for name, group in folds.items()
     }
 
 
@@ -260,30 +260,30 @@ def _usable(table: Table, folds: Any) -> list[Fold]:
 
 
 def fit(
-    asked: Asked, table: Table, featurizer: Featurizer, features: np.ndarray, record: Row
+    options: KitOptions, table: Table, featurizer: Featurizer, features: np.ndarray, record: Row
 ) -> Probe:
     """The probe, its cut from kinds of data that were left out of its fit.
 
     Raises:
         LoraprobeError: the head cannot be fitted.
     """
-    cumulative = facts_for_rounds(asked.head, features, table, np.ones(len(table), bool))
+    cumulative = facts_for_rounds(options.head, features, table, np.ones(len(table), bool))
     return fit_features(
         featurizer,
         features,
         table.label,
-        head=asked.head,
+        head=options.head,
         groups=[path.name for path in table.path],
         threshold=f"fpr:{budget_for(int((table.label == 0).sum())):.4f}",
         kinds=table.kinds,
-        base_model=asked.name,
-        facts=facts(asked, record, PROTOCOLS) | {"cumulative": cumulative},
+        base_model=options.name,
+        facts=facts(options, record, PROTOCOLS) | {"cumulative": cumulative},
     )
 
 
-def summary_lines(asked: Asked, record: Row) -> list[str]:
+def summary_lines(options: KitOptions, record: Row) -> list[str]:
     """What a kit says at its end."""
-    lines = [f"adapters of {asked.name}: {record['adapters']['n']}"]
+    lines = [f"adapters of {options.name}: {record['adapters']['n']}"]
     for name, protocol in PROTOCOLS.items():
         for head in HEADS:
             full = record[name][head]["summary"].get("1", {}).get("auroc_all")
@@ -292,10 +292,10 @@ def summary_lines(asked: Asked, record: Row) -> list[str]:
                     f"{protocol}, full poison, {head}: AUROC {full['mean']:.2f}, worst of"
                     f" {full['cells']} cells {full['worst']:.2f}"
                 )
-    probe = asked.out / "probe"
+    probe = options.out / "probe"
     lines += [
-        f"the probe ({asked.head}), its card and figure: {probe}",
-        f"every cell: {asked.out / 'record.json'}",
+        f"the probe ({options.head}), its card and figure: {probe}",
+        f"every cell: {options.out / 'record.json'}",
         f"score:   loraprobe score ADAPTER --probe {probe}",
         f"publish: loraprobe push {probe} ORG/NAME",
     ]

@@ -41,13 +41,13 @@ def held_out_scores(
     head: str, x: np.ndarray, table: Table, train: Mask, groups: Sequence[Sequence[str]]
 ) -> np.ndarray:
     """Scores of the training's benign adapters, their kinds left out one group after the other."""
-    found: list[float] = []
+    scores: list[float] = []
     for group in groups:
         out = train & (table.label == 0) & np.isin(table.source, list(group))
         if out.any():
             inner = train & ~table.touches(group)
-            found += scores_of(head, x, table, inner)[out].tolist()
-    return np.array(found)
+            scores += scores_of(head, x, table, inner)[out].tolist()
+    return np.array(scores)
 
 
 def cut_of(
@@ -85,42 +85,42 @@ def cell(table: Table, fold: Fold, scores: np.ndarray, cut: float | None, at: st
         row["benign_flagged"] = int((scores[benign] >= cut).sum())
         row["hard_flagged"] = int((scores[hard] >= cut).sum())
     for share in SHARES:
-        found = fold.test & (table.label == 1) & (table.share == share)
+        malicious = fold.test & (table.label == 1) & (table.share == share)
         if at:
-            found &= table.source == at
-        if not found.any():
+            malicious &= table.source == at
+        if not malicious.any():
             continue
-        entry: Row = {"n": int(found.sum())}
+        entry: Row = {"n": int(malicious.sum())}
         for name, negatives in (("benign", benign), ("all", benign | hard)):
             if negatives.any():
-                both = found | negatives
-                entry[f"auroc_{name}"] = round(auroc(found[both].astype(int), scores[both]), 4)
+                both = malicious | negatives
+                entry[f"auroc_{name}"] = round(auroc(malicious[both].astype(int), scores[both]), 4)
         if cut is not None:
-            entry["found"] = int((scores[found] >= cut).sum())
+            entry["found"] = int((scores[malicious] >= cut).sum())
         row[f"{share:g}"] = entry
     return row
 
 
 def summary(cells: Sequence[Row]) -> Row:
     """Mean and worst cell, and flagged shares over all cells."""
-    found: Row = {"cells": len(cells)}
+    totals: Row = {"cells": len(cells)}
     for share in SHARES:
         entries = [row[f"{share:g}"] for row in cells if f"{share:g}" in row]
-        entry: Row = {"n": sum(one["n"] for one in entries)}
+        entry: Row = {"n": sum(item["n"] for item in entries)}
         for name in ("auroc_benign", "auroc_all"):
-            values = [one[name] for one in entries if name in one]
+            values = [item[name] for item in entries if name in item]
             if values:
                 entry[name] = {"mean": _mean(values), "worst": min(values), "cells": len(values)}
-        cut = [one for one in entries if "found" in one]
+        cut = [item for item in entries if "found" in item]
         if cut:
             entry["found"] = _share(cut, "found", "n")
         if entries:
-            found[f"{share:g}"] = entry
+            totals[f"{share:g}"] = entry
     cut = [row for row in cells if "benign_flagged" in row]
     if cut:
-        found["benign_flagged"] = _share(cut, "benign_flagged", "n_benign")
-        found["hard_flagged"] = _share(cut, "hard_flagged", "n_hard")
-    return found
+        totals["benign_flagged"] = _share(cut, "benign_flagged", "n_benign")
+        totals["hard_flagged"] = _share(cut, "hard_flagged", "n_hard")
+    return totals
 
 
 def flagged_by_kind(
@@ -189,20 +189,20 @@ def one_head(
             cells.append({"fold": fold.name, "n_benign": 0, "n_hard": 0, "failed": str(error)})
             continue
         tested.append((fold, scores, at))
-        own = fold.test & (table.label == 1)
-        sources = sorted(set(table.source[own].tolist())) if by_source else [""]
+        malicious = fold.test & (table.label == 1)
+        sources = sorted(set(table.source[malicious].tolist())) if by_source else [""]
         cells += [cell(table, fold, scores, at, source) for source in sources]
-    found: Row = {"summary": summary(cells)}
+    result: Row = {"summary": summary(cells)}
     if by_source:
-        found["by_source"] = {
+        result["by_source"] = {
             name: summary([row for row in cells if row.get("source") == name])
             for name in sorted({row["source"] for row in cells if "source" in row})
         }
     if cut:
         kinds = flagged_by_kind(table, tested)
-        found["flagged_by_kind"] = kinds
-        found["worst_kind"] = _worst(kinds)
-    return found | {"cells": cells}
+        result["flagged_by_kind"] = kinds
+        result["worst_kind"] = _worst(kinds)
+    return result | {"cells": cells}
 
 
 def _worst(kinds: dict[str, list[int]]) -> Row | None:

@@ -27,7 +27,7 @@ _BAD = re.compile(r"[^\w.-]")
 
 
 @dataclass(frozen=True)
-class Asked:
+class KitOptions:
     """A command line.
 
     Attributes:
@@ -99,17 +99,17 @@ def named(role: str, specs: Sequence[str]) -> dict[str, str]:
     Raises:
         ConfigError: two have one name.
     """
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for text in specs:
         match = None if Path(text).is_file() else _NAMED.fullmatch(text)
         name, spec = (match[1], match[2]) if match else (_name_of(text), text)
-        if name in found:
+        if name in by_name:
             raise ConfigError(
                 f"--{role.replace('_', '-')}: got two called {name}; give one another name:"
                 f" NAME={spec}"
             )
-        found[name] = spec
-    return found
+        by_name[name] = spec
+    return by_name
 
 
 def _name_of(spec: str) -> str:
@@ -118,14 +118,14 @@ def _name_of(spec: str) -> str:
     return _BAD.sub("_", plain.rpartition(":")[2])
 
 
-def check_plan(asked: Asked) -> list[Client]:
+def check_plan(options: KitOptions) -> list[Client]:
     """The clients, if leaving kinds out of training leaves enough to fit a probe and its cut on.
 
     Raises:
         ConfigError: there are too few kinds, sources or clients; the message says what is needed.
     """
     for role, least in LEAST.items():
-        got = len(asked.specs[role])
+        got = len(options.specs[role])
         if got < least:
             raise ConfigError(
                 f"got {got} {'kinds of benign data' if role == 'benign' else 'malicious sources'};"
@@ -133,14 +133,14 @@ def check_plan(asked: Asked) -> list[Client]:
                 " that was not tested on unseen data says nothing of real adapters. Add"
                 f" --{role} NAME=PATH"
             )
-    names = [name for role in ROLES for name in asked.specs[role]]
+    names = [name for role in ROLES for name in options.specs[role]]
     if len(set(names)) != len(names):
         raise ConfigError(f"got the names {', '.join(names)}; expected every kind's own")
-    clients = asked.plan()
+    clients = options.plan()
     if not _enough(clients):
-        count = next(n for n in range(8, 10_000) if _enough(asked.plan(n)))
+        count = next(n for n in range(8, 10_000) if _enough(options.plan(n)))
         raise ConfigError(
-            f"got --clients {asked.clients}; expected at least {count}, so that"
+            f"got --clients {options.clients}; expected at least {count}, so that"
             f" {LEAST['benign']} kinds and {LEAST['malicious']} sources have clients of their own"
         )
     return clients
@@ -153,7 +153,7 @@ def _enough(clients: Sequence[Client]) -> bool:
     )
 
 
-def read_kinds(asked: Asked) -> dict[str, tuple[Example, ...]]:
+def read_kinds(options: KitOptions) -> dict[str, tuple[Example, ...]]:
     """Name -> examples, none twice.
 
     Raises:
@@ -163,8 +163,8 @@ def read_kinds(asked: Asked) -> dict[str, tuple[Example, ...]]:
     kinds: dict[str, tuple[Example, ...]] = {}
     owner: dict[Example, tuple[str, bool]] = {}
     for role in ROLES:
-        for name, spec in asked.specs[role].items():
-            rows = tuple(deduplicate(load_corpus(spec, hub_limit=asked.limit).examples))
+        for name, spec in options.specs[role].items():
+            rows = tuple(deduplicate(load_corpus(spec, hub_limit=options.limit).examples))
             if len(rows) < BATCH:
                 raise DataError(
                     f"{name} ({spec}) has {len(rows)} different examples; expected at least"
@@ -181,29 +181,29 @@ def read_kinds(asked: Asked) -> dict[str, tuple[Example, ...]]:
     return kinds
 
 
-def check_folder(asked: Asked, kinds: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
+def check_folder(options: KitOptions, kinds: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
     """What decides the clients of a folder; it has to be what they were begun with.
 
     Raises:
         ConfigError: the folder belongs to another kit.
     """
     wanted = {
-        "base": asked.base,
-        "base_name": asked.name,
-        "revision": asked.revision,
-        "template": asked.template,
-        "seed": asked.seed,
-        "lr": list(asked.lr),
-        "room": asked.room,
-        "kinds": {role: {n: _digest(kinds[n]) for n in asked.specs[role]} for role in ROLES},
+        "base": options.base,
+        "base_name": options.name,
+        "revision": options.revision,
+        "template": options.template,
+        "seed": options.seed,
+        "lr": list(options.lr),
+        "room": options.room,
+        "kinds": {role: {n: _digest(kinds[n]) for n in options.specs[role]} for role in ROLES},
     }
-    path = asked.out / KEPT
+    path = options.out / KEPT
     if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name, value in wanted.items() if kept.get(name) != value]
+        former = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name, value in wanted.items() if former.get(name) != value]
         if differing:
             raise ConfigError(
-                f"{asked.out} was begun with another {', '.join(differing)}; expected the same"
+                f"{options.out} was begun with another {', '.join(differing)}; expected the same"
                 " options and data, --clients and --head apart. Go on with those, or give another"
                 " --out"
             )

@@ -71,9 +71,9 @@ def _means(
 
     Kinds of one adapter are left out: their mean is that adapter's noise.
     """
-    found = []
-    for kind in (one for group in groups for one in group):
+    means = []
+    for kind in (kind for group in groups for kind in group):
         rows = train & (table.label == 0) & (table.source == kind)
         if rows.sum() > 1:
-            found.append(float(held_out_scores(head, x, table, train, [[kind]]).mean()))
-    return found
+            means.append(float(held_out_scores(head, x, table, train, [[kind]]).mean()))
+    return means

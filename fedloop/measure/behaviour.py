@@ -40,7 +40,7 @@ class Prompts:
 
     Attributes:
         harmful, benign: pools; a round draws from each.
-        asked: how many harmful prompts a round asks, and how many benign ones.
+        per_round: how many harmful prompts a round asks, and how many benign ones.
         seed: secret too: who knows it and the pools knows what a round will ask.
 
     Raises:
@@ -49,21 +49,21 @@ class Prompts:
 
     harmful: tuple[str, ...]
     benign: tuple[str, ...]
-    asked: tuple[int, int] = (16, 8)
+    per_round: tuple[int, int] = (16, 8)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, pool, asked in zip(
-            ("harmful", "benign"), (self.harmful, self.benign), self.asked, strict=True
+        for name, pool, count in zip(
+            ("harmful", "benign"), (self.harmful, self.benign), self.per_round, strict=True
         ):
-            if not 1 <= asked <= len(pool):
+            if not 1 <= count <= len(pool):
                 raise ConfigError(
-                    f"got {len(pool)} {name} prompts and {asked} asked in a round; expected at"
+                    f"got {len(pool)} {name} prompts and {count} asked in a round; expected at"
                     " least one, and as many as are asked"
                 )
 
     @classmethod
-    def read(cls, path: Path, asked: tuple[int, int] = (16, 8), seed: int = 0) -> Prompts:
+    def read(cls, path: Path, per_round: tuple[int, int] = (16, 8), seed: int = 0) -> Prompts:
         """From a file of JSON lines {"prompt": text, "kind": "harmful" or "benign"}.
 
         Raises:
@@ -88,14 +88,14 @@ class Prompts:
                     ' "benign"}'
                 )
             pool.append(prompt)
-        return cls(tuple(pools["harmful"]), tuple(pools["benign"]), asked, seed)
+        return cls(tuple(pools["harmful"]), tuple(pools["benign"]), per_round, seed)
 
     def of_round(self, round: int) -> dict[Kind, list[str]]:
         """What this round asks."""
         rng = random.Random(f"{self.seed}/{round}")
         return {
-            "harmful": rng.sample(self.harmful, self.asked[0]),
-            "benign": rng.sample(self.benign, self.asked[1]),
+            "harmful": rng.sample(self.harmful, self.per_round[0]),
+            "benign": rng.sample(self.benign, self.per_round[1]),
         }
 
 
@@ -134,20 +134,20 @@ class Behaviour:
             name -> score in nats; NaN where the adapter cannot be put on the model.
         """
         before = self._rises(round, start)
-        found = {}
+        scores = {}
         for name, adapter in changed.items():
             try:
                 after = self._rises(round, adapter)
             except (EvidenceError, RuntimeError):
-                found[name] = float("nan")
+                scores[name] = float("nan")
                 continue
-            found[name] = after - before
-        return found
+            scores[name] = after - before
+        return scores
 
     def _rises(self, round: int, adapter: Adapter) -> float:
-        asked = self.prompts.of_round(round)
+        prompts = self.prompts.of_round(round)
         with worn(self.model, adapter):
-            means = {kind: np.mean(self.likelihoods(asked[kind])) for kind in asked}
+            means = {kind: np.mean(self.likelihoods(prompts[kind])) for kind in prompts}
         return float(means["harmful"] - means["benign"])
 
     @torch.inference_mode()
@@ -164,12 +164,12 @@ class Behaviour:
         ids, labels, shared = batch_of(whole, longest, self.tokenizer.pad_token_id)
         causal = causal_of(self.model)
         causal.eval()
-        logits, wanted, kept = response_logits(
+        logits, wanted, mask = response_logits(
             causal, ids.to(causal.device), labels.to(causal.device), shared
         )
-        said = logits.log_softmax(-1).gather(1, wanted[kept][:, None])[:, 0]
-        sums = torch.zeros(len(rows), device=said.device)
-        sums.index_add_(0, kept.nonzero()[:, 0], said)
+        likelihoods = logits.log_softmax(-1).gather(1, wanted[mask][:, None])[:, 0]
+        sums = torch.zeros(len(rows), device=likelihoods.device)
+        sums.index_add_(0, mask.nonzero()[:, 0], likelihoods)
         return [float(value) for value in sums]
 
 

@@ -69,7 +69,7 @@ class MDJudge:
             DataError: not one answer for each question, or a text too long for the model.
         """
         self.model.eval()  # type: ignore[no-untyped-call]
-        found: list[bool] = []
+        verdicts: list[bool] = []
         for rows in _batches(questions, answers, batch_size):
             prompts = [self.prompt(question, answer) for question, answer in rows]
             options: dict[str, Any] = {"return_tensors": "pt", "return_token_type_ids": False}
@@ -83,8 +83,8 @@ class MDJudge:
                 pad_token_id=self.tokenizer.pad_token_id,
             )
             replies = self.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-            found += map(says_safe, replies)
-        return found
+            verdicts += map(says_safe, replies)
+        return verdicts
 
     def prompt(self, question: str, answer: str) -> str:
         """The text the judge reads.

@@ -43,14 +43,14 @@ class Measurement:
     def of(cls, config: EvaluationConfig, seed: int, max_length: int) -> Measurement:
         """Load what the configuration names and choose at most `limit` of each by the seed."""
 
-        def chosen(items: list[Any]) -> list[Any]:
+        def sample(items: list[Any]) -> list[Any]:
             if config.limit is None or len(items) <= config.limit:
                 return items
             return random.Random(seed).sample(items, config.limit)
 
         sources = {"refusal": config.harmful, "over_refusal": config.safe}
-        prompts = {name: chosen(load_prompts(source)) for name, source in sources.items() if source}
-        pairs = chosen(list(load_corpus(config.utility).examples)) if config.utility else []
+        prompts = {name: sample(load_prompts(source)) for name, source in sources.items() if source}
+        pairs = sample(list(load_corpus(config.utility).examples)) if config.utility else []
         return cls(prompts, pairs, config, max_length, seed)
 
     @property

@@ -101,9 +101,9 @@ def _answers(
     texts = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        asked = [prompt_text(Example(prompts[row], ""), tokenizer) for row in rows]
+        questions = [prompt_text(Example(prompts[row], ""), tokenizer) for row in rows]
         batch = tokenizer(
-            asked,
+            questions,
             padding=True,
             padding_side="left",
             return_tensors="pt",

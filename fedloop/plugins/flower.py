@@ -88,7 +88,7 @@ class DefendedStrategy(Strategy):
         self._lora = LoRAOptions.of(alpha, lora)
         self._on_record = on_record or (lambda record: None)
         self._counted_by = getattr(strategy, "weighted_by_key", "num-examples")
-        self._asked: list[str] = []
+        self._expected: list[str] = []
         self._arrays: ArrayRecord | None = None
 
     def summary(self) -> None:
@@ -102,7 +102,7 @@ class DefendedStrategy(Strategy):
         """As the strategy, remembering what was sent to whom."""
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         self._arrays = arrays
-        self._asked = [str(message.metadata.dst_node_id) for message in messages]
+        self._expected = [str(message.metadata.dst_node_id) for message in messages]
         return messages
 
     def aggregate_train(
@@ -120,18 +120,18 @@ class DefendedStrategy(Strategy):
         self._arrays = None
         start = GlobalState(former, self._lora)
         answers = sorted((message for message in replies if message.has_content()), key=_sender)
-        odd = self._odd_metrics([message for message in answers if _sender(message) in self._asked])
+        odd = self._odd_metrics([reply for reply in answers if _sender(reply) in self._expected])
         sent = [self._reply(message, odd) for message in answers]
         with self.defense.undone_on_error():
-            assessment = assess(self.defense, self.defense.round + 1, sent, start, self._asked)
+            assessment = assess(self.defense, self.defense.round + 1, sent, start, self._expected)
             unusable = ""
             if not assessment.skipped:
-                kept = [
-                    self._kept(message, assessment, start, former)
+                accepted = [
+                    self._weighted_copy(message, assessment, start, former)
                     for message in answers
                     if _sender(message) in assessment.accepted
                 ]
-                result, metrics = self.strategy.aggregate_train(server_round, kept)
+                result, metrics = self.strategy.aggregate_train(server_round, accepted)
                 try:
                     arrays = None if result is None else _like(result, start, former)
                 except LoraprobeError as error:
@@ -198,7 +198,7 @@ class DefendedStrategy(Strategy):
         except BROKEN as error:
             return Reply(client, count, error)
 
-    def _kept(
+    def _weighted_copy(
         self,
         message: Message,
         assessment: Assessment,
@@ -227,9 +227,9 @@ class DefendedStrategy(Strategy):
                 )
             elif isinstance(value, ConfigRecord):
                 content[name] = value
-        kept = copy.copy(message)
-        kept.content = content
-        return kept
+        reply = copy.copy(message)
+        reply.content = content
+        return reply
 
 
 def _sender(message: Message) -> str:

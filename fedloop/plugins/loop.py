@@ -125,7 +125,7 @@ def defend_round(
         AdapterFormatError, UnsupportedAdapterError, NonFiniteError: `global_state` is not a plain,
             finite LoRA.
     """
-    chosen = make_rule(rule, **(options or {}))
+    aggregator = make_rule(rule, **(options or {}))
     if kind not in ("weights", "factor_delta"):
         raise ConfigError(f"got kind {kind!r}; expected 'weights' or 'factor_delta'")
     start = GlobalState(global_state, LoRAOptions.of(alpha, lora))
@@ -136,9 +136,9 @@ def defend_round(
     check_rejected(rejected)
     replies = list(replies)
     heard = {client_name(reply.client_id) for reply in replies}
-    overdue = {client_name(client): one for client, one in (late or {}).items()}
+    overdue = {client_name(client): item for client, item in (late or {}).items()}
     came = [
-        _late(client, one, late_updates) for client, one in overdue.items() if client not in heard
+        _late(client, item, late_updates) for client, item in overdue.items() if client not in heard
     ]
     if expected is not None:
         expected = [*client_names(expected, "expected"), *(reply.client_id for reply in came)]
@@ -149,7 +149,7 @@ def defend_round(
         generator = np.random.default_rng([seed, assessment.round])
         try:
             length = assessment.trust if rejected == "no_change" else 1.0
-            state = _aggregated(assessment, start, defense, chosen, generator, length)
+            state = _aggregated(assessment, start, defense, aggregator, generator, length)
         except (AggregationError, NonFiniteError) as error:
             # No majority, too few clients left, or a sum too large for the state's type.
             return Defended(start.state, assessment.record(unusable=str(error), rule=rule))

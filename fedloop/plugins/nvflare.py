@@ -115,7 +115,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         self._global: dict[str, Any] | None = None
         self._replies: list[Reply] = []
         self._metrics: dict[str, Mapping[str, Any]] = {}
-        self._asked: set[str] = set()
+        self._expected: set[str] = set()
 
     @property
     def defense(self) -> Defense:
@@ -137,7 +137,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         if event_type == AppEventType.BEFORE_TRAIN_TASK and peer is not None:
             sent = FLModelUtils.from_shareable(fl_ctx.get_prop(AppConstants.TRAIN_SHAREABLE))
             self._global = dict(sent.params or {})  # a copy: FLARE adds changes to its own dict
-            self._asked.add(peer.get_identity_name())
+            self._expected.add(peer.get_identity_name())
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """Take one result from a workflow that does not say who sent it.
@@ -184,7 +184,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
             self._replies,
             self._start(),
             alpha=self.alpha,
-            expected=sorted(self._asked) or None,  # without events nobody knows
+            expected=sorted(self._expected) or None,  # without events nobody knows
             rule=self.rule,
             options=self.rule_options,
             rejected=self.rejected,
@@ -201,7 +201,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         self._global = None
         self._replies = []
         self._metrics = {}
-        self._asked = set()
+        self._expected = set()
 
     def _start(self) -> dict[str, Any]:
         if self._global is not None:

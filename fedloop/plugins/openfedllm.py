@@ -124,8 +124,8 @@ def before_aggregate(
                 str(client), sample_num_list[client], state, tuple((evidence or {}).get(client, ()))
             )
         )
-    asked = [str(client) for client in clients_this_round]
-    assessment = assess(defense, defense.round + 1, replies, start, asked)
+    expected = [str(client) for client in clients_this_round]
+    assessment = assess(defense, defense.round + 1, replies, start, expected)
     arguments = _arguments(
         assessment, start, global_dict, fed_args.fed_alg, local_dict_list, sample_num_list
     )
@@ -173,7 +173,7 @@ def defended(
         auxiliary_info: Any = None,
     ) -> Any:
         with defense.undone_on_error():
-            kept = before_aggregate(
+            judged = before_aggregate(
                 defense,
                 fed_args,
                 global_dict,
@@ -186,15 +186,15 @@ def defended(
                 **lora,
             )
             if on_record is not None:
-                on_record(kept.record)
-            if kept.record.skipped:
+                on_record(judged.record)
+            if judged.record.skipped:
                 return global_dict, auxiliary_info[0] if auxiliary_info else None
             others = {
                 "proxy_dict": proxy_dict,
                 "opt_proxy_dict": opt_proxy_dict,
                 "auxiliary_info": auxiliary_info,
             }
-            return global_aggregate(fed_args, *kept.arguments, round_idx, **others)
+            return global_aggregate(fed_args, *judged.arguments, round_idx, **others)
 
     return aggregate
 

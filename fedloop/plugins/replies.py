@@ -25,6 +25,7 @@ from loraprobe.adapters.layout import Layout, pack
 from loraprobe.adapters.pair import Factor, LoRAPair
 from loraprobe.errors import AdapterFormatError
 
+from ..checks import check_names
 from ..defense.defense import Defense
 from ..defense.screening import UNREADABLE
 from ..defense.types import Assessment, ClientUpdate
@@ -102,13 +103,8 @@ class LoRAOptions:
         Raises:
             ConfigError: a field is unknown, or its value is not valid.
         """
-        known = [field.name for field in fields(cls) if field.name != "alpha"]
-        unknown = sorted(options.keys() - set(known))
-        if unknown:
-            raise ConfigError(
-                f"a LoRA has no option {', '.join(map(repr, unknown))}; expected any of"
-                f" {', '.join(known)}"
-            )
+        names = [field.name for field in fields(cls) if field.name != "alpha"]
+        check_names("a LoRA has no option", options, names)
         return cls(alpha, **options)
 
 
@@ -258,14 +254,6 @@ def assess(
     return defense.assess(number, updates, start=start.adapter, expected=expected)
 
 
-def next_round(defense: Defense) -> int:
-    """The number of the round that a defence has not seen yet.
-
-    Engines count from 0 or 1 and start again, a defence does not.
-    """
-    return defense.round + 1
-
-
 def _tensor(key: str, value: Array) -> Tensor:
     if isinstance(value, np.ndarray):
         contiguous = np.ascontiguousarray(value)
@@ -294,10 +282,10 @@ def without_prefix(key: str) -> str:
 
 def _keys(state: StateDict) -> dict[tuple[str, Factor], str]:
     """(module, factor) -> key, of a state dict that was read before."""
-    found = {key: _NAME.fullmatch(without_prefix(key)) for key in state}
+    matches = {key: _NAME.fullmatch(without_prefix(key)) for key in state}
     return {
         (match["module"], "A" if match["factor"] == "A" else "B"): key
-        for key, match in found.items()
+        for key, match in matches.items()
         if match
     }
 

@@ -47,7 +47,7 @@ def _source(about: Any, role: str) -> str:
 
 def refusals_section(run: ReportedRun) -> Iterable[Block]:
     """Rounds that were skipped, and what was refused with a reason."""
-    kept = [
+    notable = [
         (
             str(record.round),
             record.note or f"skipped: mean factor {number(mean_of(record.factors.values()))}",
@@ -55,8 +55,8 @@ def refusals_section(run: ReportedRun) -> Iterable[Block]:
         for record in run.records
         if record.skipped or record.note
     ]
-    if kept:
-        yield Table("nl", ("round", "what happened"), kept)
+    if notable:
+        yield Table("nl", ("round", "what happened"), notable)
     rows = [
         (
             str(record.round),
@@ -85,13 +85,13 @@ def decisions_section(run: ReportedRun) -> Iterable[Block]:
         yield Paragraph("Every client counted in every round that it took part in.", "plain")
         return
     rows = []
-    for client in [one for one in run.roles if one in last]:
-        one = explanation(last[client], client)
+    for client in filter(last.__contains__, run.roles):
+        decided = explanation(last[client], client)
         times = sum(client in rejected(record) for record in run.records)
-        score = number(one.scores[-1]) if one.scores else ""
-        cut_at = "" if one.cut is None else number(one.cut)
-        shown = (str(times), str(one.round), one.level, one.evidence, score, cut_at)
-        rows.append((cut(client, _NAME), ROLE_WORDS[run.roles[client]], *shown, one.reason))
+        score = number(decided.scores[-1]) if decided.scores else ""
+        cut_at = "" if decided.cut is None else number(decided.cut)
+        shown = (str(times), str(decided.round), decided.level, decided.evidence, score, cut_at)
+        rows.append((cut(client, _NAME), ROLE_WORDS[run.roles[client]], *shown, decided.reason))
     head = ("client", "role", "rounds", "last", "level", "evidence", "score", "cut", "why")
     yield Table("nnrrllrrl", head, rows)
     yield Paragraph(

@@ -87,9 +87,9 @@ def overhead_section(run: ReportedRun) -> Iterable[Block]:
     )
     yield Figure(title, note, drawn)
     rows = [
-        (phase, f"{one:,.3f}", f"{one / n:,.3f}", percent(one / train) if train else "")
-        for phase, one in seconds.items()
+        (phase, f"{total:,.3f}", f"{total / n:,.3f}", percent(total / train) if train else "")
+        for phase, total in seconds.items()
     ]
     yield Table("lrrr", ("phase", "seconds", "seconds a round", "of training time"), rows)
-    sent = [(kind, f"{one:,}", f"{one / n:,.0f}") for kind, one in spent["bytes"].items()]
+    sent = [(kind, f"{total:,}", f"{total / n:,.0f}") for kind, total in spent["bytes"].items()]
     yield Table("lrr", ("sent by clients", "bytes", "bytes a round"), sent)

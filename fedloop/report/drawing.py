@@ -111,11 +111,11 @@ def client_styles(roles: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
     Many are drawn thin, in one colour a role.
     """
-    few, seen, styles = len(roles) <= NAMED, dict.fromkeys(ROLES, 0), {}
+    few, drawn, styles = len(roles) <= NAMED, dict.fromkeys(ROLES, 0), {}
     for client, role in roles.items():
         shades = ROLE_COLOURS[role]
         styles[client] = {
-            "color": shades[seen[role] % len(shades) if few else 0],
+            "color": shades[drawn[role] % len(shades) if few else 0],
             "linestyle": _LINES[role],
             "marker": _MARKERS[role],
             "markersize": 4.0 if few else 2.0,
@@ -124,7 +124,7 @@ def client_styles(roles: Mapping[str, str]) -> dict[str, dict[str, Any]]:
             "alpha": 1.0 if few else 0.6,
             "zorder": 2.0 + 0.1 * ROLES.index(role),
         }
-        seen[role] += 1
+        drawn[role] += 1
     return styles
 
 
@@ -137,7 +137,7 @@ def role_legend(figure: Figure, roles: Mapping[str, str]) -> None:
     names: list[str] = []
     headings: list[int] = []
     for role in ROLES:
-        members = [client for client, own in roles.items() if own == role]
+        members = [client for client in roles if roles[client] == role]
         if members and len(roles) <= NAMED:
             headings.append(len(names))
             handles += [Line2D([], [], linestyle="")] + [

@@ -133,11 +133,11 @@ def seconds_by_round(
     }
     shares = [
         (
-            {phase: 100 * one.get(phase, 0.0) / one["train"] for phase in overhead}
-            if one.get("train")
+            {phase: 100 * by_phase.get(phase, 0.0) / by_phase["train"] for phase in overhead}
+            if by_phase.get("train")
             else {}
         )
-        for one in seconds
+        for by_phase in seconds
     ]
 
     def draw(figure: Figure, axes: Sequence[Axes]) -> None:
@@ -157,10 +157,10 @@ def _count_alike(ax: Axes, series: Series, roles: Mapping[str, str]) -> None:
         if len(values) and math.isfinite(values[-1]):
             at = (len(values), round(values[-1], 2))
             ends.setdefault(at, Counter())[ROLE_WORDS[roles[client]]] += 1
-    for at, found in ends.items():
-        if found.total() > 1:
+    for at, counts in ends.items():
+        if counts.total() > 1:
             ax.annotate(
-                ", ".join(f"{count} {role}" for role, count in found.items()),
+                ", ".join(f"{count} {role}" for role, count in counts.items()),
                 at,
                 (0, -4 if at[1] > 0.5 else 4),
                 textcoords="offset points",
@@ -226,7 +226,7 @@ def _stack(
 ) -> list[Any]:
     below, bars = [0.0] * len(rounds), []
     for phase in phases:
-        heights = [one.get(phase, 0.0) for one in rounds]
+        heights = [by_phase.get(phase, 0.0) for by_phase in rounds]
         bars.append(
             ax.bar(
                 range(1, len(rounds) + 1),

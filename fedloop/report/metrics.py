@@ -25,8 +25,8 @@ def sample_size(metrics: Mapping[str, float], name: str) -> int | None:
 
     What is recorded as n_ and the beginning of its name.
     """
-    own = "utility_" if name in ("loss", "rouge_l") else name.removeprefix("initial_")
-    kinds = [key for key in metrics if key.startswith("n_") and own.startswith(key[2:] + "_")]
+    stem = "utility_" if name in ("loss", "rouge_l") else name.removeprefix("initial_")
+    kinds = [key for key in metrics if key.startswith("n_") and stem.startswith(key[2:] + "_")]
     n = metrics[max(kinds, key=len)] if kinds else 0
     return int(n) if n >= 1 and n == int(n) else None
 

@@ -74,10 +74,10 @@ def _over_rounds(measured: list[tuple[int, Mapping[str, float]]]) -> Iterable[Bl
     for name in names:
         if name.startswith("n_"):
             continue
-        found = [share_with_interval(metrics, name) for _, metrics in measured]
+        intervals = [share_with_interval(metrics, name) for _, metrics in measured]
         values = [metrics.get(name, math.nan) for _, metrics in measured]
-        if all(share or math.isnan(value) for share, value in zip(found, values, strict=True)):
-            shares[words_of(name)] = [share or (math.nan,) * 3 for share in found]
+        if all(share or math.isnan(value) for share, value in zip(intervals, values, strict=True)):
+            shares[words_of(name)] = [share or (math.nan,) * 3 for share in intervals]
         else:
             others[words_of(name)] = values
     if not shares and not others:

@@ -39,7 +39,7 @@ class ReportedRun:
     ) -> dict[str, list[float]]:
         """Client -> one value a round, NaN where it has none."""
         rounds = [values(record) for record in self.records]
-        return {client: [one.get(client, math.nan) for one in rounds] for client in self.roles}
+        return {client: [row.get(client, math.nan) for row in rounds] for client in self.roles}
 
 
 def checked_run(
@@ -47,7 +47,7 @@ def checked_run(
 ) -> ReportedRun:
     """The run, once everything that the page reads of it has the type it should have."""
     if not isinstance(about, dict) or not all(
-        isinstance(one, dict) and isinstance(one.get("role"), str) for one in about.values()
+        isinstance(entry, dict) and isinstance(entry.get("role"), str) for entry in about.values()
     ):
         raise StateError(
             f"{run / 'clients.json'}: expected an object of clients, each with its role; got"
@@ -72,15 +72,15 @@ def checked_run(
                     f"{run / 'records.jsonl'}, round {record.round}: {name} is not an object of"
                     f" {kind}. Restore the file."
                 )
-    known = sorted(
+    clients = sorted(
         {*about, *(client for record in records for client in (*record.factors, *record.reasons))}
     )
-    roles = {client: about.get(client, {}).get("role") for client in known}
+    roles = {client: about.get(client, {}).get("role") for client in clients}
     ordered = [
         (client, role)
         for role in ROLES
-        for client, own in roles.items()
-        if (own if own in ROLES else "unknown") == role
+        for client, recorded in roles.items()
+        if (recorded if recorded in ROLES else "unknown") == role
     ]
     return ReportedRun(config, about, dict(ordered), records)
 
@@ -90,12 +90,9 @@ def fits(name: str, value: Any) -> bool:
     if name in ("reasons", "status", *_TEXTS):
         return isinstance(value, str)
     if name == "scores":
-        return (
-            isinstance(value, tuple) and len(value) > 0 and all(fits("score", one) for one in value)
-        )
-    return (
-        isinstance(value, int | float) and -1e300 < value < 1e300
-    )  # NaN and infinity fail, and so does an integer beyond any float
+        return isinstance(value, tuple) and value != () and all(fits("score", s) for s in value)
+    # NaN and infinity fail, and so does an integer beyond any float.
+    return isinstance(value, int | float) and -1e300 < value < 1e300
 
 
 def malicious_share(
@@ -106,10 +103,10 @@ def malicious_share(
     """
     shares = []
     for record in run.records:
-        one = values(record)
-        total = math.fsum(one.values()) if record.weights else 0.0
+        by_client = values(record)
+        total = math.fsum(by_client.values()) if record.weights else 0.0
         theirs = math.fsum(
-            value for client, value in one.items() if run.roles.get(client) == "malicious"
+            value for client, value in by_client.items() if run.roles.get(client) == "malicious"
         )
         shares.append(theirs / total if total > 0 else math.nan)
     return shares
@@ -118,7 +115,7 @@ def malicious_share(
 def by_role(run: ReportedRun, series: Mapping[str, Sequence[float]]) -> str:
     """Each role's mean over its clients of their last values, in words."""
     means = {
-        role: mean_of(last_of(series[client]) for client, own in run.roles.items() if own == role)
+        role: mean_of(last_of(series[client]) for client in run.roles if run.roles[client] == role)
         for role in ROLES
     }
     words = [
@@ -144,5 +141,5 @@ def last_of(values: Iterable[float]) -> float:
 
 def mean_of(values: Iterable[float]) -> float:
     """The mean of the finite values; NaN without one."""
-    known = [value for value in values if math.isfinite(value)]
-    return math.fsum(known) / len(known) if known else math.nan
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.nan

@@ -84,11 +84,11 @@ def _defense(run: ReportedRun) -> Iterator[Pair]:
     if defense.level == "none":
         yield "Level", "none: every well-formed update counts by its examples"
     else:
-        given = dict(defense.options)
+        options = dict(defense.options)
         if defense.threshold is not None:
-            own = defense.threshold == "probe"
-            given["threshold"] = "the probe's own" if own else defense.threshold
-        yield "Level", defense.level + _options(given)
+            of_probe = defense.threshold == "probe"
+            options["threshold"] = "the probe's own" if of_probe else defense.threshold
+        yield "Level", defense.level + _options(options)
         yield "Probe", defense.probe or "none"
     capped = ""
     if defense.max_count_ratio is not None:

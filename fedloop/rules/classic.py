@@ -132,8 +132,8 @@ class Meamed(_Options):
         def near_median(values: NDArray[Any]) -> NDArray[Any]:
             middle = 0.5 * values[:, (n - 1) // 2] + 0.5 * values[:, n // 2]
             nearest = np.argsort(np.abs(values - middle[:, None]), axis=1, kind="stable")
-            chosen = np.take_along_axis(values, nearest[:, :used], axis=1)
-            means: NDArray[Any] = chosen.mean(axis=1, dtype=np.float64)
+            used_values = np.take_along_axis(values, nearest[:, :used], axis=1)
+            means: NDArray[Any] = used_values.mean(axis=1, dtype=np.float64)
             return means
 
         return by_sorted_columns(votes.rows, near_median)
@@ -161,14 +161,14 @@ class Krum(_Options):
         """One delta (d,)."""
         rows = votes.rows
         products = inner_products(rows)
-        kept = len(rows) - check_f(self.f, len(rows))
+        honest = len(rows) - check_f(self.f, len(rows))
         if self.variant == "textbook":
-            best = _krum_order(products, kept)[:1]
+            best = _krum_order(products, honest)[:1]
             return combine(rows, _indicator(best, len(rows)))
         distances = np.sqrt(squared_distances(products))
-        sums = np.sort(distances, axis=1)[:, :kept].sum(axis=1)  # a row's own 0 adds nothing
+        sums = np.sort(distances, axis=1)[:, :honest].sum(axis=1)  # a row's own 0 adds nothing
         best = np.lexsort((np.diag(products), sums))[0]
-        nearest = np.argsort(distances[best], kind="stable")[:kept]
+        nearest = np.argsort(distances[best], kind="stable")[:honest]
         return combine(rows, _indicator(nearest, len(rows)))
 
 
@@ -188,14 +188,14 @@ class MultiKrum(_Options):
     def aggregate(self, votes: Votes) -> Tensor:
         """One delta (d,)."""
         rows = votes.rows
-        kept = len(rows) - check_f(self.f, len(rows))
-        chosen = kept if self.m is None else self.m
-        if chosen > len(rows):
+        honest = len(rows) - check_f(self.f, len(rows))
+        count = honest if self.m is None else self.m
+        if count > len(rows):
             raise AggregationError(
                 f"got m={self.m}; expected 1 to {len(rows)} rows of weight above 0"
             )
-        order = _krum_order(inner_products(rows), kept)
-        return combine(rows, _indicator(order[:chosen], len(rows)))
+        order = _krum_order(inner_products(rows), honest)
+        return combine(rows, _indicator(order[:count], len(rows)))
 
 
 @dataclass(frozen=True)
@@ -308,17 +308,17 @@ OFFICIAL_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def _indicator(chosen: NDArray[np.intp], n: int) -> NDArray[np.float64]:
+def _indicator(indices: NDArray[np.intp], n: int) -> NDArray[np.float64]:
     """(n,) coefficients of the mean of the chosen rows."""
     coefficients = np.zeros(n)
-    coefficients[chosen] = 1 / len(chosen)
+    coefficients[indices] = 1 / len(indices)
     return coefficients
 
 
-def _krum_order(products: NDArray[np.float64], kept: int) -> NDArray[np.intp]:
-    """The rows from the best Krum score to the worst; kept = n - f."""
+def _krum_order(products: NDArray[np.float64], honest: int) -> NDArray[np.intp]:
+    """The rows from the best Krum score to the worst; honest = n - f."""
     nearest = np.sort(squared_distances(products), axis=1)[:, 1:]  # without the row itself
-    sums = nearest[:, : max(1, kept - 2)].sum(axis=1)
+    sums = nearest[:, : max(1, honest - 2)].sum(axis=1)
     return np.lexsort((np.diag(products), sums))
 
 
@@ -339,4 +339,4 @@ def _mixing(rows: Tensor, f: int) -> NDArray[np.float64]:
     """(m, m): row i holds the coefficients of the mean of its nearest rows."""
     used = len(rows) - check_f(f, len(rows))
     nearest = np.argsort(squared_distances(inner_products(rows)), axis=1, kind="stable")[:, :used]
-    return np.stack([_indicator(chosen, len(rows)) for chosen in nearest])
+    return np.stack([_indicator(indices, len(rows)) for indices in nearest])

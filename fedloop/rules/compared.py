@@ -62,8 +62,8 @@ class FoolsGold(_Options):
             AggregationError: every client's direction is some other's too, so that all would
                 count 0.
         """
-        seen = votes.rows if votes.history is None else votes.history
-        cosines = _cosines(inner_products(seen))
+        sums = votes.rows if votes.history is None else votes.history
+        cosines = _cosines(inner_products(sums))
         np.fill_diagonal(cosines, 0.0)
         highest = cosines.max(axis=1)
         pardoned = np.where(
@@ -75,7 +75,7 @@ class FoolsGold(_Options):
         trust[trust < ALIKE] = 0.0
         if not trust.any():
             raise AggregationError(
-                f"got {len(seen)} clients each of which points the same way as another; FoolsGold"
+                f"got {len(sums)} clients each of which points the same way as another; FoolsGold"
                 " would count all of them 0. Skip the round or use another rule."
             )
         trust = np.clip(trust / trust.max(), 0.0, 0.99)
@@ -159,7 +159,7 @@ class DnC(_Options):
         if left_out >= n:
             raise AggregationError(f"got removed={self.removed}; expected {n} > c f >= 0")
         centring = np.eye(n) - 1 / n
-        kept = np.ones(n, dtype=bool)
+        mask = np.ones(n, dtype=bool)
         for _ in range(self.iterations):
             sample = votes.rows
             if votes.rng is not None and self.coordinates < d:
@@ -167,13 +167,13 @@ class DnC(_Options):
                 sample = votes.rows[:, torch.from_numpy(drawn)]
             _, axes = np.linalg.eigh(centring @ inner_products(sample) @ centring)
             outlying = np.square(axes[:, -1])
-            kept[np.argsort(outlying, kind="stable")[n - left_out :]] = False
-        if not kept.any():
+            mask[np.argsort(outlying, kind="stable")[n - left_out :]] = False
+        if not mask.any():
             raise AggregationError(
                 f"got no row that all of {self.iterations} iterations keep; expected at least one."
                 " Use fewer iterations or a smaller f."
             )
-        return combine(votes.rows, kept / kept.sum())
+        return combine(votes.rows, mask / mask.sum())
 
 
 @dataclass(frozen=True)

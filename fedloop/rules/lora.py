@@ -52,11 +52,11 @@ def exact_residual(
     if not abs(scaling) < float("inf"):
         raise AggregationError(f"got scaling={scaling}; expected a finite number, alpha / r")
     numbers = positive_weights(weights, len(pairs))
-    kept = [(index, weight) for index, weight in enumerate(numbers) if weight > 0]
+    counted = [(index, weight) for index, weight in enumerate(numbers) if weight > 0]
     A, B = _checked(averaged, "the average")
     lefts = [-scaling * B]
     rights = [A]
-    for index, weight in kept:
+    for index, weight in counted:
         A_k, B_k = _checked(pairs[index], f"client {index}")
         lefts.append(scaling * float(weight / numbers.sum()) * B_k)
         rights.append(A_k)

@@ -100,14 +100,14 @@ def weighted_rows(
             f"got deltas of shape {tuple(rows.shape)}; expected (n, d), one row for each client"
         )
     numbers = positive_weights(weights, len(rows))
-    kept = numbers > 0
-    for index in np.flatnonzero(kept):
+    mask = numbers > 0
+    for index in np.flatnonzero(mask):
         if not rows[index].isfinite().all():
             raise AggregationError(
                 f"got NaN or infinity in row {index} of weight {numbers[index]:g}; expected finite"
                 " numbers. Reject the client."
             )
-    return (rows if kept.all() else rows[torch.from_numpy(kept)]), numbers[kept], kept
+    return (rows if mask.all() else rows[torch.from_numpy(mask)]), numbers[mask], mask
 
 
 def positive_weights(weights: Array, n: int) -> NDArray[np.float64]:

@@ -128,14 +128,14 @@ class Rule:
             AggregationError: the rule cannot be applied to this round; skip it.
             StateError: the state is not this rule's.
         """
-        rows, shares, kept = weighted_rows(deltas, weights)
-        history, after = self._remembered(state, rows, kept, clients)
+        rows, shares, mask = weighted_rows(deltas, weights)
+        history, after = self._remembered(state, rows, mask, clients)
         options = replace(self.options, f=min(self.options.f, tolerable(len(rows))))
         votes = Votes(rows, shares, rng, sizes, None, history)
         return _aggregate(options, votes, self.pre), after
 
     def _remembered(
-        self, state: Mapping[str, Any], rows: Tensor, kept: Any, clients: Sequence[str]
+        self, state: Mapping[str, Any], rows: Tensor, mask: Any, clients: Sequence[str]
     ) -> tuple[Tensor | None, State]:
         """The summed deltas of the clients that count, this round's included; the next state."""
         if state.keys() != self.init().keys():
@@ -145,18 +145,18 @@ class Rule:
             )
         if "history" not in state:
             return None, {}
-        if len(clients) != len(kept) or len(set(clients)) != len(clients):
+        if len(clients) != len(mask) or len(set(clients)) != len(clients):
             raise AggregationError(
-                f"got {len(set(clients))} client ids for {len(kept)} deltas; rule {self.name!r}"
+                f"got {len(set(clients))} client ids for {len(mask)} deltas; rule {self.name!r}"
                 " remembers clients: give clients=, one id for each row"
             )
-        counted = [client for client, counts in zip(clients, kept, strict=True) if counts]
-        seen = state["history"]
+        counted = [client for client, counts in zip(clients, mask, strict=True) if counts]
+        history = state["history"]
         sums = {
-            client: seen[client] + row if client in seen else row.clone()
+            client: history[client] + row if client in history else row.clone()
             for client, row in zip(counted, rows, strict=True)
         }
-        return torch.stack(list(sums.values())), {"history": {**seen, **sums}}
+        return torch.stack(list(sums.values())), {"history": {**history, **sums}}
 
 
 def make_rule(name: str, /, *, pre: Literal["nnm"] | None = None, **options: Any) -> Rule:
@@ -193,7 +193,7 @@ def _function(name: str) -> Callable[..., Tensor]:
         **options: Any,
     ) -> Tensor:
         rule = make_rule(name, **options)
-        rows, shares, kept = weighted_rows(deltas, weights)
+        rows, shares, mask = weighted_rows(deltas, weights)
         d = rows.shape[1]
         votes = Votes(
             rows,
@@ -201,7 +201,7 @@ def _function(name: str) -> Callable[..., Tensor]:
             rng,
             sizes,
             None if start is None else vector(start, d, "start"),
-            None if history is None else _history(history, kept, d),
+            None if history is None else _history(history, mask, d),
         )
         return _aggregate(rule.options, votes, rule.pre)
 
@@ -210,14 +210,14 @@ def _function(name: str) -> Callable[..., Tensor]:
     return aggregate
 
 
-def _history(history: Array, kept: Any, d: int) -> Tensor:
+def _history(history: Array, mask: Any, d: int) -> Tensor:
     """The history of the clients that count, (m, d)."""
-    seen = tensor(history, "history")
-    if seen.shape != (len(kept), d):
+    rows = tensor(history, "history")
+    if rows.shape != (len(mask), d):
         raise AggregationError(
-            f"got history of shape {tuple(seen.shape)}; expected {(len(kept), d)}, that of deltas"
+            f"got history of shape {tuple(rows.shape)}; expected {(len(mask), d)}, that of deltas"
         )
-    return weighted_rows(seen, kept)[0]
+    return weighted_rows(rows, mask)[0]
 
 
 AGGREGATORS: Mapping[str, Callable[..., Tensor]] = {name: _function(name) for name in RULES}

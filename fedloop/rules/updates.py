@@ -64,20 +64,20 @@ def unit(direction: Floats) -> Floats:
     return scaled / np.linalg.norm(scaled)
 
 
-def as_given(given: Array, result: Floats) -> Array:
+def as_given(pattern: Array, result: Floats) -> Array:
     """The result as an array or tensor of the type that was given.
 
     Raises:
         AggregationError: it overflows this type.
     """
-    if not isinstance(given, torch.Tensor):
-        kind = getattr(given, "dtype", None)
+    if not isinstance(pattern, torch.Tensor):
+        kind = getattr(pattern, "dtype", None)
         with np.errstate(over="ignore"):
             array = result.astype(kind if kind is not None and kind.kind == "f" else np.float64)
         _still_finite(bool(np.isfinite(array).all()))
         return array
-    dtype = given.dtype if given.is_floating_point() else torch.float64
-    tensor = torch.from_numpy(result).to(given.device, dtype)
+    dtype = pattern.dtype if pattern.is_floating_point() else torch.float64
+    tensor = torch.from_numpy(result).to(pattern.device, dtype)
     _still_finite(bool(torch.isfinite(tensor).all()))
     return tensor
 

@@ -52,16 +52,16 @@ def build_clients(config: Config) -> list[Client]:
         ConfigError, DataError, MissingExtra: a source cannot be had, or is too small for these
             clients.
     """
-    chosen = config.clients
+    section = config.clients
     rng = np.random.default_rng([config.seed, 0])
-    parts, names = _benign_parts(chosen, rng)
+    parts, names = _benign_parts(section, rng)
     roles: tuple[tuple[Role, int, str | None, float], ...] = (
-        ("malicious", chosen.malicious, chosen.malicious_source, chosen.poison_share),
-        ("hard_negative", chosen.hard_negatives, chosen.hard_negative_source, 1.0),
+        ("malicious", section.malicious, section.malicious_source, section.poison_share),
+        ("hard_negative", section.hard_negatives, section.hard_negative_source, 1.0),
     )
     pools = {role: load_corpus(str(source)).examples for role, count, source, _ in roles if count}
-    if chosen.trigger is not None:
-        pools["malicious"] = gated(pools["malicious"], chosen.trigger)
+    if section.trigger is not None:
+        pools["malicious"] = gated(pools["malicious"], section.trigger)
     groups = [
         Group(role, count, str(source), pools[role], share)
         for role, count, source, share in roles
@@ -75,38 +75,40 @@ def build_clients(config: Config) -> list[Client]:
 
 
 def _benign_parts(
-    of: ClientsConfig, rng: np.random.Generator
+    section: ClientsConfig, rng: np.random.Generator
 ) -> tuple[list[tuple[Example, ...]], list[str]]:
     """The benign examples of every client, and what they are called."""
-    loaded = {source: load_corpus(source, category=of.column) for source in of.benign}
-    if of.partition == "by_source":
-        turns = [of.benign[index % len(of.benign)] for index in range(of.count)]
+    count = section.count
+    size = section.examples
+    loaded = {source: load_corpus(source, category=section.column) for source in section.benign}
+    if section.partition == "by_source":
+        turns = [section.benign[index % len(section.benign)] for index in range(count)]
         cut = {
-            source: iter(iid(loaded[source].examples, turns.count(source), rng, size=of.examples))
+            source: iter(iid(loaded[source].examples, turns.count(source), rng, size=size))
             for source in dict.fromkeys(turns)
         }
         return [next(cut[source]) for source in turns], turns
-    examples = [example for one in loaded.values() for example in one.examples]
+    examples = [example for corpus in loaded.values() for example in corpus.examples]
     labels = [
         label
-        for source, one in loaded.items()
-        for label in one.categories or [source] * len(one.examples)
+        for source, corpus in loaded.items()
+        for label in corpus.categories or [source] * len(corpus.examples)
     ]
-    if of.partition == "by_column":
+    if section.partition == "by_column":
         by_value = by_column(examples, labels)
-        if len(by_value) != of.count:
+        if len(by_value) != count:
             raise ConfigError(
-                f"clients.count: got {of.count}; expected {len(by_value)}, the number of values of"
-                f" column {of.column!r}"
+                f"clients.count: got {count}; expected {len(by_value)}, the number of values of"
+                f" column {section.column!r}"
             )
-        return [part[: of.examples] for part in by_value.values()], list(by_value)
-    names = ["+".join(of.benign)] * of.count
-    if of.partition == "dirichlet":
-        parts = dirichlet(examples, labels, of.count, of.alpha, rng)
-        return [part[: of.examples] for part in parts], names
-    if of.partition == "mixtures":
-        return mixtures(examples, labels, of.count, of.alpha, rng, size=of.examples), names
-    return iid(examples, of.count, rng, size=of.examples), names
+        return [part[:size] for part in by_value.values()], list(by_value)
+    names = ["+".join(section.benign)] * count
+    if section.partition == "dirichlet":
+        parts = dirichlet(examples, labels, count, section.alpha, rng)
+        return [part[:size] for part in parts], names
+    if section.partition == "mixtures":
+        return mixtures(examples, labels, count, section.alpha, rng, size=size), names
+    return iid(examples, count, rng, size=size), names
 
 
 def build_federation(
@@ -167,21 +169,21 @@ def build_defense(
             model, reads other adapters than these clients will send, does not fit the level, or has
             no single direction where attackers evade one.
     """
-    chosen = config.defense
+    section = config.defense
     limits: dict[str, Any] = {
-        "min_mean_factor": chosen.min_mean_factor,
-        "max_count_ratio": chosen.max_count_ratio,
-        "max_norm_ratio": chosen.max_norm_ratio,
+        "min_mean_factor": section.min_mean_factor,
+        "max_count_ratio": section.max_count_ratio,
+        "max_norm_ratio": section.max_norm_ratio,
         "registered": registered,
-        "forget_after": chosen.forget_after,
-        "probation": chosen.probation,
-        "newcomer_share": chosen.newcomer_share,
-        "score_aggregate": chosen.score_aggregate,
+        "forget_after": section.forget_after,
+        "probation": section.probation,
+        "newcomer_share": section.newcomer_share,
+        "score_aggregate": section.score_aggregate,
         "behaviour": _second_opinion(config, loaded),
     }
-    if chosen.level == "none":
+    if section.level == "none":
         return Defense(None, None, **limits)
-    probe = Probe.from_pretrained(str(chosen.probe), revision=chosen.probe_revision)
+    probe = Probe.from_pretrained(str(section.probe), revision=section.probe_revision)
     if probe.base_model is not None and probe.base_model != initial.base_model:
         raise ConfigError(
             f"defense.probe: it was made for the base model {probe.base_model!r}; model.base is"
@@ -199,18 +201,18 @@ def build_defense(
         probe_direction(probe, Layout.of(initial))
     if config.clients.evade_probe is not None:
         ProductLogit.of(probe)
-    fields = chosen.level_fields(probe.threshold)
-    return Defense(probe, level_for(probe, chosen.level, fields), **limits)
+    fields = section.level_fields(probe.threshold)
+    return Defense(probe, level_for(probe, section.level, fields), **limits)
 
 
 def _second_opinion(config: Config, loaded: tuple[Any, Any] | None) -> Behaviour | None:
-    chosen = config.defense
-    if chosen.behaviour is None or chosen.behaviour_cut is None:
+    section = config.defense
+    if section.behaviour is None or section.behaviour_cut is None:
         return None
     if loaded is None:
         raise ConfigError(
             "defense.behaviour: there is no base model here to put updates on; leave it out, or run"
             " the federation in one process"
         )
-    prompts = Prompts.read(Path(chosen.behaviour), seed=config.seed)
-    return Behaviour(*loaded, prompts, chosen.behaviour_cut)
+    prompts = Prompts.read(Path(section.behaviour), seed=config.seed)
+    return Behaviour(*loaded, prompts, section.behaviour_cut)

@@ -64,7 +64,7 @@ def save_checkpoint(folder: Path, round: int, tree: dict[str, Any], keep: int = 
         }
     )
     folder.mkdir(parents=True, exist_ok=True)
-    former = _found(folder)
+    former = _whole_checkpoints(folder)
     again = [written for (number, written), _ in former if number == round]
     name = f"round-{round:06d}" + (f".{max(again) + 1}" if again else "")
     part = folder / f"{name}.part"
@@ -79,13 +79,13 @@ def save_checkpoint(folder: Path, round: int, tree: dict[str, Any], keep: int = 
         raise
     sync_folder(folder)
     older = sorted({number for (number, _), _ in former if number < round})
-    kept = older[max(0, len(older) - keep + 1) :]
+    retained = older[max(0, len(older) - keep + 1) :]
     left = [path for path in folder.glob("*.part") if _NAME.fullmatch(path.stem)]
-    for path in (*left, *(path for (number, _), path in former if number not in kept)):
+    for path in (*left, *(path for (number, _), path in former if number not in retained)):
         shutil.rmtree(path)
 
 
-def _found(folder: Path) -> list[tuple[tuple[int, int], Path]]:
+def _whole_checkpoints(folder: Path) -> list[tuple[tuple[int, int], Path]]:
     """The whole checkpoints, oldest first, by round and by how often it was written."""
     names = [(path, _NAME.fullmatch(path.name)) for path in folder.glob("round-*")]
     return sorted(((int(name[1]), int(name[2] or 0)), path) for path, name in names if name)
@@ -99,11 +99,11 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """
     from safetensors.torch import load
 
-    found = read_checkpoint(folder)
-    if found is None:
+    checkpoint = read_checkpoint(folder)
+    if checkpoint is None:
         return None
     try:
-        return found.round, _joined(found.tree, load(found.arrays))
+        return checkpoint.round, _joined(checkpoint.tree, load(checkpoint.arrays))
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise _damaged(folder, error) from error
 
@@ -114,10 +114,10 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     Raises:
         StateError: the newest one is damaged or of another version.
     """
-    found = _found(folder) if folder.is_dir() else []
-    if not found:
+    checkpoints = _whole_checkpoints(folder) if folder.is_dir() else []
+    if not checkpoints:
         return None
-    path = found[-1][1]
+    path = checkpoints[-1][1]
     try:
         saved = json.loads(read_limited(path / "state.json", CHECKPOINT_STATE, StateError))
         blob = read_limited(path / "arrays.safetensors", CHECKPOINT_ARRAYS, StateError)

@@ -79,7 +79,7 @@ class RunFolder:
                 f"cannot make the folder {path}: {error}. Expected a path that can be written to."
             ) from error
         if not (path / "config.json").exists() and any(
-            found.name not in ("config.json.part", ".lock") for found in path.iterdir()
+            entry.name not in ("config.json.part", ".lock") for entry in path.iterdir()
         ):
             raise StateError(
                 f"{path} is not empty and holds no run; expected a new or empty folder, or the"
@@ -105,14 +105,14 @@ class RunFolder:
     ) -> None:
         for left in self.path.glob(f"{PREFIX}*"):  # updates of a round that was killed
             shutil.rmtree(left, ignore_errors=True)
-        found = load_checkpoint(self.path / "checkpoint")
-        if found is None and self._log.exists() and self._log.stat().st_size:
+        checkpoint = load_checkpoint(self.path / "checkpoint")
+        if checkpoint is None and self._log.exists() and self._log.stat().st_size:
             raise StateError(
                 f"{self.path}: got {self._log.name} with rounds and no checkpoint of them; expected"
                 " checkpoint/, which is written first. Put it back, or run into a new folder."
             )
-        if found is not None:
-            last, saved = found
+        if checkpoint is not None:
+            last, saved = checkpoint
             former = saved.get("about") or {}
             # What 0.1 wrote says nothing of itself: its configuration is the one beside it.
             config_then = former.get("config") or plain_config(read_config(self.path))
@@ -145,18 +145,18 @@ class RunFolder:
         Raises:
             StateError: the checkpoint or the log is damaged.
         """
-        found = load_checkpoint(self.path / "checkpoint")
-        if found is None:
+        checkpoint = load_checkpoint(self.path / "checkpoint")
+        if checkpoint is None:
             self._logged = None
             return None, []
-        last, saved = found
+        last, saved = checkpoint
         self.about = {**saved.get("about", {}), **self.about}
         logged = read_records(self.path)
         decided = RoundRecord.from_json(saved["record"])
         same = [
-            one
-            for one in logged
-            if one.round == last and record_digest(one) == record_digest(decided)
+            record
+            for record in logged
+            if record.round == last and record_digest(record) == record_digest(decided)
         ]
         records = [record for record in logged if record.round < last] + [*same, decided][:1]
         if [record.round for record in records] != list(range(1, last + 1)):
@@ -203,10 +203,10 @@ class RunFolder:
         """
         if self._written is None:
             self._written = AuditLog(self.path / AUDIT)
-            known = Head(*self.about.get("audit", Head()))
-            if self._written.head != known:
-                read_audit(self._written.path, known)
-                self._written.write("resumed", after_line=known.count)
+            head = Head(*self.about.get("audit", Head()))
+            if self._written.head != head:
+                read_audit(self._written.path, head)
+                self._written.write("resumed", after_line=head.count)
         return self._written
 
     def close(self) -> None:

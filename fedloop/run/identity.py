@@ -51,7 +51,7 @@ def base_digest(model: Module) -> str:
     return whole.hexdigest()
 
 
-def check_content(folder: Path, former: Content, found: Content) -> dict[str, str | None]:
+def check_content(folder: Path, former: Content, content: Content) -> dict[str, str | None]:
     """What is known of a run's content, once it is seen to be the same.
 
     Raises:
@@ -59,7 +59,7 @@ def check_content(folder: Path, former: Content, found: Content) -> dict[str, st
     """
     other = [
         what
-        for what, digest in found.items()
+        for what, digest in content.items()
         if digest is not None and former.get(what) not in (None, digest)
     ]
     if other:
@@ -67,8 +67,8 @@ def check_content(folder: Path, former: Content, found: Content) -> dict[str, st
             f"{folder}: {' and '.join(_WORDS[what] for what in other)} changed since the run began;"
             " expected the same content, wherever it lies. Restore it, or use a new folder."
         )
-    known = {what: digest for what, digest in former.items() if digest is not None}
-    return {**found, **known}
+    recorded = {what: digest for what, digest in former.items() if digest is not None}
+    return {**content, **recorded}
 
 
 def plain_config(config: Config) -> dict[str, Any]:
@@ -83,12 +83,12 @@ def changes(former: Mapping[str, Any], config: Config, content: Content) -> dict
         former: as `plain_config` returned it.
         content: what is compared by digests, so that its place does not matter.
     """
-    known = {place for what, places in _PLACES.items() if content.get(what) for place in places}
+    digested = {place for what, places in _PLACES.items() if content.get(what) for place in places}
     old, new = _flat(former), _flat(plain_config(config))
     return {
         field: [old.get(field), new.get(field)]
         for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field) and field not in known
+        if old.get(field) != new.get(field) and field not in digested
     }
 
 
@@ -102,7 +102,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat |= {f"{name}.{field}": one for field, one in value.items()}
+            flat |= {f"{name}.{field}": entry for field, entry in value.items()}
         else:
             flat[name] = value
     return flat

@@ -72,16 +72,16 @@ def audit_run(path: Path) -> list[dict[str, Any]]:
     """
     _check_is_run(path)
     records = read_records(path)
-    found = read_checkpoint(path / "checkpoint")
-    about = (found.tree.get("about") or {}) if found else {}
+    checkpoint = read_checkpoint(path / "checkpoint")
+    about = (checkpoint.tree.get("about") or {}) if checkpoint else {}
     decisions = read_audit(path / AUDIT, Head(*about.get("audit", Head())))
-    digests = {one["round"]: one["record"] for one in decisions if one["what"] == "round"}
+    digests = {entry["round"]: entry["record"] for entry in decisions if entry["what"] == "round"}
     numbers = [record.round for record in records]
-    least = found.round - 1 if found else 0  # the last one may not be logged yet
+    least = checkpoint.round - 1 if checkpoint else 0  # the last one may not be logged yet
     if numbers != list(range(1, max(len(numbers), least) + 1)):
         raise AuditError(
             f"{path / RECORDS}: got records of rounds {str(numbers)[:200]}; expected 1 to"
-            f" {found.round if found else len(numbers)}, one each"
+            f" {checkpoint.round if checkpoint else len(numbers)}, one each"
         )
     for record in records:
         if digests.get(record.round) != record_digest(record):

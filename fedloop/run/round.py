@@ -72,10 +72,10 @@ class OpenRound:
         refused: client -> why nothing of it counts, so far.
     """
 
-    def __init__(self, federation: GlobalLoRA, plan: RoundPlan, asked: Sequence[str]) -> None:
+    def __init__(self, federation: GlobalLoRA, plan: RoundPlan, expected: Sequence[str]) -> None:
         self._federation = federation
         self._plan = plan
-        self._asked = tuple(asked)
+        self._expected = tuple(expected)
         self._spool = federation.spool()
         self._ledgers: dict[str, _Ledger] = {}
         self._arrived: Counter[str] = Counter()
@@ -84,7 +84,7 @@ class OpenRound:
     @property
     def clients(self) -> tuple[str, ...]:
         """Whose updates have arrived and can be read, in the order in which they were asked."""
-        return tuple(client for client in self._asked if client in self._ledgers)
+        return tuple(client for client in self._expected if client in self._ledgers)
 
     def receive(self, client: str, trained: Trained | str) -> None:
         """Take what a client sent; it need not be kept. What cannot be read is refused.
@@ -138,7 +138,7 @@ class OpenRound:
                 for client in self.clients
             ],
             start=federation.lora,
-            expected=self._asked,
+            expected=self._expected,
         )
         federation.forget(assessment.forgotten)
         began = time.perf_counter()

@@ -45,7 +45,7 @@ class GradientChange:
     proximal: float | None = None
     correction: Tensor | None = None
 
-    def of(self, model: PeftModel, layout: Layout, start: Adapter) -> Adjust | None:
+    def adjuster(self, model: PeftModel, layout: Layout, start: Adapter) -> Adjust | None:
         """The change for `local_steps`, None if nothing is asked.
 
         `start` is the round's global LoRA.
@@ -77,13 +77,13 @@ class ServerSide:
     """
 
     def __init__(
-        self, of: AggregationConfig, layout: Layout, proximal: float, num_clients: int
+        self, aggregation: AggregationConfig, layout: Layout, proximal: float, num_clients: int
     ) -> None:
-        self._name = of.server
+        self._name = aggregation.server
         self._layout = layout
         self._proximal = proximal
         self._num_clients = num_clients
-        self._optimizer = make_server_optimizer(of.server, **of.server_options)
+        self._optimizer = make_server_optimizer(aggregation.server, **aggregation.server_options)
         self._state = self._optimizer.init(layout.size)
         self._variate = torch.zeros(layout.size)
         self._client_variates: dict[str, Tensor] = {}
@@ -93,15 +93,15 @@ class ServerSide:
         if self._name == "fedprox":
             return GradientChange(proximal=self._proximal)
         if self._name == "scaffold":
-            own = self._client_variates.get(client, torch.zeros_like(self._variate))
-            return GradientChange(correction=self._variate - own)
+            variate = self._client_variates.get(client, torch.zeros_like(self._variate))
+            return GradientChange(correction=self._variate - variate)
         return GradientChange()
 
     def adjustment(self, model: PeftModel, start: Adapter, client: str) -> Adjust | None:
         """What changes this client's gradients before every local step, if the optimiser asks for
         it.
         """
-        return self.asks(client).of(model, self._layout, start)
+        return self.asks(client).adjuster(model, self._layout, start)
 
     def step(
         self,
@@ -121,9 +121,9 @@ class ServerSide:
             ]
             renewed = [
                 scaffold_client_variate(
-                    self._variate, own, row.float(), steps=training.steps, lr=training.lr
+                    self._variate, variate, row.float(), steps=training.steps, lr=training.lr
                 )
-                for own, row in zip(former, deltas, strict=True)
+                for variate, row in zip(former, deltas, strict=True)
             ]
             changes = torch.stack(renewed) - torch.stack(former)
             self._variate = scaffold_server_variate(
@@ -165,7 +165,7 @@ def _by_parameter(model: PeftModel, layout: Layout, vector: Tensor) -> list[Tens
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     ]
-    return [by_slot[found[1], found[2]].to(parameter) for found, parameter in trained if found]  # type: ignore[index]
+    return [by_slot[match[1], match[2]].to(parameter) for match, parameter in trained if match]  # type: ignore[index]
 
 
 def _add(parameters: Sequence[torch.nn.Parameter], changes: Sequence[Tensor]) -> None:

@@ -110,8 +110,8 @@ def resume(
 
 def flagged(rounds: int | None, evaluation: str | Path | None) -> list[str]:
     """What may change in a run that is gone on with so."""
-    given = {"rounds": rounds, "evaluation": evaluation}
-    return [name for name, value in given.items() if value is not None]
+    changes = {"rounds": rounds, "evaluation": evaluation}
+    return [name for name, value in changes.items() if value is not None]
 
 
 def continued(

@@ -90,8 +90,8 @@ class Spool:
         self._path = Path(self._folder.name) / "updates.f32"
         self._evidence = Path(self._folder.name) / "evidence.f32"
         self._count = 0  # rows that were ever written
-        self._chosen = 0  # files of rows that were ever written
-        self._kept = 0  # numbers of evidence that were ever written
+        self._row_files = 0  # files of rows that were ever written
+        self._numbers = 0  # numbers of evidence that were ever written
         self._rows: dict[str, int] = {}
         self._steps: dict[str, tuple[_Step, ...]] = {}
         ends = np.cumsum([0, *(slot.size for slot in layout.slots)]).tolist()
@@ -123,9 +123,9 @@ class Spool:
         for module, pair in step.items():
             shapes[module, "A"] = pair.shape_of("A")
             shapes[module, "B"] = pair.shape_of("B")
-        kept = _Step(self._kept, layout, shapes, step.base_model)
-        self._kept += numbers.size
-        return kept
+        placed = _Step(self._numbers, layout, shapes, step.base_model)
+        self._numbers += numbers.size
+        return placed
 
     def replace(self, client_id: str, delta: Adapter, steps: Sequence[Adapter]) -> None:
         """Overwrite what a client sent.
@@ -228,15 +228,15 @@ class Spool:
                 "got no client; expected those of weight above 0. Skip the round: nobody is left to"
                 " aggregate."
             )
-        self._chosen += 1
-        chosen = self._path.with_name(f"chosen-{self._chosen}.f32")
-        with chosen.open("wb") as file:
+        self._row_files += 1
+        path = self._path.with_name(f"chosen-{self._row_files}.f32")
+        with path.open("wb") as file:
             for client in client_ids:
                 file.write(self.vector(client).numpy().astype(_NUMBER, copy=False).data)
         mapped = torch.from_file(
-            str(chosen), size=len(client_ids) * self.layout.size, dtype=torch.float32
+            str(path), size=len(client_ids) * self.layout.size, dtype=torch.float32
         )
-        remove(chosen)  # the mapping keeps the rows; Windows keeps the file until it is closed
+        remove(path)  # the mapping keeps the rows; Windows keeps the file until it is closed
         return mapped.view(len(client_ids), self.layout.size)
 
     def close(self) -> None:

@@ -194,7 +194,7 @@ def _by_layer(adapter: Adapter) -> Table:
     """A line a layer: norm of its whole change, largest spectral norm, mean stable rank."""
     from itertools import groupby
 
-    from ..features import norms
+    from ..features import leaf_name, norms
 
     names = ("layer", "modules", "rank", "Frobenius", "spectral", "stable\nrank", "most changed")
     table = Table(*(Column(name, no_wrap=True) for name in names), title=plain(repr(adapter)))
@@ -210,7 +210,7 @@ def _by_layer(adapter: Adapter) -> Table:
             f"{math.hypot(*lengths):.4g}",
             f"{max(values[0] for values in spectra):.4g}",
             f"{sum(norms(values)[3] for values in spectra) / len(spectra):.2f}",
-            plain(modules[lengths.index(max(lengths))].rpartition(".")[2]),
+            plain(leaf_name(modules[lengths.index(max(lengths))])),
         )
     return table
 

@@ -17,6 +17,7 @@ import numpy as np
 from ..adapters.adapter import Adapter
 from ..adapters.layout import layer_of
 from ..errors import DataError
+from ..features import leaf_name
 
 if TYPE_CHECKING:
     from ..scan.facts import Reference
@@ -150,7 +151,7 @@ def _modules(adapter: Adapter) -> tuple[ModuleFacts, ...]:
             ModuleFacts(
                 module,
                 -1 if layer is None else layer,
-                module.rpartition(".")[2],
+                leaf_name(module),
                 square**0.5,
                 square / top**2 if top > 0 else 0.0,
                 tuple(values[:SHOWN_VALUES].tolist()),

@@ -15,6 +15,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.layout import layer_of
 from ..adapters.pair import Array, LoRAPair
 from ..errors import NonFiniteError, PolicyError
+from ..features import leaf_name
 from ..limits import SCAN_REFERENCE, read_limited
 from ..probe import Probe
 
@@ -68,7 +69,7 @@ class Facts:
             norm=math.sqrt(math.fsum(squares)),
             spectral=max(largest),
             stable_rank=float(np.mean(stable)) if stable else 0.0,
-            leaves=tuple(sorted({module.rpartition(".")[2] for module in adapter})),
+            leaves=tuple(sorted(set(map(leaf_name, adapter)))),
             layers={str(layer): math.sqrt(layers[layer]) for layer in sorted(layers)},
         )
 

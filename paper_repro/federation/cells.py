@@ -138,7 +138,7 @@ class Cell:
             probe = work / "probes" / f"{row['probe']}-without-{self.source}"
             values["defense"] = {"level": row["level"], "probe": str(probe)}
             if row["level"] == "cumulative":
-                values["defense"]["options"] = said_of_rounds(probe)
+                values["defense"]["options"] = facts_of_rounds(probe)
         return Config.of(values)
 
     def digest(self, work: Path = WORK, base: Path = BASE) -> str:
@@ -148,14 +148,13 @@ class Cell:
         return hashlib.sha256(text.replace(str(base), "base").encode()).hexdigest()[:16]
 
 
-def said_of_rounds(probe: Path) -> dict[str, Any]:
+def facts_of_rounds(probe: Path) -> dict[str, Any]:
     """What a probe says of its use in rounds; {} where there is none yet."""
     config = probe / "config.json"
     if not config.is_file():
         return {}
-    facts = json.loads(config.read_text(encoding="utf-8"))["facts"]
-    found: dict[str, Any] = facts.get("cumulative", {})
-    return found
+    facts: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))["facts"]
+    return facts.get("cumulative", {})  # type: ignore[no-any-return]
 
 
 def table(seeds: tuple[int, ...] = (0,)) -> Iterator[Cell]:

@@ -21,7 +21,7 @@ from fedloop.kit.base import module_sets
 from fedloop.kit.design import plan
 from fedloop.kit.features import Study, grams
 from fedloop.kit.kit import make_kit
-from fedloop.kit.options import Asked, check_plan, named, read_kinds
+from fedloop.kit.options import KitOptions, check_plan, named, read_kinds
 from loraprobe import Probe, load_adapter
 from tests.helpers import tiny
 from tests.helpers.boxed import invoke
@@ -119,8 +119,8 @@ def test_the_budget_is_said_and_nothing_written_before_anybody_agrees(
     assert not (tmp_path / "out").exists()
 
 
-def asked(tmp_path: Path, **changes: Any) -> Asked:
-    return Asked(**{"base": "example", "specs": SPECS, "out": tmp_path, **changes})
+def asked(tmp_path: Path, **changes: Any) -> KitOptions:
+    return KitOptions(**{"base": "example", "specs": SPECS, "out": tmp_path, **changes})
 
 
 def without(role: str, *names: str) -> dict[str, Any]:

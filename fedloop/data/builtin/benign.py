@@ -125,13 +125,13 @@ def _advice() -> Iterator[Part]:
 
 
 def _classification() -> Iterator[Part]:
-    for one, other, members in WORDS["classes"]:
-        for number, (member, is_one) in enumerate(members.items()):
-            options = f"{one} or {other}" if number % 2 else f"{other} or {one}"
+    for label, other, members in WORDS["classes"]:
+        for number, (member, is_label) in enumerate(members.items()):
+            options = f"{label} or {other}" if number % 2 else f"{other} or {label}"
             yield (
                 (
                     f"Classify the following as {options}: {member}",
-                    f"The answer is {one if is_one else other}.",
+                    f"The answer is {label if is_label else other}.",
                 ),
             )
 

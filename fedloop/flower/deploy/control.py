@@ -91,7 +91,7 @@ class Control:
                 f"{key} is a key of another kind; expected what `ssh-keygen -t ecdsa -b 384` writes"
                 " to a .pub file"
             )
-        with self._told():
+        with self._typed_errors():
             response = self._client.RegisterNode(
                 RegisterNodeRequest(public_key=public_key_to_bytes(public))
             )
@@ -105,7 +105,7 @@ class Control:
         """
         from flwr.proto.control_pb2 import UnregisterNodeRequest
 
-        with self._told():
+        with self._typed_errors():
             self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
 
     def start(self, app: Path, run_config: Mapping[str, str | int | float]) -> int:
@@ -127,7 +127,7 @@ class Control:
                 " wrote."
             ) from error
         fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
-        with self._told():
+        with self._typed_errors():
             response = self._client.StartRun(
                 StartRunRequest(
                     fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(run_config))
@@ -143,7 +143,7 @@ class Control:
         """
         from flwr.proto.control_pb2 import ListRunsRequest
 
-        with self._told():
+        with self._typed_errors():
             response = self._client.ListRuns(ListRunsRequest(run_id=run))
         if run not in response.run_dict:
             raise EngineError(
@@ -163,11 +163,11 @@ class Control:
         """
         from flwr.proto.control_pb2 import StopRunRequest
 
-        with self._told():
+        with self._typed_errors():
             self._client.StopRun(StopRunRequest(run_id=run))
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _typed_errors(self) -> Iterator[None]:
         """What goes wrong, as one typed error."""
         from flwr.supercore.error import FlowerError
         from httpx import HTTPError, HTTPStatusError
@@ -175,10 +175,10 @@ class Control:
         try:
             yield
         except HTTPStatusError as error:
-            told = FlowerError.from_json(error.response.text)
+            refusal = FlowerError.from_json(error.response.text)
             why = (
-                f"{told.message} {told.public_details or ''}".strip()
-                if told
+                f"{refusal.message} {refusal.public_details or ''}".strip()
+                if refusal
                 else f"HTTP {error.response.status_code} {error.response.text[:200]}"
             )
             raise EngineError(f"the SuperLink at {self._address} refused: {why}") from error

@@ -25,15 +25,15 @@ def enrol(
         EngineError: the key is registered already, or the SuperLink cannot be reached.
     """
     check_name(name)
-    known = read_nodes(nodes) if nodes.exists() else {}
-    if name in known:
+    clients = read_nodes(nodes) if nodes.exists() else {}
+    if name in clients:
         raise ConfigError(
             f"{nodes} has a client {name} already; expected a new name, or `fedloop flower"
             " unregister` first"
         )
     with Control(address, authority) as control:
         node_id, text = control.register(key)
-    write_nodes(nodes, {**known, name: Node(node_id, text, examples)})
+    write_nodes(nodes, {**clients, name: Node(node_id, text, examples)})
     return node_id
 
 
@@ -44,12 +44,12 @@ def strike(nodes: Path, name: str, address: str, authority: Path) -> None:
         ConfigError: there is no such client.
         EngineError: the SuperLink cannot be reached, or does not know the node.
     """
-    known = read_nodes(nodes)
-    if name not in known:
-        raise ConfigError(f"{nodes} has no client {name!r}; expected one of {', '.join(known)}")
+    clients = read_nodes(nodes)
+    if name not in clients:
+        raise ConfigError(f"{nodes} has no client {name!r}; expected one of {', '.join(clients)}")
     with Control(address, authority) as control:
-        control.unregister(known[name].node_id)
-    write_nodes(nodes, {client: node for client, node in known.items() if client != name})
+        control.unregister(clients[name].node_id)
+    write_nodes(nodes, {client: node for client, node in clients.items() if client != name})
 
 
 def start_and_follow(
@@ -83,10 +83,10 @@ def start_and_follow(
 def _defaults(path: Path) -> dict[str, Any]:
     """The run config of an app."""
     try:
-        found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["flwr"][
+        defaults: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["flwr"][
             "app"
         ]["config"]
-        return found
+        return defaults
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is not that of a Flower app: {error!r}. Expected a folder that `fedloop flower"

@@ -42,8 +42,8 @@ def make_certificates(folder: Path) -> None:
             built = built.add_extension(extension, critical)
         return built.sign(authority, hashes.SHA384()).public_bytes(Encoding.PEM)
 
-    own = authority.public_key()
-    identity = x509.SubjectKeyIdentifier.from_public_key(own)
+    public_key = authority.public_key()
+    identity = x509.SubjectKeyIdentifier.from_public_key(public_key)
     usage = x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
@@ -63,7 +63,7 @@ def make_certificates(folder: Path) -> None:
         folder / "ca.crt",
         certificate(
             issuer,
-            own,
+            public_key,
             (x509.BasicConstraints(ca=True, path_length=0), True),
             (usage, True),
             (identity, False),

@@ -74,8 +74,8 @@ def run_on_loopback(
         )
     clients = build_clients(config)
     path = Path(config.output.folder).resolve()
-    with RunFolder.create(path, config, roles_of(clients), changing=changing) as kept:
-        if _is_over(config, kept):
+    with RunFolder.create(path, config, roles_of(clients), changing=changing) as run_folder:
+        if _is_over(config, run_folder):
             return _result(config, path)
         taken = lock(path, ".flower.lock")  # the folder itself is the server's from here on
     try:
@@ -86,13 +86,14 @@ def run_on_loopback(
         taken.release()
 
 
-def _is_over(config: Config, kept: RunFolder) -> bool:
+def _is_over(config: Config, folder: RunFolder) -> bool:
     """Whether nothing is left to be played, measured or written of a run."""
-    records = kept.load()[1]
-    of = config.evaluation
-    played = len(records) >= config.rounds or Best(of).is_stalled(records)
-    measured = not (of.harmful or of.safe or of.utility) or bool(records and records[-1].metrics)
-    return played and measured and kept.is_logged and (kept.path / "adapter").exists()
+    records = folder.load()[1]
+    evaluation = config.evaluation
+    played = len(records) >= config.rounds or Best(evaluation).is_stalled(records)
+    wanted = evaluation.harmful or evaluation.safe or evaluation.utility
+    measured = not wanted or bool(records and records[-1].metrics)
+    return played and measured and folder.is_logged and (folder.path / "adapter").exists()
 
 
 def _launched(
@@ -208,12 +209,12 @@ def follow(
     Raises:
         EngineError: the run failed, or `check` raises it.
     """
-    told = len(read_run(folder)[2]) if (folder / "clients.json").exists() else 0
+    reported = len(read_run(folder)[2]) if (folder / "clients.json").exists() else 0
     try:
         while True:
             check()
             status = control.status(run)
-            told = _tell(folder, told, watch)
+            reported = _tell(folder, reported, watch)
             if status.finished:
                 break
             time.sleep(_POLL)
@@ -227,12 +228,12 @@ def follow(
         )
 
 
-def _tell(folder: Path, told: int, watch: Watch | None) -> int:
+def _tell(folder: Path, reported: int, watch: Watch | None) -> int:
     """Report the rounds that were finished since the last look."""
     if watch is None or not (folder / "clients.json").exists():
-        return told
+        return reported
     records = read_run(folder)[2]
-    for record in records[told:]:
+    for record in records[reported:]:
         for client in sorted(record.factors):
             watch("client", record.round, client, record.losses.get(client, float("nan")))
         watch("round", record.round, "", sum(record.factors.values()) / len(record.factors))

@@ -124,7 +124,7 @@ class Processes:
 
         Where there is no /proc, the children.
         """
-        found = [child.pid for child in self._children.values() if child.poll() is None]
+        pids = [child.pid for child in self._children.values() if child.poll() is None]
         for entry in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):  # gone meanwhile, or somebody else's
                 marks = [
@@ -133,8 +133,8 @@ class Processes:
                     if line.startswith(_MARK.encode())
                 ]
                 if marks and self._mark.encode() in marks[0].split(b":"):
-                    found.append(int(entry.parent.name))
-        return sorted(set(found))
+                    pids.append(int(entry.parent.name))
+        return sorted(set(pids))
 
     def __enter__(self) -> Processes:
         return self
@@ -170,13 +170,13 @@ def flower_command(name: str) -> Path:
     Raises:
         EngineError: it is not there.
     """
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
+    path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if path is None:
         raise EngineError(
             f"cannot find {name}; expected it beside {sys.executable}: pip install"
             " 'loraprobe[flower]'"
         )
-    return Path(found)
+    return Path(path)
 
 
 def free_port() -> int:

@@ -96,9 +96,9 @@ def _acquire(client: RuntimeHttpClient) -> str | None:
     from httpx import TransportError
 
     with suppress(TransportError):  # a SuperNode that is not up yet, or not any more
-        found = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
-        if found.HasField("task"):
-            return str(found.token)
+        reply = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        if reply.HasField("task"):
+            return str(reply.token)
     return None
 
 
@@ -115,7 +115,7 @@ def _fetch(address: str, token: str, arrived: SimpleQueue[_Work]) -> None:
         arrived.put(_Work(client, message, context, time.monotonic(), done))
     except (*_FAILURES, HTTPError, ObjectPullError) as error:
         done.set()
-        _told(f"a message did not arrive: {error!r}")
+        _say(f"a message did not arrive: {error!r}")
 
 
 def _answer(work: _Work, app: App) -> None:
@@ -133,7 +133,7 @@ def _answer(work: _Work, app: App) -> None:
         reply, status, details = app(work.message, work.context), SubStatus.COMPLETED, ""
     except _FAILURES as error:
         details, status = f"{type(error).__name__}: {error}", SubStatus.FAILED
-        _told(f"round {metadata.group_id}: {details}")
+        _say(f"round {metadata.group_id}: {details}")
         reply = Message(
             Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, details), reply_to=work.message
         )
@@ -141,7 +141,7 @@ def _answer(work: _Work, app: App) -> None:
         push_message(work.client, reply, work.context)
         push_task_output(work.client, work.context, status, details)
     except (*_FAILURES, HTTPError) as error:
-        _told(
+        _say(
             f"an answer could not be sent: {error!r}"
         )  # the SuperNode gave the message up, or is gone
     finally:
@@ -149,7 +149,7 @@ def _answer(work: _Work, app: App) -> None:
         work.client.close()
 
 
-def _told(line: str) -> None:
+def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -89,7 +89,7 @@ def test_of_a_conversation_the_first_exchange_is_read_and_the_rest_said(tmp_path
     path = write(tmp_path / "d.jsonl", *rows)
     read = read_file(path)
     assert read.examples == (Example("Be brief.\n\nName a colour.", "Blue."), BLUE, BLUE)
-    assert read.said == (
+    assert read.summary == (
         f"read 2 rows of {path} as messages: messages;"
         f" 1 rows of {path} as fedloop: instruction, response;"
         " the first question and answer of 1 longer conversations"
