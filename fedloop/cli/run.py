@@ -72,10 +72,10 @@ def options(
     """Options of the command itself."""
     log = logging.getLogger("fedloop.data")  # what was read, and as what
     log.setLevel(logging.INFO)
-    log.handlers = [_Printed()]
+    log.handlers = [_ConsoleLog()]
 
 
-class _Printed(logging.Handler):
+class _ConsoleLog(logging.Handler):
     """Log records as lines of the command's output."""
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -145,7 +145,7 @@ class Agreement:
                 " server's version."
             ) from None
 
-    def check_own(self, adapter: Adapter) -> None:
+    def check_layout(self, adapter: Adapter) -> None:
         """Whether the LoRA that this client has put on its base model has the server's layout.
 
         Raises:

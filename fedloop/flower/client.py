@@ -135,7 +135,7 @@ class _Member:
         )
         self._folded = FoldedBase(self._model)
         adapter = read_adapter(self._model, agreement.base_model)
-        agreement.check_own(adapter)
+        agreement.check_layout(adapter)
         recipe = FeatureRecipe(factors=agreement.factors)
         self._read = Featurizer(
             recipe, Layout.of(adapter, agreement.modules, agreement.factors), frozenset(adapter)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from ..errors import AdapterFormatError, UnsupportedAdapterError, quoted
 from ..limits import ADAPTER_CONFIG
 from .selection import Expressions, Patterns, Selection
-from .strict_json import read_json
+from .strict_json import is_finite_number, read_json
 
 CONFIG_NAME = "adapter_config.json"
 MAX_NAME = 500
@@ -77,11 +76,7 @@ class Scalings:
                     " least 1"
                 )
         for value in (self.alpha, *self.alpha_pattern.values()):
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not 0 < abs(value) <= sys.float_info.max
-            ):
+            if not is_finite_number(value) or value == 0:
                 raise AdapterFormatError(
                     f"got alpha {_shown(value)}; expected a finite number other than 0"
                 )

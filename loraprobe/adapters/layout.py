@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 from ..errors import KindMismatch, LayoutMismatch, quoted, require
 from .adapter import KINDS, Adapter, Kind, finite
 from .pair import Array, Factor, LoRAPair, all_finite, as_array
+from .strict_json import is_finite_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +88,7 @@ class Layout:
                 f"layout: got kind {quoted(values['kind'])}; expected one of {', '.join(KINDS)}"
             )
         scalings = values["scalings"]
-        if not isinstance(scalings, dict) or not all(map(_is_number, scalings.values())):
+        if not isinstance(scalings, dict) or not all(map(is_finite_number, scalings.values())):
             raise LayoutMismatch(
                 f"layout: got scalings {quoted(scalings)}; expected a finite number a module"
             )
@@ -229,12 +229,6 @@ def _slot(row: Any) -> Slot:
     raise LayoutMismatch(
         f"layout: got the slot {quoted(row)}; expected [module, 'A' or 'B', [rows, columns]]"
     )
-
-
-def _is_number(value: Any) -> bool:
-    # The comparison is exact also for integers that no float can hold.
-    bound = sys.float_info.max
-    return type(value) in (int, float) and -bound <= value <= bound
 
 
 def _kind_advice(expected: str) -> str:

@@ -10,12 +10,20 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from typing import Any
 
 from ..errors import quoted
 
 MAX_NESTING = 32
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether a value is a number, no bool, that float64 can hold."""
+    # The comparison is exact also for integers that no float can hold.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and bool(abs(value) <= sys.float_info.max)
 
 
 def read_json(data: bytes, *, finite: bool = True) -> Any:

@@ -62,8 +62,8 @@ def check_training_data(x: Any, y: Any, groups: Groups, kinds: Kinds | None = No
     codes = _group_numbers(range(len(features)) if groups is None else groups)
     if codes.shape != (len(features),):
         raise FitError(f"fit: got {len(codes)} groups for {len(features)} rows; expected one a row")
-    first_kinds = codes.tolist() if kinds is None else own_kinds(kinds, len(features))
-    return TrainingData(x=features, y=labels, groups=codes, kinds=tuple(first_kinds))
+    row_kinds = codes.tolist() if kinds is None else first_kinds(kinds, len(features))
+    return TrainingData(x=features, y=labels, groups=codes, kinds=tuple(row_kinds))
 
 
 def _group_numbers(groups: Iterable[Hashable]) -> NDArray[np.int64]:
@@ -77,7 +77,7 @@ def _group_numbers(groups: Iterable[Hashable]) -> NDArray[np.int64]:
         ) from error
 
 
-def own_kinds(kinds: Kinds, count: int) -> list[Hashable]:
+def first_kinds(kinds: Kinds, count: int) -> list[Hashable]:
     """The kind that every row names first.
 
     Raises:

@@ -22,7 +22,7 @@ from ..metrics import checked_labels
 from ..overlap import marks_of
 from ..probe import CLASSES, AdapterLike, Probe, as_adapters, check_cuts
 from .calibration import Budget, fit_calibration, fnr_threshold, fpr_threshold, parse_cut
-from .data import Kinds, own_kinds
+from .data import Kinds, first_kinds
 from .heads import fit_head
 from .options import head_options as checked_options
 
@@ -352,8 +352,8 @@ def fold_splits(
 
 def kind_splits(kinds: Kinds, count: int) -> Iterable[Split]:
     """Rows without a kind to fit on, and the kind's own rows to score."""
-    first_kinds = own_kinds(kinds, count)
+    firsts = first_kinds(kinds, count)
     entries = [tuple(entry) for entry in kinds]
-    for kind in dict.fromkeys(first_kinds):
+    for kind in dict.fromkeys(firsts):
         train = [row for row, entry in enumerate(entries) if kind not in entry]
-        yield train, [row for row, first in enumerate(first_kinds) if first == kind]
+        yield train, [row for row, first in enumerate(firsts) if first == kind]

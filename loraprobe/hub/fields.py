@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..adapters.strict_json import is_finite_number
 from ..calibration import Calibration
 from ..errors import ProbeFormatError, quoted
 
@@ -56,8 +56,7 @@ def count_of(value: Any, where: str) -> int:
 
 def number_of(value: Any, where: str) -> float:
     """A finite number."""
-    # The comparison is exact also for integers that no float can hold.
-    if type(value) not in (int, float) or not -sys.float_info.max <= value <= sys.float_info.max:
+    if not is_finite_number(value):
         raise ProbeFormatError(f"{where}: got {quoted(value)}; expected a finite number")
     return float(value)
 

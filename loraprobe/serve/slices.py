@@ -15,7 +15,6 @@ adapter.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,7 +29,7 @@ from ..adapters.config import Scalings
 from ..adapters.pair import Array, Factor, LazyTensor, LoRAPair, all_finite
 from ..adapters.peft import pairs_from_tensors
 from ..adapters.safetensors import TensorFile, read_safetensors
-from ..adapters.strict_json import read_json
+from ..adapters.strict_json import is_finite_number, read_json
 from ..errors import (
     AdapterFormatError,
     BaseModelMismatch,
@@ -167,7 +166,8 @@ def _stated(text: str) -> Stated:
                 set(statement) == _FIELDS
                 and type(statement["version"]) is int
                 and kind in KINDS
-                and all(map(_is_scaling, scalings.values()))
+                and all(map(is_finite_number, scalings.values()))
+                and 0 not in scalings.values()
             ):
                 return Stated(
                     form,
@@ -291,14 +291,6 @@ def read_whole(
     whole = Adapter(scaled, kind=kind, base_model=statement.base_model, ignored=ignored)
     whole.check_finite()
     return whole
-
-
-def _is_scaling(value: object) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and 0 < abs(value) <= sys.float_info.max
-    )
 
 
 def _float_matrix(tensors: Mapping[str, Array], name: str) -> Array:
