@@ -40,7 +40,7 @@ class Prompts:
 
     Attributes:
         harmful, benign: pools; a round draws from each.
-        per_round: how many harmful prompts a round asks, and how many benign ones.
+        asked: how many harmful prompts a round asks, and how many benign ones.
         seed: secret too: who knows it and the pools knows what a round will ask.
 
     Raises:
@@ -49,12 +49,12 @@ class Prompts:
 
     harmful: tuple[str, ...]
     benign: tuple[str, ...]
-    per_round: tuple[int, int] = (16, 8)
+    asked: tuple[int, int] = (16, 8)
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, pool, count in zip(
-            ("harmful", "benign"), (self.harmful, self.benign), self.per_round, strict=True
+            ("harmful", "benign"), (self.harmful, self.benign), self.asked, strict=True
         ):
             if not 1 <= count <= len(pool):
                 raise ConfigError(
@@ -63,7 +63,7 @@ class Prompts:
                 )
 
     @classmethod
-    def read(cls, path: Path, per_round: tuple[int, int] = (16, 8), seed: int = 0) -> Prompts:
+    def read(cls, path: Path, asked: tuple[int, int] = (16, 8), seed: int = 0) -> Prompts:
         """From a file of JSON lines {"prompt": text, "kind": "harmful" or "benign"}.
 
         Raises:
@@ -88,14 +88,14 @@ class Prompts:
                     ' "benign"}'
                 )
             pool.append(prompt)
-        return cls(tuple(pools["harmful"]), tuple(pools["benign"]), per_round, seed)
+        return cls(tuple(pools["harmful"]), tuple(pools["benign"]), asked, seed)
 
     def of_round(self, round: int) -> dict[Kind, list[str]]:
         """What this round asks."""
         rng = random.Random(f"{self.seed}/{round}")
         return {
-            "harmful": rng.sample(self.harmful, self.per_round[0]),
-            "benign": rng.sample(self.benign, self.per_round[1]),
+            "harmful": rng.sample(self.harmful, self.asked[0]),
+            "benign": rng.sample(self.benign, self.asked[1]),
         }
 
 

@@ -71,7 +71,7 @@ class Server:
 
     def expected(self, examples: Any, task: Task | None = None) -> torch.Tensor:
         task = task or self.task()
-        adjust = task.change.of(self.federation._model, self.agreement.weights, task.lora)
+        adjust = task.change.adjuster(self.federation._model, self.agreement.weights, task.lora)
         one = self.federation._trainer.train(
             "c", examples, task.lora, task.training, task.seed, wanted=task.wanted, adjust=adjust
         )

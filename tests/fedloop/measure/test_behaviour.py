@@ -19,7 +19,7 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.pair import LoRAPair
 from tests.helpers.federated import Files, run
 
-ASKED = Prompts(("Name a colour.", "Write a long letter."), ("Count to ten.",), per_round=(2, 1))
+ASKED = Prompts(("Name a colour.", "Write a long letter."), ("Count to ten.",), asked=(2, 1))
 
 
 def grown(adapter: Adapter, size: float) -> Adapter:
