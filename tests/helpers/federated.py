@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fedloop.defense.defense import Defense
 from fedloop.defense.levels import (
     LOCAL_STEPS,
     SHADOW_GRADIENT,
@@ -145,6 +146,11 @@ def same_tree(left: Any, right: Any) -> bool:
             and np.array_equal(left, right)
         )
     return type(left) is type(right) and left == right
+
+
+def defense(level: Level | None, **options: Any) -> Defense:
+    """A defence with the small linear probe of B where there is a level."""
+    return Defense(probes.tiny_probe("linear", "all_b") if level else None, level, **options)
 
 
 # --- a whole federation

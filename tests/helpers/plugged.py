@@ -103,6 +103,21 @@ def _without_module(sent: Sent) -> Sent:
 
 
 # How clients misbehave: reply -> replies.
+def replies(
+    state: State, seed: int = 0, clients: tuple[str, ...] = CLIENTS
+) -> dict[str, tuple[int, State]]:
+    """What honest clients send."""
+    changes = {client: delta(seed + 10 * index) for index, client in enumerate(clients)}
+    return {
+        client: (40, {key: state[key] + change[key] for key in state})
+        for client, change in changes.items()
+    }
+
+
+def as_replies(sent: dict[str, tuple[int, State]]) -> list[Reply]:
+    return [Reply(client, count, state) for client, (count, state) in sent.items()]
+
+
 WAYS: dict[str, Callable[[Sent, int], list[Sent]]] = {
     "honest": lambda sent, seed: [sent],
     "malicious": lambda sent, seed: [sent._replace(delta=delta(seed, True))],

@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.exception import AppExitException
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
@@ -371,57 +369,3 @@ def test_a_strategy_that_starts_in_its_own_way_is_refused() -> None:
     own = type("Own", (FedAvg,), {"start": lambda self, *_, **__: None})
     with pytest.raises(ConfigError, match="Own has its own start"):
         wrapped(own())
-
-
-# --- a whole run
-
-
-class OneProcess(Grid):
-    """Flower's Grid without a network: every message is answered by the ClientApp here and now."""
-
-    run = set_run = create_message = push_messages = pull_messages = None
-
-    def __init__(self, app: ClientApp) -> None:
-        self.app = app
-
-    def get_node_ids(self) -> list[int]:
-        return [*map(int, plugged.CLIENTS)]
-
-    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
-        contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in self.get_node_ids()}
-        return [self.app(message, contexts[message.metadata.dst_node_id]) for message in messages]
-
-
-def client_app() -> ClientApp:
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        number = message.content["config"]["server-round"]
-        state = plugged.tensors_of(message.content["arrays"])
-        change = plugged.delta(100 * number + context.node_id, malicious=context.node_id > 3)
-        trained = plugged.arrays_record({key: state[key] + change[key] for key in state})
-        metrics = MetricRecord({"num-examples": 40, "loss": 1.0 / number})
-        return Message(RecordDict({"arrays": trained, "metrics": metrics}), reply_to=message)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        metrics = MetricRecord({"num-examples": 40, "loss": 1.0})
-        return Message(RecordDict({"metrics": metrics}), reply_to=message)
-
-    return app
-
-
-def test_a_whole_run_with_start_keeps_the_malicious_out_and_an_undefended_one_does_not() -> None:
-    all_five = {"min_train_nodes": 5, "min_available_nodes": 5}
-    strategy, records = wrapped(FedAvg(**all_five))
-    result = strategy.start(OneProcess(client_app()), ARRAYS, num_rounds=3)
-    assert [set(rejected(record)) for record in records] == [{"4", "5"}] * 3
-    kept = [plugged.delta(100 * number + client) for number in (1, 2, 3) for client in (1, 2, 3)]
-    expected = {
-        key: value + sum(change[key] for change in kept) / 3 for key, value in START.items()
-    }
-    assert close(result.arrays, plugged.arrays_record(expected), 1e-4)
-    assert result.train_metrics_clientapp[2]["loss"] == pytest.approx(0.5)
-    free = FedAvg(**all_five).start(OneProcess(client_app()), ARRAYS, num_rounds=3)
-    assert not close(free.arrays, result.arrays, 0.1)

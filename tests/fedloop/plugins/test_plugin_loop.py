@@ -13,29 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from fedloop import Defense
-from fedloop.defense.levels import ShadowLevel, StepLevel
 from fedloop.defense.screening import LONGEST_REASON
 from fedloop.errors import AggregationError, ConfigError, EvidenceError
-from fedloop.plugins import Late, Reply, defend_round, rejected
+from fedloop.plugins import Reply, defend_round, rejected
 from loraprobe.errors import AdapterFormatError, NonFiniteError, UnsupportedAdapterError
 from tests.helpers import federated, plugged
 
 State = dict[str, Any]
 
 
-def replies(
-    state: State, seed: int = 0, clients: tuple[str, ...] = plugged.CLIENTS
-) -> dict[str, tuple[int, State]]:
-    """What honest clients send."""
-    changes = {client: plugged.delta(seed + 10 * index) for index, client in enumerate(clients)}
-    return {
-        client: (40, {key: state[key] + change[key] for key in state})
-        for client, change in changes.items()
-    }
-
-
 START = plugged.global_state()
-SENT = replies(START)
+SENT = plugged.replies(START)
 
 
 def play(sent: Any = SENT, state: Any = START, number: int = 1, **options: Any) -> Any:
@@ -80,7 +68,7 @@ def test_the_new_state_has_the_types_of_the_former_one_and_leaves_it_alone(
 ) -> None:
     state = {key: value.to(dtype) for key, value in START.items()}
     before = {key: value.clone() for key, value in state.items()}
-    done, exact = play(replies(state), state), play().state
+    done, exact = play(plugged.replies(state), state), play().state
     assert not done.record.skipped
     assert {value.dtype for value in done.state.values()} == {dtype}
     for key, value in done.state.items():
@@ -107,7 +95,7 @@ def test_float64_states_keep_their_precision() -> None:
 
 def test_who_is_not_trusted_can_stand_in_the_mean_as_having_changed_nothing() -> None:
     state = plugged.global_state()
-    sent = replies(state)
+    sent = plugged.replies(state)
     long = {key: state[key] + 40 * (sent["1"][1][key] - state[key]) for key in state}
     sent["1"] = (40, long)
     made = [
@@ -166,7 +154,7 @@ JUNK: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", JUNK)
 def test_what_cannot_be_read_is_refused_with_a_reason_and_the_round_goes_on(name: str) -> None:
-    honest = replies(START, clients=("1", "2", "3"))
+    honest = plugged.replies(START, clients=("1", "2", "3"))
     done = play({**honest, "4": (40, JUNK[name])})
     assert list(done.record.reasons) == ["4"]
     why = done.record.reasons["4"]
@@ -216,15 +204,14 @@ def test_no_reply_whatsoever_ends_the_round_or_gets_a_weight(
     count: Any, state: Any, steps: Any
 ) -> None:
     done = play(
-        [*as_replies(replies(START, clients=("1", "2", "3"))), Reply("4", count, state, steps)]
+        [
+            *plugged.as_replies(plugged.replies(START, clients=("1", "2", "3"))),
+            Reply("4", count, state, steps),
+        ]
     )
     assert done.weights["4"] == 0
     assert list(done.record.reasons) == ["4"]
     assert all(torch.isfinite(value).all() for value in done.state.values())
-
-
-def as_replies(sent: dict[str, tuple[int, State]]) -> list[Reply]:
-    return [Reply(client, count, state) for client, (count, state) in sent.items()]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +234,7 @@ def test_a_whole_number_of_another_type_counts(count: Any) -> None:
 
 
 def test_a_client_with_one_unreadable_reply_and_one_good_one_sent_two() -> None:
-    record = play([*as_replies(SENT), Reply("2", 40, None)]).record
+    record = play([*plugged.as_replies(SENT), Reply("2", 40, None)]).record
     assert "duplicate: 2" in record.reasons["2"]
 
 
@@ -282,10 +269,12 @@ def test_a_round_that_raises_was_not_played(monkeypatch: pytest.MonkeyPatch) -> 
     with monkeypatch.context() as patch:
         patch.setattr("fedloop.plugins.loop.pack", full)
         with pytest.raises(MemoryError):
-            defend_round(tested, 1, replies(state), state, alpha=plugged.ALPHA, rule="foolsgold")
+            defend_round(
+                tested, 1, plugged.replies(state), state, alpha=plugged.ALPHA, rule="foolsgold"
+            )
     assert tested.state_dict() == before
     for each in (tested, whole):
-        defend_round(each, 1, replies(state), state, alpha=plugged.ALPHA, rule="foolsgold")
+        defend_round(each, 1, plugged.replies(state), state, alpha=plugged.ALPHA, rule="foolsgold")
     assert tested.state_dict() == whole.state_dict()
 
 
@@ -352,76 +341,3 @@ def test_the_arguments_of_the_adapter_reach_it() -> None:
     other = play(base_model="another/model").record
     assert all("another/model" in why for why in rejected(other).values())
     assert other.skipped
-
-
-# --- evidence
-
-
-@pytest.mark.parametrize("level", [StepLevel(), ShadowLevel()], ids=["step", "shadow"])
-def test_levels_that_read_evidence_get_it(level: Any) -> None:
-    """The way to the update, or shadow steps of the client's class."""
-    sent, evidence = {}, {}
-    for client in plugged.CLIENTS:
-        change = plugged.delta(10 * int(client), client == "5")
-        sent[client] = (40, {key: START[key] + change[key] for key in START})
-        way = [{key: share * value for key, value in change.items()} for share in (0.5, 1.0)]
-        shadows = [plugged.delta(900 + 10 * int(client) + n, client == "5") for n in range(2)]
-        evidence[client] = way if isinstance(level, StepLevel) else shadows
-
-    def judged(evidence: Any) -> Any:
-        options: dict[str, Any] = {"alpha": plugged.ALPHA, "evidence": evidence}
-        return defend_round(plugged.defense(level), 1, sent, START, **options).record
-
-    record = judged(evidence)
-    assert not record.reasons
-    assert record.factors["5"] < 0.1 < 0.9 < record.factors["1"]
-    assert all(len(scores) == 2 for scores in record.scores.values())
-    del evidence["1"]
-    assert "missing evidence" in judged(evidence).reasons["1"]
-
-
-UNUSABLE: dict[str, tuple[Any, str]] = {
-    "number": (5, "steps of type int"),
-    "none": (None, "steps of type NoneType"),
-    "nothing": ([None], "state dict of type NoneType"),
-    "text": ("ab", "state dict of type str"),
-    "other keys": ([{"a": np.ones((2, 2))}], "not a LoRA factor"),
-    "too many": ([plugged.delta(3)] * 4, "got 4 steps of evidence; expected at most 3"),
-    "far too many": ([plugged.delta(3)] * 5000, "got 4 steps of evidence; expected at most 3"),
-    "another trajectory": ([plugged.delta(3)], "the last step is not the submitted update"),
-}
-
-
-@pytest.mark.parametrize("name", UNUSABLE)
-def test_evidence_that_cannot_be_used_is_a_reason(name: str) -> None:
-    steps, why = UNUSABLE[name]
-    state = {key: START[key] + change for key, change in plugged.delta(60).items()}
-    sent = [*as_replies(SENT), Reply("6", 40, state, steps)]
-    defense = plugged.defense(StepLevel(), max_steps=3)
-    record = defend_round(defense, 1, sent, START, alpha=plugged.ALPHA).record
-    assert why in record.reasons["6"]
-
-
-@pytest.mark.parametrize("late_updates", ["refuse", "count"])
-def test_a_late_update_is_refused_or_counts_as_the_change_that_it_was(late_updates: Any) -> None:
-    later = {key: value + 1 for key, value in START.items()}
-    sent = replies(later, clients=("a", "slow"))
-    early, slow = (replies(START, seed, ("x",))["x"] for seed in (0, 500))
-    done = defend_round(
-        Defense(None),
-        7,
-        {"a": sent["a"]},
-        later,
-        alpha=plugged.ALPHA,
-        expected=["a"],
-        late={"a": Late(*early, START), "slow": Late(*slow, START)},
-        late_updates=late_updates,
-    )
-    if late_updates == "refuse":
-        assert "late: an update of an earlier round" in done.record.reasons["slow"]
-        assert dict(done.weights) == {"a": 1.0, "slow": 0.0}
-        return
-    assert dict(done.weights) == {"a": 0.5, "slow": 0.5}
-    for key, value in later.items():
-        changes = sent["a"][1][key] - value, slow[1][key] - START[key]
-        assert torch.allclose(done.state[key], value + sum(changes) / 2, atol=1e-6)
