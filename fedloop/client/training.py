@@ -371,12 +371,8 @@ def _adapter_of(
 ) -> Adapter:
     """The model's LoRA tensors, or others under the same names, copied to the CPU."""
     config: Any = model.peft_config[model.active_adapter]
-    state = {
-        key: value.detach().cpu().clone()
-        for key, value in _peft()
-        .get_peft_model_state_dict(model, tensors, save_embedding_layers=False)
-        .items()
-    }
+    read = _peft().get_peft_model_state_dict(model, tensors, save_embedding_layers=False)
+    state = {key: value.detach().cpu().clone() for key, value in read.items()}
     return Adapter.from_state_dict(
         state,
         alpha=config.lora_alpha,

@@ -26,45 +26,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..checks import Checked, Validity, integer, is_integer, named, number, or_none
+from ..checks import Validity, is_integer, named
 from ..errors import AggregationError, OptionError
 from .evasion import evade
+from .scene import VALID, AttackOptions, Scene, copies, own_or
 from .updates import Array, Floats, as_given, checked_array, checked_row, unit
 
-# Field -> what is valid; a name means the same in every attack that has it.
-_VALID: Mapping[str, Validity] = {
-    **dict.fromkeys(("scale", "factor", "tau", "times"), number()),
-    **dict.fromkeys(("z", "target"), or_none(number())),
-    **dict.fromkeys(("std", "max_norm"), or_none(number(at_least=0))),
-    "index": or_none(integer(0)),
-}
-
 
 @dataclass(frozen=True)
-class Scene:
-    """What attackers see of a round, all float64.
-
-    Attributes:
-        honest: (h, d), what the honest clients send.
-        attackers: how many there are (n).
-        rng: what random attacks draw from.
-        own: (n, d), what the attackers trained.
-        direction: (d,), the probe's weights in the space of the updates, of any length.
-    """
-
-    honest: Floats
-    attackers: int
-    rng: np.random.Generator | None = None
-    own: Floats | None = None
-    direction: Floats | None = None
-
-
-class _Options(Checked):
-    valid = _VALID
-
-
-@dataclass(frozen=True)
-class SignFlip(_Options):
+class SignFlip(AttackOptions):
     """Every attacker sends -scale × the mean of the honest updates.
 
     Source: Allen-Zhu et al. 2021 (arXiv:2012.14368); agrees with ByzFL's SignFlipping at scale 1.
@@ -74,11 +44,11 @@ class SignFlip(_Options):
 
     def send(self, scene: Scene) -> Floats:
         """(n, d), what the attackers send."""
-        return _copies(-self.scale * scene.honest.mean(axis=0), scene.attackers)
+        return copies(-self.scale * scene.honest.mean(axis=0), scene.attackers)
 
 
 @dataclass(frozen=True)
-class Scaling(_Options):
+class Scaling(AttackOptions):
     """Every attacker sends factor × its own update, or × the honest mean if it has none.
 
     Source: model replacement, Bagdasaryan et al. 2020 (arXiv:1807.00459), Eq. 3.
@@ -88,11 +58,11 @@ class Scaling(_Options):
 
     def send(self, scene: Scene) -> Floats:
         """(n, d), what the attackers send."""
-        return self.factor * _own_or(scene, scene.honest.mean(axis=0))
+        return self.factor * own_or(scene, scene.honest.mean(axis=0))
 
 
 @dataclass(frozen=True)
-class Gaussian(_Options):
+class Gaussian(AttackOptions):
     """Every attacker sends independent noise, normal with mean 0.
 
     Attributes:
@@ -120,7 +90,7 @@ class Gaussian(_Options):
 
 
 @dataclass(frozen=True)
-class IPM(_Options):
+class IPM(AttackOptions):
     """Inner-product manipulation: every attacker sends -tau × the mean of the honest updates.
 
     A small tau hides among the honest updates; the plain mean turns round when
@@ -133,11 +103,11 @@ class IPM(_Options):
 
     def send(self, scene: Scene) -> Floats:
         """(n, d), what the attackers send."""
-        return _copies(-self.tau * scene.honest.mean(axis=0), scene.attackers)
+        return copies(-self.tau * scene.honest.mean(axis=0), scene.attackers)
 
 
 @dataclass(frozen=True)
-class ALIE(_Options):
+class ALIE(AttackOptions):
     """A little is enough: every attacker sends mean + z × deviation of the honest updates.
 
     Coordinate by coordinate. The deviation is the sample's (divided by h - 1), so there have to be
@@ -152,7 +122,7 @@ class ALIE(_Options):
 
     z: float | None = None
     tau: float | None = None
-    valid: ClassVar[Mapping[str, Validity]] = {**_VALID, "tau": _VALID["z"]}
+    valid: ClassVar[Mapping[str, Validity]] = {**VALID, "tau": VALID["z"]}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,7 +145,7 @@ class ALIE(_Options):
         z = self.tau if self.z is None else self.z
         if z is None:
             z = alie_z(len(x) + scene.attackers, scene.attackers)
-        return _copies(x.mean(axis=0) + z * x.std(axis=0, ddof=1), scene.attackers)
+        return copies(x.mean(axis=0) + z * x.std(axis=0, ddof=1), scene.attackers)
 
 
 def alie_z(n: int, n_byzantine: int) -> float:
@@ -203,7 +173,7 @@ def alie_z(n: int, n_byzantine: int) -> float:
 
 
 @dataclass(frozen=True)
-class Mimic(_Options):
+class Mimic(AttackOptions):
     """Every attacker copies one honest client, so that its data count for more than they should.
 
     Attributes:
@@ -231,11 +201,11 @@ class Mimic(_Options):
             raise AggregationError(
                 f"got index {self.index}; expected the row of one of the {len(x)} honest updates"
             )
-        return _copies(x[chosen], scene.attackers)
+        return copies(x[chosen], scene.attackers)
 
 
 @dataclass(frozen=True)
-class ProbeEvasion(_Options):
+class ProbeEvasion(AttackOptions):
     """Attackers who know a linear probe move their own updates as little as hides them from it.
 
     What they trained is `Scene.own`, without it the negated mean of the honest updates. Without
@@ -257,14 +227,14 @@ class ProbeEvasion(_Options):
     def send(self, scene: Scene) -> Floats:
         """(n, d), what the attackers send."""
         mean = scene.honest.mean(axis=0)
-        own = _own_or(scene, -mean)
+        own = own_or(scene, -mean)
         direction = own.mean(axis=0) - mean if scene.direction is None else scene.direction
         target = float(mean @ unit(direction)) if self.target is None else self.target
         return np.stack([evade(row, direction, target, self.max_norm) for row in own])
 
 
 @dataclass(frozen=True)
-class Collusion(_Options):
+class Collusion(AttackOptions):
     """Every attacker hides what it trained under a benign change; over all of them these cancel.
 
     What the server averages holds the whole of `Scene.own`, and no single update shows it. The
@@ -293,7 +263,7 @@ class Collusion(_Options):
             raise AggregationError(
                 "got honest updates that are all equal; expected two that differ, to hide under"
             )
-        own = _own_or(scene, -scene.honest.mean(axis=0))
+        own = own_or(scene, -scene.honest.mean(axis=0))
         return own + self.times * float(np.linalg.norm(own, axis=1).mean()) / size * covers
 
 
@@ -400,15 +370,6 @@ def _own(own: Any, shape: tuple[int, int]) -> Floats:
             f"got own of shape {rows.shape}; expected {shape}: one update of each attacker"
         )
     return rows
-
-
-def _own_or(scene: Scene, otherwise: Floats) -> Floats:
-    """The attackers' own updates (n, d); n copies of another row if they are not given."""
-    return _copies(otherwise, scene.attackers) if scene.own is None else scene.own
-
-
-def _copies(row: Floats, n: int) -> Floats:
-    return np.repeat(row[None, :], n, axis=0)  # (n, d)
 
 
 def _main_direction(x: Floats) -> Floats:

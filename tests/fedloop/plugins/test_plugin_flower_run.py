@@ -9,9 +9,7 @@ import pytest
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import (
-    FedAvg,
-)
+from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedloop.plugins import rejected
 from fedloop.plugins.flower import defended
