@@ -64,6 +64,7 @@ class Adapter(Mapping[str, LoRAPair]):
         kind: "weights" as trained, "factor_delta" (A_t - A_0, B_t - B_0) or "weight_delta"
             (the factors of s (B_t A_t - B_0 A_0)). See `factor_delta` and `weight_delta`.
         base_model: the Hub id or path of the base model, if it is known.
+        base_revision: the commit, tag or branch of it that adapter_config.json states.
         ignored: what the file held that does not change the adapter and was left out.
         commit: the Hub commit it was loaded from, if it came from there; a delta has none.
         origin: of a factor delta, what it was taken of, where that is known.
@@ -77,7 +78,7 @@ class Adapter(Mapping[str, LoRAPair]):
     """
 
     __slots__ = (
-        *("_pairs", "base_model", "commit", "ignored", "kind", "origin"),
+        *("_pairs", "base_model", "base_revision", "commit", "ignored", "kind", "origin"),
         *("moves_base", "selects", "zero_start"),
     )
 
@@ -93,6 +94,7 @@ class Adapter(Mapping[str, LoRAPair]):
         zero_start: bool = True,
         moves_base: bool = False,
         selects: Callable[[str], bool] | None = None,
+        base_revision: str | None = None,
     ) -> None:
         if not pairs:
             raise AdapterFormatError(
@@ -108,6 +110,7 @@ class Adapter(Mapping[str, LoRAPair]):
         )
         self.kind: Kind = kind
         self.base_model = base_model
+        self.base_revision = base_revision
         self.ignored = ignored
         self.commit = commit
         self.zero_start = zero_start
@@ -185,6 +188,7 @@ class Adapter(Mapping[str, LoRAPair]):
             zero_start=self.zero_start,
             moves_base=self.moves_base,
             selects=self.selects,
+            base_revision=self.base_revision,
         )
 
     def check_finite(self, but: Collection[str] = ()) -> None:
@@ -214,6 +218,7 @@ class Adapter(Mapping[str, LoRAPair]):
             ignored=self.ignored,
             origin=origin,
             selects=self.selects,
+            base_revision=self.base_revision,
         )
 
     def __getitem__(self, module: str) -> LoRAPair:

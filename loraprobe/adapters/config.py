@@ -107,6 +107,7 @@ class Settings:
         zero_start: whether B was zero when training started.
         moves_base: whether the start also took part of the base's weights away.
         ignored: fields that are set and change nothing.
+        base_revision: of the base model.
     """
 
     scalings: Scalings
@@ -115,6 +116,7 @@ class Settings:
     zero_start: bool = True
     moves_base: bool = False
     ignored: tuple[str, ...] = ()
+    base_revision: str | None = None
 
 
 def read_config(path: Path, ignore_fields: Collection[str] = ()) -> Settings:
@@ -160,10 +162,11 @@ def _settings(config: Mapping[str, Any], ignore_fields: Collection[str]) -> Sett
     return Settings(
         Scalings(alpha, rank, bool(rslora), **patterns),
         Selection.of_config(config).selector(Expressions()),
-        _base_model(config),
+        _name(config, "base_model_name_or_path"),
         zero_start,
         moves_base,
         tuple(name for name in sorted(notes) if config.get(name)),
+        _name(config, "revision"),
     )
 
 
@@ -208,16 +211,13 @@ def _pattern(config: Mapping[str, Any], name: str) -> Any:
     return value or {}
 
 
-def _base_model(config: Mapping[str, Any]) -> str | None:
-    value = config.get("base_model_name_or_path")
+def _name(config: Mapping[str, Any], field: str) -> str | None:
+    value = config.get(field)
     if value is not None and not isinstance(value, str):
-        raise AdapterFormatError(
-            f"got base_model_name_or_path of type {type(value).__name__}; expected text"
-        )
+        raise AdapterFormatError(f"got {field} of type {type(value).__name__}; expected text")
     if value and (len(value) > MAX_NAME or not value.isprintable()):
         raise AdapterFormatError(
-            f"got base_model_name_or_path {_shown(value)}; expected at most {MAX_NAME} printable"
-            " characters"
+            f"got {field} {_shown(value)}; expected at most {MAX_NAME} printable characters"
         )
     return value or None
 

@@ -78,6 +78,7 @@ def load_adapter(
         zero_start=settings.zero_start,
         moves_base=settings.moves_base,
         selects=settings.selects,
+        base_revision=settings.base_revision,
     )
 
 
@@ -152,6 +153,7 @@ def save_adapter(adapter: Adapter, folder: str | Path) -> Path:
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": adapter.base_model,
+        "revision": adapter.base_revision,
         "bias": "none",
         "inference_mode": True,
         "target_modules": sorted({module.rpartition(".")[2] for module in adapter}),

@@ -22,7 +22,7 @@ class Policy:
 
     Attributes:
         base_models: names of the one base model that adapters may be for.
-        base_revision: its commit, where an adapter's config states one.
+        base_revision: its commit; an adapter whose config states another is for another base.
         base_weights: a local file of the base model's weights, whose digest has to be
             `base_sha256` before anything is scanned.
         base_sha256: 64 hexadecimal digits.

@@ -167,6 +167,10 @@ class Scanner:
             expected = " or ".join(repr(name) for name in policy.base_models)
             message = f"it names the base model {adapter.base_model!r}; expected {expected}"
             findings.append(self._finding("base", message))
+        stated = adapter.base_revision
+        if policy.base_revision and stated and stated != policy.base_revision:
+            message = f"it names the base's revision {stated!r}; expected {policy.base_revision!r}"
+            findings.append(self._finding("base", message))
         if policy.modules is not None and (other := set(facts.leaves) - set(policy.modules)):
             findings.append(self._finding("module", f"it changes {', '.join(sorted(other))}"))
         if policy.max_rank is not None and max(facts.ranks) > policy.max_rank:

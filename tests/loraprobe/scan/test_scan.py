@@ -93,6 +93,17 @@ def test_a_fault_is_found_and_nothing_else(folder: Path, rule: str) -> None:
     assert found(folder, **policy) == {rule: RULES[rule].level}
 
 
+@pytest.mark.parametrize(
+    ("stated", "rules"), [("a" * 40, {}), ("main", {"base": "block"}), (None, {})]
+)
+def test_a_revision_that_a_config_states_has_to_be_the_pinned_one(
+    folder: Path, stated: str | None, rules: dict[str, str]
+) -> None:
+    edit(folder, revision=stated)
+    assert found(folder, base_revision="a" * 40) == rules
+    assert found(folder) == {}
+
+
 def test_a_policy_says_how_grave_a_finding_is(folder: Path) -> None:
     assert found(folder, max_rank=1, levels={"rank": "block"}) == {"rank": "block"}
 
