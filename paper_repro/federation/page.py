@@ -218,7 +218,8 @@ def seeds_table(lines: Sequence[Line]) -> str:
 
 def knowing(plain: Sequence[Line], lines: Sequence[Line]) -> str:
     """What attackers who know the defence leave of the refusals, beside who sends plain poison."""
-    rows: list[Sequence[str]] = [("attack", "defence", "refused", "XSTest, safe", "factors")]
+    head = ("attack", "defence", "refused", "XSTest, safe", "loss", "factors", "rounds skipped")
+    rows: list[Sequence[str]] = [head]
     attack = (attacks.PLAIN.malicious, attacks.PLAIN.share)
     for arm in attacks.ARMS:
         place = (arm, *attack, attacks.PLAIN.source, attacks.PLAIN.seed)
@@ -231,9 +232,9 @@ def knowing(plain: Sequence[Line], lines: Sequence[Line]) -> str:
     return markdown(rows)
 
 
-def _refused(line: Line) -> tuple[str, str, str]:
-    own = percent(*line["refused"]["xstest_safe"])
-    return percent(*pooled(line, HARMFUL)), own, kept_text(line)
+def _refused(line: Line) -> tuple[str, ...]:
+    refused = percent(*pooled(line, HARMFUL)), percent(*line["refused"]["xstest_safe"])
+    return *refused, f"{line['loss']:.3f}", kept_text(line), f"{line['skipped']} of {ROUNDS}"
 
 
 def repairs(lines: Sequence[Line]) -> str:
