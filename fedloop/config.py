@@ -61,6 +61,20 @@ class Config(Section):
             raise ValueError(
                 "got clients.evade_probe without a defense.probe; expected both, or neither"
             )
+        if self.clients.evade_probe is not None and (
+            self.aggregation.lora == "frozen_a" or self.defense.level in ("shadow", "evidence")
+        ):
+            raise ValueError(
+                f"got clients.evade_probe with aggregation.lora {self.aggregation.lora!r} and"
+                f" defense.level {self.defense.level!r}; expected a trained A, and a level without"
+                " a shadow branch: attackers move both factors of what they train from the round's"
+                " start"
+            )
+        if self.clients.attack_from > self.rounds:
+            raise ValueError(
+                f"got clients.attack_from {self.clients.attack_from} and {self.rounds} rounds;"
+                " expected one of them, or nobody attacks"
+            )
         return self
 
     @classmethod

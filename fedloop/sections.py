@@ -198,7 +198,8 @@ class ClientsConfig(Section):
             )
         if self.partition == "by_column" and self.column is None:
             raise ValueError("column is missing; partition 'by_column' needs the name of a column")
-        attacks = {"trigger": self.trigger, "evade_probe": self.evade_probe}
+        since = self.attack_from if self.attack_from > 1 else None
+        attacks = {"trigger": self.trigger, "evade_probe": self.evade_probe, "attack_from": since}
         for name, value in attacks.items():
             if value is not None and not self.malicious:
                 raise ValueError(f"got {name} without malicious clients; expected both or neither")

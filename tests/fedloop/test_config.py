@@ -201,6 +201,7 @@ def test_all_wrong_fields_are_named_at_once() -> None:
         ({"clients": {"malicious": 3, "malicious_source": None}}, "malicious_source is missing"),
         ({"clients": {"hard_negatives": 1}}, "hard_negative_source is missing"),
         ({"clients": {"trigger": "|x|"}}, "got trigger without malicious clients"),
+        ({"clients": {"attack_from": 2}}, "got attack_from without malicious clients"),
         ({"clients": {"malicious": 11}}, "got 11 malicious and 0 hard-negative of 10 clients"),
         (
             {"clients": {"malicious": 6, "hard_negatives": 5, **HARD_NEGATIVES}},

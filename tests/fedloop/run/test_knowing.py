@@ -78,13 +78,19 @@ def test_who_waits_is_benign_until_its_round(tiny_files: Files) -> None:
     scaled = {"update_attack": "scaling", "update_attack_options": {"factor": 50.0}}
     nobody = {"malicious": 0, "malicious_source": None}
 
-    def moved(rounds: int, **clients: Any) -> torch.Tensor:
-        return vector(run(tiny_files, rounds=rounds, clients=clients).adapter)
-
-    assert torch.equal(moved(1, **scaled, attack_from=2), moved(1, **nobody))
-    assert not torch.equal(moved(1, **scaled), moved(1, **nobody))  # negative control
-    waited, spared = moved(2, **scaled, attack_from=2), moved(2, **nobody)
-    assert float((waited - spared).norm()) > 5 * float((spared - moved(1, **nobody)).norm())
+    waited, at_once, spared = (
+        run(tiny_files, clients=clients)
+        for clients in ({**scaled, "attack_from": 2}, scaled, nobody)
+    )
+    first = [result.records[0].losses for result in (waited, at_once, spared)]
+    assert first[0] == first[2]
+    assert first[1] != first[2]  # negative control
+    unscaled = run(tiny_files, clients={"attack_from": 2})
+    far, near = (
+        float((vector(result.adapter) - vector(spared.adapter)).norm())
+        for result in (waited, unscaled)
+    )
+    assert far > 5 * near > 0
 
 
 def test_colluders_of_a_run_send_their_poison_between_them(tiny_files: Files) -> None:
@@ -111,6 +117,26 @@ def test_what_attackers_cannot_know_is_refused(
     defense = defended(tiny_files) if probe else {}
     with pytest.raises(ConfigError, match=message):
         run(tiny_files, clients=clients, defense=defense)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clients": {"attack_from": 3}}, "attack_from 3 and 2 rounds"),
+        ({"aggregation": {"lora": "frozen_a"}}, "lora 'frozen_a'"),
+        ({"defense": {"level": "shadow"}}, "level 'shadow'"),
+    ],
+)
+def test_attacks_that_would_not_be_what_they_say_are_refused(
+    reading_products: Files, changes: dict[str, Any], message: str
+) -> None:
+    values = settings(
+        reading_products, clients={"evade_probe": -4.0}, defense=defended(reading_products)
+    )
+    for table, fields in changes.items():
+        values[table] = {**values.get(table, {}), **fields}
+    with pytest.raises(ConfigError, match=message):
+        Config.of(values)
 
 
 @pytest.mark.parametrize("clients", [{"evade_probe": -4.0}, {"attack_from": 2}])
