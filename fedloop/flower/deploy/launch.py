@@ -110,8 +110,13 @@ def _launched(
     )  # of an interrupted run: keys are made anew, trust goes by the client's name
     make_certificates(place / "certificates")
     write_app(place / "app")
-    with _ended_by_sigterm(), Processes(place / "home", place / "logs") as group:
-        address = _superlink(group, place, say)
+    with ended_by_signals() as raise_caught, Processes(place / "home", place / "logs") as group:
+
+        def check() -> None:
+            raise_caught()
+            group.check()
+
+        address = _superlink(group, place, say, check)
         with Control(address, place / "certificates" / "ca.crt") as control:
             nodes = {
                 name: Node(*control.register(make_node_key(place / "keys" / name)))
@@ -126,7 +131,7 @@ def _launched(
             }
             run = control.start(place / "app", {**settings.run_config(), **paths})
             say(f"run {run} started; its records: {path / 'records.jsonl'}")
-            follow(control, run, path, group.check, watch)
+            follow(control, run, path, check, watch)
     return _result(config, path)
 
 
@@ -138,13 +143,13 @@ def _result(config: Config, folder: Path) -> RunResult:
     )
 
 
-def _superlink(group: Processes, place: Path, say: Say) -> str:
+def _superlink(group: Processes, place: Path, say: Say, check: Callable[[], None]) -> str:
     """Start the server; its address."""
     port = free_port()
     command = [sys.executable, "-m", "fedloop.flower.deploy.superlink", "127.0.0.1", str(port)]
     group.start("superlink", [*command, place / "certificates", place / "state.db"])
     say(f"SuperLink on 127.0.0.1:{port}; logs in {group.logs}")
-    wait_for_port(port, group.check)
+    wait_for_port(port, check)
     return f"127.0.0.1:{port}"
 
 
@@ -241,21 +246,33 @@ def _tell(folder: Path, reported: int, watch: Watch | None) -> int:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM as an exception, so that blocks are left and what they started is ended.
+def ended_by_signals() -> Iterator[Callable[[], None]]:
+    """SIGTERM and SIGINT as exceptions, so that blocks are left and what they started is ended.
 
-    In the main thread only.
+    Where Python cannot pass an exception on, as in a finaliser that happened to run, it prints and
+    drops it, and the signal is lost: what is yielded raises it again. In the main thread only;
+    signals that this process was started to ignore stay ignored.
     """
+    caught: list[int] = []
+
+    def raise_caught() -> None:
+        if caught:
+            raise KeyboardInterrupt if caught[-1] == signal.SIGINT else SystemExit(128 + caught[-1])
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        caught.append(number)
+        raise_caught()
 
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        former = signal.signal(signal.SIGTERM, end)
+        for number, handler in former.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, end)
     except ValueError:  # another thread's: its process has to see to signals
-        yield
+        yield raise_caught
         return
     try:
-        yield
+        yield raise_caught
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)

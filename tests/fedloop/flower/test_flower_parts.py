@@ -30,7 +30,7 @@ from fedloop.flower.deploy.app import FILES, write_app
 from fedloop.flower.deploy.control import Control
 from fedloop.flower.deploy.enrol import enrol, strike
 from fedloop.flower.deploy.keys import make_certificates, make_node_key
-from fedloop.flower.deploy.launch import run_on_loopback
+from fedloop.flower.deploy.launch import ended_by_signals, run_on_loopback
 from fedloop.flower.deploy.processes import Processes, child_environment, flower_command
 from fedloop.flower.deploy.superlink import LocalCommand
 from fedloop.flower.nodes import Node, read_nodes, write_nodes
@@ -259,6 +259,33 @@ def test_nothing_that_was_started_outlives_a_killed_parent(tmp_path: Path) -> No
         assert (process / "cmdline").read_bytes().split(b"\0")[1] == b"-c"
         head.send_signal(signal.SIGKILL)
     until(lambda: not process.exists() or b"State:\tZ" in (process / "status").read_bytes(), 20)
+
+
+class Interrupted:
+    """Its finaliser is where a signal arrives: Python prints and drops what is raised there."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_signal_whose_exception_python_drops_still_ends_a_run(
+    number: int, error: type[BaseException]
+) -> None:
+    before = signal.getsignal(number)
+    with ended_by_signals() as raise_caught:
+        raise_caught()  # nothing has been caught
+        last = Interrupted(number)
+        del last
+        with pytest.raises(error):
+            raise_caught()
+    assert signal.getsignal(number) is before
 
 
 def test_every_process_is_started_quiet(tmp_path: Path) -> None:
