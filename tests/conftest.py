@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,3 +98,20 @@ def peft_llama() -> Callable[..., Any]:
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of a copy of the working tree, built with what is installed here."""
+    shipped = ("loraprobe", "fedloop")
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in (*shipped, "tests", "zoo", "figures"):
+        left_out = ("__pycache__", "*.npy", *(() if name in shipped else ("*.safetensors",)))
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns(*left_out))
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [path] = out.iterdir()
+    return path

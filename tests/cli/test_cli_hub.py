@@ -294,13 +294,6 @@ def test_an_adapter_that_the_hub_does_not_give_is_a_row_with_its_error(adapters:
     assert odd["reason"].startswith("AdapterFormatError: no file or folder 'a/b/c@v1'")
 
 
-def test_a_revision_of_a_local_probe_is_refused(adapters: Hub) -> None:
-    probe = tiny_probe().save_pretrained(Path("probe"))
-    result = invoke("score", REPO, "--base", "fresh", "--probe", probe, "--revision", "v1", code=2)
-    assert "HubError: got revision 'v1' for the local path" in result.stderr
-    assert adapters.asked == []
-
-
 @pytest.mark.parametrize("command", ["scan", "report", "serve"])
 def test_every_command_says_which_commit_of_a_probe_it_uses(command: str, adapters: Hub) -> None:
     arguments = {

@@ -144,8 +144,6 @@ NEEDS = {
     "--head xgboost": "xgboost",
     "--head mlp": "fed",
     "verify linear --key": "sign",
-    "points.npz": "figures",
-    "pca.png": "figures",
     "loraprobe report": "figures",
     "serve": "serve",
     "fedloop run": "fed",

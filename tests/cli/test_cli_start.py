@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 
 import pytest
 
 import loraprobe
-from tests.helpers.boxed import PIP_LINE, ROOT, run
+from tests.helpers.boxed import ROOT, run
 
 HELP = """
 import sys
@@ -55,33 +54,6 @@ def test_help_is_quick_and_imports_nothing_heavy(package: str, arguments: list[s
         if seconds[-1] < 1.0:
             break
     assert min(seconds) < 1.0, seconds
-
-
-BLOCKED = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Absent())
-from {package}.cli.main import main
-main()
-"""
-
-
-@pytest.mark.parametrize(
-    ("package", "blocked"),
-    [("loraprobe", "rich"), ("fedloop", "typer")],
-)
-def test_without_the_cli_extra_the_command_says_how_to_get_it(package: str, blocked: str) -> None:
-    done = run("-c", BLOCKED.format(package=package, blocked=[blocked]))
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert re.fullmatch(
-        rf"The {package} command needs {blocked}, which is not installed: {PIP_LINE}\n", done.stderr
-    )
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from fedloop.example import write_adapters
 from loraprobe import Probe
-from loraprobe.cli import commands
 from tests.helpers.boxed import invoke
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,11 +32,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     probe = Probe.from_pretrained(ROOT / "zoo/probes/chat-1m/invariant")
     probe.with_facts(metrics=[CLAIM]).save_pretrained(place / "probe")
     return place
-
-
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands.console, "width", 1000)
 
 
 @pytest.mark.parametrize(

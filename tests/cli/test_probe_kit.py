@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fedloop.cli import probe_kit as _joins  # noqa: F401  # the command joins the app
-from fedloop.cli.run import app, console
+from fedloop.cli.run import app
 from fedloop.client.shared_prefix import exact_loss, plain_loss, response_loss
 from fedloop.errors import ConfigError, DataError
 from fedloop.kit.base import module_sets
@@ -35,11 +35,6 @@ SPECS = {
 }
 CLIENTS = 16
 SEED = 39  # no long client among the first: 85 steps in all
-
-
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "width", 1000)
 
 
 @pytest.fixture(scope="module")

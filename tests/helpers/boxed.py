@@ -27,7 +27,6 @@ from tests.helpers import make, probes
 
 ROOT = Path(__file__).resolve().parents[2]
 PEFT = {"r": 2, "lora_alpha": 4, "base_model_name_or_path": probes.BASE}
-PIP_LINE = r"pip install 'loraprobe\[cli\]'"
 
 
 def save(path: Path, adapter: Adapter, **config: Any) -> Path:

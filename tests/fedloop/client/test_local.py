@@ -31,10 +31,10 @@ from fedloop.client.training import (
 from fedloop.data.examples import Example, Tokens, encode
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import factor_delta
-from loraprobe.adapters.layout import pack
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import DataError, KindMismatch, LayoutMismatch
 from tests.helpers import tiny
+from tests.helpers.federated import vector
 
 MODULES = ("q_proj", "v_proj")
 LORA = LoRASettings(r=4, alpha=8, target_modules=MODULES)
@@ -57,11 +57,6 @@ def tokenizer() -> Any:
 @pytest.fixture
 def model() -> Any:
     return attach_lora(tiny.llama(), LORA, seed=0)
-
-
-def vector(adapter: Adapter) -> torch.Tensor:
-    """Every number of an adapter, in the order of its layout."""
-    return pack(adapter)[0]
 
 
 def train(

@@ -188,14 +188,6 @@ def test_what_a_client_may_not_send_costs_it_its_weight(name: str, case: str) ->
     assert why in check_rejected(LEVELS[name], forged(updates(LEVELS[name], 2)["c2"], LEVELS[name]))
 
 
-def test_a_trajectory_may_end_as_near_as_rounding_takes_it() -> None:
-    level = LEVELS["step"]
-    sent = elsewhere(updates(level, 2)["c2"])
-    nearly = federated.mapped(sent.steps[-1], lambda tensor: tensor * (1 + 1e-4))
-    both = [update("c1", 8, level), replace(sent, adapter=nearly)]
-    assert not defense(level).assess(1, both).reasons
-
-
 @pytest.mark.parametrize("name", LEVELS)
 def test_copies_cost_all_who_sent_them_and_nobody_else(name: str) -> None:
     level = LEVELS[name]

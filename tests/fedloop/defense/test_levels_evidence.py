@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from fedloop.defense.accumulate import FeatureMean
 from fedloop.defense.levels import (
     LEVELS,
     ClientLevel,
@@ -270,18 +269,3 @@ def test_an_unknown_level_or_field_names_the_valid_ones() -> None:
 def test_there_is_no_cut_before_the_first_score(rounds: Any) -> None:
     with pytest.raises(EvidenceError, match="rounds"):
         CumulativeLevel().cut(rounds)
-
-
-def test_levels_say_what_they_read_and_what_adds_up() -> None:
-    assert {name: level.evidence for name, level in zip(LEVELS, ALL, strict=True)} == {
-        "step": "local_steps",
-        "client": "last_step",
-        "shadow": "shadow_steps",
-        "evidence": "shadow_steps",
-        "cumulative": "update_features",
-    }
-    assert [level.accumulator for level in ALL] == [None, None, None, None, FeatureMean()]
-    for name in ("shadow", "evidence", "cumulative"):
-        assert make_level(name, evidence="shadow_gradient").accumulator == FeatureMean()
-    level = make_level("cumulative", relative=True, sketch=64, sketch_seed=5)
-    assert level.accumulator == FeatureMean(relative=True, sketch=64, seed=5)

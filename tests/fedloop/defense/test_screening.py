@@ -201,12 +201,6 @@ def test_the_last_step_may_be_rounded_and_not_more() -> None:
     assert check(replace(sent, steps=(*sent.steps[:-1], only_a)), recipe="all_a")[1]
 
 
-def test_only_trajectories_have_to_end_in_the_update() -> None:
-    shadow = replace(good(), steps=(probes.labelled_adapter(50), probes.labelled_adapter(51)))
-    assert "last step" in check(shadow)[1]["good"]
-    assert not check(shadow, trajectory=False)[1]
-
-
 def test_steps_may_hold_only_what_the_probe_reads_but_all_of_that() -> None:
     sent = good()
     fewer = tuple(replaced(step, None, make.module("q_proj", 1)) for step in sent.steps)
@@ -218,12 +212,6 @@ def test_steps_may_hold_only_what_the_probe_reads_but_all_of_that() -> None:
         in check(replace(sent, steps=fewer), recipe="spectral")[1]["good"]
     )
     assert not check(sent, recipe="spectral")[1]
-
-
-def test_who_sends_twice_is_refused_and_who_sent_nothing_of_the_kind_is_not() -> None:
-    checked, refused = check(good("a", 1), good("b", 2), good("a", 3))
-    assert list(checked) == ["b"]
-    assert refused == {"a": "duplicate: 2 updates in one round; expected one"}
 
 
 def test_copies_of_an_update_or_of_evidence_are_refused_for_all_who_have_them() -> None:
@@ -254,18 +242,6 @@ def test_without_a_start_the_layout_of_most_is_expected_whoever_comes_first(orde
         checked, refused = check(*updates, start=None)
         assert set(checked) == {"b", "c"}, case
         assert list(refused) == ["a"]
-
-
-def test_a_given_layout_is_expected_even_of_a_majority() -> None:
-    sent = [
-        *(MALFORMED["another scaling"][0](good(name, seed)) for seed, name in enumerate("abc")),
-        good("d", 9),
-    ]
-    for layout, expected in (
-        (LAYOUT, {"a", "b", "c"}),
-        (None, {"d"}),
-    ):  # negative control: without it, the three are the rule
-        assert set(check_updates(sent, Screening(layout=layout))[1]) == expected
 
 
 def test_weights_without_a_start_are_the_callers_mistake_unless_the_others_know_better() -> None:

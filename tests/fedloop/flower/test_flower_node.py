@@ -27,11 +27,9 @@ from fedloop.flower.messages import Task, pack_task, unpack_reply, unpack_task
 from fedloop.run.build import build_clients, build_federation, roles_of
 from fedloop.run.folder import RunFolder
 from fedloop.run.server_state import GradientChange
-from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.layout import pack
 from loraprobe.errors import DataError, LayoutMismatch
 from tests.helpers import tiny
-from tests.helpers.federated import Files, defended, settings
+from tests.helpers.federated import Files, defended, settings, vector
 from tests.helpers.flowered import wired
 
 TRAINING = LocalTraining(5e-3, 3, 2, 40)
@@ -93,10 +91,6 @@ def data(tmp_path: Path) -> Path:
     path = tmp_path / "with a space.jsonl"
     path.write_text("\n".join(map(json.dumps, ROWS)))
     return path
-
-
-def vector(adapter: Adapter) -> torch.Tensor:
-    return pack(adapter)[0]
 
 
 def test_a_node_trains_on_its_own_file(server: Server, trainer: NodeTrainer, data: Path) -> None:

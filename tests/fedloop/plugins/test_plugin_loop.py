@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 
 from fedloop import Defense
 from fedloop.defense.screening import LONGEST_REASON
@@ -162,56 +159,6 @@ def test_what_cannot_be_read_is_refused_with_a_reason_and_the_round_goes_on(name
     assert "Error" in why or "Mismatch" in why
     assert done.weights["4"] == 0
     assert same(done.state, play(honest).state)
-
-
-VALUES = st.one_of(
-    st.none(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=5),
-    st.lists(st.integers(), max_size=2),
-    arrays(
-        st.sampled_from([np.float32, np.float16, np.int64, np.bool_, np.complex64, "U3"]),
-        array_shapes(min_dims=0, max_dims=3, max_side=4),
-    ),
-    st.sampled_from(
-        [
-            torch.zeros(0),
-            torch.ones(4, 32),
-            torch.ones(4, 32).to_sparse(),
-            torch.full((4, 32), float("inf")),
-            torch.ones(2, 2).bool(),
-        ]
-    ),
-)
-KEYS = st.one_of(
-    st.sampled_from(
-        [*plugged.global_state(), "lm_head.weight", "a.lora_A.weight", ".lora_B.weight"]
-    ),
-    st.text(max_size=8),
-    st.integers(),
-)
-STATES = st.one_of(VALUES, st.dictionaries(KEYS, VALUES, max_size=9))
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    count=st.one_of(st.integers(), st.floats(), st.none(), st.text(max_size=3)),
-    state=STATES,
-    steps=st.one_of(VALUES, st.lists(STATES, max_size=3)),
-)
-def test_no_reply_whatsoever_ends_the_round_or_gets_a_weight(
-    count: Any, state: Any, steps: Any
-) -> None:
-    done = play(
-        [
-            *plugged.as_replies(plugged.replies(START, clients=("1", "2", "3"))),
-            Reply("4", count, state, steps),
-        ]
-    )
-    assert done.weights["4"] == 0
-    assert list(done.record.reasons) == ["4"]
-    assert all(torch.isfinite(value).all() for value in done.state.values())
 
 
 @pytest.mark.parametrize(

@@ -36,15 +36,6 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
         yield spool
 
 
-def test_what_is_read_is_what_was_written(spool: Spool) -> None:
-    assert list(spool) == list(reversed(CLIENTS))
-    for client in CLIENTS:
-        expected, _ = pack(SENT[client].adapter)
-        assert torch.equal(spool.vector(client), expected)
-        assert torch.equal(pack(spool.adapter(client), LAYOUT)[0], expected)
-        assert spool.adapter(client).base_model == SENT[client].adapter.base_model
-
-
 def test_a_defence_says_the_same_of_a_round_on_disk(spool: Spool) -> None:
     on_disk = [
         ClientUpdate(client, SENT[client].num_examples, spool.adapter(client)) for client in spool

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +15,7 @@ from loraprobe.adapters.layout import Layout, pack, unpack
 from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import KindMismatch, LayoutMismatch, NonFiniteError
 from tests.helpers import make
+from tests.helpers.one_module import assert_same
 
 DOUBLE = torch.float64
 FIRST = make.module()
@@ -117,10 +117,7 @@ def test_unpack_undoes_pack_and_pack_undoes_unpack(
     assert (vector.dtype, vector.shape) == (torch.float32, (size,))
     back = unpack(vector, layout, base_model="org/base")
     assert (back.kind, back.base_model, list(back)) == (kind, "org/base", sorted(shapes))
-    for name, pair in adapter.items():
-        assert np.array_equal(back[name].A, pair.A)
-        assert np.array_equal(back[name].B, pair.B)
-        assert back[name].scaling == pair.scaling
+    assert_same(back, adapter)
     random = torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
     assert torch.equal(pack(unpack(random, layout), layout)[0], random)
 

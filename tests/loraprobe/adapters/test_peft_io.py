@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.load import load_adapter, save_adapter
@@ -160,13 +159,6 @@ def test_a_pickle_is_refused_with_the_lines_that_convert_it(tmp_path: Path) -> N
     lines = str(caught.value).partition("in Python: ")[2]
     exec(lines.replace("'adapter_model", f"'{folder}/adapter_model"), {})
     assert_same(load_adapter(folder / "adapter_model.safetensors"), make.adapter())
-
-
-def test_a_bare_file_needs_alpha(tmp_path: Path) -> None:
-    save_file(tiny(), tmp_path / "a.safetensors")
-    with pytest.raises(AdapterFormatError, match="pass alpha"):
-        load_adapter(tmp_path / "a.safetensors")
-    assert load_adapter(tmp_path / "a.safetensors", alpha=6)[Q].scaling == 6 / 4
 
 
 @pytest.mark.parametrize(

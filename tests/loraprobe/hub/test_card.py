@@ -264,16 +264,6 @@ def test_facts_of_another_form_are_an_error_that_says_so(facts: dict[str, Any]) 
         card(tiny_probe().with_facts(**facts))
 
 
-def test_the_card_of_a_saved_probe_is_the_card(tmp_path: Any) -> None:
-    probe = tiny_probe().with_facts(**FACTS)
-    folder = probe.save_pretrained(tmp_path)
-    assert (
-        (folder / "README.md").read_text(encoding="utf-8")
-        == card(probe)
-        == card(Probe.from_pretrained(folder))
-    )
-
-
 # ---- where it is published ----
 
 

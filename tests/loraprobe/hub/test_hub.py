@@ -243,11 +243,3 @@ def test_a_probe_that_does_not_read_back_as_it_was_is_not_sent(
     monkeypatch.setattr(hub_module, "load_probe", lambda folder: probe)
     with pytest.raises(HubError, match="something was sent"):  # the control: what is alike goes on
         push_probe(probe, REPO)
-
-
-def test_a_branch_and_a_pull_request_exclude_each_other_before_anything_is_sent(
-    hub: Hub,
-) -> None:
-    with pytest.raises(HubError, match="against main"):
-        push_probe(tiny_probe(), REPO, branch="dev", create_pr=True)
-    assert hub.asked == []

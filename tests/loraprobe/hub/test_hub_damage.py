@@ -14,7 +14,6 @@ import pytest
 
 from loraprobe import Probe, load_adapter
 from loraprobe.errors import HubError
-from loraprobe.hub.snapshot import has_digest
 from tests.helpers.hub import REPO, Hub, digest, flipped
 from tests.helpers.hub_probes import HEAD, SHA, WEIGHTS, filled, head_of, with_adapter
 from tests.helpers.probes import tiny_probe
@@ -31,27 +30,6 @@ def adapters(hub: Hub) -> Hub:
 
 
 # --- damage
-
-
-def test_digests_are_those_of_sha256_and_of_git(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    for data, git, sha in (
-        (
-            b"",
-            "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391",
-            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-        ),
-        (
-            b"hello\n",
-            "ce013625030ba8dba906f756967f9e9ca394464a",
-            "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
-        ),
-    ):
-        path.write_bytes(data)
-        assert has_digest(path, git)
-        assert has_digest(path, sha)
-        assert not has_digest(path, git[:-1] + "0")
-        assert not has_digest(path, sha[:-1] + "0")
 
 
 FILES = [

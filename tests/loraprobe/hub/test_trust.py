@@ -15,7 +15,7 @@ from loraprobe.heads import LinearHead, MLPHead
 from loraprobe.hub import zoo
 from loraprobe.scan.policy import Policy
 from loraprobe.scan.scan import Scanner
-from loraprobe.trust import CONFIG_VARIABLE, check_trusted, checked_list, users_list
+from loraprobe.trust import CONFIG_VARIABLE, check_trusted, users_list
 from tests.helpers.hub import REPO, Hub
 from tests.helpers.hub_probes import SHA, filled
 from tests.helpers.probes import tiny_probe, training_data
@@ -240,9 +240,3 @@ def test_what_a_probe_was_fitted_on_is_known_again(tmp_path: Path) -> None:
     assert "fitted" not in other.table()
     silent = replace(probe, facts={})
     assert evaluate(silent, new.adapters, new.labels).n_fitted is None
-
-
-def test_checked_list_wants_a_list() -> None:
-    assert checked_list(["org"], "here") == ("org",)
-    with pytest.raises(TrustError, match="here"):
-        checked_list({"org": 1}, "here")

@@ -110,15 +110,3 @@ def test_no_page_of_another_origin_learns_or_scores_anything(
     asked = service.answered()[before:]
     assert {line["status"] for line in asked} <= {403, 405, 415, 421}, asked
     assert len(asked) >= 4 * len(targets)  # negative control: the browser did ask
-
-
-def test_the_services_own_page_asks_in_the_same_browser(
-    service: serving.Service, tmp_path: Path
-) -> None:
-    before = len(service.answered())
-    shown = looked_at(f"http://127.0.0.1:{service.port}/", tmp_path / "own")
-    asked = {(line["route"], line["status"]) for line in service.answered()[before:]}
-    assert ("/v1/probes", 200) in asked, (asked, shown)  # by the page's script
-    assert {status for _, status in asked} == {200}
-    refused = looked_at(f"http://rebound.test:{service.port}/", tmp_path / "rebound")
-    assert service.answered()[-1]["status"] == 421, refused
