@@ -36,11 +36,18 @@ SOURCES = ("maliciousgen", "jailbreakbench")
 ATTACKS = ((0, 1.0), (5, 0.5), (5, 0.1), (5, 1.0), (3, 0.1), (3, 0.5), (3, 1.0))
 NOBODY = (0, 1.0)
 # row -> fields of the configuration's tables; "f" stands for the number of malicious clients.
-# "screen" is no field: what is told apart before the mean is taken, see `screens`.
+# "screen" is no field: what is told apart before the mean is taken, see `screens`. Nor is "strict":
+# the probe's watch is the cut, what a fifth of its benign adapters of left-out kinds reach.
 ROWS: dict[str, dict[str, Any]] = {
     "FedAvg": {},
     "ours": {"level": "cumulative", "probe": "linear"},
     "ours, no change": {"level": "cumulative", "probe": "linear", "rejected": "no_change"},
+    "ours, strict": {
+        "level": "cumulative",
+        "probe": "linear",
+        "rejected": "no_change",
+        "strict": True,
+    },
     "rival": {"screen": "mixture"},
     "rival, BIC": {"screen": "mixture_by_bic"},
     "DnC": {"rule": "dnc", "rule_options": {"f": "f"}},
@@ -48,7 +55,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "Krum": {"rule": "krum", "rule_options": {"f": "f"}},
     "client, paper's feature": {"level": "client", "probe": "paper"},
 }
-FIRST_ROWS = 4  # of ROWS: run in every cell before any other row
+FIRST_ROWS = 5  # of ROWS: run in every cell before any other row
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,7 @@ class Cell:
             probe = work / "probes" / f"{row['probe']}-without-{self.source}"
             values["defense"] = {"level": row["level"], "probe": str(probe)}
             if row["level"] == "cumulative":
-                values["defense"]["options"] = facts_of_rounds(probe)
+                values["defense"]["options"] = facts_of_rounds(probe, row.get("strict", False))
         return Config.of(values)
 
     def digest(self, work: Path = WORK, base: Path = BASE) -> str:
@@ -148,13 +155,17 @@ class Cell:
         return hashlib.sha256(text.replace(str(base), "base").encode()).hexdigest()[:16]
 
 
-def facts_of_rounds(probe: Path) -> dict[str, Any]:
-    """What a probe says of its use in rounds; {} where there is none yet."""
+def facts_of_rounds(probe: Path, strict: bool = False) -> dict[str, Any]:
+    """What a probe says of its use in rounds, with its watch as the cut if strict; {} where there
+    is none yet.
+    """
     config = probe / "config.json"
     if not config.is_file():
         return {}
-    facts: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))["facts"]
-    return facts.get("cumulative", {})  # type: ignore[no-any-return]
+    found = json.loads(config.read_text(encoding="utf-8"))["facts"].get("cumulative", {})
+    if strict and found:
+        found |= {"threshold": found["watch"], "floor": found["watch"]}
+    return found  # type: ignore[no-any-return]
 
 
 def table(seeds: tuple[int, ...] = (0,)) -> Iterator[Cell]:
