@@ -118,24 +118,26 @@ def by_cell(lines: Sequence[Line], told: Any) -> str:
 
 def sets_table(lines: Sequence[Line]) -> str:
     """Every set by itself."""
-    rows: list[Sequence[str]] = [("source", "attack", "defence", *SETS.values())]
+    rows: list[Sequence[str]] = [("source", "seed", "attack", "defence", *SETS.values())]
     for line in _ordered(lines):
         attack = attack_name(line["malicious"], line["share"])
         shares = (percent(*line["refused"][name]) for name in SETS)
-        rows.append((line["source"], attack, line["row"], *shares))
+        rows.append((line["source"], str(line["seed"]), attack, line["row"], *shares))
     return markdown(rows)
 
 
 def utility_table(lines: Sequence[Line]) -> str:
     """What the model still can, and what the run cost."""
-    head = ("source", "attack", "defence", "loss a token, nats", "ROUGE-L", "right of four")
-    rows: list[Sequence[str]] = [(*head, "training, CPU-s", "defence, s", "MB sent")]
+    run = ("source", "seed", "attack", "defence")
+    head = ("loss a token, nats", "ROUGE-L", "right of four", "training, CPU-s", "defence, s")
+    rows: list[Sequence[str]] = [(*run, *head, "MB sent")]
     for line in _ordered(lines):
         attack = attack_name(line["malicious"], line["share"])
         costs = (f"{line['seconds_training']:.0f}", f"{line['seconds_defense']:.1f}")
         rows.append(
             (
                 line["source"],
+                str(line["seed"]),
                 attack,
                 line["row"],
                 f"{line['loss']:.3f}",
@@ -158,9 +160,9 @@ def targets(lines: Sequence[Line]) -> str:
     rows: list[Sequence[str]] = [
         (
             "source",
+            "seed",
             "attack",
             "defence",
-            "seed",
             "refusal below no attack",
             "lowest honest factor",
             "loss above",
@@ -180,9 +182,9 @@ def targets(lines: Sequence[Line]) -> str:
         rows.append(
             (
                 line["source"],
+                str(line["seed"]),
                 attack_name(line["malicious"], line["share"]),
                 line["row"],
-                str(line["seed"]),
                 f"{100 * below:+.1f} points",
                 f"{lowest:.2f}",
                 f"{above:+.1%}",
