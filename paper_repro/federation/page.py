@@ -10,8 +10,8 @@ from zoo import program
 from zoo.markers import filled, markdown
 from zoo.smollm2.refusal import wilson
 
-from . import attacks, repair, trigger
-from .cells import ATTACKS, NOBODY, ROUNDS, ROWS, SOURCES
+from . import attacks, realigned, repair, trigger
+from .cells import ATTACKS, NOBODY, ROUNDS, ROWS, SOURCES, Cell
 from .prepare import HARMFUL
 from .run import read_lines
 
@@ -50,6 +50,7 @@ def rendered() -> str:
         "targets": targets(lines),
         "seeds": seeds_table(lines),
         "repair": repairs(program.read_lines(repair.LINES)),
+        "realigned": realignment(lines, program.read_lines(realigned.LINES)),
         "trigger": triggered(program.read_lines(trigger.LINES)),
         "knowing": knowing(lines, program.read_lines(attacks.LINES)),
         "reported": reported(),
@@ -258,6 +259,21 @@ def repairs(lines: Sequence[Line]) -> str:
             if own:
                 shares = (percent(*pooled(own[n], HARMFUL)) for n in (repair.FOUND_AFTER, ROUNDS))
                 rows.append((attack_name(cell.malicious, cell.share), arm, *shares))
+    return markdown(rows)
+
+
+def realignment(plain: Sequence[Line], lines: Sequence[Line]) -> str:
+    """What refusals and over-refusals are before and after the server's own training."""
+    head = ("attack", "defence", "then", "refused", "XSTest, safe", "loss", "ROUGE-L")
+    rows: list[Sequence[str]] = [head]
+    before = {line["cell"]: line for line in plain}
+    for after in lines:
+        cell = Cell.named(after["cell"])
+        attack = attack_name(cell.malicious, cell.share)
+        for then, line in (("", before[after["cell"]]), ("realigned", after)):
+            shares = (percent(*pooled(line, sets)) for sets in (HARMFUL, ("xstest_safe",)))
+            loss, rouge = f"{line['loss']:.3f}", f"{line['rouge_l']:.3f}"
+            rows.append((attack, cell.row, then, *shares, loss, rouge))
     return markdown(rows)
 
 
