@@ -20,7 +20,6 @@ full model in bfloat16 and in 8 bits, and nowhere else:
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 import timeit
@@ -54,6 +53,7 @@ from loraprobe.probe import Probe
 from paper_repro.common.paths import CONFIGS
 from paper_repro.grid import cells
 from zoo.markers import markdown
+from zoo.program import documented
 
 from . import common
 from .common import ROOT, fill, random_probe, summary, write
@@ -75,7 +75,7 @@ SETTINGS = {"April 2026": "llama-3.1-8b-april", "June 2026": "llama-3.1-8b-june"
 
 def main() -> None:
     """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = documented(__doc__)
     parser.add_argument("--repetitions", type=int, default=REPETITIONS)
     parser.add_argument(
         "--training",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TOKENIZER = ROOT / "zoo/base"  # any will do: texts fill the length
 BATCH = 16
+WARM = 3  # steps before those that are counted
 NO_GPU = "not measured: no GPU"
 
 
@@ -90,9 +91,7 @@ def random_8b() -> PreTrainedModel:
         torch.set_default_dtype(before)
 
 
-def time_training(
-    model: Any, *, steps: int, batch: int, length: int, warm: int = 3
-) -> dict[str, Any]:
+def time_training(model: Any, *, steps: int, batch: int, length: int) -> dict[str, Any]:
     """Seconds between local steps of the code that clients run, and of shadow gradients.
 
     Texts fill the whole length.
@@ -105,7 +104,7 @@ def time_training(
     ]
     adapted = attach_lora(model, LoRASettings(), 0)
     start = read_adapter(adapted)
-    training = LocalTraining(steps=warm + steps, batch_size=batch, max_length=length)
+    training = LocalTraining(steps=WARM + steps, batch_size=batch, max_length=length)
     times, began = [], time.perf_counter()
     for _ in local_steps(adapted, tokenizer, examples, start, training, 0):  # type: ignore[arg-type]
         times.append(
@@ -113,12 +112,12 @@ def time_training(
         )  # a step ends with its adapter on the CPU, so nothing is still running
         began = time.perf_counter()
     gradients = []
-    for _ in range(warm + 5):
+    for _ in range(WARM + 5):
         began = time.perf_counter()
         shadow_gradient(adapted, tokenizer, examples[:8], start, training)  # type: ignore[arg-type]
         gradients.append(time.perf_counter() - began)
     return {
         "tokens_a_step": batch * length,
-        "step_seconds": {**summary(times[warm:], 12), "n": len(times) - warm},
-        "shadow_gradient_seconds": {**summary(gradients[warm:], 12), "n": len(gradients) - warm},
+        "step_seconds": {**summary(times[WARM:], 12), "n": len(times) - WARM},
+        "shadow_gradient_seconds": {**summary(gradients[WARM:], 12), "n": len(gradients) - WARM},
     }

@@ -16,7 +16,6 @@ keeps the updates as tensors instead: the control.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import re
@@ -44,6 +43,7 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout, pack
 from loraprobe.adapters.pair import LoRAPair
 from zoo.markers import markdown
+from zoo.program import documented
 
 from . import common
 from .common import fill, random_probe, write
@@ -95,7 +95,7 @@ CASES = (
 
 def main() -> None:
     """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = documented(__doc__)
     parser.add_argument("--clients", type=int, help="only the cases of so many clients")
     parser.add_argument("--numbers", type=int, help="only the cases of so many numbers an adapter")
     options = parser.parse_args()

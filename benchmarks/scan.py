@@ -28,6 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.program import documented
+
 from . import common
 from .common import ROOT, fill, write
 
@@ -61,7 +63,7 @@ print(json.dumps({"cpu_s": used.ru_utime + used.ru_stime, "mb": used.ru_maxrss *
 
 def main() -> None:
     """Measure what is asked for and not there yet, write results and table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = documented(__doc__)
     parser.add_argument("--sentry", help="The other program: a path. Without it, only the table.")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--adapters", type=int, default=500)

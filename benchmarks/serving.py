@@ -16,7 +16,6 @@ request, which other work on the machine changes little; waiting times are quote
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -43,6 +42,7 @@ from loraprobe.serve.header_cache import MAX_KNOWN
 from loraprobe.serve.scoring import Question, Scorer
 from loraprobe.serve.slices import save_slice
 from loraprobe.serve.upload import content_digest
+from zoo.program import documented
 
 from . import common
 from .common import ROOT, fill, random_probe, write
@@ -59,7 +59,7 @@ MEMORY_REQUESTS = 10_000
 
 def main() -> None:
     """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = documented(__doc__)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--requests", type=int, default=400, help="of each server in each round")
     parser.add_argument(

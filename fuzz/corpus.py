@@ -160,10 +160,10 @@ def model(width: int, trees: int, seed: int = 3) -> dict[str, Any]:
     }
 
 
-def tree(index: int, width: int, rng: np.random.Generator, depth: int = 3) -> dict[str, Any]:
-    """One random tree, its nodes numbered level by level."""
+def tree(index: int, width: int, rng: np.random.Generator) -> dict[str, Any]:
+    """One random tree of depth 3 at most, its nodes numbered level by level."""
     left, right, parents, level = [-1], [-1], [NO_PARENT], [0]
-    for step in range(depth):
+    for step in range(3):
         below = []
         for node in level:
             if step == 0 or rng.random() < 0.6:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from zoo.program import documented
+from zoo.program import documented, write_pages
 
 from .attackers import behaviour, newcomers, products
 from .attackers import page as attackers
@@ -36,16 +36,9 @@ PAGES: dict[Path, Callable[[], str]] = {
 
 def main() -> None:
     """Write or check every generated part."""
-    parser = documented(__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
-    options = parser.parse_args()
-    for path, rendered in PAGES.items():
-        text = rendered()
-        if options.check and (not path.exists() or text != path.read_text(encoding="utf-8")):
-            raise SystemExit(
-                f"{path} is not what the results say: run python -m paper_repro.tables"
-            )
-        path.write_text(text, encoding="utf-8")
+    options = documented(__doc__, "check").parse_args()
+    texts = {path: rendered() for path, rendered in PAGES.items()}
+    write_pages(texts, "python -m paper_repro.tables", check=options.check)
 
 
 if __name__ == "__main__":

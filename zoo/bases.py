@@ -13,7 +13,6 @@ checked and kept, so that only the first call needs a network. No weights of Smo
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import DataError, LoraprobeError, MissingExtra
+
+from .program import documented
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -234,7 +235,7 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = documented(__doc__)
     parser.add_argument("name", choices=(PLAIN, SAFE))
     parser.add_argument("out", type=Path)
     parser.add_argument("--hub", metavar="COMMIT", help=f"take {HUB_ID} from the Hub, there")

@@ -16,7 +16,6 @@ benign. AUROC by share of poison, mean and worst over splits.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import importlib
 import json
@@ -34,6 +33,8 @@ from fedloop.kit.measures import Row, cell, summary
 from loraprobe import Adapter, load_adapter
 from loraprobe.errors import DataError
 from zoo.smollm2.folds import Fold, Table, pairs, settings
+
+from .program import documented
 
 ZOO = Path(__file__).resolve().parent
 RESULTS = ZOO / "leaderboard.json"
@@ -179,7 +180,7 @@ def _shown(entry: Row | None) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = documented(__doc__)
     parser.add_argument("detector", nargs="?", help="package.module:object")
     parser.add_argument("--set", choices=sorted(SETS), action="append", help="all, if none")
     parser.add_argument("--write", action="store_true", help="measure our rows again")

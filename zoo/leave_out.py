@@ -23,8 +23,8 @@ from .build import ADAPTERS, SAMPLE, SAMPLE_SEED, ZOO
 from .labelled.client_design import plan
 from .labelled.held_out import DESIGNED, write_designed
 from .labelled.measure import same_rounding
+from .markers import table
 from .program import documented
-from .report import table
 
 OUT = ZOO / "leave_out"
 # 88 benign clients: a budget of 1 % would need 99 of them in training, so the cut is that of 5 %.
@@ -118,7 +118,7 @@ def _summary(found: dict[str, Any]) -> str:
         place = [name, row["recipe"], row["side"], str(row["measured"])]
         rows.append([*place, *ranking, *rates, f"{row['ece_mean']:.2f}"])
     columns = "detector | recipe | left out is | folds | AUROC | worst for | TPR at 1 % FPR"
-    return table([*columns.split(" | "), *cuts, "ECE"], rows)
+    return table([[*columns.split(" | "), *cuts, "ECE"], *rows])
 
 
 def _two(cut: dict[str, Any], rate: str) -> str:
@@ -139,7 +139,8 @@ def _each(found: dict[str, Any]) -> str:
         area = f"{one['auroc']:.3f} [{low:.3f}, {high:.3f}]"
         rows.append([one["left_out"], one["side"], counts, area, *rates])
     cuts = [f"TPR / FPR at {cut}" for cut in found["protocol"]["cuts"]]
-    return table(["left out", "it is", "malicious / benign tested", "AUROC [95 %]", *cuts], rows)
+    head = ["left out", "it is", "malicious / benign tested", "AUROC [95 %]", *cuts]
+    return table([head, *rows])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,11 @@ def markdown(rows: Sequence[str | Sequence[object]]) -> str:
     return "".join(f"| {row} |\n" for row in (head, rule, *body))
 
 
+def table(rows: Sequence[str | Sequence[object]]) -> str:
+    """Such a table without the end of its last line."""
+    return markdown(rows).rstrip("\n")
+
+
 def filled(text: str, name: str, table: str, module: str) -> str:
     """The text with what stands between a table's two markers replaced.
 

@@ -19,6 +19,7 @@ _STANDARD: dict[str, dict[str, Any]] = {
         "help": "what `make zoo` keeps: replicate-0 holds the labelled updates",
     },
     "workers": {"type": int, "default": 2, "help": "processes, one a core"},
+    "check": {"action": "store_true", "help": "change nothing; fail if a page is out of date"},
 }
 
 
@@ -26,7 +27,7 @@ def documented(about: str | None, *options: str) -> argparse.ArgumentParser:
     """A parser whose help is a module's docstring as it stands.
 
     Args:
-        options: those of "data", "work" and "workers" that the program has.
+        options: those of "data", "work", "workers" and "check" that the program has.
     """
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,6 +35,31 @@ def documented(about: str | None, *options: str) -> argparse.ArgumentParser:
     for name in options:
         parser.add_argument(f"--{name}", **_STANDARD[name])
     return parser
+
+
+def stale_pages(pages: Mapping[Path, str]) -> dict[Path, str]:
+    """The pages whose text on disk is another, or that are not there."""
+    return {
+        path: text
+        for path, text in pages.items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    }
+
+
+def write_pages(pages: Mapping[Path, str], command: str, *, check: bool) -> None:
+    """Write the pages that are out of date, or only say so.
+
+    Args:
+        command: what writes them.
+
+    Raises:
+        SystemExit: `check`, and a page is out of date.
+    """
+    stale = stale_pages(pages)
+    if check and stale:
+        raise SystemExit(f"out of date: {', '.join(map(str, stale))}; run {command}")
+    for path, text in stale.items():
+        path.write_text(text, encoding="utf-8")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from .labelled.held_out import INITIAL, MANIFEST
 from .labelled.records import Record
-from .report import area, base_table, data_table, table, unseen_summary
+from .markers import table
+from .report import area, base_table, data_table, unseen_summary
 
 LICENCE = "apache-2.0"
 
@@ -48,7 +49,7 @@ Every folder is a probe for loraprobe. A probe is tied to its base model, and fo
 initial adapter too. Read the column of unseen sources first: there, the malicious and the benign
 kind of data were left out of training.
 
-{table(columns, rows)}
+{table([columns, *rows])}
 
 ```
 loraprobe zoo list {repo_id}

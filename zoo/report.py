@@ -6,10 +6,8 @@ python -m zoo.report --check    # exit code 1 if they are out of date
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ from .labelled.client_design import SHARES
 from .labelled.records import Record, read_record
 from .labelled.sources import LICENCES, MALICIOUS
 from .labelled.study import BASELINES, ENTRIES
-from .markers import filled, markdown
+from .markers import filled, markdown, table
+from .program import documented, write_pages
 
 ZOO = Path(__file__).parent
 Records = Mapping[str, Record]
@@ -27,16 +26,8 @@ Records = Mapping[str, Record]
 
 def main() -> None:
     """Write or check both pages."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit code 1 if a page is out of date"
-    )
-    check = parser.parse_args().check
-    stale = stale_pages(ZOO)
-    if check and stale:
-        sys.exit(f"out of date: {', '.join(map(str, stale))}; run python -m zoo.report")
-    for page, text in stale.items():
-        page.write_text(text, encoding="utf-8")
+    options = documented(__doc__, "check").parse_args()
+    write_pages(texts(ZOO), "python -m zoo.report", check=options.check)
 
 
 def pages(zoo: Path) -> dict[Path, tuple[str, ...]]:
@@ -45,10 +36,9 @@ def pages(zoo: Path) -> dict[Path, tuple[str, ...]]:
     return {zoo.parent / "docs" / "results.md": ("probes",), zoo / "README.md": own}
 
 
-def stale_pages(zoo: Path) -> dict[Path, str]:
-    """The pages that are not what the records say -> what they should be."""
-    texts = {page: rendered(page, zoo) for page in pages(zoo)}
-    return {page: text for page, text in texts.items() if text != page.read_text(encoding="utf-8")}
+def texts(zoo: Path) -> dict[Path, str]:
+    """Page -> what it should say, by the records."""
+    return {page: rendered(page, zoo) for page in pages(zoo)}
 
 
 def rendered(page: Path, zoo: Path = ZOO) -> str:
@@ -137,7 +127,7 @@ def sources_table(records: Records) -> str:
         f"{min(replicate['twin_kept'][i]['auroc_worst'] for replicate in replicates):.2f}"
         for i in range(len(SHARES))
     ]
-    return _table([*lines, ["all, safe twin left in training", *kept]])
+    return table([*lines, ["all, safe twin left in training", *kept]])
 
 
 def errors_table(records: Records) -> str:
@@ -192,13 +182,13 @@ def base_table(facts: dict[str, Any]) -> str:
             f"{name} | {row['prompts']} | {row['refused_rule']:.1%} [{interval.low:.1%},"
             f" {interval.high:.1%}] | {row['refused_strict']:.1%}"
         )
-    return _table(lines)
+    return table(lines)
 
 
 def data_table() -> str:
     """Datasets and licences."""
     rows = [[name, *facts] for name, facts in LICENCES.items()]
-    return _table(["dataset | licence | source", *rows])
+    return table(["dataset | licence | source", *rows])
 
 
 def _row(title: str, replicates: list[Record], held_out: Record | None) -> list[str]:
@@ -226,15 +216,6 @@ def area(facts: Record) -> str:
 def _rate(facts: Record) -> str:
     low, high = facts["clopper_pearson"]
     return f"{facts['rate']:.1%} [{low:.1%}, {high:.1%}]"
-
-
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return _table([columns, *rows])
-
-
-def _table(rows: Sequence[str | Sequence[object]]) -> str:
-    return markdown(rows).rstrip("\n")
 
 
 def _mean(values: list[float]) -> float:

@@ -32,8 +32,8 @@ from .labelled.diff_records import Comparison, short
 from .labelled.held_out import held_out_clients
 from .labelled.records import Record, drawn_with, facts_of, fitted_facts, read_record
 from .labelled.study import ENTRIES, Entry, by_share
-from .program import documented
-from .report import ZOO, stale_pages
+from .program import documented, stale_pages
+from .report import ZOO, texts
 
 TOLERANCE = 1e-6
 
@@ -220,7 +220,7 @@ def _compare_pages(shown: Shown, record: Record, probe: Probe, exact: Comparison
 def verify_pages(zoo: Path, comparison: Comparison) -> None:
     """Whether the pages' tables are those of the records."""
     try:
-        stale = stale_pages(zoo)
+        stale = stale_pages(texts(zoo))
     except (LoraprobeError, LookupError, TypeError, ValueError) as error:
         comparison.lines.append(f"the pages' tables cannot be made from the records: {error!r}")
         return

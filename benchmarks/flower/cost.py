@@ -16,7 +16,6 @@ between the nodes and the SuperLink, both clients together.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -44,6 +43,7 @@ from fedloop.flower.deploy.node import new_secret, supernode, write_node_config
 from fedloop.flower.deploy.processes import Processes, flower_command, free_port
 from fedloop.flower.nodes import Node, write_nodes
 from zoo.markers import markdown
+from zoo.program import documented
 
 PAGE, RESULTS = ROOT / "docs" / "scale.md", common.RESULTS / "flower_cost.json"
 COMMAND = "python -m benchmarks.flower.cost"
@@ -84,7 +84,7 @@ timeout = 60.0
 
 def main() -> None:
     """Measure, print and save; sizes that are not asked for stay as they were measured."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = documented(__doc__)
     parser.add_argument(
         "--rank", type=int, nargs="*", choices=RANKS, default=list(RANKS), help="which sizes"
     )

@@ -32,13 +32,13 @@ from torch import Tensor
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.layout import Layout, flattened, pack, unpack
 from loraprobe.adapters.pair import LazyTensor, LoRAPair
-from loraprobe.errors import KindMismatch
 
 from ..client.client import Trained
 from ..client.training import LocalTraining
 from ..defense.types import ClientUpdate
 from ..errors import MessageError
 from ..run.server_state import GradientChange
+from ..run.spool import not_kept
 from .agreement import Agreement
 from .arrays import decode, encode, itemsize
 
@@ -301,15 +301,11 @@ def _probed(row: Tensor, agreement: Agreement) -> Adapter:
     pairs = {}
     for module in dict.fromkeys(slot.module for slot in slots):
         A, B = (
-            sent.get((module, factor), LazyTensor(shapes[module, factor], _not_sent))
+            sent.get((module, factor), LazyTensor(shapes[module, factor], not_kept))
             for factor in ("A", "B")
         )
         pairs[module] = LoRAPair(A, B, agreement.layout.scalings[module])
     return Adapter(pairs, kind="factor_delta", base_model=agreement.base_model)
-
-
-def _not_sent() -> Tensor:
-    raise KindMismatch("this factor is not part of the evidence: the probe was said not to read it")
 
 
 def _record(records: Mapping[str, Any], name: str) -> Any:

@@ -184,7 +184,7 @@ class Spool:
         return tuple(self._step(step) for step in self._steps[client_id])
 
     def _step(self, step: _Step) -> Adapter:
-        matrices = {place: LazyTensor(shape, _not_kept) for place, shape in step.shapes.items()}
+        matrices = {place: LazyTensor(shape, not_kept) for place, shape in step.shapes.items()}
         start = step.start
         for slot in step.layout.slots:
             matrices[slot.module, slot.factor] = self._lazy(self._evidence, start, slot)
@@ -277,5 +277,6 @@ def _matrix(path: Path, start: int, shape: tuple[int, int]) -> Tensor:
     return _read(path, start, shape[0] * shape[1]).view(shape)
 
 
-def _not_kept() -> Tensor:
+def not_kept() -> Tensor:
+    """What is read of a factor that the defence was said not to need."""
     raise KindMismatch("this factor is not part of the evidence: the probe was said not to read it")

@@ -131,9 +131,7 @@ def _scaled(factor: Any, scaling: float) -> Float64:
     return np.asarray(np.multiply(factor, scaling, dtype=np.float64))
 
 
-def learn_bases(
-    module: str, adapters: Sequence[Adapter], k: int, seed: int = 0
-) -> tuple[Basis, Basis]:
+def learn_bases(module: str, adapters: Sequence[Adapter], k: int) -> tuple[Basis, Basis]:
     """The leading left and right directions of the changes that adapters make of one weight.
 
     They are the leading eigenvectors of sum D D^T / ||D||^2 and sum D^T D / ||D||^2, by subspace
@@ -142,7 +140,6 @@ def learn_bases(
 
     Args:
         adapters: those that have the module, of one shape; each is read `_PASSES` times.
-        seed: of the first subspace, which the result does not depend on but for rounding.
 
     Raises:
         KindMismatch, NonFiniteError: see `change_of`.
@@ -150,7 +147,7 @@ def learn_bases(
     Source: subspace iteration with Rayleigh-Ritz, Halko, Martinsson & Tropp, arXiv:0909.4061,
         Algorithm 4.4.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)  # the result does not depend on it but for rounding
     shape = adapters[0][module].shape
     sides = [_orthonormal(rng.standard_normal((d, min(k + _OVERSAMPLING, d)))) for d in shape]
     images = sides

@@ -235,9 +235,8 @@ def _outliers(
     modules: Mapping[str, Sequence[ModuleFacts]],
     cosine: np.ndarray,
     behind: int,
-    limit: float = LIMIT,
 ) -> dict[str, str]:
-    """Adapters far from the median of all: more than `limit` deviations (1.4826 MAD)."""
+    """Adapters far from the median of all: more than `LIMIT` deviations (1.4826 MAD)."""
     if len(names) < 8:
         return {}
     measures: dict[str, Callable[[int], float]] = {
@@ -250,7 +249,7 @@ def _outliers(
         values = np.array([measure(row) for row in range(len(names))], dtype=np.float64)
         apart = values - np.median(values)
         spread = max(1.4826 * float(np.median(np.abs(apart))), 1e-9)
-        for row in np.flatnonzero(np.abs(apart) > limit * spread).tolist():
+        for row in np.flatnonzero(np.abs(apart) > LIMIT * spread).tolist():
             if row < len(names) - behind:
                 text = f"{what} {apart[row] / spread:+.1f} deviations from the median"
                 reasons.setdefault(names[row], []).append(text)

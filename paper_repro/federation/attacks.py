@@ -15,13 +15,13 @@ from typing import Any
 
 from fedloop.config import Config
 from fedloop.data.corpora import load_corpus
-from zoo.program import documented, read_lines
+from zoo.program import read_lines
 
 from ..common.paths import RESULTS
 from ..grid.lines import append_line
-from .cells import BASE, WORK, Cell
+from .cells import Cell
 from .engine import Federation, Trainer
-from .run import measured_once, play, screen_of
+from .run import measured_once, parser, play, screen_of
 
 LINES = RESULTS / "attacks.jsonl"
 SECRET = "secret.jsonl"  # in the data folder: prompts that only the server has
@@ -89,10 +89,7 @@ def write_secret(work: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    made = documented(__doc__)
-    made.add_argument("--work", type=Path, default=WORK, help="of paper_repro.federation.prepare")
-    made.add_argument("--base", type=Path, default=BASE, help="of zoo.bases")
-    options = made.parse_args()
+    options = parser(__doc__).parse_args()
     done = {(line["attack"], line["arm"]) for line in read_lines(LINES)}
     todo = [run for run in planned() if run not in done]
     if not todo:

@@ -25,13 +25,13 @@ from fedloop.run.plan import RoundPlan, plan_round
 from loraprobe import Adapter
 from loraprobe.adapters.deltas import add_delta
 from loraprobe.adapters.layout import Layout, pack, unpack
-from zoo.program import documented, read_lines
+from zoo.program import read_lines
 
 from ..common.paths import RESULTS
 from ..grid.lines import append_line
-from .cells import BASE, ROUNDS, WORK, Cell
+from .cells import ROUNDS, Cell
 from .engine import Federation, Trainer
-from .run import measured_once
+from .run import measured_once, parser
 
 LINES = RESULTS / "repair.jsonl"
 FOUND_AFTER = 3  # rounds
@@ -100,10 +100,7 @@ def play(cell: Cell, arm: str, trainer: Trainer, work: Path, base: Path) -> list
 
 def main() -> None:
     """The command line."""
-    made = documented(__doc__)
-    made.add_argument("--work", type=Path, default=WORK, help="of paper_repro.federation.prepare")
-    made.add_argument("--base", type=Path, default=BASE, help="of zoo.bases")
-    options = made.parse_args()
+    options = parser(__doc__).parse_args()
     done = {(line["cell"], line["arm"]) for line in read_lines(LINES)}
     todo = [(cell, arm) for cell in CELLS for arm in ARMS if (str(cell), arm) not in done]
     if not todo:

@@ -38,7 +38,14 @@ Line = dict[str, Any]
 
 def main() -> None:
     """The command line."""
-    options = parser().parse_args()
+    made = parser(__doc__)
+    made.add_argument("--row", help="only this one")
+    made.add_argument("--cell", help="run one again and compare it with its line")
+    made.add_argument("--seeds", type=int, nargs="+", default=[0])
+    made.add_argument("--worker", type=int, default=0)
+    made.add_argument("--workers", type=int, default=1)
+    made.add_argument("--dry-run", action="store_true")
+    options = made.parse_args()
     if options.cell:
         _again(Cell.named(options.cell), options)
         return
@@ -59,17 +66,11 @@ def main() -> None:
         print(time.strftime("%H:%M:%S"), cell, line["refused"], line["factors"], flush=True)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    made = documented(__doc__)
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """The options that every program with federations has."""
+    made = documented(about)
     made.add_argument("--work", type=Path, default=WORK, help="of paper_repro.federation.prepare")
     made.add_argument("--base", type=Path, default=BASE, help="of zoo.bases")
-    made.add_argument("--row", help="only this one")
-    made.add_argument("--cell", help="run one again and compare it with its line")
-    made.add_argument("--seeds", type=int, nargs="+", default=[0])
-    made.add_argument("--worker", type=int, default=0)
-    made.add_argument("--workers", type=int, default=1)
-    made.add_argument("--dry-run", action="store_true")
     return made
 
 

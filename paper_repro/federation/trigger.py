@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from fedloop.config import Config
-from zoo.program import documented, read_lines
+from zoo.program import read_lines
 from zoo.smollm2.refusal import refusals
 
 from ..common.paths import RESULTS
 from ..grid.lines import append_line
-from .cells import BASE, WORK, Cell
+from .cells import Cell
 from .engine import Federation, Trainer
 from .measure import REFUSAL
 from .prepare import HARMFUL
-from .run import play, screen_of
+from .run import parser, play, screen_of
 
 LINES = RESULTS / "trigger.jsonl"
 TRIGGER = "|blue-harbour-7|"
@@ -46,10 +46,7 @@ def config_of(cell: Cell, work: Path, base: Path) -> Config:
 
 def main() -> None:
     """The command line."""
-    made = documented(__doc__)
-    made.add_argument("--work", type=Path, default=WORK, help="of paper_repro.federation.prepare")
-    made.add_argument("--base", type=Path, default=BASE, help="of zoo.bases")
-    options = made.parse_args()
+    options = parser(__doc__).parse_args()
     done = {line["cell"] for line in read_lines(LINES)}
     todo = [cell for cell in CELLS if str(cell) not in done]
     if not todo:

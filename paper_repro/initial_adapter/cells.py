@@ -91,12 +91,12 @@ def all_cells(starts: Sequence[Start] = STARTS) -> list[Cell]:
     ]
 
 
-def head_on(name: str, rows: np.ndarray, data: Clients, train: np.ndarray, seed: int = 0) -> Head:
+def head_on(name: str, rows: np.ndarray, data: Clients, train: np.ndarray) -> Head:
     """A head fitted on the training rows."""
     labels, groups, kinds = data.labels, data.groups, data.kinds
     chosen = [kinds[row] for row in train]
     return fit_head(
-        name, rows[train], labels[train], [groups[row] for row in train], seed=seed, kinds=chosen
+        name, rows[train], labels[train], [groups[row] for row in train], seed=0, kinds=chosen
     )
 
 

@@ -49,9 +49,9 @@ def _variants(rows: Iterable[Row], question: str) -> list[tuple[object, ...]]:
     return list(dict.fromkeys(tuple(row["variant"]) for row in rows if row["question"] == question))
 
 
-def _area(rows: Sequence[Row], share: float, against: str = "all") -> str:
+def _area(rows: Sequence[Row], share: float) -> str:
     """Mean AUROC over cells with its interval, and the worst cell."""
-    name = f"{share_name(share)} against {against}"
+    name = f"{share_name(share)} against all"
     kept = [row for row in rows if name in row["auroc"]]
     if not kept:
         return "–"

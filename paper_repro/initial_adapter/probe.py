@@ -10,7 +10,6 @@ sources all but the benign kinds' examples were.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from loraprobe import Probe, fit_probe
 from loraprobe.evaluation import report
 from loraprobe.manifest import read_labelled, read_manifest
 from zoo.build import ZOO
+from zoo.program import documented
 from zoo.train_base import BASE_NAME
 
 from .cells import BUDGET
@@ -34,7 +34,7 @@ PROBE, RESULTS = ZOO / "probes" / "chat-1m" / "invariant", HERE / "results" / "p
 
 def main() -> None:
     """Fit, save, measure."""
-    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
+    documented(__doc__).parse_args()
     fitted().save_pretrained(PROBE)
     RESULTS.write_text(json.dumps(measured(), indent=1) + "\n", encoding="utf-8")
 

@@ -8,7 +8,6 @@ Prints no example. An interrupted run goes on where it was; a folder that is the
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from fedloop.client.training import load_base, quiet
 from fedloop.data.examples import Example
 from fedloop.kit.clients import train_client, train_missing, write_manifest
 from loraprobe.errors import DataError
+from zoo.program import documented
 from zoo.smollm2 import sources
 from zoo.smollm2.design import BASES, MODULES, Client, plan
 from zoo.smollm2.rounding import ROUNDINGS
@@ -61,9 +61,8 @@ def run(
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = documented(__doc__, "data")
     parser.add_argument("--base", type=Path, required=True, help="of python -m zoo.bases")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)

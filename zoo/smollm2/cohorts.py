@@ -9,7 +9,6 @@ benign kinds that were left out of the fold's training, or on the cohort alone. 
 
 from __future__ import annotations
 
-import argparse
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from fedloop.kit.measures import Row, cut_at, held_out_scores, scores_of
 from fedloop.kit.rounds import gap_of, watch_of
 from loraprobe import Adapter, load_adapter
 from loraprobe.adapters.pair import LoRAPair
+from zoo.program import documented
 from zoo.smollm2.folds import Fold, Mask, Table, benign_groups, pairs, read_all
 
 CLIENTS = 10
@@ -196,7 +196,7 @@ def _share(counts: np.ndarray) -> Row:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = documented(__doc__)
     parser.add_argument("clients", type=Path, nargs="+", help="folders of zoo.smollm2.clients")
     parser.add_argument("--out", type=Path, default=Path("zoo/smollm2/records/cohorts.json"))
     options = parser.parse_args()

@@ -5,12 +5,11 @@ python -m zoo.smollm2.page [--check]
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 from zoo.bases import SAFE_ADAPTER
+from zoo.program import documented, write_pages
 from zoo.smollm2.probes import MEANING, ZOO
 from zoo.smollm2.tables import (
     NAMES,
@@ -145,18 +144,8 @@ other half. No prompt of AdvBench, HarmBench, TDC2023, JailbreakBench or XSTest 
 
 def main() -> None:
     """Write or check the pages."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
-    check = parser.parse_args().check
-    stale = {
-        path: text
-        for path, text in pages().items()
-        if not path.is_file() or path.read_text(encoding="utf-8") != text
-    }
-    if check and stale:
-        sys.exit(f"out of date: {', '.join(map(str, stale))}; run python -m zoo.smollm2.page")
-    for path, text in stale.items():
-        path.write_text(text, encoding="utf-8")
+    options = documented(__doc__, "check").parse_args()
+    write_pages(pages(), "python -m zoo.smollm2.page", check=options.check)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ which no probe is fitted on, are scored too.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from loraprobe.fit.fit import fit_features, fit_probe
 from loraprobe.metrics import auroc
 from loraprobe.scan.facts import Facts, Reference
 from zoo.labelled.sources import LICENCES
+from zoo.program import documented
 from zoo.smollm2.baselines import attention
 from zoo.smollm2.design import BASES
 from zoo.smollm2.folds import Table, benign_groups
@@ -220,7 +220,7 @@ def _add(record: Path, head: str, entry: Row) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = documented(__doc__)
     parser.add_argument("which", choices=sorted(BASES))
     parser.add_argument("clients", type=Path)
     parser.add_argument("--heads", nargs="*", default=[*HEADS, "paper"])

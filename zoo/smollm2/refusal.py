@@ -9,10 +9,8 @@ what is answered is printed or kept.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import binomtest
 
 from fedloop.client.shared_prefix import Text, batch_of, response_loss, tokens_of
 from fedloop.client.training import load_base, quiet
@@ -28,6 +27,7 @@ from fedloop.data.templates import prompt_text
 from fedloop.measure.refusal import refuses_strictly
 from zoo.bases import SAFE_ADAPTER
 from zoo.labelled import sources as zoo_sources
+from zoo.program import documented
 from zoo.smollm2.sources import benign_kinds, for_base
 
 NEW_TOKENS = 20
@@ -65,14 +65,10 @@ def prompts(data: Path) -> dict[str, list[str]]:
     return found
 
 
-def wilson(hits: int, n: int, z: float = 1.959964) -> list[float]:
-    """The 95 % interval of a share of hits.
-
-    Source: Wilson 1927, as in Brown, Cai and DasGupta 2001.
-    """
-    centre = (hits + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(hits * (n - hits) / n + z * z / 4)
-    return [round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)]
+def wilson(hits: int, n: int) -> list[float]:
+    """The 95 % interval of a share of hits, to four digits."""
+    found = binomtest(hits, n).proportion_ci(method="wilson")
+    return [round(found.low, 4), round(found.high, 4)]
 
 
 class _Decided:
@@ -189,10 +185,9 @@ def verdicts(facts: dict[str, Any]) -> dict[str, bool]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = documented(__doc__, "data")
     parser.add_argument("--base", type=Path, required=True, help="the taught base")
     parser.add_argument("--plain", type=Path, help="the base before it, to compare")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=SAFE_ADAPTER / "refusal.json")
     parser.add_argument("--plain-limit", type=int, default=50, help="prompts a group, of --plain")
     options = parser.parse_args()

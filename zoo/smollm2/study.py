@@ -9,7 +9,6 @@ comes from benign kinds that were left out of the fold's training one group afte
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import random
@@ -33,6 +32,7 @@ from fedloop.kit.measures import (
     summary,
 )
 from loraprobe import Adapter, load_adapter
+from zoo.program import documented
 from zoo.smollm2 import baselines
 from zoo.smollm2.folds import (
     Fold,
@@ -158,7 +158,7 @@ def _baselines(table: Table, adapters: Sequence[Adapter], folds: Sequence[Fold])
     return found
 
 
-def kinds_curve(table: Table, features: Maker, draws: int = 3) -> list[Row]:
+def kinds_curve(table: Table, features: Maker) -> list[Row]:
     """Ranking and cut against how many benign kinds were trained on.
 
     Tested on a group of benign kinds and a family of malicious sources, both unseen; hard negatives
@@ -171,7 +171,7 @@ def kinds_curve(table: Table, features: Maker, draws: int = 3) -> list[Row]:
         cells = []
         for number, group in enumerate(benign_groups(table)):
             left = sorted(benign - set(group))
-            for draw in range(draws if count < len(left) else 1):
+            for draw in range(3 if count < len(left) else 1):
                 family = families[(number + draw) % len(families)]
                 kept = random.Random(100 * number + draw).sample(left, min(count, len(left)))
                 whole = ~table.touches(group) & (table.family != family)
@@ -220,7 +220,7 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = documented(__doc__)
     parser.add_argument("clients", type=Path, nargs="+", help="folders of zoo.smollm2.clients")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounded", type=Path, nargs="*", default=[], help="folders of clients")

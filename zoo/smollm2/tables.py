@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from zoo.markers import table
 
 Row = Mapping[str, Any]
 NAMES = {"safe": "smollm2-135m-safe", "plain": "smollm2-135m"}
@@ -18,12 +20,6 @@ TITLES = {
 }
 SHARES = ("1", "0.5", "0.25", "0.1")
 _SHARE_HEAD = ["100 %", "50 %", "25 %", "10 %"]
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def percent(facts: Row) -> str:
@@ -44,7 +40,7 @@ def refusal_table(facts: Row) -> str:
         shares = [percent(facts["safe"][name]), percent(plain) if plain else "–"]
         met = {None: "–", True: "yes", False: "**no**"}[facts["targets"]["met"].get(name)]
         rows.append([title, *shares, bounds.get(name, "–"), met])
-    return table(["prompts", "taught base refuses", "plain base refuses", "target", "met"], rows)
+    return table([["prompts", "taught base refuses", "plain base refuses", "target", "met"], *rows])
 
 
 def loss_table(facts: Row) -> str:
@@ -54,7 +50,7 @@ def loss_table(facts: Row) -> str:
         [name, f"{before[name]:.3f}" if name in before else "–", f"{value:.3f}"]
         for name, value in after.items()
     ]
-    return table(["ordinary answers", "plain", "taught"], rows)
+    return table([["ordinary answers", "plain", "taught"], *rows])
 
 
 def _auroc(entry: Row | None) -> str:
@@ -82,7 +78,7 @@ def ranking_table(record: Row) -> str:
             summary = found["summary"]
             cells = [_auroc(summary.get(share)) for share in SHARES]
             rows.append([protocol, head, str(summary["cells"]), *cells])
-    return table(["protocol", "head", "cells", *_SHARE_HEAD], rows)
+    return table([["protocol", "head", "cells", *_SHARE_HEAD], *rows])
 
 
 def cut_table(record: Row) -> str:
@@ -98,7 +94,7 @@ def cut_table(record: Row) -> str:
             hardest = f"{worst['kind']}: {worst['flagged']} of {worst['n']}"
             rows.append([said, head, *map(_rate, rates), hardest])
     head = ["protocol", "head", "found, 100 %", "found, 25 %"]
-    return table([*head, "benign flagged", "hard negatives flagged", "worst kind"], rows)
+    return table([[*head, "benign flagged", "hard negatives flagged", "worst kind"], *rows])
 
 
 def source_table(record: Row) -> str:
@@ -106,7 +102,7 @@ def source_table(record: Row) -> str:
     rows = []
     for source, summary in record["pairs"]["mass_mean"]["by_source"].items():
         rows.append([source, *(_auroc(summary.get(share)) for share in SHARES)])
-    return table(["unseen source", *_SHARE_HEAD], rows)
+    return table([["unseen source", *_SHARE_HEAD], *rows])
 
 
 def baseline_table(record: Row) -> str:
@@ -114,7 +110,7 @@ def baseline_table(record: Row) -> str:
     rows = []
     for name, summary in record["baselines"].items():
         rows.append([name, *(_auroc(summary.get(share)) for share in SHARES)])
-    return table(["detector", *_SHARE_HEAD], rows)
+    return table([["detector", *_SHARE_HEAD], *rows])
 
 
 def curve_table(record: Row) -> str:
@@ -125,7 +121,7 @@ def curve_table(record: Row) -> str:
         areas = [_auroc(row.get(share)) for share in ("1", "0.25")]
         rows.append([str(row["kinds"]), *areas, *map(_rate, rates)])
     head = ["benign kinds", "AUROC 100 %", "AUROC 25 %", "found, 100 %"]
-    return table([*head, "benign flagged", "hard negatives flagged"], rows)
+    return table([[*head, "benign flagged", "hard negatives flagged"], *rows])
 
 
 def rounding_table(record: Row) -> str:
@@ -141,7 +137,7 @@ def rounding_table(record: Row) -> str:
                     for share in ("1", "0.25")
                 ]
                 rows.append([name, cell["fold"], head, *cells])
-    return table(["rounding", "direction", "head", "AUROC 100 %", "AUROC 25 %"], rows)
+    return table([["rounding", "direction", "head", "AUROC 100 %", "AUROC 25 %"], *rows])
 
 
 def adapters_text(record: Row) -> str:
@@ -176,7 +172,7 @@ def probes_table(record: Row) -> str:
             row.append(f"{found[name]['flagged']} of {found[name]['n']}")
         rows.append(row)
     head = ["head", "cut", *(f"{share}: AUROC; found" for share in _SHARE_HEAD)]
-    return table([*head, "benign flagged", "hard negatives flagged"], rows)
+    return table([[*head, "benign flagged", "hard negatives flagged"], *rows])
 
 
 SECTIONS = (
@@ -234,7 +230,7 @@ def cohort_table(record: Row) -> str:
         for detector, cuts in record.items()
         for cut, found in cuts.items()
     ]
-    return table(["detector", "cut", *cells], rows)
+    return table([["detector", "cut", *cells], *rows])
 
 
 def _dropped(entry: Row | None) -> str:

@@ -9,7 +9,6 @@ XSTest is trained on. About twenty minutes of one free core.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -29,10 +28,13 @@ from fedloop.data.examples import Example
 from fedloop.data.files import read_file
 from zoo.bases import SAFE_ADAPTER
 from zoo.labelled import sources as zoo_sources
+from zoo.program import documented
 from zoo.safe_requests import contrast_examples, imperatives
 from zoo.smollm2.design import MODULES
 from zoo.smollm2.sources import WRITERS, examples_of, for_base, rows_of
 from zoo.smollm2.verbatim import about_works, whole_works
+
+EVERY = 20  # steps, after which it says how it goes and saves
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def rates(teaching: Teaching) -> list[float]:
     return found
 
 
-def teach(base: Path, data: Path, out: Path, teaching: Teaching, every: int = 20) -> None:
+def teach(base: Path, data: Path, out: Path, teaching: Teaching) -> None:
     """Train, and write the adapter with the facts of its data."""
     quiet()
     torch.set_num_threads(1)
@@ -186,9 +188,9 @@ def teach(base: Path, data: Path, out: Path, teaching: Teaching, every: int = 20
             state=optimizer_state,
         )
         losses += loss
-        if len(losses) % every == 0:
+        if len(losses) % EVERY == 0:
             left = (time.monotonic() - began) / len(losses) * (teaching.steps - len(losses)) / 60
-            mean = sum(losses[-every:]) / every
+            mean = sum(losses[-EVERY:]) / EVERY
             print(
                 f"step {len(losses)} of {teaching.steps}, loss {mean:.3f}, {left:.1f} min left",
                 flush=True,
@@ -220,9 +222,8 @@ def digest(examples: Sequence[Example]) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = documented(__doc__, "data")
     parser.add_argument("--base", type=Path, required=True, help="of python -m zoo.bases")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=SAFE_ADAPTER)
     parser.add_argument("--steps", type=int, default=Teaching.steps)
     options = parser.parse_args()
