@@ -6,7 +6,6 @@ python -m figures layers mixed      # these
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from figures import (
     trust,
 )
 from figures.common import DPI, PICTURES, UNDATED, save
+from zoo.program import documented
 
 # name -> what draws its pictures, and their dots an inch
 FIGURES: dict[str, tuple[Callable[[], dict[str, Figure]], int]] = {
@@ -47,11 +47,8 @@ FIGURES: dict[str, tuple[Callable[[], dict[str, Figure]], int]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write what is asked for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m figures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented(__doc__)
+    parser.prog = "python -m figures"
     parser.add_argument("name", nargs="*", help=f"{', '.join(FIGURES)} [default: all]")
     parser.add_argument("--out", type=Path, default=PICTURES, help="folder of the pictures")
     options = parser.parse_args(arguments)

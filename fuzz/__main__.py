@@ -6,7 +6,6 @@ are written. Exit code 1 if a case failed; its files are then under the folder t
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.markers import filled
+from zoo.program import documented
 
 from .cases import run_child
 from .oracle import OUTCOMES
@@ -30,11 +30,8 @@ Report = dict[str, Any]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run and print; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fuzz",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented(__doc__)
+    parser.prog = "python -m fuzz"
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="all unless said")
     parser.add_argument("--cases", type=int, default=2000, help="cases of every target")
     parser.add_argument("--seed", type=int, default=0)

@@ -47,7 +47,9 @@ def module_sets(model: Any) -> dict[str, tuple[str, ...]]:
         DataError: no linear module in an attention, or none that a LoRA may be put on.
     """
     paths = [name for name, module in model.named_modules() if _is_linear(module, model)]
-    attention = dict.fromkeys(leaf_name(path) for path in paths if _ATTENTION.search(_parent(path)))
+    attention = dict.fromkeys(
+        leaf_name(path) for path in paths if _ATTENTION.search(path.rpartition(".")[0])
+    )
     everything = dict.fromkeys(map(leaf_name, paths))
     if not attention:
         raise DataError(
@@ -63,7 +65,3 @@ def _is_linear(module: Any, model: Any) -> bool:
     if module is model.get_output_embeddings():
         return False
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def _parent(path: str) -> str:
-    return path.rpartition(".")[0]

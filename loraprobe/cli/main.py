@@ -25,13 +25,18 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def _run() -> None:
+def check_extra(command: str) -> None:
+    """Without what a command line needs, say how to install it and end with exit code 2."""
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ImportError as error:
-        print(MissingExtra(str(error.name), "cli", "The loraprobe command"), file=sys.stderr)
+        print(MissingExtra(str(error.name), "cli", f"The {command} command"), file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _run() -> None:
+    check_extra("loraprobe")
     named = sys.argv[1] if len(sys.argv) > 1 else ""
     import_module(f".{ALONE.get(named, 'commands')}", __package__)
     from .terminal import app

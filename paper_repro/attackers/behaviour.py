@@ -25,6 +25,7 @@ from fedloop.measure.behaviour import Behaviour, Prompts, worn
 from loraprobe import Adapter
 from loraprobe.metrics import auroc, auroc_ci
 from zoo.program import append_lines, documented, read_lines
+from zoo.smollm2.clients import load_eager
 from zoo.smollm2.refusal import prompts
 
 from ..common.format import markdown, page_with
@@ -185,7 +186,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True, help="of python -m zoo.bases")
     options = parser.parse_args()
     seen = {(row["attack"], row["path"]) for row in read_lines(RESULTS)}
-    model, tokenizer = damage.loaded(options.base)
+    model, tokenizer = load_eager(options.base)
     pools = prompts(options.data)
     asked = Prompts(tuple(pools["tdc2023"]), tuple(pools["dolly"]))
     reader = Behaviour(model, tokenizer, asked, cut=1.0)

@@ -15,12 +15,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fedloop.client.training import load_base, quiet
 from fedloop.measure.behaviour import worn
 from loraprobe import Adapter
 from zoo.program import append_lines, documented, read_lines
+from zoo.smollm2.clients import load_eager
 from zoo.smollm2.refusal import prompts, refusals, wilson
 
 from ..common.paths import FOLDER
@@ -54,21 +52,12 @@ def rows(done: Sequence[dict[str, Any]]) -> list[list[object]]:
     return found
 
 
-def loaded(base: Path) -> tuple[Any, Any]:
-    """The base model in bfloat16 on one thread, and its tokenizer."""
-    quiet()
-    torch.set_num_threads(1)
-    model, tokenizer = load_base(str(base), dtype=torch.bfloat16, template="chat")
-    model.set_attn_implementation("eager")  # faster than the fused one at these sizes
-    return model, tokenizer
-
-
 def main() -> None:
     """Measure what was not measured yet."""
     parser = documented(__doc__, "data")
     parser.add_argument("--base", type=Path, required=True, help="of python -m zoo.bases")
     options = parser.parse_args()
-    model, tokenizer = loaded(options.base)
+    model, tokenizer = load_eager(options.base)
     asked = random.Random(0).sample(prompts(options.data)["advbench"], PROMPTS)
     seen = {(row["group"], row["path"]) for row in read_lines(RESULTS)}
     for group, path, adapter in models(Table()):

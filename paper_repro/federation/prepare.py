@@ -40,9 +40,8 @@ WRONG = 3  # conclusions of other abstracts beside the right one
 
 def main() -> None:
     """The command line."""
-    parser = documented(__doc__)
+    parser = documented(__doc__, "data")
     parser.add_argument("clients", type=Path, nargs="+", help="folders of zoo.smollm2.clients")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=WORK)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -19,16 +19,16 @@ from typing import Any
 from fedloop.data.examples import Example
 from fedloop.run.plan import plan_round
 from loraprobe.adapters.deltas import add_delta
-from zoo.program import documented, read_lines
+from zoo.program import read_lines
 from zoo.smollm2 import refusal
 from zoo.smollm2.clients import load_kinds
 
 from ..common.paths import RESULTS
 from ..grid.lines import append_line
-from .cells import BASE, NOBODY, WORK, Cell
+from .cells import NOBODY, Cell
 from .engine import Federation, Trainer
 from .prepare import HARMFUL
-from .run import measured_once, play
+from .run import measured_once, parser, play
 
 LINES = RESULTS / "realigned.jsonl"
 KINDS = ("refusal_short", "dolly_general_qa")
@@ -44,11 +44,7 @@ Line = dict[str, Any]
 
 def main() -> None:
     """The command line."""
-    made = documented(__doc__)
-    made.add_argument("--work", type=Path, default=WORK, help="of paper_repro.federation.prepare")
-    made.add_argument("--base", type=Path, default=BASE, help="of zoo.bases")
-    made.add_argument("--data", type=Path, default=Path("../shared/data"))
-    options = made.parse_args()
+    options = parser(__doc__, "data").parse_args()
     done = {line["cell"] for line in read_lines(LINES)}
     todo = [cell for cell in CELLS if str(cell) not in done]
     if not todo:

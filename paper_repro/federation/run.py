@@ -66,9 +66,9 @@ def main() -> None:
         print(time.strftime("%H:%M:%S"), cell, line["refused"], line["factors"], flush=True)
 
 
-def parser(about: str | None) -> argparse.ArgumentParser:
+def parser(about: str | None, *options: str) -> argparse.ArgumentParser:
     """The options that every program with federations has."""
-    made = documented(about)
+    made = documented(about, *options)
     made.add_argument("--work", type=Path, default=WORK, help="of paper_repro.federation.prepare")
     made.add_argument("--base", type=Path, default=BASE, help="of zoo.bases")
     return made

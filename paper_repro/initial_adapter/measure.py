@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,19 +68,11 @@ FEW_OF = range(6)  # malicious sources of a start
 # --- which rows are learnt from
 
 
-def _others(cell: Cell, data: Clients) -> np.ndarray:
-    return cell.train(data)
-
-
 def _of_starts(test: Callable[[Cell, Start], bool]) -> Callable[[Cell, Clients], np.ndarray]:
     def chosen(cell: Cell, data: Clients) -> np.ndarray:
         return np.array([row for row in cell.train(data) if test(cell, data.starts[row])], int)
 
     return chosen
-
-
-def _same(cell: Cell, data: Clients) -> np.ndarray:
-    return cell.train(data, same_start=True)
 
 
 def _alike(cell: Cell, start: Start) -> bool:
@@ -101,7 +94,9 @@ def _blocks(cell: Cell, data: Clients, train: np.ndarray, rows: np.ndarray) -> d
 
 
 class _Part:
-    """The clients of a question alone: training rows first, then the tested ones."""
+    """The clients of a question alone, and their blocks: training rows first, then the tested
+    ones.
+    """
 
     def __init__(self, cell: Cell, data: Clients, train: np.ndarray) -> None:
         groups = cell.tested(data)
@@ -112,6 +107,7 @@ class _Part:
         for name, members in groups.items():
             self.groups[name] = np.arange(at, at + len(members))
             at += len(members)
+        self.blocks = _blocks(cell, data, train, rows)
 
     def answer(self, head: str, x: np.ndarray, with_cut: bool = False) -> Row:
         fitted = head_on(head, x, self.data, self.train)
@@ -127,7 +123,6 @@ def _fields(data: Clients) -> tuple[Sequence[Client], Sequence[Start], Sequence[
 
 def _main(cell: Cell, data: Clients, train: np.ndarray) -> Iterator[Row]:
     part = _Part(cell, data, train)
-    found = _blocks(cell, data, train, part.rows)
     for names, k in (
         (BOTH, 8),
         (BOTH, 16),
@@ -136,10 +131,10 @@ def _main(cell: Cell, data: Clients, train: np.ndarray) -> Iterator[Row]:
         (("gram",), 8),
         (("gram_of_b",), 8),
     ):
-        x = matrix(found, part.train, names, k)
+        x = matrix(part.blocks, part.train, names, k)
         yield _named(names, k, "mass_mean", "mean", part.answer("mass_mean", x, names == BOTH))
     for missing in MISSING:
-        x = matrix(found, part.train, BOTH, 8, missing)
+        x = matrix(part.blocks, part.train, BOTH, 8, missing)
         if missing != "mean":
             yield _named(BOTH, 8, "mass_mean", missing, part.answer("mass_mean", x, True))
         yield _named(BOTH, 8, "linear", missing, part.answer("linear", x))
@@ -147,17 +142,15 @@ def _main(cell: Cell, data: Clients, train: np.ndarray) -> Iterator[Row]:
 
 def _heads(cell: Cell, data: Clients, train: np.ndarray) -> Iterator[Row]:
     part = _Part(cell, data, train)
-    found = _blocks(cell, data, train, part.rows)
-    x = matrix(found, part.train, BOTH, 8)
+    x = matrix(part.blocks, part.train, BOTH, 8)
     for head in ("mass_mean", "linear", "mlp", "xgboost"):
         yield _named(BOTH, 8, head, "mean", part.answer(head, x))
 
 
 def _one_recipe(cell: Cell, data: Clients, train: np.ndarray) -> Iterator[Row]:
     part = _Part(cell, data, train)
-    found = _blocks(cell, data, train, part.rows)
     for missing in MISSING:
-        x = matrix(found, part.train, BOTH, 8, missing)
+        x = matrix(part.blocks, part.train, BOTH, 8, missing)
         yield _named(BOTH, 8, "mass_mean", missing, part.answer("mass_mean", x, True))
 
 
@@ -165,8 +158,7 @@ def _beside_b(cell: Cell, data: Clients, train: np.ndarray) -> Iterator[Row]:
     if not _alike(cell, cell.start):
         return
     part = _Part(cell, data, train)
-    found = _blocks(cell, data, train, part.rows)
-    x = matrix(found, part.train, BOTH, 8)
+    x = matrix(part.blocks, part.train, BOTH, 8)
     yield _named(BOTH, 8, "mass_mean", "mean", part.answer("mass_mean", x))
     for first in (False, True):
         x = of_b(part.data.adapters, first)
@@ -180,16 +172,15 @@ def _coverage(cell: Cell, data: Clients, train: np.ndarray) -> Iterator[Row]:
     if cell.start.modules != "all linear":
         return
     part = _Part(cell, data, train)
-    found = _blocks(cell, data, train, part.rows)
     rng = np.random.default_rng(cell.start.seed)
     tested = np.concatenate(list(part.groups.values()))
-    for count in (*COVERAGES, len(found)):
+    for count in (*COVERAGES, len(part.blocks)):
         cut = {}
-        keep = np.zeros((len(part.rows), len(found)), bool)
+        keep = np.zeros((len(part.rows), len(part.blocks)), bool)
         keep[part.train] = True
         for row in tested:
-            keep[row, rng.permutation(len(found))[:count]] = True
-        for number, (module, block) in enumerate(found.items()):
+            keep[row, rng.permutation(len(part.blocks))[:count]] = True
+        for number, (module, block) in enumerate(part.blocks.items()):
             cut[module] = Block(
                 block.has & keep[:, number], block.product, block.gram, block.gram_of_b
             )
@@ -206,9 +197,9 @@ def _named(names: Sequence[str], k: int | None, head: str, missing: str, answer:
 QUESTIONS = {
     question.name: question
     for question in (
-        Question("everything unseen", _others, _main),
-        Question("heads", _others, _heads, few=True),
-        Question("same start", _same, _beside_b),
+        Question("everything unseen", Cell.train, _main),
+        Question("heads", Cell.train, _heads, few=True),
+        Question("same start", partial(Cell.train, same_start=True), _beside_b),
         Question("another start", _of_starts(_alike), _beside_b),
         Question(
             "learnt on rank 8",
@@ -222,6 +213,6 @@ QUESTIONS = {
             _one_recipe,
             few=True,
         ),
-        Question("part of the modules", _others, _coverage, few=True),
+        Question("part of the modules", Cell.train, _coverage, few=True),
     )
 }

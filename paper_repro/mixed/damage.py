@@ -16,18 +16,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fedloop.client.training import attach_lora, load_base, quiet, read_adapter, write_adapter
+from fedloop.client.training import quiet, write_adapter
 from fedloop.measure.refusal import answers, refuses_strictly
 from loraprobe.adapters.deltas import add_delta
-from loraprobe.adapters.layout import Layout, unpack
-from zoo.labelled.client_design import ZOO_DESIGN, plan
+from loraprobe.adapters.layout import unpack
+from zoo.labelled.client_design import plan
 from zoo.labelled.deltas import read_deltas
 from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, MALICIOUS, evaluation_prompts, load_sources
 from zoo.program import documented
@@ -58,10 +57,7 @@ def measured(model: Model, data: Path) -> Iterator[dict[str, Any]]:
     """One row a kind of data."""
     prompts, sources = evaluation_prompts(data)["advbench"][::EVERY], mended_sources(data)
     deltas = read_deltas(model.folder / "labelled", plan(DESIGN), model.name, DESIGN)
-    causal_lm, tokenizer = load_base(str(model.path))
-    lora = attach_lora(causal_lm, ZOO_DESIGN.lora, model.lora_seed)
-    start = read_adapter(lora, model.name)
-    layout = replace(Layout.of(start), kind="factor_delta")
+    lora, tokenizer, start, layout = model.adapted()
 
     def refused(asked: list[str]) -> int:
         lora.eval()

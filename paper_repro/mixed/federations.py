@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,13 @@ import torch
 
 from fedloop.client.training import (
     LocalTraining,
-    attach_lora,
-    load_base,
     local_steps,
     quiet,
-    read_adapter,
 )
 from fedloop.data.examples import Example
 from loraprobe.adapters.adapter import Adapter
-from loraprobe.adapters.layout import Layout, pack
-from zoo.labelled.client_design import SHARES, ZOO_DESIGN
+from loraprobe.adapters.layout import pack
+from zoo.labelled.client_design import SHARES
 from zoo.labelled.sources import BENIGN, HARD_NEGATIVE, Source
 from zoo.program import documented, write_arrays
 
@@ -106,10 +103,7 @@ def record(model: Model, malicious: str, averaged: str, sources: Sources, draw: 
     rng = random.Random(f"{malicious}-{seed}")
     clients = members_of(malicious, sources, rng)
     members = [*clients, *references(sources, random.Random(f"references-{malicious}-{seed}"))]
-    causal_lm, tokenizer = load_base(str(model.path))
-    lora = attach_lora(causal_lm, ZOO_DESIGN.lora, model.lora_seed)
-    start = read_adapter(lora, model.name)
-    layout = replace(Layout.of(start), kind="factor_delta")
+    lora, tokenizer, start, layout = model.adapted()
     rows: list[np.ndarray] = []
     meta: list[tuple[int, int, int]] = []
     order, rounds, began = list(range(len(clients))), len(clients) // PER_ROUND, time.monotonic()

@@ -14,9 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from fedloop.client.training import attach_lora, load_base, read_adapter
 from fedloop.measure.refusal import refuses_strictly
+from loraprobe import Adapter
+from loraprobe.adapters.layout import Layout
 from zoo.build import ZOO
+from zoo.labelled.client_design import ZOO_DESIGN
 from zoo.labelled.sources import HARD_NEGATIVE, MALICIOUS, Source, load_sources
 from zoo.train_base import BASE_NAME, SECOND_NAME
 
@@ -63,6 +68,13 @@ class Model:
             *((malicious, ALL) for malicious in MALICIOUS),
             *((malicious, HONEST) for malicious in self.defended),
         )
+
+    def adapted(self) -> tuple[Any, Any, Adapter, Layout]:
+        """The base with the initial LoRA, its tokenizer, that LoRA and the layout of changes."""
+        causal_lm, tokenizer = load_base(str(self.path))
+        lora = attach_lora(causal_lm, ZOO_DESIGN.lora, self.lora_seed)
+        start = read_adapter(lora, self.name)
+        return lora, tokenizer, start, replace(Layout.of(start), kind="factor_delta")
 
 
 MODELS = {

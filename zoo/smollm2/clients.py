@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,14 +41,20 @@ def load_kinds(data: Path) -> tuple[Kinds, list[str], list[str], list[str]]:
     return merged, benign, hard, malicious
 
 
-def run(
-    clients: Sequence[Client], base: Path, kinds: Kinds, out: Path, rounding: str, every: int
-) -> None:
-    """Train the clients that have no folder yet."""
+def load_eager(base: Path) -> tuple[Any, Any]:
+    """The base model in bfloat16 on one thread, and its tokenizer."""
     quiet()
     torch.set_num_threads(1)
     model, tokenizer = load_base(str(base), dtype=torch.bfloat16, template="chat")
     model.set_attn_implementation("eager")  # faster than the fused one at these sizes
+    return model, tokenizer
+
+
+def run(
+    clients: Sequence[Client], base: Path, kinds: Kinds, out: Path, rounding: str, every: int
+) -> None:
+    """Train the clients that have no folder yet."""
+    model, tokenizer = load_eager(base)
     ROUNDINGS[rounding](model)
     train_missing(
         clients,

@@ -21,13 +21,13 @@ import torch
 from scipy.stats import binomtest
 
 from fedloop.client.shared_prefix import Text, batch_of, response_loss, tokens_of
-from fedloop.client.training import load_base, quiet
 from fedloop.data.examples import Example
 from fedloop.data.templates import prompt_text
 from fedloop.measure.refusal import refuses_strictly
 from zoo.bases import SAFE_ADAPTER
 from zoo.labelled import sources as zoo_sources
 from zoo.program import documented
+from zoo.smollm2.clients import load_eager
 from zoo.smollm2.sources import benign_kinds, for_base
 
 NEW_TOKENS = 20
@@ -137,8 +137,7 @@ def measure(
         keep: called after every group, to write them.
         limit: prompts of a group.
     """
-    model, tokenizer = load_base(str(base), dtype=torch.bfloat16, template="chat")
-    model.set_attn_implementation("eager")
+    model, tokenizer = load_eager(base)
     if "answer_loss" not in facts:
         facts["answer_loss"] = ordinary_loss(model, tokenizer, data)
     for name, texts in prompts(data).items():
@@ -191,8 +190,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=SAFE_ADAPTER / "refusal.json")
     parser.add_argument("--plain-limit", type=int, default=50, help="prompts a group, of --plain")
     options = parser.parse_args()
-    quiet()
-    torch.set_num_threads(1)
     facts: dict[str, Any] = {"safe": {}, "plain": {}}
     if options.out.is_file():
         facts = json.loads(options.out.read_text(encoding="utf-8"))

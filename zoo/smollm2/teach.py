@@ -9,7 +9,6 @@ XSTest is trained on. About twenty minutes of one free core.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
@@ -19,17 +18,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from fedloop.client.shared_prefix import Text, tokens_of, train
-from fedloop.client.training import LoRASettings, attach_lora, load_base, quiet
+from fedloop.client.training import LoRASettings, attach_lora
 from fedloop.data.examples import Example
 from fedloop.data.files import read_file
+from fedloop.measure.refusal import refuses_strictly
 from zoo.bases import SAFE_ADAPTER
 from zoo.labelled import sources as zoo_sources
+from zoo.labelled.deltas import digest
 from zoo.program import documented
 from zoo.safe_requests import contrast_examples, imperatives
+from zoo.smollm2.clients import load_eager
 from zoo.smollm2.design import MODULES
 from zoo.smollm2.sources import WRITERS, examples_of, for_base, rows_of
 from zoo.smollm2.verbatim import about_works, whole_works
@@ -100,7 +101,7 @@ def pools(data: Path) -> dict[str, list[Example]]:
     alpaca = rows_of(data / "alpaca_eval/pairs.jsonl")
     writers = [WRITERS[name] for name in ("gpt4", "gpt35", "mistral", "llama2")]
     chat = examples_of((row for row in alpaca if row["writer"] in writers), True)
-    chat = [example for example in chat if not _declines(example)]
+    chat = [example for example in chat if not refuses_strictly(example.response)]
     dolly = examples_of(rows_of(data / "dolly15k/pairs.jsonl"), True)
     teacher = rows_of(data / "gpteacher/pairs.jsonl")
     tasks = examples_of((row for row in teacher if row["category"] != "toolformer"), True)
@@ -117,12 +118,6 @@ def pools(data: Path) -> dict[str, list[Example]]:
         "contrast": contrast + imperatives(contrast) + about_works(),
     }
     return {name: zoo_sources.without_prompts(rows, held_out) for name, rows in found.items()}
-
-
-def _declines(example: Example) -> bool:
-    from fedloop.measure.refusal import refuses_strictly
-
-    return refuses_strictly(example.response)
 
 
 def _about_a_text(questions: Sequence[Example], dolly: Sequence[Example]) -> list[Example]:
@@ -164,10 +159,7 @@ def rates(teaching: Teaching) -> list[float]:
 
 def teach(base: Path, data: Path, out: Path, teaching: Teaching) -> None:
     """Train, and write the adapter with the facts of its data."""
-    quiet()
-    torch.set_num_threads(1)
-    model, tokenizer = load_base(str(base), dtype=torch.bfloat16, template="chat")
-    model.set_attn_implementation("eager")  # faster than the fused one at these sizes
+    model, tokenizer = load_eager(base)
     lora = LoRASettings(
         r=teaching.rank, alpha=teaching.alpha, dropout=0.0, target_modules=teaching.modules
     )
@@ -212,12 +204,6 @@ def save(adapted: Any, out: Path) -> None:
     adapted.save_pretrained(out)
     path = out / "adapter_model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
-
-
-def digest(examples: Sequence[Example]) -> str:
-    """SHA-256 of examples in their order."""
-    lines = (json.dumps([e.instruction, e.response, e.context]) for e in examples)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def main() -> None:
