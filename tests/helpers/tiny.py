@@ -59,3 +59,12 @@ def saved(folder: Path) -> Path:
     llama().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def greedy(model: Any, tokenizer: Any, ids: list[int], most: int) -> str:
+    """The most probable token, one after the other, until the end of sequence."""
+    start = len(ids)
+    with torch.inference_mode():
+        while len(ids) < start + most and ids[-1] != tokenizer.eos_token_id:
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return str(tokenizer.decode(ids[start:], skip_special_tokens=True))

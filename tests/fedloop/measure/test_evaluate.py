@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fedloop.data.examples import Example
 from fedloop.measure.refusal import RULE_STRINGS, answers, refuses_by_rule, refuses_strictly
@@ -109,13 +108,8 @@ def tokenizer() -> Any:
 
 
 def slow_answer(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
-    """The definition: the most probable token, one after the other, until the end of sequence."""
     ids = tokenizer.encode(Example(prompt, "").prompt, add_special_tokens=False)
-    start = len(ids)
-    with torch.inference_mode():
-        while len(ids) < start + max_new_tokens and ids[-1] != tokenizer.eos_token_id:
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return str(tokenizer.decode(ids[start:], skip_special_tokens=True)).strip()
+    return tiny.greedy(model, tokenizer, ids, max_new_tokens).strip()
 
 
 def test_batched_greedy_answers_are_those_of_the_slow_loop(model: Any, tokenizer: Any) -> None:

@@ -166,16 +166,11 @@ def test_only_the_word_alone_on_the_first_line_is_a_verdict() -> None:
 
 
 def slow_reply(judge: MDJudge, question: str, answer: str, max_new_tokens: int) -> str:
-    """The definition: one prompt alone, the most probable token, one after the other."""
-    tokenizer: Any = judge.tokenizer
-    ids = tokenizer.encode(
+    """The definition, of one prompt alone."""
+    ids = judge.tokenizer.encode(
         TEMPLATE.replace("%s", "\0").replace("\0", question, 1).replace("\0", answer, 1)
     )
-    start = len(ids)
-    with torch.inference_mode():
-        while len(ids) < start + max_new_tokens and ids[-1] != tokenizer.eos_token_id:
-            ids.append(int(judge.model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return str(tokenizer.decode(ids[start:], skip_special_tokens=True))
+    return tiny.greedy(judge.model, judge.tokenizer, ids, max_new_tokens)
 
 
 def test_what_is_judged_is_the_greedy_reply_to_each_prompt_alone(
