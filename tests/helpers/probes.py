@@ -5,6 +5,7 @@ cards and the Hub.
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,3 +126,8 @@ def tiny_probe(
         calibration=calibration,
         head_options=HEAD_OPTIONS[head],
     )
+
+
+def scores_of(folder: Path) -> bytes:
+    """The scores of the probe in a folder, to the last bit."""
+    return Probe.from_pretrained(folder)(new_data().adapters).tobytes()

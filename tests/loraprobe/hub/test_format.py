@@ -21,7 +21,15 @@ from hypothesis import strategies as st
 
 from loraprobe import Adapter, LoRAPair, Probe
 from loraprobe.errors import HubError, ProbeFormatError
-from tests.helpers.probes import BASE, HEAD_OPTIONS, RECIPES, labelled_adapter, new_data, tiny_probe
+from tests.helpers.probes import (
+    BASE,
+    HEAD_OPTIONS,
+    RECIPES,
+    labelled_adapter,
+    new_data,
+    scores_of,
+    tiny_probe,
+)
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 PROBES = [
@@ -29,11 +37,6 @@ PROBES = [
     *(("linear", recipe, None) for recipe in RECIPES),
     ("linear", "paper", "isotonic"),
 ]
-
-
-def scores_of(folder: Path) -> bytes:
-    """The scores of the probe in a folder, to the last bit."""
-    return Probe.from_pretrained(folder)(new_data().adapters).tobytes()
 
 
 # ---- saving ----

@@ -26,16 +26,11 @@ from loraprobe.errors import ProbeFormatError
 from loraprobe.heads import HEADS
 from loraprobe.hub.format import MAX_FEATURES
 from loraprobe.limits import PROBE_CONFIG
-from tests.helpers.probes import new_data, tiny_probe
+from tests.helpers.probes import new_data, scores_of, tiny_probe
 
 Json = Any
 Damage = Callable[[Path], None]
 HUGE = "@@1e400@@"  # stands for a number that JSON can write and no float can hold
-
-
-def scores_of(folder: Path) -> bytes:
-    """The scores of the probe in a folder, to the last bit."""
-    return Probe.from_pretrained(folder)(new_data().adapters).tobytes()
 
 
 def read_config(folder: Path) -> Json:
