@@ -126,6 +126,18 @@ class Checked:
         check_fields(self, self.valid, OptionError)
 
 
+def checked_options(name: str, options: Any) -> dict[str, Any]:
+    """Options that a caller gives as a dict, {} for None.
+
+    Raises:
+        ConfigError: they are no mapping with text for keys.
+    """
+    options = {} if options is None else options
+    if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+        raise ConfigError(f"{name}: got {options!r}; expected a dict of option name -> value")
+    return dict(options)
+
+
 def check_names(
     what: str,
     names: Iterable[str],

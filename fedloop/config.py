@@ -57,9 +57,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _something_to_evade(self) -> Config:
-        if self.clients.evade_probe is not None and self.defense.probe is None:
+        if self.clients.evade_probe is not None and (
+            self.defense.probe is None or self.defense.level == "none"
+        ):
             raise ValueError(
-                "got clients.evade_probe without a defense.probe; expected both, or neither"
+                "got clients.evade_probe without a defense.probe and a defense.level that reads it;"
+                " expected both, or neither"
             )
         if self.clients.evade_probe is not None and (
             self.aggregation.lora == "frozen_a" or self.defense.level in ("shadow", "evidence")

@@ -25,6 +25,7 @@ from .rules.attacks import KINDS as ATTACK_KINDS
 from .rules.attacks import Attack, make_attack
 from .rules.lora import LORA_AGGREGATION
 from .rules.rule import RULES, Rule, make_rule
+from .rules.scene import check_possible
 from .rules.server_optimizers import SERVER_OPTIMIZERS, make_server_optimizer
 
 # Strict: TOML has numbers, so "3" and true are mistakes.
@@ -198,11 +199,12 @@ class ClientsConfig(Section):
             )
         if self.partition == "by_column" and self.column is None:
             raise ValueError("column is missing; partition 'by_column' needs the name of a column")
-        since = self.attack_from if self.attack_from > 1 else None
-        attacks = {"trigger": self.trigger, "evade_probe": self.evade_probe, "attack_from": since}
-        for name, value in attacks.items():
-            if value is not None and not self.malicious:
+        unset = {"trigger": None, "evade_probe": None, "update_attack": None, "attack_from": 1}
+        for name, nothing in unset.items():
+            if getattr(self, name) != nothing and not self.malicious:
                 raise ValueError(f"got {name} without malicious clients; expected both or neither")
+        if attack := self.make_attack():
+            check_possible(attack, self.count - self.malicious, self.malicious, self.sampled)
         for count, source, field in (
             (self.malicious, self.malicious_source, "malicious_source"),
             (self.hard_negatives, self.hard_negative_source, "hard_negative_source"),
@@ -261,9 +263,10 @@ class DefenseConfig(Section):
                 " expected both, or neither"
             )
         if self.level == "none":
-            if self.options:
+            fields = ("options", "threshold", "score_aggregate")
+            if got := [name for name in fields if getattr(self, name)]:
                 raise ValueError(
-                    f"got options {sorted(self.options)} for level 'none'; expected none, or a"
+                    f"got {got[0]} {getattr(self, got[0])!r} for level 'none'; expected none, or a"
                     f" level: {', '.join(LEVELS)}"
                 )
             return self

@@ -34,9 +34,11 @@ def explain(
         records = [record for record in read_records(folder) if number in (None, record.round)]
         lines = [str(explanation(record, client)) for record in records if client in record.factors]
         if not lines:
+            taken = {name for record in records for name in record.factors}
             raise EvidenceError(
-                f"got client {client!r}; it had no part in"
-                f" {f'round {number}' if number else f'the {len(records)} finished rounds'}"
+                f"got client {client!r}; expected one of"
+                f" {f'round {number}' if number else f'the {len(records)} finished rounds'}:"
+                f" {', '.join(sorted(taken))[:500] or 'nobody took part'}"
             )
     for line in lines:
         say(line)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta
 from loraprobe.adapters.pair import LoRAPair
 
-from ..errors import EvidenceError
+from ..checks import is_number
+from ..errors import ConfigError, EvidenceError
 from .weighing import Weighed
 
 AGGREGATE = "aggregate"  # it is read alone, so no client is confused with it
@@ -34,6 +35,19 @@ class SecondOpinion(Protocol):
         self, round: int, start: Adapter, changed: Mapping[str, Adapter]
     ) -> Mapping[str, float]:
         """Name -> score of an adapter, kind "weights", against the round's start; NaN for none."""
+
+
+def checked_opinion(opinion: Any) -> SecondOpinion | None:
+    """A second opinion or None as it is; raise ConfigError for anything else."""
+    if opinion is not None and not (
+        is_number(getattr(opinion, "cut", None)) and callable(getattr(opinion, "read", None))
+    ):
+        raise ConfigError(
+            f"behaviour: got {opinion!r}; expected an object with a finite `cut` and a method"
+            " `read`, such as fedloop.measure.behaviour.Behaviour(model, tokenizer,"
+            " Prompts.read(path), cut)"
+        )
+    return opinion  # type: ignore[no-any-return]
 
 
 def refused(

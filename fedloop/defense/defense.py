@@ -25,11 +25,11 @@ from loraprobe.adapters.layout import Layout
 from loraprobe.probe import Probe
 
 from ..errors import ConfigError, EvidenceError
-from .behaviour import SecondOpinion, reweighed, together
+from .behaviour import SecondOpinion, checked_opinion, reweighed, together
 from .explain import Explanation, explanation
 from .levels import LAST_STEP, LOCAL_STEPS, Level, cut_of
 from .memory import Memory, Overruling, RuleState, from_plain, to_plain
-from .parts import DEFAULT, loaded_probe, named_level
+from .parts import DEFAULT, checked_layout, loaded_probe, named_level
 from .scoring import Scored, Scorer
 from .screening import Checked, Screening, check_updates
 from .types import (
@@ -109,7 +109,7 @@ class Defense:
         self._scorer = None
         if self.probe is not None and self.level is not None:
             self._scorer = Scorer(self.probe, self.level)
-        self.layout = layout
+        self.layout = checked_layout(layout)
         self.limits = Limits(
             min_mean_factor,
             max_count_ratio,
@@ -119,11 +119,11 @@ class Defense:
             forget_after,
             probation,
             newcomer_share,
+            score_aggregate,
         )
         if score_aggregate and self._scorer is None:
             raise ConfigError("score_aggregate: it needs a probe and a level; got none")
-        self.score_aggregate = score_aggregate
-        self.behaviour = behaviour
+        self.behaviour = checked_opinion(behaviour)
         accumulator = self.level.accumulator if self.level else None
         self._memory = Memory(
             0,
@@ -302,7 +302,7 @@ class Defense:
             weighed, bad = reweighed(
                 self.behaviour, memory.round, start, weighed, deltas, allowed, without
             )
-        if self.score_aggregate and self._scorer is not None:
+        if self.limits.score_aggregate and self._scorer is not None:
             reading, scorer = self._screening(start).reading, self._scorer
             weighed = together(weighed, deltas, lambda mean: scorer.together(mean, reading))
         return {c: 0.0 if c in bad else factor for c, factor in judged.items()}, weighed

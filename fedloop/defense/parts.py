@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loraprobe.adapters.layout import Layout
 from loraprobe.probe import Probe
 
 from ..errors import ConfigError, EvidenceError
@@ -30,6 +31,16 @@ def loaded_probe(probe: Probe | str | Path | None) -> Probe | None:
         f"got a probe of type {type(probe).__name__}; expected a Probe, or the folder or Hub id of"
         " one"
     )
+
+
+def checked_layout(layout: Any) -> Layout | None:
+    """A layout or None as it is; raise ConfigError for anything else."""
+    if not isinstance(layout, Layout | None):
+        raise ConfigError(
+            f"got a layout of type {type(layout).__name__}; expected a Layout, such as"
+            " Layout.of(adapter), or None for that of the round's start"
+        )
+    return layout
 
 
 def level_for(probe: Probe, name: str, options: Mapping[str, Any] | None = None) -> Level:

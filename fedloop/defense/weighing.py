@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, NamedTuple
 
-from ..checks import check_names, is_integer, is_share
+from ..checks import check_names, checked_options, is_integer, is_share
 from ..errors import ConfigError, EvidenceError
 from .probation import on_probation
 from .screening import Checked
@@ -35,14 +35,16 @@ class Limits:
     forget_after: int | None = None
     probation: int = 0
     newcomer_share: float | None = None
+    score_aggregate: bool = False
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Limits:
+    def of(cls, options: Mapping[str, Any] | None) -> Limits:
         """From a dict of some of the fields.
 
         Raises:
-            ConfigError: a field is unknown, or its value is out of range.
+            ConfigError: it is no dict, a field is unknown, or its value is out of range.
         """
+        options = checked_options("defense_options", options)
         check_names("a defence has no option", options, [field.name for field in fields(cls)])
         return cls(**options)
 
@@ -67,6 +69,10 @@ class Limits:
         if share is not None and not (is_share(share) and share < 1):
             raise ConfigError(
                 f"newcomer_share: got {share!r}; expected a number in [0, 1), or None for no cap"
+            )
+        if not isinstance(self.score_aggregate, bool):
+            raise ConfigError(
+                f"score_aggregate: got {self.score_aggregate!r}; expected True or False"
             )
 
     @property

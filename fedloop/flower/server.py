@@ -24,7 +24,7 @@ from ..run.plan import plan_round
 from ..run.run import Model, Run, RunResult
 from .agreement import Agreement
 from .nodes import Node, read_nodes
-from .settings import EngineSettings
+from .settings import EngineSettings, check_experiment
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -94,12 +94,7 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> RunResult:
 def _config(path: Path, folder: Path) -> Config:
     """The experiment: a TOML file, or a run's own config.json."""
     config = read_config(path.parent) if path.suffix == ".json" else Config.read(path)
-    alone = {"evade_probe": None, "attack_from": 1}
-    if fields := [name for name, none in alone.items() if getattr(config.clients, name) != none]:
-        raise ConfigError(
-            f"got clients.{fields[0]}; expected it in a run of one process (`fedloop run`): nodes"
-            " are not told of it"
-        )
+    check_experiment(config)
     return written_to(config, folder)
 
 

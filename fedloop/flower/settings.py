@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checks import check_names, is_integer, is_number
 from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..config import Config
 
 DTYPES = ("float32", "float16")
 PATHS = ("config", "nodes", "folder")  # what a run config names beside the settings
@@ -77,3 +80,13 @@ class EngineSettings:
 def key(name: str) -> str:
     """A field as a Flower app writes it."""
     return name.replace("_", "-")
+
+
+def check_experiment(config: Config) -> None:
+    """Raise ConfigError where an experiment has what nodes are not told of."""
+    alone = {"evade_probe": None, "attack_from": 1}
+    if fields := [name for name, none in alone.items() if getattr(config.clients, name) != none]:
+        raise ConfigError(
+            f"got clients.{fields[0]}; expected it in a run of one process (`fedloop run`): nodes"
+            " are not told of it"
+        )

@@ -25,6 +25,7 @@ import torch
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.pair import LoRAPair
 
+from ..checks import is_integer, is_number
 from ..client.shared_prefix import Text, batch_of, causal_of, response_logits, tokens_of
 from ..data.examples import Example
 from ..errors import ConfigError, DataError, EvidenceError
@@ -53,17 +54,23 @@ class Prompts:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        pair = isinstance(self.asked, tuple | list) and len(self.asked) == 2
+        if not pair or not is_integer(self.seed):
+            raise ConfigError(
+                f"got asked {self.asked!r} and seed {self.seed!r}; expected two numbers of prompts,"
+                " and a whole number"
+            )
         for name, pool, count in zip(
             ("harmful", "benign"), (self.harmful, self.benign), self.asked, strict=True
         ):
-            if not 1 <= count <= len(pool):
+            if not is_integer(count, 1) or count > len(pool):
                 raise ConfigError(
                     f"got {len(pool)} {name} prompts and {count} asked in a round; expected at"
                     " least one, and as many as are asked"
                 )
 
     @classmethod
-    def read(cls, path: Path, asked: tuple[int, int] = (16, 8), seed: int = 0) -> Prompts:
+    def read(cls, path: str | Path, asked: tuple[int, int] = (16, 8), seed: int = 0) -> Prompts:
         """From a file of JSON lines {"prompt": text, "kind": "harmful" or "benign"}.
 
         Raises:
@@ -72,7 +79,7 @@ class Prompts:
         """
         pools: dict[str, list[str]] = {"harmful": [], "benign": []}
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: it cannot be read: {error}") from None
         for number, line in enumerate(lines, start=1):
@@ -115,7 +122,7 @@ class Behaviour:
     def __init__(
         self, model: Any, tokenizer: Any, prompts: Prompts, cut: float, opening: str = OPENING
     ) -> None:
-        if not np.isfinite(cut):
+        if not is_number(cut):
             raise ConfigError(f"cut: got {cut!r}; expected a finite number of nats")
         self.model = model
         self.tokenizer = tokenizer

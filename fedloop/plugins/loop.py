@@ -25,6 +25,7 @@ from loraprobe.adapters.adapter import Kind
 from loraprobe.adapters.layout import pack
 from loraprobe.errors import NonFiniteError
 
+from ..checks import checked_options, is_integer
 from ..defense.defense import Defense
 from ..defense.types import Assessment, Rejected, RoundRecord, client_name, client_names
 from ..errors import AggregationError, ConfigError, EvidenceError
@@ -125,7 +126,8 @@ def defend_round(
         AdapterFormatError, UnsupportedAdapterError, NonFiniteError: `global_state` is not a plain,
             finite LoRA.
     """
-    aggregator = make_rule(rule, **(options or {}))
+    _check_call(defense, seed, late, evidence)
+    aggregator = make_rule(rule, **checked_options("options", options))
     if kind not in ("weights", "factor_delta"):
         raise ConfigError(f"got kind {kind!r}; expected 'weights' or 'factor_delta'")
     start = GlobalState(global_state, LoRAOptions.of(alpha, lora))
@@ -134,7 +136,7 @@ def defend_round(
     if late_updates not in ("refuse", "count"):
         raise ConfigError(f"got late_updates {late_updates!r}; expected 'refuse' or 'count'")
     check_rejected(rejected)
-    replies = list(replies)
+    replies = _checked_replies(replies)
     heard = {client_name(reply.client_id) for reply in replies}
     overdue = {client_name(client): item for client, item in (late or {}).items()}
     came = [
@@ -160,6 +162,30 @@ def check_rejected(rejected: str) -> None:
     """Raise ConfigError unless it says what `defend_round` can do with whom it does not trust."""
     if rejected not in get_args(Rejected):
         raise ConfigError(f"got rejected {rejected!r}; expected 'left_out' or 'no_change'")
+
+
+def _check_call(defense: Any, seed: Any, late: Any, evidence: Any) -> None:
+    """Raise ConfigError for what would otherwise fail in the middle of a round."""
+    if not isinstance(defense, Defense):
+        raise ConfigError(f"got a defence of type {type(defense).__name__}; expected a Defense")
+    if not is_integer(seed, 0):
+        raise ConfigError(f"seed: got {seed!r}; expected a whole number of at least 0")
+    if not isinstance(evidence, Mapping | None):
+        raise ConfigError(f"evidence: got {evidence!r:.80}; expected client id -> state dicts")
+    updates = {} if late is None else late
+    if not isinstance(updates, Mapping) or any(not isinstance(u, Late) for u in updates.values()):
+        raise ConfigError(f"late: got {late!r:.80}; expected client id -> Late")
+
+
+def _checked_replies(replies: Any) -> list[Reply]:
+    """A list of replies; raise EvidenceError where one is something else."""
+    listed = list(replies) if isinstance(replies, Iterable) else [replies]
+    if wrong := [reply for reply in listed if not isinstance(reply, Reply)]:
+        raise EvidenceError(
+            f"replies: got {type(wrong[0]).__name__}; expected client id -> (example count, state"
+            " dict), or several Reply"
+        )
+    return listed
 
 
 def _late(client: str, update: Late, late_updates: LateUpdates) -> Reply:

@@ -21,6 +21,7 @@ from loraprobe.adapters.adapter import Kind
 from loraprobe.errors import AdapterFormatError
 from loraprobe.probe import Probe
 
+from ..checks import checked_options
 from ..defense.defense import Defense
 from ..defense.explain import rejected
 from ..defense.levels import make_level
@@ -64,7 +65,7 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         alpha: PEFT's lora_alpha.
         level: a name in `fedloop.defense.levels.LEVELS`, `level_options` its fields.
         defense_options: min_mean_factor, max_count_ratio, max_norm_ratio, registered, max_steps,
-            forget_after, probation, newcomer_share of `Defense`.
+            forget_after, probation, newcomer_share, score_aggregate of `Defense`.
         rule: a name in `fedloop.AGGREGATORS`, `rule_options` its options; `rejected` as of
             `defend_round`.
         lora: further arguments of `Adapter.from_state_dict`: use_rslora, alpha_pattern,
@@ -93,11 +94,13 @@ class DefendedAggregator(ModelAggregator):  # type: ignore[misc]  # NVFlare has 
         super().__init__()
         if not isinstance(probe, str) or not probe:
             raise ConfigError(f"probe: got {probe!r}; expected a folder on the server or a Hub id")
-        make_level(level, **(level_options or {}))
-        make_rule(rule, **(rule_options or {}))
+        if not isinstance(probe_revision, str | None):
+            raise ConfigError(f"probe_revision: got {probe_revision!r}; expected a commit or None")
+        make_level(level, **checked_options("level_options", level_options))
+        make_rule(rule, **checked_options("rule_options", rule_options))
         check_rejected(rejected)
-        Limits.of(defense_options or {})
-        LoRAOptions.of(alpha, lora or {})
+        Limits.of(defense_options)
+        LoRAOptions.of(alpha, checked_options("lora", lora))
         # Under the names of the arguments: FLARE reads them off again to write the job's
         # configuration.
         self.probe = probe

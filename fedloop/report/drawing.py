@@ -214,7 +214,7 @@ def svg(
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra("matplotlib", "figures", "the figures of a report") from error
+        raise MissingExtra("matplotlib", "figures", "drawing a report") from error
     buffer = io.StringIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

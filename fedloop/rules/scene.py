@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..checks import Checked, Validity, integer, number, or_none
+from ..errors import AggregationError, ConfigError
 from .updates import Floats
 
 # Field -> what is valid; a name means the same in every attack that has it.
@@ -52,3 +54,28 @@ def own_or(scene: Scene, otherwise: Floats) -> Floats:
 def copies(row: Floats, n: int) -> Floats:
     """A row (d,) n times, (n, d)."""
     return np.repeat(row[None, :], n, axis=0)  # (n, d)
+
+
+def check_possible(
+    attack: Callable[..., Any], honest: int, attackers: int, sampled: int | None
+) -> None:
+    """Try an attack on updates of next to no length, in every number of attackers of a round.
+
+    Args:
+        honest, attackers: clients of the federation.
+        sampled: clients a round; None for all.
+
+    Raises:
+        ConfigError: no round can have the attack, whatever clients send.
+    """
+    chosen = sampled or honest + attackers
+    reason = "got no round of attackers and honest clients; attacks are made from honest updates"
+    for n in range(max(1, chosen - honest), min(attackers, chosen - 1) + 1):
+        rng = np.random.default_rng(0)
+        try:
+            attack(1e-9 * rng.standard_normal((chosen - n, 8)), n, rng=rng)
+        except AggregationError as error:
+            reason = str(error)
+        else:
+            return
+    raise ConfigError(f"update_attack: {reason}")

@@ -211,9 +211,22 @@ def test_all_wrong_fields_are_named_at_once() -> None:
         ({"clients": {"partition": "by_column"}}, "column is missing"),
         ({"clients": {"update_attack_options": {"z": 1}}}, "without an update_attack"),
         ({"defense": {"probe": None}}, "probe is missing; level 'cumulative' needs"),
-        (
-            {"defense": {"level": "none", "options": {"decay": 1}}},
-            r"options \['decay'\] for level 'none'",
+        *(
+            ({"defense": {"level": "none", name: value}}, f"got {name} {value} for level 'none'")
+            for name, value in zip(
+                ("options", "threshold", "score_aggregate"), ({"decay": 1}, 0.5, True), strict=True
+            )
+        ),
+        *(
+            ({"clients": {"update_attack": attack, **clients}}, expected)
+            for attack, clients, expected in (
+                ("ipm", {}, "got update_attack without malicious clients"),
+                ("ipm", {"malicious": 10}, "no round of attackers and honest clients"),
+                ("ipm", {"malicious": 5, "sampled": 1}, "no round of attackers and"),
+                ("collusion", {"malicious": 1}, "1 attacker; expected at least 2"),
+                ("collusion", {"malicious": 5, "sampled": 3}, "updates that are all equal"),
+                ("alie", {"malicious": 6}, "6 attackers among 10 clients"),
+            )
         ),
         (
             {"defense": {"options": {"cut": 1}}},
@@ -241,6 +254,12 @@ def test_fields_that_do_not_fit_together_are_refused(
     for table, fields in changes.items():
         values[table] |= fields
     assert re.search(expected, message(values))
+
+
+@pytest.mark.parametrize("attack", ["collusion", "alie", "mimic", "probe_evasion"])
+def test_an_attack_that_some_round_can_have_is_taken(attack: str) -> None:
+    clients = {"malicious": 6, "sampled": 5, "update_attack": attack}
+    assert Config.of(VALID | {"clients": VALID["clients"] | clients}).clients.make_attack()
 
 
 def test_what_is_valid_is_taken_as_it_is() -> None:

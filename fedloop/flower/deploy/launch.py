@@ -29,7 +29,7 @@ from ...run.lock import lock
 from ...run.run import RunResult, Watch
 from .. import require_flower
 from ..nodes import Node, write_nodes
-from ..settings import EngineSettings
+from ..settings import EngineSettings, check_experiment
 from .app import write_app
 from .control import Control
 from .keys import make_certificates, make_node_key
@@ -67,6 +67,7 @@ def run_on_loopback(
         MissingExtra: flwr is not installed. Otherwise as `fedloop.run.simulate.simulate`.
     """
     require_flower()
+    check_experiment(config)
     if config.output.folder is None:
         raise ConfigError(
             "output.folder is missing; the Flower engine needs a folder for its run: name one, or"

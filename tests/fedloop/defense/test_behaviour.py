@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -101,6 +102,19 @@ def test_parts_that_pass_one_by_one_are_scored_together(name: str) -> None:
     assert kept.weights == defense(level).assess(1, honest).weights
     with pytest.raises(ConfigError, match="score_aggregate"):
         defense(None, score_aggregate=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"behaviour": value} for value in ("prompts.jsonl", 3, Said({}, math.nan))),
+        *({"score_aggregate": value} for value in ("yes", 1, None)),
+        {"layout": "x"},
+    ],
+)
+def test_what_is_no_part_of_a_defence_is_refused_when_it_is_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        defense(LEVELS["client"], **wrong)
 
 
 def plus(one: Adapter, other: Adapter, times: float) -> Adapter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,5 +108,9 @@ def test_prompts_that_are_none_are_refused(tmp_path: Path) -> None:
     path.write_text('{"prompt": "x", "kind": "benign"}')
     with pytest.raises(ConfigError, match="0 harmful prompts"):
         Prompts.read(path)
-    with pytest.raises(ConfigError, match="cut"):
-        Behaviour(None, None, ASKED, math.nan)
+    for cut in (math.nan, "x", None, True):
+        with pytest.raises(ConfigError, match="cut"):
+            Behaviour(None, None, ASKED, cut)
+    for wrong in ({"asked": 3}, {"asked": (1,)}, {"asked": (1.0, 1)}, {"seed": "x"}):
+        with pytest.raises(ConfigError, match="asked"):
+            replace(ASKED, **wrong)

@@ -253,6 +253,13 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     *(({"alpha": alpha}, ConfigError, "alpha") for alpha in (None, "16", 0, True)),
     ({"kind": "delta"}, ConfigError, "kind 'delta'"),
     ({"use_rslor": True}, ConfigError, "use_rslor"),
+    *(({"options": options}, ConfigError, "options: got") for options in ("f", 3, {3: 1})),
+    *(({"seed": seed}, ConfigError, "seed: got") for seed in ("x", -1, None, 1.5)),
+    ({"late": "x"}, ConfigError, "late: got 'x'"),
+    ({"late": {"1": 3}}, ConfigError, "expected client id -> Late"),
+    ({"evidence": "x"}, ConfigError, "evidence: got 'x'"),
+    ({"sent": [3]}, EvidenceError, "replies: got int"),
+    ({"sent": 3}, EvidenceError, "replies: got int"),
     ({"late_updates": "drop"}, ConfigError, "late_updates 'drop'"),
     (
         {"state": {**START, "lm_head.weight": torch.ones(2, 2)}},

@@ -153,6 +153,10 @@ def test_a_result_that_cannot_be_used_is_refused_with_a_reason(
         {"defense_options": {"min_mean_factor": 20}},
         {"defense_options": {"max_count_ratio": 0}},
         {"defense_options": {"registered": {"site-1": "40"}}},
+        {"defense_options": {"score_aggregate": "yes"}},
+        *({name: "x"} for name in ("defense_options", "rule_options", "level_options", "lora")),
+        {"rule_options": {3: 1}},
+        {"probe_revision": 3},
         {"lora": {"rslora": True}},
         {"level": "fltrust"},
         {"level_options": {"threshold": 2}},
@@ -163,6 +167,12 @@ def test_a_result_that_cannot_be_used_is_refused_with_a_reason(
 def test_what_is_wrong_is_said_where_the_job_is_written(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         DefendedAggregator(**{"probe": "org/probe", "alpha": plugged.ALPHA, **wrong})
+
+
+def test_every_plain_option_of_a_defence_can_be_given(probe_folder: str) -> None:
+    options = {"score_aggregate": True, "max_norm_ratio": 1.5, "probation": 3}
+    limits = DefendedAggregator(probe_folder, 16, defense_options=options).defense.limits
+    assert {name: getattr(limits, name) for name in options} == options
 
 
 def shareable(model: FLModel, sender: str) -> Shareable:

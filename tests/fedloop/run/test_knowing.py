@@ -13,7 +13,9 @@ import torch
 from fedloop.client.evading import ProductLogit, moved_below
 from fedloop.config import Config
 from fedloop.errors import ConfigError
+from fedloop.flower.deploy.launch import run_on_loopback
 from fedloop.flower.server import _config
+from fedloop.flower.settings import EngineSettings
 from fedloop.run.build import build_clients
 from loraprobe import FeatureRecipe, Probe, factor_delta, fit_probe
 from tests.helpers import federated, probes
@@ -125,6 +127,7 @@ def test_what_attackers_cannot_know_is_refused(
         ({"clients": {"attack_from": 3}}, "attack_from 3 and 2 rounds"),
         ({"aggregation": {"lora": "frozen_a"}}, "lora 'frozen_a'"),
         ({"defense": {"level": "shadow"}}, "level 'shadow'"),
+        ({"defense": {"level": "none"}}, "without a defense.probe and a defense.level"),
     ],
 )
 def test_attacks_that_would_not_be_what_they_say_are_refused(
@@ -148,3 +151,5 @@ def test_nodes_are_not_told_of_it(
     assert build_clients(Config.read(path))
     with pytest.raises(ConfigError, match=f"clients.{next(iter(clients))}; .*one process"):
         _config(path, tmp_path / "out")
+    with pytest.raises(ConfigError, match="one process"):
+        run_on_loopback(Config.read(path), EngineSettings())  # before a folder is asked for

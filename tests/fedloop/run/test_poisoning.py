@@ -32,7 +32,11 @@ HONEST = ("c0", "c1", "c2")
 
 def config(name: str | None, **options: Any) -> ClientsConfig:
     return ClientsConfig(
-        benign=("builtin:benign",), update_attack=name, update_attack_options=options
+        benign=("builtin:benign",),
+        malicious=len(MALICIOUS),
+        malicious_source="builtin:malicious",
+        update_attack=name,
+        update_attack_options=options,
     )
 
 

@@ -123,14 +123,17 @@ def test_evading_a_probe_without_a_direction_is_refused_before_anybody_trains(
 
 
 def test_a_round_without_honest_clients_has_no_update_attack_and_says_so(tiny_files: Files) -> None:
-    result = run(tiny_files, clients={"malicious": 4, "examples": 3, "update_attack": "sign_flip"})
-    for record in result.records:
-        assert (
-            record.note
-            == "no update attack: got no honest client in this round to make an attack from;"
-            " expected at least one"
-        )
+    clients = {"malicious": 3, "sampled": 2, "examples": 3, "update_attack": "sign_flip"}
+    result = run(tiny_files, rounds=4, clients=clients)
+    roles = result.roles
+    honest = [
+        any(roles[client]["role"] == "benign" for client in record.factors)
+        for record in result.records
+    ]
+    for record, made in zip(result.records, honest, strict=True):
+        assert ("no update attack: got no honest client in this round" in record.note) != made
         assert not record.skipped
+    assert len(set(honest)) == 2
 
 
 # --- evidence
