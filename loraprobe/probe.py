@@ -256,8 +256,9 @@ class Probe:
         if both_named and adapter.base_model != self.base_model:
             raise BaseModelMismatch(
                 f"the adapter is of base model {adapter.base_model!r}; the probe was fitted on"
-                f" adapters of {self.base_model!r}. Use a probe for that base, or"
-                " check_base=False (--any-base) if the two names mean the same model."
+                f" adapters of {self.base_model!r}. Use a probe for that base; if the"
+                " two names mean the same model, check_base=False (--any-base of a command, or of"
+                " the service's operator)."
             )
 
     def with_facts(self, **facts: Any) -> Probe:

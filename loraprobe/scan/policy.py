@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -65,6 +66,11 @@ class Policy:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value):
                 raise PolicyError(f"{name}: got {value!r}; expected a text")
+        if self.base_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.base_sha256):
+            raise PolicyError(
+                f"base_sha256: got {self.base_sha256!r}; expected 64 hexadecimal digits, in lower"
+                " case, as `sha256sum` prints them"
+            )
         if not isinstance(self.any_base, bool):
             raise PolicyError(f"any_base: got {self.any_base!r}; expected true or false")
         if self.max_rank is not None and not (type(self.max_rank) is int and self.max_rank > 0):

@@ -152,7 +152,8 @@ def test_a_probe_brings_its_cohort_along(tmp_path: Path) -> None:
         "modules = 'q_proj'",
         "levels = {rank = 'deny'}",
         "levels = {ranks = 'block'}",
-        "base_sha256 = 'ab'",
+        "base_weights = 'model.safetensors'",
+        "base_weights = 'model.safetensors'\nbase_sha256 = 'ab'",
         "probes = ['x'",
     ],
 )
