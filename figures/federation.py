@@ -20,6 +20,7 @@ ROWS = {  # row of the table -> what its points are called
     "rival": "rival",
     "ours": "ours",
     "ours, no change": "ours, rejected ones as no change",
+    "ours, strict": "the same with the strict cut",
 }
 COLUMNS = sorted(ATTACKS)  # nobody, then three, then five
 
@@ -38,7 +39,7 @@ def plot_refusals(ax: Axes, lines: Sequence[Line], source: str) -> None:
         values = np.array([hits / n for hits, n in counts])
         ends = np.array([wilson(hits, n) for hits, n in counts]).reshape(-1, 2)
         ax.errorbar(
-            np.array(places) + 0.16 * (number - 1.5),
+            np.array(places) + 0.15 * (number - 2),
             values,
             np.maximum(np.abs(ends.T - values), 0.0),
             color=colour,

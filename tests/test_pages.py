@@ -181,7 +181,7 @@ def own_loop(probe: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("page", "blocks_run"), [("README.md", 1), ("docs/plug-in.md", 3), ("docs/recipes.md", 3)]
+    ("page", "blocks_run"), [("README.md", 1), ("docs/plug-in.md", 4), ("docs/recipes.md", 3)]
 )
 def test_the_python_for_a_loop_of_the_readers_own_runs(
     page: str,
