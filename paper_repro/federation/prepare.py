@@ -20,7 +20,7 @@ import torch
 
 from fedloop.data.examples import Example
 from fedloop.kit.rounds import facts_for_rounds
-from loraprobe import Adapter, FeatureRecipe, Featurizer, Probe, load_adapter
+from loraprobe import Adapter, FeatureRecipe, Featurizer, Probe, factor_delta, load_adapter
 from loraprobe.fit.fit import fit_features, fit_probe
 from zoo.program import documented
 from zoo.smollm2 import refusal
@@ -98,9 +98,8 @@ def probes(table: Table, adapters: Sequence[Adapter], source: str) -> dict[str, 
         if table.rank[row] == 8 and next(iter(adapters[row].values())).scaling == 2
     ]
     paper = fit_probe(
-        [
-            Adapter(dict(adapters[row]), base_model=BASE_NAME, kind=adapters[row].kind)
-            for row in alike
+        [  # as changes of factors, which clients of a round send
+            factor_delta(Adapter(dict(adapters[row]), base_model=BASE_NAME), None) for row in alike
         ],
         table.label[alike],
         head="linear",
