@@ -252,7 +252,7 @@ def ended_by_signals() -> Iterator[Callable[[], None]]:
 
     Where Python cannot pass an exception on, as in a finaliser that happened to run, it prints and
     drops it, and the signal is lost: what is yielded raises it again. In the main thread only;
-    signals that this process was started to ignore stay ignored.
+    signals that this process was started to ignore, or answers outside Python, stay as they are.
     """
     caught: list[int] = []
 
@@ -264,11 +264,14 @@ def ended_by_signals() -> Iterator[Callable[[], None]]:
         caught.append(number)
         raise_caught()
 
-    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    former = {
+        number: handler
+        for number in (signal.SIGTERM, signal.SIGINT)
+        if (handler := signal.getsignal(number)) not in (None, signal.SIG_IGN)
+    }
     try:
-        for number, handler in former.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, end)
+        for number in former:
+            signal.signal(number, end)
     except ValueError:  # another thread's: its process has to see to signals
         yield raise_caught
         return
