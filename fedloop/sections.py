@@ -220,8 +220,9 @@ class DefenseConfig(Section):
     `options` are the fields of the level (see `fedloop.defense.levels`).
 
     Attributes:
-        level: a name in LEVELS, or "none": every well-formed update counts by its examples.
-        probe: folder or Hub id of the probe, unless the level is "none".
+        level: a name in LEVELS, or "none": every well-formed update counts by its examples. Where
+            none is given it is "cumulative" with a probe, "none" without, as of `fedloop.Defense`.
+        probe: folder or Hub id of the probe; none with level "none".
         threshold: the level's cut: a number, "probe" for the one the probe was saved with, or None
             for what the probe says of this level, or else the level's default.
         score_aggregate: the probe scores a round's weighted mean too, and skips the round.
@@ -246,6 +247,13 @@ class DefenseConfig(Section):
     behaviour: str | None = None
     behaviour_cut: Number | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_probe_is_used(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("probe") is not None:
+            return {"level": "cumulative", **values}
+        return values
+
     @field_validator("threshold", mode="before")
     @classmethod
     def _a_cut(cls, value: Any) -> Any:
@@ -263,11 +271,11 @@ class DefenseConfig(Section):
                 " expected both, or neither"
             )
         if self.level == "none":
-            fields = ("options", "threshold", "score_aggregate")
+            fields = ("probe", "options", "threshold", "score_aggregate")
             if got := [name for name in fields if getattr(self, name)]:
                 raise ValueError(
-                    f"got {got[0]} {getattr(self, got[0])!r} for level 'none'; expected none, or a"
-                    f" level: {', '.join(LEVELS)}"
+                    f"got {got[0]} {getattr(self, got[0])!r} for level 'none'; expected no"
+                    f" {got[0]}, or a level: {', '.join(LEVELS)}"
                 )
             return self
         if self.probe is None:

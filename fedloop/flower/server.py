@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.limits import RUN_CLIENTS, read_limited
 
-from ..client.training import quiet, read_adapter
+from ..client.training import quiet
 from ..config import Config
 from ..errors import ConfigError, MissingExtra, StateError
-from ..run.build import build_defense, build_federation, load_adapted
+from ..run.build import build_defended, build_federation
 from ..run.folder import RunFolder, read_config, written_to
 from ..run.global_lora import GlobalLoRA
 from ..run.identity import base_digest
@@ -126,9 +126,6 @@ def _federation(
     if measured.harmful or measured.safe or measured.utility:
         federation = build_federation(config, folder, registered)
         return federation, federation.model_for_measuring
-    frozen_a = config.aggregation.lora == "frozen_a"
-    adapted, tokenizer = load_adapted(config.model, config.lora, frozen_a=frozen_a)
-    initial = read_adapter(adapted, config.model.name or config.model.base)
-    defense = build_defense(config, initial, registered, (adapted, tokenizer))
+    adapted, _, initial, defense = build_defended(config, registered)
     digest = base_digest(adapted)
     return GlobalLoRA(initial, defense, config, folder=folder, base_digest=digest), None

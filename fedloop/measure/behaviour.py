@@ -45,7 +45,7 @@ class Prompts:
         seed: secret too: who knows it and the pools knows what a round will ask.
 
     Raises:
-        ConfigError: a pool has fewer prompts than a round asks.
+        ConfigError: a pool is no list of texts, or has fewer prompts than a round asks.
     """
 
     harmful: tuple[str, ...]
@@ -63,6 +63,12 @@ class Prompts:
         for name, pool, count in zip(
             ("harmful", "benign"), (self.harmful, self.benign), self.asked, strict=True
         ):
+            if not isinstance(pool, tuple | list) or any(
+                not isinstance(one, str) or not one.strip() for one in pool
+            ):
+                raise ConfigError(
+                    f"{name}: got {type(pool).__name__}; expected a list of prompts, each a text"
+                )
             if not is_integer(count, 1) or count > len(pool):
                 raise ConfigError(
                     f"got {len(pool)} {name} prompts and {count} asked in a round; expected at"

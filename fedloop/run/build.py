@@ -121,14 +121,24 @@ def build_federation(
         registered: as in `build_defense`.
 
     Raises:
-        ConfigError: the base model is not the one the probe was made for.
+        DataError, MissingExtra: the base model cannot be loaded.
+        Otherwise as `build_defense`; probe and prompts are read before the base model is.
     """
+    model, tokenizer, initial, defense = build_defended(config, registered)
+    return Federation(model, tokenizer, initial, defense, config, folder)
+
+
+def build_defended(
+    config: Config, registered: Mapping[str, int] | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase, Adapter, Defense]:
+    """Model, tokenizer, initial LoRA and defence of an experiment; as `build_federation`."""
+    parts = defense_parts(config)
     model, tokenizer = load_adapted(
         config.model, config.lora, frozen_a=config.aggregation.lora == "frozen_a"
     )
     initial = read_adapter(model, config.model.name or config.model.base)
-    defense = build_defense(config, initial, registered, (model, tokenizer))
-    return Federation(model, tokenizer, initial, defense, config, folder)
+    defense = build_defense(config, initial, registered, (model, tokenizer), parts)
+    return model, tokenizer, initial, defense
 
 
 def load_adapted(
@@ -151,25 +161,44 @@ def load_adapted(
     return attach_lora(base, adapter, lora.seed, frozen_a=frozen_a), tokenizer
 
 
+def defense_parts(config: Config) -> tuple[Probe | None, Prompts | None]:
+    """The probe and the prompts of the second opinion that the configuration names.
+
+    Raises:
+        ProbeFormatError, HubError: the probe cannot be loaded.
+        DataError: the prompts cannot be read. ConfigError: they are too few.
+    """
+    section = config.defense
+    probe = prompts = None
+    if section.probe is not None:
+        probe = Probe.from_pretrained(section.probe, revision=section.probe_revision)
+    if section.behaviour is not None:
+        prompts = Prompts.read(Path(section.behaviour), seed=config.seed)
+    return probe, prompts
+
+
 def build_defense(
     config: Config,
     initial: Adapter,
     registered: Mapping[str, int] | None = None,
     loaded: tuple[Any, Any] | None = None,
+    parts: tuple[Probe | None, Prompts | None] | None = None,
 ) -> Defense:
     """The defence that the configuration names, loaded and checked against the federation's LoRA.
 
     Args:
         registered: client -> example count that the server knows; None if claims count.
         loaded: the base model and its tokenizer, for a second opinion.
+        parts: what `defense_parts` read, if it was called before.
 
     Raises:
-        DataError: the prompts of the second opinion cannot be read.
-        ConfigError: they are too few, or there is no model to ask; the probe is of another base
+        ConfigError: there is no model to ask for a second opinion; the probe is of another base
             model, reads other adapters than these clients will send, does not fit the level, or has
             no single direction where attackers evade one.
+        Otherwise as `defense_parts`.
     """
     section = config.defense
+    probe, prompts = parts or defense_parts(config)
     limits: dict[str, Any] = {
         "min_mean_factor": section.min_mean_factor,
         "max_count_ratio": section.max_count_ratio,
@@ -179,11 +208,10 @@ def build_defense(
         "probation": section.probation,
         "newcomer_share": section.newcomer_share,
         "score_aggregate": section.score_aggregate,
-        "behaviour": _second_opinion(config, loaded),
+        "behaviour": _second_opinion(prompts, section.behaviour_cut, loaded),
     }
-    if section.level == "none":
+    if probe is None:
         return Defense(None, None, **limits)
-    probe = Probe.from_pretrained(str(section.probe), revision=section.probe_revision)
     if probe.base_model is not None and probe.base_model != initial.base_model:
         raise ConfigError(
             f"defense.probe: it was made for the base model {probe.base_model!r}; model.base is"
@@ -205,14 +233,14 @@ def build_defense(
     return Defense(probe, level_for(probe, section.level, fields), **limits)
 
 
-def _second_opinion(config: Config, loaded: tuple[Any, Any] | None) -> Behaviour | None:
-    section = config.defense
-    if section.behaviour is None or section.behaviour_cut is None:
+def _second_opinion(
+    prompts: Prompts | None, cut: float | None, loaded: tuple[Any, Any] | None
+) -> Behaviour | None:
+    if prompts is None or cut is None:
         return None
     if loaded is None:
         raise ConfigError(
             "defense.behaviour: there is no base model here to put updates on; leave it out, or run"
             " the federation in one process"
         )
-    prompts = Prompts.read(Path(section.behaviour), seed=config.seed)
-    return Behaviour(*loaded, prompts, section.behaviour_cut)
+    return Behaviour(*loaded, prompts, cut)

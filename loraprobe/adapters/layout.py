@@ -55,7 +55,17 @@ class Layout:
         modules: Collection[str] | None = None,
         factors: tuple[Factor, ...] = ("A", "B"),
     ) -> Layout:
-        """The layout of an adapter's factors, all modules unless some are named."""
+        """The layout of an adapter's factors, all modules unless some are named.
+
+        Raises:
+            LayoutMismatch: the adapter lacks a named module, or one text stands for the names.
+        """
+        if modules is not None and (isinstance(modules, str) or not set(modules) <= set(adapter)):
+            lacking = modules if isinstance(modules, str) else sorted(set(modules) - set(adapter))
+            raise LayoutMismatch(
+                f"modules: got {quoted(lacking)}; expected names of the adapter's modules, such as"
+                f" {quoted([next(iter(adapter), '')])}"
+            )
         names = [module for module in adapter if modules is None or module in modules]
         slots = tuple(
             Slot(module, factor, adapter[module].shape_of(factor))

@@ -53,7 +53,8 @@ def load_adapter(
         ignore_fields: unknown fields of adapter_config.json that you have found to be harmless.
 
     Raises:
-        AdapterFormatError: missing, truncated, oversized or malformed files; or two of them.
+        AdapterFormatError: missing, truncated, oversized or malformed files; or two of them; or
+            ignore_fields is one text.
         UnsupportedAdapterError: not plain LoRA.
         HubError: the repository or revision cannot be fetched, a revision is asked of a path, or
             the source is a path in a folder that is here, which does not hold it.
@@ -64,6 +65,11 @@ def load_adapter(
         "local_files_only": local_files_only,
         "token": token,
     }
+    if isinstance(ignore_fields, str):
+        raise AdapterFormatError(
+            f"ignore_fields: got {ignore_fields!r}; expected a list of fields, such as"
+            f" [{ignore_fields!r}]"
+        )
     path, commit = _resolved(source, revision, subfolder, options)
     weights = weights_file(path)
     settings = _settings(path, weights, alpha, ignore_fields)

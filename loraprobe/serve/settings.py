@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
 
+from ..adapters.strict_json import is_finite_number
 from ..errors import ServiceError
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ class Settings:
                 f"got detail {self.detail!r}; expected one of {', '.join(get_args(Detail))}"
             )
         for name in ("max_body", "max_held", "timeout", "min_rate", "max_connections", "inline"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ServiceError(f"got {name} {getattr(self, name)}; expected a number above 0")
+            value = getattr(self, name)
+            if not is_finite_number(value) or value <= 0:
+                raise ServiceError(f"got {name} {value!r}; expected a number above 0")
         if self.max_held < self.max_body:
             raise ServiceError(
                 f"got max_held {self.max_held} below max_body {self.max_body}; a body of the"
@@ -98,6 +100,8 @@ class Settings:
                     f"got the probe name {name!r}; expected at most 64 letters, digits, '.', '_'"
                     " and '-': write --probe NAME=PATH"
                 )
+        if isinstance(self.hosts, str):
+            raise ServiceError(f"got hosts {self.hosts!r}; expected names, such as ('localhost',)")
         for host in self.hosts:
             if host != "*" and not _HOST.fullmatch(host):
                 raise ServiceError(

@@ -212,9 +212,15 @@ def test_all_wrong_fields_are_named_at_once() -> None:
         ({"clients": {"update_attack_options": {"z": 1}}}, "without an update_attack"),
         ({"defense": {"probe": None}}, "probe is missing; level 'cumulative' needs"),
         *(
-            ({"defense": {"level": "none", name: value}}, f"got {name} {value} for level 'none'")
-            for name, value in zip(
-                ("options", "threshold", "score_aggregate"), ({"decay": 1}, 0.5, True), strict=True
+            (
+                {"defense": {"level": "none", "probe": None, name: value}},
+                f"got {name} {value!r} for level 'none'; expected no {name}",
+            )
+            for name, value in (
+                ("probe", "org/probe"),
+                ("options", {"decay": 1}),
+                ("threshold", 0.5),
+                ("score_aggregate", True),
             )
         ),
         *(
@@ -398,3 +404,15 @@ def test_every_field_has_wrong_values_in_the_table_above() -> None:
         for field in getattr(kind, "model_fields", [""])
     }
     assert {field for field, _, _ in WRONG} - {"model"} == expected
+
+
+@pytest.mark.parametrize(
+    ("defense", "level"),
+    [
+        ({}, "none"),
+        ({"probe": "org/probe"}, "cumulative"),
+        ({"probe": "p", "level": "step"}, "step"),
+    ],
+)
+def test_a_probe_is_used_unless_another_level_is_named(defense: dict[str, Any], level: str) -> None:
+    assert Config.of({**VALID, "defense": defense}).defense.level == level

@@ -114,3 +114,6 @@ def test_prompts_that_are_none_are_refused(tmp_path: Path) -> None:
     for wrong in ({"asked": 3}, {"asked": (1,)}, {"asked": (1.0, 1)}, {"seed": "x"}):
         with pytest.raises(ConfigError, match="asked"):
             replace(ASKED, **wrong)
+    for pool in ("Name a colour.", ("Name a colour.", " "), None):
+        with pytest.raises(ConfigError, match=r"harmful: got .* a list of prompts"):
+            replace(ASKED, harmful=pool)

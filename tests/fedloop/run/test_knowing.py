@@ -127,7 +127,7 @@ def test_what_attackers_cannot_know_is_refused(
         ({"clients": {"attack_from": 3}}, "attack_from 3 and 2 rounds"),
         ({"aggregation": {"lora": "frozen_a"}}, "lora 'frozen_a'"),
         ({"defense": {"level": "shadow"}}, "level 'shadow'"),
-        ({"defense": {"level": "none"}}, "without a defense.probe and a defense.level"),
+        ({"defense": {"level": "none", "probe": None}}, "without a defense.probe and a"),
     ],
 )
 def test_attacks_that_would_not_be_what_they_say_are_refused(

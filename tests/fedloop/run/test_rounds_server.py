@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fedloop.config import Config
+from fedloop.errors import DataError
 from fedloop.run.build import build_clients, build_federation
 from fedloop.run.federation import Federation
 from fedloop.run.plan import plan_round
@@ -22,6 +23,7 @@ from fedloop.run.round import OpenRound
 from fedloop.run.simulate import simulate
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta, factor_delta
+from loraprobe.errors import ProbeFormatError
 from tests.helpers.federated import Files, run, settings, untimed, vector
 
 TRAINING = {"lr": 5e-2, "schedule": "constant"}
@@ -138,3 +140,18 @@ def test_server_optimisers_change_the_run_and_remember_over_a_resume(
     assert torch.equal(vector(resumed.adapter), vector(whole.adapter))
     assert [*map(untimed, resumed.records)] == [*map(untimed, whole.records)]
     assert not torch.equal(vector(whole.adapter), vector(run(tiny_files, **changes).adapter))
+
+
+@pytest.mark.parametrize(
+    ("defense", "error"),
+    [
+        ({"probe": "no/such/probe"}, ProbeFormatError),
+        ({"behaviour": "none.jsonl", "behaviour_cut": 1.0}, DataError),
+    ],
+)
+def test_what_a_defence_lacks_is_said_before_a_model_is_loaded(
+    tiny_files: Files, defense: dict[str, Any], error: type[Exception]
+) -> None:
+    values = settings(tiny_files, defense=defense, model={"base": "/no/such/model"})
+    with pytest.raises(error, match=r"probe|none.jsonl"):
+        build_federation(Config.of(values))
