@@ -59,7 +59,7 @@ def _root(
     if version:
         from .._version import __version__
 
-        print(__version__)
+        print(f"loraprobe {__version__}")
         raise typer.Exit
 
 

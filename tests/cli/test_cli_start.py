@@ -56,9 +56,10 @@ def test_help_is_quick_and_imports_nothing_heavy(package: str, arguments: list[s
     assert min(seconds) < 1.0, seconds
 
 
-def test_the_version_is_that_of_the_package() -> None:
-    done = run("-m", "loraprobe.cli.main", "--version")
-    assert (done.returncode, done.stdout) == (0, f"{loraprobe.__version__}\n")
+@pytest.mark.parametrize("package", ["loraprobe", "fedloop"])
+def test_the_version_is_that_of_the_package(package: str) -> None:
+    done = run("-m", f"{package}.cli.main", "--version")
+    assert (done.returncode, done.stdout) == (0, f"{package} {loraprobe.__version__}\n")
 
 
 ENDING = """
