@@ -79,6 +79,13 @@ def wheel(wheel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked
 
 
+def is_served() -> bool:
+    """Whether a service answers where the pages' commands ask for one."""
+    asked = "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/healthz', timeout=5)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, check=False)
+    return done.returncode == 0
+
+
 class Place:
     """A folder that blocks run in, and the environment that they run with."""
 
@@ -112,14 +119,13 @@ class Place:
 
     def start(self, line: str) -> None:
         """A service: it answers before the next command runs."""
-        asked = ["curl", "-sf", "http://127.0.0.1:8080/healthz"]
-        if subprocess.run(asked, capture_output=True, check=False).returncode == 0:
+        if is_served():
             pytest.skip("another service answers on the port that the page names")
         self.running.append(
             subprocess.Popen(["bash", "-c", f"exec {line}"], cwd=self.folder, env=self.environment)
         )
         for _ in range(600):
-            if subprocess.run(asked, capture_output=True, check=False).returncode == 0:
+            if is_served():
                 return
             assert self.running[-1].poll() is None, line
             time.sleep(0.1)  # nothing tells when another process listens
@@ -135,8 +141,13 @@ def test_the_commands_and_the_python_of_a_page_run_as_printed(
     for name in ("zoo", "examples", "paper_repro", "benchmarks"):
         (clone.folder / name).symlink_to(ROOT / name)
     alone = Place(tmp_path / "alone", wheel)
+    found = list(blocks(page))
+    run = [line for block in found for line in lines(block.text) if why_not(line) is None]
+    for tool in {line.split()[0] for line in run}:
+        if shutil.which(tool, path=clone.environment["PATH"]) is None:
+            pytest.skip(f"needs {tool}, as the page's reader does")
     try:
-        for block in blocks(page):
+        for block in found:
             place = alone if block.wheel else clone
             if block.language == "python":
                 if not any(name in block.text for name in ENGINE + OWN_LOOP):
