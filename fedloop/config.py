@@ -6,6 +6,7 @@ configuration given as a dict.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,7 +140,7 @@ def _from_folder(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             return [moved(item, must) for item in value]
         if not isinstance(value, str) or Path(value).is_absolute():
             return value
-        return str(folder / value) if must or (folder / value).exists() else value
+        return str(folder / value) if must or os.path.exists(folder / value) else value
 
     changed = dict(values)
     for section, fields in _PATHS.items():

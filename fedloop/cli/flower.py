@@ -5,6 +5,7 @@ Help must be quick.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -120,10 +121,10 @@ def node(
         from ..flower.deploy.node import run_node
 
         config: dict[str, str | int] = {
-            "data": str(Path(data).resolve()) if Path(data).exists() else data
+            "data": str(Path(data).resolve()) if os.path.exists(data) else data
         }
         if base is not None:
-            config["base"] = str(Path(base).resolve()) if Path(base).exists() else base
+            config["base"] = str(Path(base).resolve()) if os.path.exists(base) else base
         run_node(address, authority, key, config)
 
 

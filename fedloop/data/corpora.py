@@ -10,11 +10,11 @@ out is counted by reason. What was read, and as what, is logged.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import TypeVar
 
 from ..errors import ConfigError, DataError, MissingExtra
@@ -279,7 +279,7 @@ def _split(source: str) -> tuple[str, str]:
     scheme, colon, rest = source.partition(":")
     if colon and scheme in ("builtin", "hub"):
         return scheme, rest
-    if (colon and re.fullmatch(r"\w{2,}", scheme)) or not Path(source).is_file():
+    if (colon and re.fullmatch(r"\w{2,}", scheme)) or not os.path.isfile(source):
         raise ConfigError(
             f"got source {source!r}, which is neither known nor a file; expected {_valid()}"
         )

@@ -19,6 +19,7 @@ import codecs
 import csv
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ def _summary(entries: list[Parsed], path: str | Path) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """(where it stands, row) of everything in the file."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"no such data file: {path}. Expected {_EXPECTED}")
     if path.suffix.lower() == ".parquet":
         yield from _parquet(path)

@@ -86,7 +86,7 @@ class Prompts:
         pools: dict[str, list[str]] = {"harmful": [], "benign": []}
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"{path}: it cannot be read: {error}") from None
         for number, line in enumerate(lines, start=1):
             try:

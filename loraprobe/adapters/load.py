@@ -6,6 +6,7 @@ Nothing is ever unpickled.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -96,14 +97,14 @@ def _resolved(
 
     path = Path(source)
     if not is_on_hub(source, revision):
-        if path.is_symlink() and not path.exists():
+        if os.path.islink(path) and not os.path.exists(path):
             raise AdapterFormatError(f"{path} is a link to something that is not there")
-        if not path.exists():
+        if not os.path.exists(path):
             raise AdapterFormatError(
                 f"no file or folder {str(source)!r}, and it is no Hub id (org/name). Check the"
                 " path."
             )
-        if subfolder and not (path / subfolder).exists():
+        if subfolder and not os.path.exists(path / subfolder):
             raise AdapterFormatError(f"no folder {subfolder!r} in {str(source)!r}. Check the path.")
         return path / (subfolder or ""), None
     from ..hub.hub import fetch_adapter

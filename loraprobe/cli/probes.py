@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -224,7 +224,7 @@ def _adapter(source: str, alpha: float | None) -> Adapter:
     from ..hub.names import looks_like_repo_id
 
     repo, _, revision = source.partition("@")
-    if revision and looks_like_repo_id(repo) and not Path(source).exists():
+    if revision and looks_like_repo_id(repo) and not os.path.exists(source):
         return load_adapter(repo, revision, alpha=alpha)
     return load_adapter(source, alpha=alpha)
 

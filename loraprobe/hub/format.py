@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -268,7 +269,7 @@ _READERS: dict[int, Callable[[dict[str, Any], Path], Probe]] = {
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
-    if not folder.exists():
+    if not os.path.exists(folder):
         raise ProbeFormatError(f"{folder} does not exist; expected the folder of a probe")
     if not path.is_file():
         inside = sorted(config_path.parent.name for config_path in folder.glob(f"*/{CONFIG_NAME}"))

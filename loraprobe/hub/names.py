@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ def named_revision(name: str) -> tuple[str, str | None]:
     >>> named_revision("org/name@v1")
     ('org/name', 'v1')
     """
-    if Path(name).exists():
+    if os.path.exists(name):
         return name, None
     source, _, revision = name.partition("@")
     return source, revision or None
@@ -40,7 +41,7 @@ def is_on_hub(source: str | Path, revision: str | None) -> bool:
         HubError: a revision is asked of a local path, or the source looks like a mistyped one.
     """
     path = Path(source)
-    if not path.exists() and looks_like_repo_id(str(source)):
+    if not os.path.exists(source) and looks_like_repo_id(str(source)):
         if revision is None and path.parent.is_dir():
             raise HubError(
                 f"no file or folder {str(source)!r}; there is a folder {str(path.parent)!r} here."

@@ -195,4 +195,4 @@ class _Memory:
 
 def _files(policy: Policy, base: str | None) -> list[str]:
     named = [*policy.probes, policy.reference, base]
-    return [name for name in named if name and Path(name).exists()]
+    return [name for name in named if name and os.path.exists(name)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -166,4 +167,4 @@ def _is_positive(value: Any) -> bool:
 
 def _resolved(folder: Path, name: str) -> str:
     inside = folder / name
-    return str(inside) if inside.exists() else name
+    return str(inside) if os.path.exists(inside) else name
