@@ -2,17 +2,16 @@
 
 Seconds and bytes of a round, and examples trained on beside the clients' own.
 
-    python -m benchmarks.overhead_8b        # benchmarks/results/overhead_8b.json and the table in
-    paper_repro/DEVIATIONS.md (minutes)
+    python -m benchmarks.overhead_8b  # benchmarks/results/overhead_8b.json and the table in
+                                      # paper_repro/DEVIATIONS.md (minutes)
 
 A round of 20 clients whose LoRA (r = 8 on q_proj and v_proj of 32 layers, float32) has the real
-shapes and random numbers. Measured of
-every level: checking, featurizing, scoring and weighing (`Defense.assess`); of all alike, packing
-the updates, the weighted mean and applying it; medians of CPU seconds on one thread. Counted: bytes
-that clients send, and the examples that go forward and backward for evidence, played over all
-rounds of the settings of April and June 2026 with clients whose scores never waver. The seconds of
-a training step and of a shadow gradient are measured where there is a GPU, on random weights of the
-full model in bfloat16 and in 8 bits, and nowhere else:
+shapes and random numbers. Measured of every level: checking, featurizing, scoring and weighing
+(`Defense.assess`); of all alike, packing the updates, the weighted mean and applying it; medians of
+CPU seconds on one thread. Counted: bytes that clients send, and the examples that go forward and
+backward for evidence, played over all rounds of the settings of April and June 2026 with clients
+whose scores never waver. The seconds of a training step and of a shadow gradient are measured where
+there is a GPU, on random weights of the full model in bfloat16 and in 8 bits, and nowhere else:
 
     TMPDIR=/dev/shm python -m benchmarks.overhead_8b --training     # two minutes, 32 GB of GPU
     memory and 16 GB of temporary files

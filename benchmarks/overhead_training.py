@@ -37,8 +37,8 @@ PRECISIONS = {"bfloat16": "none", "8 bits": "8bit"}  # of the weights -> fedloop
 
 def training_seconds() -> dict[str, Any]:
     """Of the whole 8B model with random weights, in bfloat16 and in 8 bits as the settings have it:
-    seconds of a local step and of a
-    shadow gradient, and the most memory they take; if there is a GPU.
+    seconds of a local step and of a shadow gradient, and the most memory they take; if there is a
+    GPU.
     """
     if not torch.cuda.is_available():
         return {"measured": False, "why": NO_GPU}

@@ -2,8 +2,8 @@
 
 Two honest clients, and site-3, which trained on harmful answers.
 
-    python examples/nvflare_simulator.py        # needs: pip install 'loraprobe[nvflare]'; takes
-    half a minute
+    python examples/nvflare_simulator.py  # needs: pip install 'loraprobe[nvflare]'; takes half a
+                                          # minute
 
 FLARE runs this file for its clients, too. Their updates are real: adapters of the zoo that were
     fine-tuned on such data.

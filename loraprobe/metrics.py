@@ -67,12 +67,11 @@ def auroc_ci(
     Two cases in which the bootstrap would overstate certainty are answered otherwise:
 
     - **An AUROC of exactly 1 (or 0)** stays 1 in every resample, so the interval would collapse to
-      a point. Pair m groups
-      of one class with m distinct groups of the other: m independent trials, all won, in each of
-      which a random malicious row meets a random benign row of another group. The Clopper-Pearson
-      interval for m of m is returned: ((1 - level) / 2) ** (1 / m) to 1. m is the number of groups
-      of the smaller class (at most half of all groups, when groups are mixed): 20 groups give
-      [0.83, 1]. The trials weigh groups equally, the AUROC weighs rows.
+      a point. Pair m groups of one class with m distinct groups of the other: m independent trials,
+      all won, in each of which a random malicious row meets a random benign row of another group.
+      The Clopper-Pearson interval for m of m is returned: ((1 - level) / 2) ** (1 / m) to 1. m is
+      the number of groups of the smaller class (at most half of all groups, when groups are mixed):
+      20 groups give [0.83, 1]. The trials weigh groups equally, the AUROC weighs rows.
     - **A class with a single group** cannot show how groups differ: the interval is (0, 1).
 
     With few groups the percentile interval is somewhat short, most of all for an AUROC just below
@@ -173,10 +172,10 @@ def rate_ci(flagged: Bools, codes: Ints, level: float = 0.95) -> tuple[float, fl
     """Return a Clopper-Pearson interval of the mean of flagged (m,), rows being alike in a group.
 
     The sample size is Kish's effective number of groups, m**2 / sum(group size**2), which is the
-    number of groups if they
-    are equally large and the number of rows if each is its own group: the worst case, in which a
-    group's rows all agree, so wider than needed where they do not. The count of flagged groups need
-    not be whole; the beta quantiles that define the interval do not ask for that.
+    number of groups if they are equally large and the number of rows if each is its own group: the
+    worst case, in which a group's rows all agree, so wider than needed where they do not. The count
+    of flagged groups need not be whole; the beta quantiles that define the interval do not ask for
+    that.
 
     Source: Korn and Graubard 1998, Survey Methodology 24:193, Sec. 2.
     """

@@ -1,18 +1,18 @@
 """Run cells of the grid again and compare them with their committed lines.
 
-    python -m paper_repro.check --random 7                              # one cell, drawn by this
-    seed from all committed ones
-    python -m paper_repro.check --random 7 --count 3                    # three
+    python -m paper_repro.check --random 7            # one cell, drawn by this seed from all
+                                                      # committed ones
+    python -m paper_repro.check --random 7 --count 3  # three
     python -m paper_repro.check --cell "cumulative/5/0.5/0" "shadow/3/1/0"
-    python -m paper_repro.check --small --workers 2                     # `make repro-small`: 12
-    cells, under 15 minutes on two cores
+    python -m paper_repro.check --small --workers 2   # `make repro-small`: 12 cells, under 15
+                                                      # minutes on two cores
 
 On the kind of machine that made a line, metrics and security factors have to agree to 1e-6, which
 is all that is written down of them. On another kind training takes other rounding errors, and a run
 ends a little elsewhere (`paper_repro.grid.machines` measures how far): there they have to agree to
 0.05, which is 5 points of refusal. A GPU draws other dropout masks than a processor does, so what
-one made
-is on the other no run to compare with: a draw leaves it out. Exit code 1 and one line a difference.
+one made is on the other no run to compare with: a draw leaves it out. Exit code 1 and one line a
+difference.
 """
 
 from __future__ import annotations

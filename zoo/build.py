@@ -3,8 +3,8 @@
 Base models, labelled adapters, studies, probes, records, sample adapters.
 
     python -m zoo.build --data ../shared/data
-    python -m zoo.build --cards-only                # seconds: after a change to the card or the
-    format, nothing is fitted
+    python -m zoo.build --cards-only  # seconds: after a change to the card or the format, nothing
+                                      # is fitted
 
 Everything expensive is kept under build/zoo and not made twice, so an interrupted run goes on.
 Replicate 0 is the one that is published (zoo/base, zoo/probes); the others, with another state of

@@ -2,9 +2,9 @@
 
 Their manifest with every column of the design, and the command that measures.
 
-    python -m zoo.leave_out          # writes zoo/leave_out/designed.csv, measures what is not
-    measured yet, minutes each
-    python -m zoo.leave_out --anew   # measures again
+    python -m zoo.leave_out         # writes zoo/leave_out/designed.csv, measures what is not
+                                    # measured yet, minutes each
+    python -m zoo.leave_out --anew  # measures again
 
 Each result is what one `loraprobe leave-out zoo/leave_out/designed.csv ...` writes; the
 commands are printed. The page zoo/leave_out/README.md follows from the results.

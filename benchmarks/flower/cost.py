@@ -1,8 +1,8 @@
 """What a round on Flower costs in seconds and bytes, packed as fedloop does it and tensor by tensor
 as FedAvg with a PEFT state dict does.
 
-    python -m benchmarks.flower.cost        # benchmarks/results/flower_cost.json and the table in
-    docs/scale.md (about twenty minutes)
+    python -m benchmarks.flower.cost  # benchmarks/results/flower_cost.json and the table in
+                                      # docs/scale.md (about twenty minutes)
 
 Two deployments on 127.0.0.1 a size, both started by fedloop's launcher, with TLS and node keys: a
 SuperLink and two SuperNodes each. The nodes of one work as `fedloop flower node` does, the others

@@ -1,8 +1,8 @@
 """What clients would send, recorded once, so that attacks can be tried on arrays without training
 anew.
 
-    python -m paper_repro.attackers.record      # to build/federations/attackers; goes on where it
-    stopped
+    python -m paper_repro.attackers.record  # to build/federations/attackers; goes on where it
+                                            # stopped
 
 The global LoRA follows ten honest clients: where it is while a defence holds, or while attackers
     sleep. From its place in

@@ -3,11 +3,11 @@
 What each attack costs the model, and what every level sees of it. A line of JSON a cell.
 
     python -m paper_repro.attackers.record      # what clients would send, once; needs the files of
-    paper_repro.common.held_out
-    python -m paper_repro.attackers.run             # goes on where it stopped
-    python -m paper_repro.attackers.run --live      # some cells as whole federations, to check the
-    replays
-    python -m paper_repro.tables        # the page
+                                                # paper_repro.common.held_out
+    python -m paper_repro.attackers.run         # goes on where it stopped
+    python -m paper_repro.attackers.run --live  # some cells as whole federations, to check the
+                                                # replays
+    python -m paper_repro.tables                # the page
 
 Every cell is one attack at one strength against several defences, on one recording: four of ten
 clients attack, over four rounds if in all of them, over eight if they wait. The probe never met the
@@ -292,9 +292,8 @@ def known_probes(source: str, seed: int, layout: Layout) -> Known:
     The server's private one and the attackers' own, from other recordings.
 
     The attackers train as they will attack, on their own source with another seed; the server on
-    the other source, with
-    that other seed: neither saw an update of this recording, and the server's probe never met the
-        source either.
+    the other source, with that other seed: neither saw an update of this recording, and the
+    server's probe never met the source either.
     """
     published = Probe.from_pretrained(PROBES / f"linear-without-{source}")
     others = [one for one in SEEDS if one != seed]

@@ -2,14 +2,13 @@
 
 Examples no base model saw, a probe that never met the attack.
 
-    OMP_NUM_THREADS=1 python -m paper_repro.common.held_out     # with one thread the committed
-    probes of the second benign set, bit for bit
+    OMP_NUM_THREADS=1 python -m paper_repro.common.held_out  # with one thread the committed probes
+                                                             # of the second benign set, bit for bit
 
 The clients' halves of the zoo's sources become files that a federation's configuration names, and
-one probe is fitted
-for every malicious source: on the zoo's labelled updates without that source, without its safe twin
-(safe answers to the same questions) and without two benign kinds that the federation's clients
-hold.
+one probe is fitted for every malicious source: on the zoo's labelled updates without that source,
+without its safe twin (safe answers to the same questions) and without two benign kinds that the
+federation's clients hold.
 """
 
 from __future__ import annotations

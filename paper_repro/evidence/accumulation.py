@@ -2,9 +2,9 @@
 
 One update, means over rounds, shadows, gradient signs.
 
-    python -m paper_repro.evidence.accumulation      # writes results/accumulation.json; needs
-    paper_repro.evidence.record
-    python -m paper_repro.tables            # the table
+    python -m paper_repro.evidence.accumulation  # writes results/accumulation.json; needs
+                                                 # paper_repro.evidence.record
+    python -m paper_repro.tables                 # the table
 
 The probe of a federation never met its malicious source. AUROC and error rates are over the clients
 of all recorded federations of one poison share, malicious against honest ones (hard negatives among

@@ -2,24 +2,23 @@
 
 Every stage goes on where it stopped.
 
-    python -m paper_repro.grid.larger base       # trains zoo/base-11m; three minutes on a GPU, a
-    working day on two cores. It is in the repository
-    python -m paper_repro.grid.larger rates      # at which learning rate the attack is as strong as
-    on
-    the first base: results/larger_rates.json
-    python -m paper_repro.grid.larger clients    # 1,480 labelled clients, as for the other bases:
-    two minutes on a GPU, an hour on two cores
-    python -m paper_repro.grid.larger probe      # the probe of the federations, from those
-    python -m paper_repro.grid.larger cells      # how well single updates are told apart, every
-    source
-    unseen in turn: results/larger_cells.json python -m paper_repro.grid.run --larger # the
-    federations; needs only what the repository holds
+    python -m paper_repro.grid.larger base     # trains zoo/base-11m; three minutes on a GPU, a
+                                               # working day on two cores. It is in the repository
+    python -m paper_repro.grid.larger rates    # at which learning rate the attack is as strong as
+                                               # on the first base: results/larger_rates.json
+    python -m paper_repro.grid.larger clients  # 1,480 labelled clients, as for the other bases: two
+                                               # minutes on a GPU, an hour on two cores
+    python -m paper_repro.grid.larger probe    # the probe of the federations, from those
+    python -m paper_repro.grid.larger cells    # how well single updates are told apart, every
+                                               # source unseen in turn: results/larger_cells.json
+    python -m paper_repro.grid.run --larger    # the federations; needs only what the repository
+                                               # holds
 
 Two learning rates of the base are tried, and the model is kept that refuses more of AdvBench beyond
 what it refuses of XSTest's safe prompts. Clients then train at the rate of RATES at which five
-wholly poisoned clients of ten, undefended, leave the refusal nearest to what
-they leave the first base: a weaker attack, or a stronger one, would compare attacks in place of
-sizes. Labelled clients train at rates in the same proportion to it as the first base's.
+wholly poisoned clients of ten, undefended, leave the refusal nearest to what they leave the first
+base: a weaker attack, or a stronger one, would compare attacks in place of sizes. Labelled clients
+train at rates in the same proportion to it as the first base's.
 """
 
 from __future__ import annotations

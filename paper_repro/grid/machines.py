@@ -2,19 +2,18 @@
 
 Some cells of the grid there, beside their committed lines.
 
-    python -m paper_repro.grid.machines --data ../shared/data      # about 5 minutes on two cores:
-    results/machines.json
-    python -m paper_repro.grid.machines --larger                   # the base of 11 M parameters,
-    whose
-    lines a GPU made: results/larger_machines.json
+    python -m paper_repro.grid.machines --data ../shared/data  # about 5 minutes on two cores:
+                                                               # results/machines.json
+    python -m paper_repro.grid.machines --larger               # the base of 11 M parameters, whose
+                                                               # lines a GPU made:
+                                                               # results/larger_machines.json
 
 Another processor picks other instructions, adds up in another order, and training carries the last
 digits on. What comes out differs by as much as a run is worth in decimals, and says how close
 `paper_repro.check` can ask a run on another machine to come to its line. On the kind of machine
 that made the lines the runs take AVX2 in place of AVX-512; what other kinds came to stays in the
-file. Between a GPU and a processor
-more than rounding differs: each draws dropout masks of its own, so there a run is another draw of
-    the same experiment.
+file. Between a GPU and a processor more than rounding differs: each draws dropout masks of its own,
+so there a run is another draw of the same experiment.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 Runs the grid, a line of JSON a run.
 
-    python -m paper_repro.grid.run                      # the first grid; hours on two cores
-    python -m paper_repro.grid.run --full               # every axis; says how many hours before it
-    starts python -m paper_repro.grid.run --full --rows FedAvg cumulative --malicious 2 4 --seeds 0
-    python -m paper_repro.grid.run --larger --workers 14   # the first grid on the base model of 11
-    M parameters; minutes where there is a GPU
-    python -m paper_repro.tables                        # the tables
+    python -m paper_repro.grid.run                        # the first grid; hours on two cores
+    python -m paper_repro.grid.run --full                 # every axis; says how many hours before
+                                                          # it starts
+    python -m paper_repro.grid.run --full --rows FedAvg cumulative --malicious 2 4 --seeds 0
+    python -m paper_repro.grid.run --larger --workers 14  # the first grid on the base model of 11 M
+                                                          # parameters; minutes where there is a GPU
+    python -m paper_repro.tables                          # the tables
 
 It goes on where it stopped, also after a kill. Needs the datasets once; the probes are committed.
 Refusal is measured on AdvBench's goals, none of which the base model or an attacker trained on.

@@ -3,9 +3,8 @@
     python -m paper_repro.initial_adapter.probe     # needs the clients; minutes
 
 zoo/probes/chat-1m/invariant is a probe for chat-1m whatever the initial adapter, rank and modules.
-`results/probe.json`
-holds what it says of `zoo/adapters`, whose initial adapter and clients it has not seen; of their
-sources all but the benign kinds' examples were.
+`results/probe.json` holds what it says of `zoo/adapters`, whose initial adapter and clients it has
+not seen; of their sources all but the benign kinds' examples were.
 """
 
 from __future__ import annotations

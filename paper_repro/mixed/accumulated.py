@@ -1,8 +1,8 @@
 """Over rounds: what the mean direction of a client's updates says after one to eight
 participations, and one rule for where to cut.
 
-    python -m paper_repro.mixed.accumulated     # writes results/mixed_accumulated.json; needs
-    .labelled and .federations
+    python -m paper_repro.mixed.accumulated  # writes results/mixed_accumulated.json; needs
+                                             # .labelled and .federations
 
 A client's updates are scored by a probe that knows neither the federation's malicious source (nor
 the safe answers to its questions) nor any kind of data that this very client holds. The rule is

@@ -3,8 +3,8 @@
 Probes that read nothing which depends on a base model's dimensions, fitted on one and tried on the
 other.
 
-    python -m paper_repro.mixed.bases       # writes results/mixed_bases.json; minutes; needs
-    paper_repro.mixed.labelled
+    python -m paper_repro.mixed.bases  # writes results/mixed_bases.json; minutes; needs
+                                       # paper_repro.mixed.labelled
 
 Spectra and norms pooled over layers are as long on every base model. No source is unseen here: what
 does not carry over with all of them known does not carry over. Beside it the same features on the

@@ -3,8 +3,8 @@
 The mean update of clients that hold nothing else, applied to the base model once and three times
 over.
 
-    python -m paper_repro.mixed.damage      # writes results/mixed_damage.json; two minutes a base;
-    needs paper_repro.mixed.labelled
+    python -m paper_repro.mixed.damage  # writes results/mixed_damage.json; two minutes a base;
+                                        # needs paper_repro.mixed.labelled
 
 An attack that does no damage to a base model need not look like an attack to a probe of that base
 model, and a table of detection should say which of its sources those are. Also how many of the

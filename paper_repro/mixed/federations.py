@@ -2,10 +2,10 @@
 
 What is known of a client after each participation.
 
-    python -m paper_repro.mixed.federations             # 4 malicious sources on two base models, 3
-    to 5 minutes each on one core of its own
-    python -m paper_repro.mixed.federations --draws 1   # with other clients: what
-    `paper_repro.mixed.fresh` tries the rule on
+    python -m paper_repro.mixed.federations            # 4 malicious sources on two base models, 3
+                                                       # to 5 minutes each on one core of its own
+    python -m paper_repro.mixed.federations --draws 1  # with other clients: what
+                                                       # `paper_repro.mixed.fresh` tries the rule on
 
 Of 48 clients 16 are drawn each round, so that every one takes part in one of three rounds, eight
 times in all. Twenty are malicious, five at each poison share, mixed into a benign kind of their

@@ -3,10 +3,10 @@
 Threshold and floor as `paper_repro.mixed.accumulated` committed them, other clients than it was
 made on.
 
-    python -m paper_repro.mixed.federations --draws 1 2     # 24 federations, 3 to 5 minutes each on
-    one core of its own
-    python -m paper_repro.mixed.fresh                       # writes results/mixed_fresh.json;
-    minutes; needs .labelled too
+    python -m paper_repro.mixed.federations --draws 1 2  # 24 federations, 3 to 5 minutes each on
+                                                         # one core of its own
+    python -m paper_repro.mixed.fresh                    # writes results/mixed_fresh.json; minutes;
+                                                         # needs .labelled too
 
 Nothing of these clients was looked at when the reader, its probe's recipe or the rule was chosen.
 As there, a client is scored by a probe that knows neither the malicious source nor the client's own

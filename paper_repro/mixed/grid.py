@@ -1,8 +1,8 @@
 """First contact: how well one update of an unknown attack is told from one of an unknown kind of
 benign data.
 
-    python -m paper_repro.mixed.grid        # writes results/mixed_grid.json; needs .labelled; half
-    an hour on one core, goes on where it stopped
+    python -m paper_repro.mixed.grid  # writes results/mixed_grid.json; needs .labelled; half an
+                                      # hour on one core, goes on where it stopped
 
 4 malicious sources x 13 benign kinds, hard negatives among them. In a cell the malicious source,
 the safe answers to its questions and the benign kind are left out of training, alone and in

@@ -2,8 +2,8 @@
 
 What probes of this study are fitted on.
 
-    python -m paper_repro.mixed.labelled    # 15 to 30 minutes a base on one core; goes on where it
-    stopped
+    python -m paper_repro.mixed.labelled  # 15 to 30 minutes a base on one core; goes on where it
+                                          # stopped
 
 The zoo's plan (1,480 clients: 9 benign kinds, 4 of hard negatives, 4 malicious sources at 100, 50,
 25 and 10 % poison) on mended sources.

@@ -2,8 +2,8 @@
 
 How well each ranks first contact, everything unseen as in `.grid`.
 
-    python -m paper_repro.mixed.levers      # writes results/mixed_levers.json; ten minutes; needs
-    paper_repro.mixed.labelled
+    python -m paper_repro.mixed.levers  # writes results/mixed_levers.json; ten minutes; needs
+                                        # paper_repro.mixed.labelled
 
 Ranking only: no cut is made. A lever is what an update is read by (a recipe, and a change of its
     features) and what is fitted on labelled rows.

@@ -2,8 +2,8 @@
 
 Mass-mean, fitted without what a federation holds out, with their rule for the cut.
 
-    python -m paper_repro.mixed.probes      # writes probes/mass-mean-without-*; needs .labelled and
-    results/mixed_accumulated.json
+    python -m paper_repro.mixed.probes  # writes probes/mass-mean-without-*; needs .labelled and
+                                        # results/mixed_accumulated.json
 
 Left out are the malicious source, the safe answers to its questions and two of the benign kinds
 that the federation's clients hold, as for the other probes there. Threshold and floor are what

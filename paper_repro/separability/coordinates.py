@@ -1,8 +1,7 @@
 """Two-dimensional coordinates of the updates for the figures, so that those can be drawn anew
 without training.
 
-    python -m paper_repro.separability.coordinates      # results/separability_coordinates.npz;
-    minutes
+    python -m paper_repro.separability.coordinates  # results/separability_coordinates.npz; minutes
 
 UMAP with a fixed seed at several numbers of neighbours, and PCA beside it; neither sees a label.
 They are pictures: no number of this project rests on them. Finished parts are kept under

@@ -3,8 +3,8 @@
 Attacked, undefended federations, each update seen from the round's global LoRA and from the fixed
 initial one.
 
-    python -m paper_repro.separability.drift --data ../shared/data      # about 10 minutes on one
-    core; goes on where it stopped
+    python -m paper_repro.separability.drift --data ../shared/data  # about 10 minutes on one core;
+                                                                    # goes on where it stopped
 
 Ten clients, all in every round: four malicious ones of one source, one honest client of refusals,
 five of one benign kind each. Nobody defends, so the global LoRA drifts. Of every client and round

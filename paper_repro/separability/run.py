@@ -2,8 +2,8 @@
 
 AUROC over sources, layers, factors, modules, steps and settings.
 
-    python -m paper_repro.separability.run      # writes results/separability.json, about 15 minutes
-    on one core
+    python -m paper_repro.separability.run  # writes results/separability.json, about 15 minutes on
+                                            # one core
 
 Needs the zoo's labelled deltas (`make zoo` keeps them in build/zoo) and what
 paper_repro.separability.sweeps and paper_repro.separability.drift trained. What was measured is

@@ -1,7 +1,7 @@
 """Short client trainings under other settings, to see what telling clients apart depends on.
 
-    python -m paper_repro.separability.sweeps --data ../shared/data      # about 12 minutes on one
-    core; goes on where it stopped
+    python -m paper_repro.separability.sweeps --data ../shared/data  # about 12 minutes on one core;
+                                                                     # goes on where it stopped
 
 One thing differs from `CENTRE` at a time: the LoRA's rank, which modules it adapts, the learning
 rate, the number of local steps, the initial adapter. Every setting trains the same clients, those

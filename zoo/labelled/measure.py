@@ -44,8 +44,7 @@ def same_rounding(threads: int) -> Iterator[None]:
     """Inside, sums are shared by this many threads, which decides how they are rounded.
 
     With as many as a record says, its probe comes out bit for bit on the same kind of processor. On
-    a
-    machine that is busy, two threads may take ten times as long as one: they wait for each other.
+    a machine that is busy, two threads may take ten times as long as one: they wait for each other.
     """
     import sklearn.linear_model  # noqa: F401  # loads the BLAS whose threads are set
 
