@@ -89,7 +89,7 @@ class ModelConfig(Section):
 class LoRAConfig(Section):
     """The adapter. `seed` fixes the initial A, apart from the experiment's seed.
 
-    A probe belongs to one initial adapter.
+    A probe that reads A or B belongs to one initial adapter; one of products does not.
     """
 
     r: Positive = 8

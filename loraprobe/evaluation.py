@@ -130,10 +130,7 @@ class EvalReport:
     """Number of rows that the probe was fitted on; None if it does not say on which."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain dicts, lists, numbers and None only.
-
-        Json.dumps(..., allow_nan=False) takes it.
-        """
+        """Return dicts, lists, numbers and None only: json.dumps(..., allow_nan=False) takes it."""
         facts = dict(vars(self))
         facts["tpr_at_fpr"] = {f"{level:g}": rate for level, rate in self.tpr_at_fpr.items()}
         facts |= {name: list(facts[name]) for name in ("auroc_ci", "tpr_ci", "fpr_ci")}

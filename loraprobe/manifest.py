@@ -42,9 +42,9 @@ _ROLES = (("benign", HARD_NEGATIVE), ("malicious",))  # label -> the roles it ma
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled adapter; group and source default to its own path and its label. Empty or None.
+    """One labelled adapter; group and source default to its own path and its label.
 
-    The manifest does not say.
+    Of the other fields, empty or None is what the manifest does not say.
     """
 
     path: Path

@@ -108,4 +108,7 @@ def audit(
     for decision in decisions:
         if not quiet and client in (None, decision.get("client")):
             say(json.dumps(decision))
-    say(f"{now.count} decisions, whole; head {now}", Console(stderr=True))
+    if quiet:
+        say(str(now))
+    else:
+        say(f"{now.count} decisions, whole; head {now}", Console(stderr=True))

@@ -58,8 +58,9 @@ class RoundRecord:
         cuts: client -> the score from which its evidence spoke against it in this round.
         skipped: whether the global LoRA was kept as it was; `note` says why.
         losses: client -> mean training loss, where the loop knows it and it is finite.
-        seconds: phase -> wall-clock seconds: train, evidence, assess, aggregate, evaluate.
-        bytes: what was sent: update, evidence.
+        seconds: phase -> wall-clock seconds: train, evidence, assess, aggregate, evaluate; on
+            Flower also exchange, from sending a round to its last reply.
+        bytes: what was sent: update, evidence; on Flower also to_clients.
         metrics: what was measured of the global model after this round, if it was measured.
         note: what else is to be known of the round, such as why it was skipped.
         level: who judged: the level's name; "" for nobody.

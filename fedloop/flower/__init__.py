@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
 
 
 def require_flower() -> None:
-    """Say what is missing before anything is started.
+    """Say what a deployment lacks before anything of it is started.
 
     Raises:
         MissingExtra: flwr is not installed.
@@ -52,4 +52,4 @@ def require_flower() -> None:
     try:
         import flwr  # noqa: F401
     except ImportError as error:
-        raise MissingExtra("flwr", "flower", "the Flower engine") from error
+        raise MissingExtra("flwr", "flower-deploy", "the Flower engine") from error

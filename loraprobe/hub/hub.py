@@ -1,6 +1,6 @@
 """Probes and adapters on the Hugging Face Hub: publish, fetch, list.
 
-With hub_snapshot, the only network code.
+With `loraprobe.hub.snapshot`, which downloads.
 
 Whatever is fetched comes from one commit: a name that can move (a branch, a tag) is resolved once,
 and what is checked and what is loaded are the same. With a full commit hash in the cache nothing is

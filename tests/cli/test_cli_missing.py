@@ -151,7 +151,7 @@ NEEDS = {
     "fedloop report": "fed",
     "fedloop client": "fed",
     "mt-bench": "fed",
-    "flower superlink": "flower",
+    "flower superlink": "flower-deploy",
     "register": "fed",
     "flower start": "fed",
     "flower node": "fed",

@@ -154,7 +154,7 @@ def test_an_operator_explains_overrules_and_audits(tiny_files: Files, tmp_path: 
         *("client", "deny", "client")
     ]
     head = shown.stderr.split()[-1]
-    invoke("audit", out / "audit.jsonl", "--head", head, "-q")
+    assert invoke("audit", out / "audit.jsonl", "--head", head, "-q").stdout == f"{head}\n"
     lines = (out / "audit.jsonl").read_text().splitlines(keepends=True)
     (out / "audit.jsonl").write_text("".join(lines[:-1]))
     assert "missing at the end" in invoke("audit", out, code=1).stderr

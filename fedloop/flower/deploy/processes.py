@@ -174,7 +174,7 @@ def flower_command(name: str) -> Path:
     if path is None:
         raise EngineError(
             f"cannot find {name}; expected it beside {sys.executable}: pip install"
-            " 'loraprobe[flower]'"
+            " 'loraprobe[flower-deploy]'"
         )
     return Path(path)
 

@@ -315,9 +315,8 @@ def test_without_flower_the_pip_line_is_told(
     monkeypatch.setitem(sys.modules, "flwr", None)
     config = experiment(tmp_path / "one.toml", settings(tiny_files, rounds=1))
     result = invoke("run", config, "--out", tmp_path / "out", "--engine", "flower", code=2)
-    assert (
-        "the Flower engine needs flwr, which is not installed: pip install 'loraprobe[flower]'"
-        in result.stderr
+    assert "needs flwr, which is not installed: pip install 'loraprobe[flower-deploy]'" in (
+        result.stderr
     )
     assert not (tmp_path / "out").exists()
 
