@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .adapters.adapter import Adapter, Kind
+from .adapters.adapter import Adapter, Kind, expect_adapter
 from .adapters.deltas import check_is_change, incomplete
 from .adapters.layout import Layout, layer_of
 from .adapters.pair import Array, LoRAPair, all_finite
@@ -50,13 +50,15 @@ class Featurizer:
     initial: InitialAdapter | None = None
 
     @classmethod
-    def fit(cls, recipe: FeatureRecipe, adapters: Sequence[Adapter]) -> Featurizer:
-        """Resolve the recipe against the first adapter and check every other one against it.
+    def fit(cls, recipe: FeatureRecipe | str, adapters: Sequence[Adapter]) -> Featurizer:
+        """Resolve the recipe, or the one of this name, against the first adapter and check every
+        other one against it.
 
         Raises:
             RecipeError: nothing in the adapter matches the recipe.
             LayoutMismatch, KindMismatch: the adapters do not all look the same.
         """
+        recipe = named_recipe(recipe)
         adapters = _sequence(adapters)
         if recipe.reads_product:
             return cls._fit_products(recipe, adapters)
@@ -336,6 +338,8 @@ def _sequence(adapters: Sequence[Adapter]) -> Sequence[Adapter]:
     adapters = list(adapters)
     if not adapters:
         raise LayoutMismatch("got no adapter at all; expected at least one")
+    for adapter in adapters:
+        expect_adapter(adapter)
     return adapters
 
 

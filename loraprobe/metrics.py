@@ -10,7 +10,7 @@ when score >= threshold (the rule of the paper's step level).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -327,6 +327,8 @@ def group_codes(groups: Groups | None, n: int) -> Ints:
     """
     if groups is None:
         return np.arange(n, dtype=np.int64)
+    if isinstance(groups, str | bytes | Mapping) or not isinstance(groups, Iterable):
+        raise FitError(f"got groups {quoted(groups)}; expected a list of one group a row")
     names = (
         groups.tolist() if hasattr(groups, "tolist") else list(groups)
     )  # plain values: two equal tensors hash differently

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -391,6 +392,9 @@ def check_cuts(threshold: float, benign_below: float) -> None:
 
     A threshold just above 1 flags nothing; a conformal cut may need it, and it is not an error.
     """
+    for name, cut in (("threshold", threshold), ("benign_below", benign_below)):
+        if not isinstance(cut, Real) or isinstance(cut, bool):
+            raise FitError(f"got {name} {cut!r}; expected a number")
     if not 0 <= threshold <= np.nextafter(1.0, 2.0):
         raise FitError(f"got threshold {threshold}; expected a number in [0, 1]")
     if not 0 <= benign_below <= threshold:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -78,13 +79,15 @@ class AuditLog:
     Raises:
         AuditError: the log that is there is not whole.
         StateError: it is too large.
-        OSError: it cannot be read or written.
+        OSError: it cannot be read or written: said now, not after the first round.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.head = Head()
-        if self.path.exists():
+        self._lock = threading.Lock()
+        self.path.open("ab").close()
+        if self.path.stat().st_size:
             whole = read_limited(self.path, RUN_LOG, StateError).rpartition(b"\n")
             if whole[2]:
                 with self.path.open("r+b") as file:
@@ -96,19 +99,32 @@ class AuditLog:
         self._append([*_decisions(record)])
 
     def write(self, what: str, **facts: Any) -> None:
-        """Write down one more decision: JSON data."""
+        """Write down one more decision: JSON data.
+
+        Raises:
+            AuditError: a fact has a name that every line has, or is no JSON data.
+        """
+        try:
+            json.dumps(facts, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise AuditError(
+                f"got facts that no log can hold ({error}); expected JSON data"
+            ) from None
+        if taken := facts.keys() & {"n", "previous", "time"}:
+            raise AuditError(f"got facts named {sorted(taken)}, which the log writes itself")
         self._append([{"what": what, **facts}])
 
     def _append(self, decisions: list[dict[str, Any]]) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        head, text = self.head, b""
-        for decision in decisions:
-            plain = {"n": head.count + 1, "previous": head.sha256, "time": now, **decision}
-            line = json.dumps(plain, allow_nan=False).encode()
-            head = Head(head.count + 1, hashlib.sha256(line).hexdigest())
-            text += line + b"\n"
-        write_synced(self.path, text, "ab")
-        self.head = head
+        with self._lock:
+            head, text = self.head, b""
+            for decision in decisions:
+                plain = {"n": head.count + 1, "previous": head.sha256, "time": now, **decision}
+                line = json.dumps(plain, allow_nan=False).encode()
+                head = Head(head.count + 1, hashlib.sha256(line).hexdigest())
+                text += line + b"\n"
+            write_synced(self.path, text, "ab")
+            self.head = head
 
 
 def read_audit(path: str | Path, known: Head | None = None) -> list[dict[str, Any]]:

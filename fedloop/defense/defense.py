@@ -171,7 +171,7 @@ class Defense:
     def assess(
         self,
         round: int,
-        updates: Sequence[ClientUpdate],
+        updates: Iterable[ClientUpdate],
         *,
         start: Adapter | None = None,
         expected: Iterable[str] | None = None,

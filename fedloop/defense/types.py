@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -210,12 +210,13 @@ def client_names(clients: Iterable[Any], what: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(client_name(client) for client in clients))
 
 
-def named_updates(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
+def named_updates(updates: Iterable[ClientUpdate]) -> list[ClientUpdate]:
     """The updates under their clients' names, sorted by them.
 
     Raises:
         EvidenceError: an id is none, or something is no ClientUpdate.
     """
+    updates = list(updates) if isinstance(updates, Iterable) else [updates]
     for update in updates:
         if not isinstance(update, ClientUpdate):
             raise EvidenceError(

@@ -133,6 +133,8 @@ def defend_round(
     start = GlobalState(global_state, LoRAOptions.of(alpha, lora))
     if isinstance(replies, Mapping):
         replies = _replies(replies, evidence or {}, kind)
+    elif evidence or kind != "weights":
+        raise ConfigError("got evidence or kind beside Replies; expected them in each Reply")
     if late_updates not in ("refuse", "count"):
         raise ConfigError(f"got late_updates {late_updates!r}; expected 'refuse' or 'count'")
     check_rejected(rejected)

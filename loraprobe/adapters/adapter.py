@@ -244,6 +244,15 @@ class Adapter(Mapping[str, LoRAPair]):
         )
 
 
+def expect_adapter(value: object) -> None:
+    """Raise AdapterFormatError for what is no adapter: a path, a state dict, nothing."""
+    if not isinstance(value, Adapter):
+        raise AdapterFormatError(
+            f"got {type(value).__name__}; expected an Adapter. load_adapter reads one from a path"
+            " or the Hub, Adapter.from_state_dict makes one of a state dict"
+        )
+
+
 def finite(adapter: Adapter, module: str, factor: Factor) -> Array:
     """One factor, read and checked.
 

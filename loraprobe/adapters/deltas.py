@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import BaseModelMismatch, DataError, KindMismatch, LayoutMismatch
-from .adapter import Adapter, LazyPairs, Origin
+from .adapter import Adapter, LazyPairs, Origin, expect_adapter
 from .layout import Layout
 from .pair import Array, Factor, LazyTensor, LoRAPair
 
@@ -26,7 +26,7 @@ def factor_delta(after: Adapter, before: Adapter | None) -> Adapter:
 
     Source: arXiv:2601.07177, Sec. 3.
     """
-    _expect_weights(after, before)
+    _expect_weights(after, *(() if before is None else (before,)))
     if before is None:
         if not after.zero_start:
             raise KindMismatch(
@@ -126,9 +126,10 @@ def _since_zero(module: str, pair: LoRAPair) -> LoRAPair:
     return LoRAPair(LazyTensor(pair.shape_of("A"), refuse), pair.lazy("B"), pair.scaling)
 
 
-def _expect_weights(*adapters: Adapter | None) -> None:
+def _expect_weights(*adapters: Adapter) -> None:
     for adapter in adapters:
-        if adapter is not None and adapter.kind != "weights":
+        expect_adapter(adapter)
+        if adapter.kind != "weights":
             raise KindMismatch(
                 f"got an adapter of kind {adapter.kind!r}; a delta is taken of two adapters of kind"
                 " 'weights'"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import KindMismatch, LayoutMismatch, quoted, require
-from .adapter import KINDS, Adapter, Kind, finite
+from .adapter import FACTORS, KINDS, Adapter, Kind, expect_adapter, finite
 from .pair import Array, Factor, LoRAPair, all_finite, as_array
 from .strict_json import is_finite_number
 
@@ -58,15 +58,22 @@ class Layout:
         """The layout of an adapter's factors, all modules unless some are named.
 
         Raises:
-            LayoutMismatch: the adapter lacks a named module, or one text stands for the names.
+            AdapterFormatError: it is no adapter.
+            LayoutMismatch: the adapter lacks a named module, no module is named, one text stands
+                for the names, or a factor is none or named twice.
         """
-        if modules is not None and (isinstance(modules, str) or not set(modules) <= set(adapter)):
-            lacking = modules if isinstance(modules, str) else sorted(set(modules) - set(adapter))
+        expect_adapter(adapter)
+        known = set(adapter)
+        chosen = known if modules is None else set(() if isinstance(modules, str) else modules)
+        if not chosen or not chosen <= known:
+            lacking = modules if isinstance(modules, str) else sorted(map(str, chosen - known))
             raise LayoutMismatch(
                 f"modules: got {quoted(lacking)}; expected names of the adapter's modules, such as"
                 f" {quoted([next(iter(adapter), '')])}"
             )
-        names = [module for module in adapter if modules is None or module in modules]
+        if not factors or not set(factors) <= set(FACTORS) or len(set(factors)) != len(factors):
+            raise LayoutMismatch(f"factors: got {quoted(factors)}; expected 'A', 'B' or both")
+        names = [module for module in adapter if module in chosen]
         slots = tuple(
             Slot(module, factor, adapter[module].shape_of(factor))
             for module in names
@@ -120,6 +127,7 @@ class Layout:
             KindMismatch: weights where a delta is expected, or another kind of delta.
             LayoutMismatch: a module is missing, or a shape or scaling differs.
         """
+        expect_adapter(adapter)
         if adapter.kind != self.kind:
             raise KindMismatch(
                 f"got an adapter of kind {adapter.kind!r}; expected"

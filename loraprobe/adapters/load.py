@@ -95,8 +95,8 @@ def _resolved(
     """Where the adapter lies on this machine, after a download if need be; and its commit."""
     from ..hub.names import is_on_hub, no_local_either
 
-    path = Path(source)
     if not is_on_hub(source, revision):
+        path = Path(source)
         if os.path.islink(path) and not os.path.exists(path):
             raise AdapterFormatError(f"{path} is a link to something that is not there")
         if not os.path.exists(path):

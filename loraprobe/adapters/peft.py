@@ -69,6 +69,11 @@ def pairs_from_tensors(
             that it should be.
         UnsupportedAdapterError: a name is not one of plain LoRA, or a module is not selected.
     """
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
+        raise AdapterFormatError(
+            f"got {type(tensors).__name__}; expected a state dict, name -> tensor, as"
+            " peft.get_peft_model_state_dict(model) returns it"
+        )
     keys, ignored = _keys_by_module(tensors)
     if selects is not None:
         _refuse_unselected(keys, selects)

@@ -81,13 +81,13 @@ def first_kinds(kinds: Kinds, count: int) -> list[Hashable]:
     """The kind that every row names first.
 
     Raises:
-        FitError: not one entry a row, or an entry that is empty.
+        FitError: not one entry a row, or an entry that is empty or no list.
     """
-    entries = [tuple(entry) for entry in kinds]
+    entries = [tuple(entry) if isinstance(entry, tuple | list) else () for entry in kinds]
     if len(entries) != count or not all(entries):
         raise FitError(
-            f"got kinds of {sum(map(bool, entries))} adapters for {count}; expected at least its"
-            " own kind for each"
+            f"got kinds of {sum(map(bool, entries))} adapters for {count}; expected a list for"
+            " each, its own kind first, such as ['alpaca']"
         )
     return [entry[0] for entry in entries]
 

@@ -18,7 +18,7 @@ from ..calibration import Calibration, check_method
 from ..distribution import distribution_of
 from ..errors import BaseModelMismatch, FitError
 from ..featurizer import FeatureRecipe, Featurizer, named_recipe
-from ..metrics import checked_labels
+from ..metrics import checked_labels, group_codes
 from ..overlap import marks_of
 from ..probe import CLASSES, AdapterLike, Probe, as_adapters, check_cuts
 from .calibration import Budget, fit_calibration, fnr_threshold, fpr_threshold, parse_cut
@@ -197,7 +197,7 @@ def _learn(
     base_model: str | None,
     facts: Mapping[str, Any] | None,
 ) -> Probe:
-    keys: list[Hashable] = list(range(len(y))) if groups is None else list(groups)
+    keys: list[Hashable] = group_codes(groups, len(y)).tolist()
     options = {**default_head_options(plan.head, featurizer.recipe), **plan.head_options}
     fitted = fit_head(plan.head, features, y, keys, seed=plan.seed, kinds=kinds, options=options)
     training = {

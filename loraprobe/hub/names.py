@@ -38,8 +38,11 @@ def is_on_hub(source: str | Path, revision: str | None) -> bool:
     """Whether a source is a repository on the Hub; a local path of that name is not.
 
     Raises:
-        HubError: a revision is asked of a local path, or the source looks like a mistyped one.
+        HubError: a revision is asked of a local path, or the source looks like a mistyped one, or
+            is empty or no text.
     """
+    if not isinstance(source, str | os.PathLike) or not str(source):
+        raise HubError(f"got the source {source!r}; expected a path, or org/name on the Hub")
     path = Path(source)
     if not os.path.exists(source) and looks_like_repo_id(str(source)):
         if revision is None and path.parent.is_dir():

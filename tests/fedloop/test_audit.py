@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +92,18 @@ def test_half_a_line_of_a_crash_is_dropped_and_the_log_goes_on(tmp_path: Path) -
     assert len(read_audit(tmp_path / "log", head)) == 13
     with pytest.raises(StateError, match="cannot read"):
         read_audit(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("facts", [{"n": 7}, {"time": "now"}, {"x": {1}}, {"x": float("nan")}])
+def test_a_fact_that_would_spoil_the_log_is_refused(facts: dict[str, Any], tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "log")
+    with pytest.raises(AuditError, match="got facts"):
+        log.write("allow", **facts)
+    with ThreadPool(4) as pool:
+        pool.map(lambda number: log.write("allow", number=number), range(40))
+    assert len(read_audit(tmp_path / "log", log.head)) == 40
+    with pytest.raises(OSError, match="nowhere"):
+        AuditLog(tmp_path / "nowhere" / "log")
 
 
 def test_alerts_tell_what_is_new() -> None:

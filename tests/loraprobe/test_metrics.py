@@ -317,6 +317,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: auroc_ci(*GOOD, None, resamples=0), FitError, "resamples"),
     (lambda: auroc_ci(*GOOD, None, level=1.0), FitError, "level"),
     (lambda: auroc_ci(*GOOD, ["a"]), FitError, "1 groups for 2 rows"),
+    (lambda: auroc_ci(*GOOD, "ab"), FitError, "list of one group a row"),
     (lambda: auroc_ci(*GOOD, ["a", None]), FitError, "none missing"),
     (lambda: auroc_ci(*GOOD, np.zeros((2, 2))), FitError, "none missing"),
     (lambda: auroc_ci(*GOOD, [1.0, float("nan")]), FitError, "none missing"),

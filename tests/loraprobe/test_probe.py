@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from loraprobe import (
     Adapter,
@@ -188,7 +189,11 @@ def test_a_probe_of_b_alone_sees_no_change_where_only_a_moved() -> None:
 @pytest.mark.parametrize(
     "cuts",
     [
-        *({name: wrong} for name in ("threshold", "benign_below") for wrong in (-0.1, np.nan)),
+        *(
+            {name: wrong}
+            for name in ("threshold", "benign_below")
+            for wrong in (-0.1, np.nan, "0.5", True)
+        ),
         {"threshold": 1.1},
         {"threshold": 0.5, "benign_below": 0.6},
     ],
@@ -271,6 +276,11 @@ def test_training_data_that_cannot_be_fitted_is_refused() -> None:
             fit_probe(data.adapters, labels)
     with pytest.raises(FitError, match="31 groups"):
         fit_probe(data.adapters, data.labels, groups=data.groups[:-1])
+    for groups in ("a" * 32, dict(enumerate(data.groups)), 3):
+        with pytest.raises(FitError, match="list of one group a row"):
+            fit_probe(data.adapters, data.labels, groups=groups)
+    tensors = fit_probe(data.adapters, data.labels, groups=torch.arange(32) // 4)  # equal by value
+    assert tensors.facts["training"]["n_groups"] == 8
     with pytest.raises(FitError, match="linear"):
         fit_probe(data.adapters, data.labels, head="forest")
     with pytest.raises(FitError, match="both classes"):

@@ -252,9 +252,8 @@ def test_the_order_of_arrival_does_not_matter(name: str) -> None:
             sent = list(updates(level, number, malicious=("c3",), signal=0.3).values())
             sent = [*sent, replace(sent[0], client_id="c9", num_examples=0)]
             random.Random(order).shuffle(sent)
-            records.append(
-                untimed(tested.assess(number, sent, expected=(*CLIENTS, "c9", "c8", "c7")))
-            )
+            asked = (*CLIENTS, "c9", "c8", "c7")
+            records.append(untimed(tested.assess(number, iter(sent), expected=iter(asked))))
         outcomes.append((records, tested.state_dict()))
     assert outcomes[0][0] == outcomes[1][0] == outcomes[2][0]
     assert same_tree(outcomes[0][1], outcomes[1][1])

@@ -259,6 +259,8 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"late": {"1": 3}}, ConfigError, "expected client id -> Late"),
     ({"evidence": "x"}, ConfigError, "evidence: got 'x'"),
     ({"sent": [3]}, EvidenceError, "replies: got int"),
+    ({"sent": [], "kind": "factor_delta"}, ConfigError, "in each Reply"),
+    ({"sent": [], "evidence": {"1": []}}, ConfigError, "in each Reply"),
     ({"sent": 3}, EvidenceError, "replies: got int"),
     ({"late_updates": "drop"}, ConfigError, "late_updates 'drop'"),
     (

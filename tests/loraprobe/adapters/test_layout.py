@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraprobe import FeatureRecipe, Featurizer
 from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.deltas import add_delta, factor_delta, weight_delta
 from loraprobe.adapters.layout import Layout, pack, unpack
 from loraprobe.adapters.pair import LoRAPair
-from loraprobe.errors import KindMismatch, LayoutMismatch, NonFiniteError
+from loraprobe.errors import AdapterFormatError, KindMismatch, LayoutMismatch, NonFiniteError
 from tests.helpers import make
 from tests.helpers.one_module import assert_same
 
@@ -67,6 +69,39 @@ def test_a_misfit_is_named_with_what_was_got_and_expected(misfit: str) -> None:
     ):
         with pytest.raises(LayoutMismatch, match=r"model\.layers\.[01]\.self_attn"):
             take()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *({"modules": wrong} for wrong in ("q_proj", [], ["q_proj"], [1], iter(["q_proj"]))),
+        *({"factors": wrong} for wrong in ("lora_B", (), ("B", "B"), ["C"])),
+    ],
+)
+def test_names_that_an_adapter_does_not_have_make_no_layout(names: dict[str, Any]) -> None:
+    adapter = make.adapter()
+    assert Layout.of(adapter, iter([FIRST]), ["B"]).size == 40  # the control
+    with pytest.raises(LayoutMismatch, match=r"(modules|factors): got .* expected"):
+        Layout.of(adapter, **names)
+
+
+@pytest.mark.parametrize("wrong", [make.tensors(), "path", None, make.pair()])
+def test_what_is_no_adapter_is_refused_by_its_type(wrong: Any) -> None:
+    good = make.adapter()
+    recipe = FeatureRecipe.all_b()
+    for take in (
+        lambda: pack(wrong),
+        lambda: pack(wrong, Layout.of(good)),
+        lambda: factor_delta(wrong, good),
+        lambda: weight_delta(good, wrong),
+        lambda: Featurizer.fit(recipe, [wrong]),
+        lambda: Featurizer.fit("all_b", [good])([good, wrong]),
+    ):
+        with pytest.raises(AdapterFormatError, match=r"got \w+; expected an Adapter"):
+            take()
+    if not isinstance(wrong, dict):
+        with pytest.raises(AdapterFormatError, match="expected a state dict"):
+            Adapter.from_state_dict(wrong, alpha=8)
 
 
 def test_a_layout_takes_one_kind_and_says_how_to_get_it() -> None:

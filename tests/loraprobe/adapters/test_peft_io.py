@@ -166,6 +166,7 @@ def test_a_pickle_is_refused_with_the_lines_that_convert_it(tmp_path: Path) -> N
     [
         ({"source": "nowhere"}, "no file or folder"),
         ({"source": "no/such/folder"}, "no file or folder"),
+        *(({"source": none}, "expected a path, or org/name") for none in ("", None, 3, b"folder")),
         ({"source": "a\0b"}, "no file or folder"),
         (
             {"source": "."},

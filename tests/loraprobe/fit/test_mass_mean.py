@@ -173,7 +173,7 @@ def test_a_probe_with_kinds_takes_its_cut_from_kinds_that_were_left_out() -> Non
     assert with_kinds.threshold == fpr_threshold(0.1, calibration(scores), made.labels, made.groups)
 
 
-@pytest.mark.parametrize("kinds", [[("a",)] * 3, [()] * 24, [("a",)] * 24])
+@pytest.mark.parametrize("kinds", [[("a",)] * 3, [()] * 24, [("a",)] * 24, ["a", "ab"] * 12])
 def test_kinds_that_do_not_allow_a_fit_are_refused(kinds: Any) -> None:
     x, y = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32), np.arange(24) % 2
     with pytest.raises(FitError, match=r"expected"):
