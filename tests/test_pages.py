@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import fedloop
+import loraprobe
 from fedloop import Defense, defend_round
 from loraprobe import load_adapter
 from tests.helpers.federated import settings, toml
@@ -226,6 +228,38 @@ def test_toml_json_and_yaml_on_a_page_can_be_read(page: Path) -> None:
     for block in blocks(page):
         if block.language in readers:
             readers[block.language](block.text)
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that GitHub and the site give a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    plain = (re.sub(r"[^\w\- ]", "", line.lower()) for line in re.findall(r"^#+ (.*)", text, re.M))
+    return {line.strip().replace(" ", "-") for line in plain}
+
+
+def test_every_link_inside_the_repository_leads_to_a_file_and_a_heading() -> None:
+    ours = "https://github.com/loraprobe/loraprobe/blob/main/"
+    checked = 0
+    for page in (*PAGES, ROOT / "CHANGELOG.md", *(ROOT / "paper_repro").rglob("*.md")):
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            folder = ROOT if link.startswith(ours) else page.parent
+            path, _, heading = link.removeprefix(ours).partition("#")
+            if "://" not in path:
+                target = (folder / path).resolve() if path else page
+                assert target.exists(), (page, link)
+                assert not heading or heading in headings(target), (page, link)
+                checked += 1
+    assert checked > 100
+
+
+def test_every_public_name_is_on_the_reference_pages() -> None:
+    for package in (fedloop, loraprobe):
+        page = (ROOT / f"docs/reference/{package.__name__}.md").read_text(encoding="utf-8")
+        listed = set(re.findall(r"^::: (\S+)", page, re.M))
+        for name in set(package.__all__) - {"__version__"}:
+            module = f"{package.__name__}.{package._MODULE_OF[name]}"
+            assert listed & {module, f"{module}.{name}"}, name
 
 
 def test_every_reason_not_to_run_a_line_is_given_and_needed() -> None:
