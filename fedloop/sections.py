@@ -271,7 +271,7 @@ class DefenseConfig(Section):
                 " expected both, or neither"
             )
         if self.level == "none":
-            fields = ("probe", "options", "threshold", "score_aggregate")
+            fields = ("probe", "probe_revision", "options", "threshold", "score_aggregate")
             if got := [name for name in fields if getattr(self, name)]:
                 raise ValueError(
                     f"got {got[0]} {getattr(self, got[0])!r} for level 'none'; expected no"

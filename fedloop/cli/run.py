@@ -203,7 +203,7 @@ def report(
         from ..report.page import write_report
 
         if out is not None:
-            free_path(out, force)
+            free_path(out, force, file=True)
         page = write_report(folder, out)
     say(f"wrote {page}")
 
@@ -229,7 +229,7 @@ def mt_bench(
         from ..measure.mtbench import first_turn_answers, read_questions, write_answers
         from ..run.simulate import global_model
 
-        free_path(out, force)
+        free_path(out, force, file=True)
         quiet()
         prompts = read_questions(questions)
         model, tokenizer = global_model(folder)

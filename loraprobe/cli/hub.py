@@ -151,7 +151,7 @@ def card(
         return
     paths = {name: out if name == CARD_NAME else out.with_name(name) for name in pages}
     for path in paths.values():
-        free_path(path, force)
+        free_path(path, force, file=True)
     for name, path in paths.items():
         path.write_bytes(pages[name])
         console.print(plain(f"wrote {path}"), soft_wrap=True)

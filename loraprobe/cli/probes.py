@@ -137,7 +137,7 @@ def inspect(
     """
     from ..adapters.kinds import as_kind
 
-    kind = "weight_delta" if base else "weights"
+    kind = "weights" if base is None else "weight_delta"
     loaded = _adapter(adapter, alpha)
     loaded.check_finite()  # names the module
     shown = as_kind(loaded, kind, base, alpha)

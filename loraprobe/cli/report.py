@@ -47,13 +47,13 @@ def report(
 
     for place in (out, figures):
         if place is not None:
-            free_path(place, force)  # before minutes of work
+            free_path(place, force, file=place is out)  # before minutes of work
     names = expand(adapters)
     background = expand([str(reference)]) if reference else []
     background = [name for name in background if name not in names]
     loaded = _loaded([*names, *background])
     foreground = {name: adapter for name, adapter in loaded.items() if name in names}
-    detector = read_named_probe(probe) if probe else None
+    detector = None if probe is None else read_named_probe(probe)
     verdicts = _verdicts(foreground, detector, base, any_base) if detector else {}
     analysis = analyse(
         loaded,

@@ -68,7 +68,9 @@ def scan(
 
     for place in (out, save_reference):
         if place is not None:
-            free_path(place, force)
+            free_path(place, force, file=True)
+    if cache is not None:
+        free_path(cache, force=True, file=True)  # a scan goes on with it
     _check("--format", format, FORMATS)
     _check("--fail-on", fail_on, ("block", "review"))
     rules = _policy(policy, probe or [], any_base)

@@ -74,7 +74,7 @@ def leave_out(
     from ..study.leave_out import HEADS, RECIPES, detectors_of, leave_one_out
 
     if out is not None:
-        free_path(out, force)
+        free_path(out, force, file=True)
     recipes = {name: recipe_of(name) for name in recipe or ()} or RECIPES
     detectors = detectors_of(head or HEADS, recipes)
     options: dict[str, Any] = {"cuts": cut} if cut else {}
@@ -101,7 +101,6 @@ def leave_out(
 def _show(report: LeaveOneOutReport, out: Path | None, as_json: bool) -> None:
     facts = report.to_dict()
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(_lines(facts), encoding="utf-8")
     if as_json:
         print(json.dumps(facts, indent=2, allow_nan=False))

@@ -47,7 +47,7 @@ def write_report(
     """
     for place in (out, figures_to):
         if place is not None:
-            free_path(place, force)
+            free_path(place, force, file=place is out)
     drawn = figures(analysis)
     tables = csv_tables(analysis)
     page = render(analysis, drawn, tables)

@@ -147,10 +147,9 @@ class _Memory:
 
     def __init__(self, path: Path, scanner: Scanner, base: str | None) -> None:
         self._path = path
-        probes = {name: probe.commit for name, probe in scanner.probes.items()}
         files = [_digest(Path(name)) for name in _files(scanner.policy, base)]
         policy = asdict(scanner.policy)
-        facts = {"policy": policy, "probes": probes, "base": base, "files": files}
+        facts = {"policy": policy, "commits": scanner.commits, "base": base, "files": files}
         self._policy = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         self._results: dict[str, ScanResult] = {}
         if path.exists():

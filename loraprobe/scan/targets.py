@@ -15,29 +15,33 @@ from ..limits import MANIFEST, read_limited
 EVERY_REPOSITORY = "/*"
 
 
-def expand(names: Iterable[str]) -> list[str]:
+def expand(names: str | Iterable[str | Path]) -> list[str]:
     """The adapters behind what was named, each once, in order.
 
     Args:
         names: an adapter's folder or .safetensors file (adapter_model.safetensors beside its
             configuration stands for the folder), a folder that holds adapters at any depth,
-            a .txt file with a name a line, "-" for such lines on standard input, a Hub id
-            ("org/name" or "org/name@revision"), or "org/*" for every adapter of a user.
+            a .txt file with a name a line, none of another list, "-" for such lines on standard
+            input, a Hub id ("org/name" or "org/name@revision"), or "org/*" for every adapter of a
+            user.
 
     Raises:
-        PolicyError: a list cannot be read, a name before /* is neither folder nor user, or there
-            is nothing to scan.
+        PolicyError: a list or folder cannot be read, a name before /* is neither folder nor user,
+            or there is nothing to scan.
         HubError: a user's repositories cannot be listed.
     """
-    targets = list(dict.fromkeys(target for name in names for target in _expanded(name)))
+    several = [names] if isinstance(names, str) else names
+    targets = list(dict.fromkeys(target for name in several for target in _expanded(str(name))))
     if not targets:
         raise PolicyError("got no adapter at all; expected paths, Hub ids, a list.txt, or -")
     return targets
 
 
-def _expanded(name: str) -> Iterator[str]:
+def _expanded(name: str, listed: bool = False) -> Iterator[str]:
     path = Path(name)
-    if name == "-":
+    if not name:  # not where one is: it is unreadable
+        yield name
+    elif name == "-":
         text = sys.stdin.read(MANIFEST + 1)
         if len(text) > MANIFEST:
             raise PolicyError(f"got more than {MANIFEST} characters of names; expected fewer")
@@ -46,9 +50,9 @@ def _expanded(name: str) -> Iterator[str]:
         yield from _repositories(name.removesuffix(EVERY_REPOSITORY))
     elif name.endswith(EVERY_REPOSITORY):
         yield from _expanded(str(path.parent))  # here it means what a shell would have made of it
-    elif path.suffix == ".txt" and path.is_file():
+    elif path.suffix == ".txt" and path.is_file() and not listed:
         try:
-            yield from _lines(read_limited(path, MANIFEST, PolicyError).decode())
+            yield from _lines(read_limited(path, MANIFEST, PolicyError).decode(), listed=True)
         except (OSError, UnicodeDecodeError) as error:
             raise PolicyError(f"cannot read the list {name!r}: {error}") from None
     elif path.is_dir() and not (path / CONFIG_NAME).exists():
@@ -62,21 +66,25 @@ def _expanded(name: str) -> Iterator[str]:
 def _inside(top: Path) -> list[str]:
     """Folders of adapters at any depth, also behind links; each folder is looked into once."""
     adapters, visited = [], set()
-    for folder, below, files in os.walk(top, followlinks=True):
+    for folder, below, files in os.walk(top, followlinks=True, onerror=_refuse):
         here = os.path.realpath(folder)
         if here in visited:
             below.clear()
             continue
         visited.add(here)
-        if CONFIG_NAME in files:
+        if CONFIG_NAME in files or WEIGHTS_NAME in files:  # one of the two alone is unreadable
             adapters.append(folder)
     return sorted(adapters)
 
 
-def _lines(text: str) -> Iterator[str]:
+def _refuse(error: OSError) -> None:
+    raise PolicyError(f"cannot look into {error.filename}: {error}. Leave it out, or allow it")
+
+
+def _lines(text: str, listed: bool = False) -> Iterator[str]:
     for line in text.splitlines():
         if line.strip():
-            yield from _expanded(line.strip()) if line.strip() != "-" else ()
+            yield from _expanded(line.strip(), listed) if line.strip() != "-" else ()
 
 
 def _repositories(user: str) -> list[str]:

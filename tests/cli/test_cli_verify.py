@@ -65,6 +65,9 @@ def test_verify_wants_something_to_verify_by(place: Path) -> None:
         "report {place}/adapters --out {file}",
         "pull org/name --out {taken}",
         "zoo pull name --out {taken}",
+        "train {place}/adapters/train.csv --out {file}/below",
+        "scan {place}/adapters --cache {file}/below",
+        "report {place}/adapters --out {taken} --force",
     ],
 )
 def test_no_command_writes_where_something_is(place: Path, tmp_path: Path, command: str) -> None:

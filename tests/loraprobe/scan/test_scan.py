@@ -190,6 +190,12 @@ def test_targets(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(PolicyError, match="no adapter"):
         expand([str(tmp_path / "empty.txt")])
+    listed.write_text(f"{listed}\n")  # a list of lists could have no end
+    assert expand(str(listed)) == [str(listed)]
+    assert expand(["", folder]) == ["", str(folder)]  # where one is was not named
+    (tmp_path / "deep/bare").mkdir()  # weights without a configuration are not passed over
+    (tmp_path / "deep/bare/adapter_model.safetensors").write_bytes(b"")
+    assert str(tmp_path / "deep/bare") in expand([tmp_path / "deep"])
 
 
 def test_a_batch_goes_on_where_it_was(tmp_path: Path) -> None:
