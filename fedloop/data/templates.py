@@ -50,9 +50,19 @@ def use_template(tokenizer: Any, template: str) -> None:
 
 
 def template_of(tokenizer: Any) -> str:
-    """What `use_template` said of a tokenizer; "alpaca", the papers', where nothing was said."""
-    template: str = getattr(tokenizer, _KEPT, "alpaca")
-    return template
+    """What `use_template` said of a tokenizer; "alpaca", the papers', of one that has no other.
+
+    Raises:
+        DataError: it has a chat template, and nobody said whether it is used.
+    """
+    template: str | None = getattr(tokenizer, _KEPT, None)
+    if template is None and getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            "got a tokenizer with a chat template, and nothing that says whether requests are put"
+            ' into it. Say so first: fedloop.data.templates.use_template(tokenizer, "chat"), or'
+            ' "alpaca"'
+        )
+    return template or "alpaca"
 
 
 def prompt_text(example: Example, tokenizer: Any, template: str | None = None) -> str:

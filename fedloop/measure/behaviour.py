@@ -117,12 +117,14 @@ class Behaviour:
 
     Args:
         model: the base model; one with a LoRA of PEFT's on it is read without it.
-        tokenizer: with the template that `fedloop.client.training.load_base` kept with it.
+        tokenizer: that of `fedloop.client.training.load_base`, or one with a chat template of which
+            `fedloop.data.templates.use_template` said whether it is used.
         cut: the score, in nats, from which an update is refused.
         opening: of a complying answer.
 
     Raises:
         ConfigError: the cut is not finite.
+        DataError: it was not said whether the tokenizer's chat template is used.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class Behaviour:
         self.prompts = prompts
         self.cut = float(cut)
         self.opening = opening
+        self._text = Text.of(tokenizer)
 
     def read(self, round: int, start: Adapter, changed: Mapping[str, Adapter]) -> dict[str, float]:
         """How much more each adapter says yes to harm than the round's start does.
@@ -166,7 +169,7 @@ class Behaviour:
     @torch.inference_mode()
     def likelihoods(self, prompts: Sequence[str]) -> list[float]:
         """Log-likelihood of the opening after each prompt, in nats."""
-        text = Text.of(self.tokenizer)
+        text = self._text
         length = len(text.before) + len(text.after) + ROOM
         rows = [
             tokens_of(Example(prompt, self.opening), self.tokenizer, text, length)

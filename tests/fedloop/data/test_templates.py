@@ -41,9 +41,11 @@ def test_a_template_that_is_not_there_is_refused(template: str, hint: str) -> No
         use_template(tiny.tokenizer(), template)
 
 
-def test_nothing_said_is_the_papers_template(chatting: Any) -> None:
-    assert template_of(chatting) == "alpaca"
-    assert prompt_text(EXAMPLE, chatting) == EXAMPLE.prompt
+def test_nothing_said_is_the_papers_template_where_there_is_no_other(chatting: Any) -> None:
+    with pytest.raises(DataError, match="use_template"):
+        prompt_text(EXAMPLE, chatting)
+    assert template_of(tiny.tokenizer()) == "alpaca"
+    assert prompt_text(EXAMPLE, tiny.tokenizer()) == EXAMPLE.prompt
 
 
 def test_training_reads_the_template_kept_with_the_tokenizer(chatting: Any) -> None:
