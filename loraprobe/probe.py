@@ -392,13 +392,8 @@ def check_cuts(threshold: float, benign_below: float) -> None:
 
     A threshold just above 1 flags nothing; a conformal cut may need it, and it is not an error.
     """
+    most = np.nextafter(1.0, 2.0)
     for name, cut in (("threshold", threshold), ("benign_below", benign_below)):
-        if not isinstance(cut, Real) or isinstance(cut, bool):
-            raise FitError(f"got {name} {cut!r}; expected a number")
-    if not 0 <= threshold <= np.nextafter(1.0, 2.0):
-        raise FitError(f"got threshold {threshold}; expected a number in [0, 1]")
-    if not 0 <= benign_below <= threshold:
-        raise FitError(
-            f"got benign_below {benign_below}; expected a number from 0 to the threshold"
-            f" {threshold}"
-        )
+        if not isinstance(cut, Real) or isinstance(cut, bool) or not 0 <= cut <= most:
+            raise FitError(f"got {name} {cut!r}; expected a number from 0 to {most:.3g}")
+        most = threshold

@@ -185,7 +185,7 @@ def attach_lora(
 
     Raises:
         MissingExtra: peft is not installed.
-        DataError: the model has none of the modules, or no defaults are known for its type.
+        DataError: the model lacks one of the modules, or no defaults are known for its type.
     """
     peft = _peft()
     config = peft.LoraConfig(
@@ -199,6 +199,9 @@ def attach_lora(
         torch.manual_seed(seed)
         try:
             adapted: PeftModel = peft.get_peft_model(model, config)
+            there = "".join(f".{module}\n" for module in adapted.targeted_module_names)
+            if absent := [n for n in settings.target_modules or () if f".{n}\n" not in there]:
+                raise ValueError(f"it lacks {absent}, which PEFT leaves out without a word")
         except ValueError as error:
             raise DataError(f"cannot put a LoRA on the model: {error}") from error
     for name, parameter in adapted.named_parameters():

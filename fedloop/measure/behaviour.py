@@ -85,7 +85,7 @@ class Prompts:
         """
         pools: dict[str, list[str]] = {"harmful": [], "benign": []}
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: it cannot be read: {error}") from None
         for number, line in enumerate(lines, start=1):

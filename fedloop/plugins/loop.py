@@ -23,6 +23,7 @@ import torch
 
 from loraprobe.adapters.adapter import Kind
 from loraprobe.adapters.layout import pack
+from loraprobe.adapters.pair import as_array
 from loraprobe.errors import NonFiniteError
 
 from ..checks import checked_options, is_integer
@@ -197,7 +198,10 @@ def _late(client: str, update: Late, late_updates: LateUpdates) -> Reply:
             raise EvidenceError("late: an update of an earlier round; its round is over")
         steps, began = {}, _by_place(update.start)
         for place, value in _by_place(update.state).items():
-            steps[place] = value - began[place]
+            after, before = as_array(value), as_array(began[place])
+            if after.shape != before.shape:
+                raise EvidenceError(f"late: got {place} {after.shape}; expected {before.shape}")
+            steps[place] = after - before
     except BROKEN as error:
         return Reply(client, update.num_examples, error)
     return Reply(client, update.num_examples, steps, (), "factor_delta")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from loraprobe.adapters.adapter import Kind
 from loraprobe.errors import AdapterFormatError
 from loraprobe.probe import Probe
 
-from ..checks import checked_options
+from ..checks import checked_options, is_number
 from ..defense.defense import Defense
 from ..defense.explain import rejected
 from ..defense.levels import make_level
@@ -248,6 +247,6 @@ def _mean_metrics(
     means = {}
     for name in sorted(set.intersection(*names), key=str) if names else ():
         values = {client: metrics[client][name] for client in counted}
-        if all(isinstance(value, Real) and math.isfinite(value) for value in values.values()):
+        if all(map(is_number, values.values())):
             means[name] = math.fsum(weight * values[client] for client, weight in counted.items())
     return means

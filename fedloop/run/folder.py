@@ -85,6 +85,8 @@ class RunFolder:
                 f"{path} is not empty and holds no run; expected a new or empty folder, or the"
                 " folder of a run"
             )
+        if (path / "config.json").exists() and not (path / "checkpoint").exists():
+            read_config(path)  # a model, an adapter or a probe has a file of that name too
         about = {"id": uuid4().hex, "config": plain_config(config)}
         folder = cls(path, about, config.output.keep, lock(path))
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..callbacks import Callback
+from ..checks import is_integer
 from ..config import Config, read_values
 from ..errors import ConfigError, StateError
 from .build import build_clients, build_federation, roles_of
@@ -45,13 +46,15 @@ def simulate(
             gone on with; what changes is recorded.
 
     Raises:
-        ConfigError: a field is wrong, or two that do not fit together.
+        ConfigError: a field is wrong, or two that do not fit together; or a callback is none.
         DataError, MissingExtra, ProbeFormatError, HubError: model, data or probe cannot be loaded.
         StateError: the output folder holds another experiment or a damaged one, or another process
             is at work in it.
         RunError: no room on the disk, no memory, or a folder that cannot be written to; the message
             says what is saved.
     """
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise ConfigError(f"callbacks: got {callbacks!r:.80}; expected a list of functions")
     if not isinstance(config, Config):
         config = Config.read(config) if isinstance(config, str | Path) else Config.of(config)
     clients = build_clients(config)
@@ -131,11 +134,11 @@ def continued(
     config = read_config(Path(folder))
     if rounds is not None:
         done = len(RunFolder(Path(folder)).load()[1])
-        if rounds < max(1, done):
-            raise ConfigError(f"rounds: got {rounds}; expected at least the {done} finished ones")
+        if not is_integer(rounds, max(1, done)):
+            raise ConfigError(f"rounds: got {rounds!r}; expected at least the {done} finished ones")
     values = config.model_dump()
     if rounds is not None:
-        values["rounds"] = rounds
+        values["rounds"] = int(rounds)
     if evaluation is not None:
         values["evaluation"] = read_values(evaluation).get("evaluation", {})
     return written_to(Config.of(values), folder)

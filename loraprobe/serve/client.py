@@ -18,6 +18,7 @@ from urllib.parse import urlencode, urlsplit
 from .. import errors
 from ..errors import KindMismatch, LayoutMismatch, LoraprobeError, ServiceError
 from .results import Result
+from .settings import check_token
 from .upload import MEDIA_TYPE, content_digest
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class ScoringClient:
         timeout: seconds to wait for the network, each time.
 
     Raises:
-        ServiceError: the url is none.
+        ServiceError: the url is none, or no header can hold the token.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 30.0) -> None:
@@ -61,6 +62,7 @@ class ScoringClient:
             raise ServiceError(
                 f"got the address {url!r}; expected something like http://127.0.0.1:8080"
             )
+        check_token(token)
         self._connection = (
             http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         )

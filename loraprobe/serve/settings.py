@@ -69,13 +69,13 @@ class Settings:
     rate: str | None = None
 
     def __post_init__(self) -> None:
+        from ..adapters.adapter import Adapter
+
         self._check_names()
-        if self.token is not None and not _TOKEN.fullmatch(self.token):
-            raise ServiceError(
-                "got a token that is empty, too long or no plain ASCII; expected 1 to 1024 visible"
-                " characters without a space"
-            )
-        if isinstance(self.base, str) and self.base != "fresh":
+        check_token(self.token)
+        if not isinstance(self.any_base, bool):
+            raise ServiceError(f"got any_base {self.any_base!r}; expected True or False")
+        if self.base not in (None, "fresh") and not isinstance(self.base, Adapter):
             raise ServiceError(f"got base {self.base!r}; expected an Adapter, 'fresh' or None")
         if self.detail not in get_args(Detail):
             raise ServiceError(
@@ -92,10 +92,16 @@ class Settings:
             )
 
     def _check_names(self) -> None:
+        from ..probe import Probe  # with the numerical libraries: a client does without
+
         if not self.probes:
             raise ServiceError("got no probe; expected at least one to serve")
+        if not isinstance(self.probes, Mapping) or not all(
+            isinstance(probe, Probe) for probe in self.probes.values()
+        ):
+            raise ServiceError(f"got probes {self.probes!r:.80}; expected name -> Probe")
         for name in self.probes:
-            if not _NAME.fullmatch(name):
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise ServiceError(
                     f"got the probe name {name!r}; expected at most 64 letters, digits, '.', '_'"
                     " and '-': write --probe NAME=PATH"
@@ -107,6 +113,15 @@ class Settings:
                 raise ServiceError(
                     f"got the host name {host!r}; expected a name without a port, or '*' for any"
                 )
+
+
+def check_token(token: str | None) -> None:
+    """Raise ServiceError, which does not show it, for a token that no header can hold."""
+    if token is not None and not (isinstance(token, str) and _TOKEN.fullmatch(token)):
+        raise ServiceError(
+            "got a token that is empty, too long or no plain ASCII; expected 1 to 1024 visible"
+            " characters without a space or a line's end"
+        )
 
 
 @lru_cache(64)

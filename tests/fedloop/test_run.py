@@ -88,6 +88,12 @@ def test_out_of_memory_is_said_with_what_is_saved(
 
     with pytest.raises(RunError, match="rounds 1 to 1 are saved"):  # it was, before it is told
         simulate(written(tiny_files, tmp_path / "told"), callbacks=[full])
+    for wrong in (full, [full, 3], "told"):  # said before anything runs
+        with pytest.raises(ConfigError, match="callbacks: got"):
+            simulate(written(tiny_files, tmp_path / "never"), callbacks=wrong)  # type: ignore[arg-type]
+    assert not (tmp_path / "never").exists()
+    with pytest.raises(ConfigError, match="rounds: got '3'"):
+        resume(tmp_path, rounds="3")  # type: ignore[arg-type]
     with pytest.raises(RunError, match="nothing is saved: the run has no folder"):
         simulate(settings(tiny_files), watch=watch)
 

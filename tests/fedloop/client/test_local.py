@@ -340,9 +340,10 @@ def test_examples_in_training_order_are_the_batches_of_the_steps(
     assert len(orders) > 1
 
 
-def test_modules_that_the_model_lacks_are_refused() -> None:
-    with pytest.raises(DataError, match=r"cannot put a LoRA on the model.*nonsense"):
-        attach_lora(tiny.llama(), LoRASettings(target_modules=("nonsense",)), seed=0)
+@pytest.mark.parametrize("modules", [("nonsense",), ("q_proj", "nonsense"), ("q_proj", "proj")])
+def test_modules_that_the_model_lacks_are_refused(modules: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match=rf"cannot put a LoRA on the model.*{modules[-1]}"):
+        attach_lora(tiny.llama(), LoRASettings(target_modules=modules), seed=0)
 
 
 def test_a_base_is_loaded_from_a_folder(tmp_path: Path) -> None:

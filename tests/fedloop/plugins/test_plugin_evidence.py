@@ -66,6 +66,8 @@ def test_a_late_update_is_refused_or_counts_as_the_change_that_it_was(late_updat
     later = {key: value + 1 for key, value in START.items()}
     sent = plugged.replies(later, clients=("a", "slow"))
     early, slow = (plugged.replies(START, seed, ("x",))["x"] for seed in (0, 500))
+    cut = {key: value[:1] for key, value in slow[1].items()}  # would be as wide as the start
+    arrays = {key: value.numpy() for key, value in START.items()}
     done = defend_round(
         Defense(None),
         7,
@@ -73,14 +75,15 @@ def test_a_late_update_is_refused_or_counts_as_the_change_that_it_was(late_updat
         later,
         alpha=plugged.ALPHA,
         expected=["a"],
-        late={"a": Late(*early, START), "slow": Late(*slow, START)},
+        late={"a": Late(*early, START), "slow": Late(*slow, arrays), "cut": Late(1, cut, START)},
         late_updates=late_updates,
     )
     if late_updates == "refuse":
         assert "late: an update of an earlier round" in done.record.reasons["slow"]
-        assert dict(done.weights) == {"a": 1.0, "slow": 0.0}
+        assert dict(done.weights) == {"a": 1.0, "cut": 0.0, "slow": 0.0}
         return
-    assert dict(done.weights) == {"a": 0.5, "slow": 0.5}
+    assert "expected (4, " in done.record.reasons["cut"]
+    assert dict(done.weights) == {"a": 0.5, "cut": 0.0, "slow": 0.5}
     for key, value in later.items():
         changes = sent["a"][1][key] - value, slow[1][key] - START[key]
         assert torch.allclose(done.state[key], value + sum(changes) / 2, atol=1e-6)

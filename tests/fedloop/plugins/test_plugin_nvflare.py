@@ -215,8 +215,8 @@ def test_metrics_are_those_of_the_accepted_clients_and_nothing_of_the_defence_go
     probe_folder: str,
 ) -> None:
     aggregator = asked(probe_folder)
-    first = {"loss": 1.0, "own": 2.0, "bad": float("nan"), "text": "x"}
-    second = {"loss": np.float32(3.0), "bad": 1.0, "text": "x"}
+    first = {"loss": 1.0, "own": 2.0, "bad": float("nan"), "text": "x", "huge": 10**400}
+    second = {"loss": np.float32(3.0), "bad": 1.0, "text": "x", "huge": 1}
     aggregator.accept_model(result("1", trained(10), 30, metrics=first))
     aggregator.accept_model(result("2", trained(20), 10, metrics=second))
     attack = trained(30, malicious=True)

@@ -171,6 +171,11 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(StateError, match="cannot make the folder"):
         opened(tmp_path / "thesis.tex")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(StateError, match="is not the folder of a run"):
+        opened(tmp_path / "model")
+    assert (tmp_path / "model" / "config.json").read_text() == '{"model_type": "llama"}'
     (tmp_path / "killed").mkdir()
     # killed while the first file was written
     (tmp_path / "killed" / "config.json.part").write_text("{")

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,6 +183,11 @@ BAD_SETTINGS: dict[str, dict[str, Any]] = {
     "probe name": {"probes": {"a b": probes.tiny_probe()}},
     "a token that is empty": {"token": ""},
     "plain ASCII": {"token": "sécret"},
+    "a line's end": {"token": "secret\n"},
+    "expected name -> Probe": {"probes": {"a": "zoo/probes/linear"}},
+    "got probes Probe": {"probes": probes.tiny_probe()},
+    "got any_base 'no'": {"any_base": "no"},
+    "got base PosixPath|got base WindowsPath": {"base": Path("initial")},
     "expected an Adapter": {"base": "zoo/adapters/initial"},
     "below max_body": {"max_body": 10, "max_held": 9},
     "max_connections 0": {"max_connections": 0},

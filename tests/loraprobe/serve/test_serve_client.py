@@ -107,6 +107,9 @@ def test_the_client_says_where_nobody_answers() -> None:
     ):
         with pytest.raises(ServiceError, match="got the address"):
             ScoringClient(url)
+    with pytest.raises(ServiceError, match="got a token") as caught:
+        ScoringClient("http://host", "secret\n")  # as a file holds it
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
