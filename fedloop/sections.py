@@ -179,8 +179,7 @@ class ClientsConfig(Section):
     def make_attack(self) -> Attack | None:
         """What malicious clients do to their updates; None if they send what they trained.
 
-        Raises:
-            ConfigError: an option is unknown or not valid.
+        Raises ConfigError for an option that is unknown or not valid.
         """
         if self.update_attack is None:
             return None
@@ -250,9 +249,8 @@ class DefenseConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _a_probe_is_used(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("probe") is not None:
-            return {"level": "cumulative", **values}
-        return values
+        has_probe = isinstance(values, dict) and values.get("probe") is not None
+        return {"level": "cumulative", **values} if has_probe else values
 
     @field_validator("threshold", mode="before")
     @classmethod
@@ -334,11 +332,7 @@ class AggregationConfig(Section):
         return self
 
     def make_rule(self) -> Rule:
-        """The rule with its options.
-
-        Raises:
-            ConfigError: an option is unknown, missing or not valid.
-        """
+        """The rule with its options; raise ConfigError for one that is unknown or not valid."""
         return make_rule(self.rule, **self.options)
 
 
