@@ -19,10 +19,11 @@ def free_path(path: Path, force: bool = False, *, file: bool = False) -> Path:
         OutputError: something is there, or nothing can be written: before any work is done.
     """
     is_folder = path.is_dir()
+    if file and is_folder:
+        raise OutputError(f"{path} is a folder; expected the name of a file")
     taken = any(path.iterdir()) if is_folder else path.exists() or path.is_symlink()
-    if (taken and not force) or (file and is_folder):
-        kind = "is a folder that is not empty" if taken and is_folder else "exists"
-        kind = "is a folder; expected the name of a file" if file and is_folder else kind
+    if taken and not force:
+        kind = "is a folder that is not empty" if is_folder else "exists"
         raise OutputError(f"{path} {kind}; name another, or pass --force to write over it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

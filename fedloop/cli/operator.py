@@ -90,7 +90,7 @@ def audit(
     A run's is compared with its checkpoint and its records. Exit code 1: it is not the one that was
     written.
     """
-    from ..errors import AuditError
+    from ..errors import AuditError, EvidenceError
 
     with errors_shown():
         try:
@@ -105,6 +105,8 @@ def audit(
         except AuditError as error:
             say(f"AuditError: {error}", Console(stderr=True))
             raise typer.Exit(1) from None
+        if client is not None and client not in {one.get("client") for one in decisions}:
+            raise EvidenceError(f"got client {client!r}; the log has no decision on it")
     for decision in decisions:
         if not quiet and client in (None, decision.get("client")):
             say(json.dumps(decision))

@@ -27,7 +27,7 @@ from loraprobe._version import __version__
 from loraprobe.errors import LoraprobeError
 from loraprobe.outputs import free_path
 
-from ..errors import FedloopError, missing_extra
+from ..errors import ConfigError, FedloopError, missing_extra
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -173,6 +173,8 @@ def _play(
         experiment.rounds, experiment.clients.sampled or experiment.clients.count
     ) as watch:
         if engine is Engine.IN_PROCESS:
+            if (round_timeout, wire) != (600.0, "float32"):
+                raise ConfigError("--round-timeout and --wire: expected --engine flower with them")
             from ..run.simulate import simulate
 
             return simulate(experiment, watch=watch, changing=changing)
@@ -220,7 +222,9 @@ def mt_bench(
             help="The file of answers; FastChat names the model by it: <model id>.jsonl.",
         ),
     ],
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.")] = 1024,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Tokens of an answer, at most.", min=1)
+    ] = 1024,
     force: ForceOption = False,
 ) -> None:
     """Answer MT-Bench's first turns with a run's global model, in FastChat's format."""
@@ -280,11 +284,11 @@ def client(
         str | None,
         typer.Option(help="What the adapters call the base model, if not BASE: a probe's word."),
     ] = None,
-    lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 5e-5,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
-    r: Annotated[int, typer.Option(help="LoRA rank.")] = 8,
-    alpha: Annotated[float, typer.Option(help="lora_alpha.")] = 16,
+    lr: Annotated[float, typer.Option(help="AdamW's learning rate.", min=1e-12)] = 5e-5,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 10,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.", min=1)] = 16,
+    r: Annotated[int, typer.Option(help="LoRA rank.", min=1)] = 8,
+    alpha: Annotated[float, typer.Option(help="lora_alpha.", min=1e-12)] = 16,
     modules: Annotated[
         list[str] | None,
         typer.Option(

@@ -22,6 +22,7 @@ from loraprobe.adapters.adapter import Adapter
 from loraprobe.adapters.load import load_adapter
 from loraprobe.featurizer import FeatureRecipe, Featurizer
 from loraprobe.fit.fit import fit_features
+from loraprobe.outputs import free_path
 from loraprobe.probe import Probe
 
 from ..client.shared_prefix import Text
@@ -134,6 +135,8 @@ def make_kit(
     clients = check_plan(options)
     kinds = read_kinds(options)
     began_with = check_folder(options, kinds)
+    if not dry_run:
+        free_path(options.out, force=True)  # it can be written to
     _warn(clients, say)
     adapters = options.out / "adapters"
     left = missing(clients, adapters)

@@ -207,6 +207,8 @@ def check_folder(options: KitOptions, kinds: Mapping[str, Sequence[Example]]) ->
                 " options and data, --clients and --head apart. Go on with those, or give another"
                 " --out"
             )
+    elif options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise ConfigError(f"--out: {options.out} holds no kit; expected a new or empty folder")
     return wanted
 
 

@@ -140,7 +140,10 @@ def continued(
     if rounds is not None:
         values["rounds"] = int(rounds)
     if evaluation is not None:
-        values["evaluation"] = read_values(evaluation).get("evaluation", {})
+        tables = read_values(evaluation)
+        if "evaluation" not in tables:
+            raise ConfigError(f"{evaluation} has no table [evaluation]; expected what to measure")
+        values["evaluation"] = tables["evaluation"]
     return written_to(Config.of(values), folder)
 
 

@@ -130,6 +130,7 @@ def test_what_is_not_there_exits_with_2(tiny_files: Files, tmp_path: Path) -> No
             ("run", tmp_path / "c.toml", "--out", tmp_path),
             "StateError: .*is not empty and holds no run",
         ),
+        (("run", tmp_path / "c.toml", "--wire", "float16"), "expected --engine flower"),
         (("resume", tmp_path / "empty"), "StateError: .*is not the folder of a run"),
         (("resume", tmp_path / "absent"), "StateError: .*is not the folder of a run"),
         (("report", tmp_path / "empty"), "StateError: .*is not the folder of a run"),
@@ -149,6 +150,7 @@ def test_an_operator_explains_overrules_and_audits(tiny_files: Files, tmp_path: 
     invoke("resume", out, "--rounds", "2")
     why = "denied: left the project"
     assert why in invoke("explain", out, "client-01", "--round", "2").stdout
+    assert "no decision on it" in invoke("audit", out, "--client", "client-1", code=2).stderr
     shown = invoke("audit", out, "--client", "client-01")
     assert [json.loads(line)["what"] for line in shown.stdout.splitlines()] == [
         *("client", "deny", "client")

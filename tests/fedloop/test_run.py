@@ -92,6 +92,9 @@ def test_out_of_memory_is_said_with_what_is_saved(
         with pytest.raises(ConfigError, match="callbacks: got"):
             simulate(written(tiny_files, tmp_path / "never"), callbacks=wrong)  # type: ignore[arg-type]
     assert not (tmp_path / "never").exists()
+    (tmp_path / "typo.toml").write_text("[evaluatoin]")
+    with pytest.raises(ConfigError, match=r"no table \[evaluation\]"):
+        resume(tmp_path, evaluation=tmp_path / "typo.toml")
     with pytest.raises(ConfigError, match="rounds: got '3'"):
         resume(tmp_path, rounds="3")  # type: ignore[arg-type]
     with pytest.raises(RunError, match="nothing is saved: the run has no folder"):
