@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapters.adapter import Adapter
+from .adapters.files import adapters_in
 from .adapters.kinds import FRESH, as_kind
 from .adapters.load import load_adapter
 from .errors import DataError, LoraprobeError
@@ -89,16 +90,17 @@ def read_manifest(path: Path) -> list[Row]:
         records = [(reader.line_num, record) for record in islice(reader, MANIFEST_ROWS + 1)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the manifest {path}: {error}") from None
-    if not {"path", "label"} <= columns:
+    if not {"path", "label"} <= columns or len(columns) != len(reader.fieldnames or ()):
         raise DataError(
-            f"{path} has the columns {sorted(columns)}; expected path and label, and optionally"
-            " others, such as group and source"
+            f"{path} has the columns {sorted(reader.fieldnames or ())}; expected path and label,"
+            " and optionally others, such as group and source, each once"
         )
     if len(records) > MANIFEST_ROWS:
         raise DataError(f"{path} has more than {MANIFEST_ROWS} rows; expected at most that")
     if not records:
         raise DataError(f"{path} names no adapter; expected at least one row")
     rows = []
+    labels: dict[Path, int] = {}
     for number, record in records:
         if None in record:
             raise DataError(
@@ -112,6 +114,8 @@ def read_manifest(path: Path) -> list[Row]:
                 f" expected a path and one of {', '.join(_LABELS)}"
             )
         adapter = path.parent / record["path"]
+        if labels.setdefault(adapter, label) != label:
+            raise DataError(f"{path}, line {number}: {record['path']} has the other label above")
         group, source = (
             record.get("group") or record["path"],
             record.get("source") or ("benign", "malicious")[label],
@@ -126,9 +130,9 @@ def read_manifest(path: Path) -> list[Row]:
 def _sorted_in_folders(folder: Path) -> list[Row]:
     """A row for every adapter at any depth below the folders named after labels."""
     rows = [
-        Row(config.parent, label, str(config.parent.relative_to(folder)), name)
+        Row(Path(found), label, str(Path(found).relative_to(folder)), name)
         for label, name in enumerate(("benign", "malicious"))
-        for config in sorted((folder / name).rglob("adapter_config.json"))
+        for found in (adapters_in(folder / name, DataError) if (folder / name).is_dir() else ())
     ]
     if not rows:
         raise DataError(

@@ -152,6 +152,11 @@ class Rule:
             )
         counted = [client for client, counts in zip(clients, mask, strict=True) if counts]
         history = state["history"]
+        if wrong := {tuple(row.shape) for row in history.values()} - {tuple(rows.shape[1:])}:
+            raise StateError(
+                f"got deltas of shape {tuple(rows.shape[1:])}; the history of rule {self.name!r}"
+                f" is of {wrong.pop()}: of another LoRA. Start with init()"
+            )
         sums = {
             client: history[client] + row if client in history else row.clone()
             for client, row in zip(counted, rows, strict=True)

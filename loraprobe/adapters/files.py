@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from ..errors import AdapterFormatError, UnsupportedAdapterError, quoted
+from ..errors import AdapterFormatError, LoraprobeError, UnsupportedAdapterError, quoted
 from ..limits import ADAPTER_WEIGHTS
 from .config import CONFIG_NAME
 from .formats import START, WEIGHTS_NAME, what_is
@@ -112,3 +113,25 @@ def _nested(folder: Path) -> list[Path]:
         )
         folders += [entry for entry in level if (entry / WEIGHTS_NAME).is_file()]
     return folders
+
+
+def adapters_in(top: Path, error: type[LoraprobeError]) -> list[str]:
+    """Folders of adapters at any depth, also behind links; each folder is looked into once.
+
+    Raises:
+        LoraprobeError: (`error`) a folder cannot be looked into.
+    """
+
+    def refuse(reason: OSError) -> None:
+        raise error(f"cannot look into {reason.filename}: {reason}. Leave it out, or allow it")
+
+    adapters, visited = [], set()
+    for folder, below, files in os.walk(top, followlinks=True, onerror=refuse):
+        here = os.path.realpath(folder)
+        if here in visited:
+            below.clear()
+            continue
+        visited.add(here)
+        if CONFIG_NAME in files or WEIGHTS_NAME in files:  # one of the two alone is unreadable
+            adapters.append(folder)
+    return sorted(adapters)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..adapters.config import CONFIG_NAME
+from ..adapters.files import adapters_in
 from ..adapters.formats import WEIGHTS_NAME
 from ..errors import LoraprobeError, PolicyError
 from ..limits import MANIFEST, read_limited
@@ -56,29 +56,13 @@ def _expanded(name: str, listed: bool = False) -> Iterator[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise PolicyError(f"cannot read the list {name!r}: {error}") from None
     elif path.is_dir() and not (path / CONFIG_NAME).exists():
-        yield from _inside(path) or [str(path)]  # a folder without any is reported as unreadable
+        yield from adapters_in(path, PolicyError) or [
+            str(path)
+        ]  # a folder without any is reported as unreadable
     elif path.name == WEIGHTS_NAME and (path.parent / CONFIG_NAME).exists():
         yield str(path.parent)  # what lies beside the weights counts too
     else:
         yield name
-
-
-def _inside(top: Path) -> list[str]:
-    """Folders of adapters at any depth, also behind links; each folder is looked into once."""
-    adapters, visited = [], set()
-    for folder, below, files in os.walk(top, followlinks=True, onerror=_refuse):
-        here = os.path.realpath(folder)
-        if here in visited:
-            below.clear()
-            continue
-        visited.add(here)
-        if CONFIG_NAME in files or WEIGHTS_NAME in files:  # one of the two alone is unreadable
-            adapters.append(folder)
-    return sorted(adapters)
-
-
-def _refuse(error: OSError) -> None:
-    raise PolicyError(f"cannot look into {error.filename}: {error}. Leave it out, or allow it")
 
 
 def _lines(text: str, listed: bool = False) -> Iterator[str]:

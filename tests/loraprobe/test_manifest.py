@@ -166,6 +166,8 @@ def test_a_row_may_name_its_own_start(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ("", r"has the columns \[\]; expected path and label"),
         ("path,label\n", "names no adapter"),
+        ("path,label,label\na,0,1\n", r"'label', 'label'.* each once"),
+        ("path,label\na,0\nb,1\na,1\n", "line 4: a has the other label above"),
         ("path,label\n\n\n", "names no adapter"),
         ("path,class\na,0\n", r"has the columns \['class', 'path'\]"),
         ("a,0\nb,1\n", r"has the columns \['0', 'a'\]"),
@@ -210,9 +212,11 @@ def test_a_folder_is_read_by_its_manifest_or_by_the_names_of_its_folders(tmp_pat
     for place in ("benign/a", "malicious/deep/b", "other/c"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "adapter_config.json").write_text("{}")
+    (tmp_path / "malicious" / "link").symlink_to(tmp_path / "other")
     assert [(row.path.name, row.label, row.group) for row in read_manifest(tmp_path)] == [
         ("a", 0, "benign/a"),
         ("b", 1, "malicious/deep/b"),
+        ("c", 1, "malicious/link/c"),
     ]
     (tmp_path / "manifest.csv").write_text("path,label\nother/c,1\n")
     assert [row.path.name for row in read_manifest(tmp_path)] == ["c"]
