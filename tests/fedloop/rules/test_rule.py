@@ -175,7 +175,7 @@ def test_what_a_rule_cannot_be_applied_to_is_refused() -> None:
     for other, state in ((rule, {}), (make_rule("mean"), rule.init()), (rule, {"sums": {}})):
         with pytest.raises(StateError, match="expected that of rule"):
             other.apply(state, rows, [1, 1], clients=("a", "b"))
-    _, later = rule.apply(rule.init(), rows, torch.ones(2), clients=("a", "b"))
+    _, later = rule.apply(rule.init(), torch.eye(2, 3), torch.ones(2), clients=("a", "b"))
     with pytest.raises(StateError, match="of another LoRA"):
         rule.apply(later, torch.ones(2, 4), torch.ones(2), clients=("a", "b"))
     with pytest.raises(AggregationError, match="no generator"):
