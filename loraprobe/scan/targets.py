@@ -56,9 +56,8 @@ def _expanded(name: str, listed: bool = False) -> Iterator[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise PolicyError(f"cannot read the list {name!r}: {error}") from None
     elif path.is_dir() and not (path / CONFIG_NAME).exists():
-        yield from adapters_in(path, PolicyError) or [
-            str(path)
-        ]  # a folder without any is reported as unreadable
+        # A folder without any is reported as unreadable.
+        yield from adapters_in(path, PolicyError) or [str(path)]
     elif path.name == WEIGHTS_NAME and (path.parent / CONFIG_NAME).exists():
         yield str(path.parent)  # what lies beside the weights counts too
     else:
