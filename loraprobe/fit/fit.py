@@ -183,6 +183,7 @@ def fit_features(
     plan = FitPlan(
         head, head_options or {}, threshold, benign_below, calibration, unit, folds, seed
     )
+    features = np.asarray(features)
     y = checked_labels(labels, len(features))
     return _learn(plan, featurizer, features, y, groups, kinds, base_model, facts)
 

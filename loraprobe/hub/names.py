@@ -22,12 +22,13 @@ def looks_like_repo_id(source: str) -> bool:
     return bool(_REPO_ID.fullmatch(source)) and ".." not in source
 
 
-def named_revision(name: str) -> tuple[str, str | None]:
+def named_revision(name: str | Path) -> tuple[str, str | None]:
     """A source and its revision, from "org/name@revision"; a local path has none.
 
     >>> named_revision("org/name@v1")
     ('org/name', 'v1')
     """
+    name = str(name)
     if os.path.exists(name):
         return name, None
     source, _, revision = name.partition("@")

@@ -166,8 +166,9 @@ def _between(adapters: Sequence[Adapter]) -> tuple[np.ndarray, np.ndarray]:
     inner = np.zeros((count, count))
     overlap = np.zeros((count, count))
     shared = np.zeros((count, count))
-    for module in sorted({module for adapter in adapters for module in adapter}):
-        owners = [index for index, adapter in enumerate(adapters) if module in adapter]
+    shapes = [{(module, pair.shape) for module, pair in adapter.items()} for adapter in adapters]
+    for module, shape in sorted(set().union(*shapes)):  # of another base, it is another module
+        owners = [index for index, own in enumerate(shapes) if (module, shape) in own]
         pairs = [adapters[index][module] for index in owners]
         ranks = [pair.rank for pair in pairs]
         factors = [np.asarray(pair.B, np.float32) for pair in pairs]  # read once

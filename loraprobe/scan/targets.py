@@ -15,7 +15,7 @@ from ..limits import MANIFEST, read_limited
 EVERY_REPOSITORY = "/*"
 
 
-def expand(names: str | Iterable[str | Path]) -> list[str]:
+def expand(names: str | Path | Iterable[str | Path]) -> list[str]:
     """The adapters behind what was named, each once, in order.
 
     Args:
@@ -30,7 +30,7 @@ def expand(names: str | Iterable[str | Path]) -> list[str]:
             or there is nothing to scan.
         HubError: a user's repositories cannot be listed.
     """
-    several = [names] if isinstance(names, str) else names
+    several = [names] if isinstance(names, str | Path) else names
     targets = list(dict.fromkeys(target for name in several for target in _expanded(str(name))))
     if not targets:
         raise PolicyError("got no adapter at all; expected paths, Hub ids, a list.txt, or -")

@@ -129,11 +129,12 @@ def leave_one_out(
         FitError, DataError: the field, its values, the labels or the options do not allow it, or
             nothing at all could be measured.
     """
+    adapters, rows = list(adapters), list(rows)
+    _check(rows, adapters, field, pairs, folds)
     order = sorted(
         range(len(rows)), key=lambda row: (rows[row].group, str(rows[row].path), repr(rows[row]))
     )
     rows, adapters = [rows[row] for row in order], [adapters[row] for row in order]
-    _check(rows, adapters, field, pairs, folds)
     cut_numbers = tuple(_number_or_budget(cut) for cut in cuts)
     if calibration is not None:
         check_method(calibration)
@@ -148,6 +149,8 @@ def leave_one_out(
         for detector in (detectors_of() if detectors is None else detectors)
         for fold in left_out_folds
     ]
+    if not jobs:
+        raise FitError(f"got no detector, or no {field} to leave out; expected at least one")
     outcomes = tuple(study.outcome(detector, fold) for detector, fold in progress(jobs))
     if all(outcome.error for outcome in outcomes):
         raise FitError(

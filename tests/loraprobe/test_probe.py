@@ -33,7 +33,7 @@ from loraprobe.errors import (
 from loraprobe.evaluation import report
 from loraprobe.fit.baselines import baseline_recipes
 from loraprobe.fit.calibration import fpr_threshold
-from loraprobe.fit.fit import held_out_scores
+from loraprobe.fit.fit import fit_features, held_out_scores
 from loraprobe.heads import Head, LinearHead
 from loraprobe.metrics import auroc
 from tests.helpers import make
@@ -279,6 +279,9 @@ def test_training_data_that_cannot_be_fitted_is_refused() -> None:
     for groups in ("a" * 32, dict(enumerate(data.groups)), 3):
         with pytest.raises(FitError, match="list of one group a row"):
             fit_probe(data.adapters, data.labels, groups=groups)
+    features = tiny_probe().features(data.adapters).tolist()  # a list is an array too
+    budget = {"threshold": "fpr:0.2", "groups": data.groups}
+    assert fit_features(tiny_probe().featurizer, features, data.labels, **budget).threshold < 1
     tensors = fit_probe(data.adapters, data.labels, groups=torch.arange(32) // 4)  # equal by value
     assert tensors.facts["training"]["n_groups"] == 8
     with pytest.raises(FitError, match="linear"):

@@ -18,6 +18,7 @@ from loraprobe.adapters.pair import LoRAPair
 from loraprobe.errors import OutputError
 from loraprobe.report.analysis import analyse
 from loraprobe.report.page import csv_tables, write_report
+from tests.helpers import make
 from tests.helpers.boxed import invoke
 from tests.loraprobe.scan.test_scan import adapter
 
@@ -50,6 +51,9 @@ def test_the_same_product_from_other_factors_is_the_same() -> None:
     analysis = analyse({"one": one, "turned": turned(one, 1), "another": adapter(1)})
     assert analysis.cosine[0, 1] == pytest.approx(1, abs=1e-5)
     assert analysis.overlap[0, 1] == pytest.approx(1, abs=1e-5)
+    other_base = make.adapter(dims=dict.fromkeys(make.DIMS, (3, 5)))  # the names, not the shapes
+    mixed = analyse({"one": one, "wide": make.adapter(), "narrow": other_base})
+    assert mixed.cosine[1].tolist() == pytest.approx([mixed.cosine[0, 1], 1, 0])
     assert abs(analysis.cosine[0, 2]) < 0.9
     assert analysis.overlap[0, 2] < 0.95
 

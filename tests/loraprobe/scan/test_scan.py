@@ -191,7 +191,8 @@ def test_targets(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(PolicyError, match="no adapter"):
         expand([str(tmp_path / "empty.txt")])
     listed.write_text(f"{listed}\n")  # a list of lists could have no end
-    assert expand(str(listed)) == [str(listed)]
+    assert expand(str(listed)) == expand(listed) == [str(listed)]
+    assert Scanner(Policy())(tmp_path / "nowhere").decision == "block"  # type: ignore[arg-type]
     assert expand(["", folder]) == ["", str(folder)]  # where one is was not named
     (tmp_path / "deep/bare").mkdir()  # weights without a configuration are not passed over
     (tmp_path / "deep/bare/adapter_model.safetensors").write_bytes(b"")

@@ -370,6 +370,9 @@ def test_what_cannot_be_left_out_is_refused(
     changed = [replace(row, **change) for row in rows]
     with pytest.raises(error, match=says):
         leave_one_out(adapters, changed, field, [LINEAR], **options)
+    for fewer, detectors in ((adapters[:3], [LINEAR]), (adapters, [])):
+        with pytest.raises(FitError, match=r"expected (one each|at least one)"):
+            leave_one_out(iter(fewer), rows, "source", detectors)
 
 
 def test_learning_rates_are_cut_at_quantiles_or_given_edges_or_not_at_all() -> None:
