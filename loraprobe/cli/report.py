@@ -31,7 +31,8 @@ def report(
         typer.Option("--base", "-b", help="The adapter that training started from, or 'fresh'."),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="A folder of adapters of the same base, drawn behind.")
+        Path | None,
+        typer.Option(help="A folder of adapters of the same base, drawn behind.", exists=True),
     ] = None,
     figures: Annotated[Path | None, typer.Option(help="A new folder for PNG, PDF and CSV.")] = None,
     seed: Annotated[int, typer.Option(help="Of UMAP.")] = 0,
@@ -39,12 +40,15 @@ def report(
     force: ForceOption = False,
 ) -> None:
     """Draw adapters: norms, spectra, which layers moved, how alike they are. One HTML file."""
+    from ..errors import DataError
     from ..outputs import free_path
     from ..report.analysis import analyse
     from ..report.page import write_report
     from ..scan.facts import Reference
     from ..scan.targets import expand
 
+    if probe is None and (base is not None or any_base):
+        raise DataError("got --base or --any-base without --probe, which alone reads them")
     for place in (out, figures):
         if place is not None:
             free_path(place, force, file=place is out)  # before minutes of work

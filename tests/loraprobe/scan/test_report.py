@@ -100,3 +100,6 @@ def test_the_command_leaves_out_what_it_cannot_read(tmp_path: Path) -> None:
     invoke("report", folder, tmp_path / "gone", "--out", out)
     assert "1 LoRA adapter<" in out.read_text()
     assert "exists" in invoke("report", folder, "--out", out, code=2).output
+    for option in (("--reference", tmp_path / "gone"), ("--base", "fresh"), ("--any-base",)):
+        words = ("report", folder, "--out", tmp_path / "other.html", *option)
+        assert re.search(r"'--reference'|without --probe", invoke(*words, code=2).output)
