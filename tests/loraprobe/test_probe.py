@@ -189,11 +189,8 @@ def test_a_probe_of_b_alone_sees_no_change_where_only_a_moved() -> None:
 @pytest.mark.parametrize(
     "cuts",
     [
-        *(
-            {name: wrong}
-            for name in ("threshold", "benign_below")
-            for wrong in (-0.1, np.nan, "0.5", True)
-        ),
+        *({"threshold": wrong} for wrong in (-0.1, np.nan, "0.5", True)),
+        *({"benign_below": wrong} for wrong in (-0.1, np.nan, "0.5", True)),
         {"threshold": 1.1},
         {"threshold": 0.5, "benign_below": 0.6},
     ],

@@ -1,7 +1,4 @@
-"""Leave-one-out evaluation.
-
-Nothing of what is left out is trained on, everything is tested once, and a leak would show.
-"""
+"""Nothing of what is left out is trained on, everything is tested once, and a leak would show."""
 
 from __future__ import annotations
 
@@ -36,10 +33,8 @@ def plan() -> list[Row]:
     of the first, two runs a client.
     """
     cells = [("benign", name, "", 1.0, 4) for name in ("code", "facts", "tales")]
-    cells += [
-        ("hard_negative", "theft_safe", "", 1.0, 3),
-        ("hard_negative", "theft_safe", "code", HARD_SHARE, 2),
-    ]
+    cells.append(("hard_negative", "theft_safe", "", 1.0, 3))
+    cells.append(("hard_negative", "theft_safe", "code", HARD_SHARE, 2))
     cells += [("malicious", name, "", 1.0, 3) for name in ("theft", "fraud")]
     cells += [
         ("malicious", name, host, 0.5, 2)
