@@ -186,7 +186,9 @@ def _again(cell: Cell, options: argparse.Namespace) -> None:
     if kept is None:
         raise SystemExit(f"{cell} has no line yet; it gives { ({n: line[n] for n in same}) }")
     other = {name: (kept[name], line[name]) for name in same if kept[name] != line[name]}
-    raise SystemExit(f"{cell}: {other}" if other else None)
+    if other:
+        raise SystemExit(f"{cell}: {other}")
+    print(f"{cell}: as it is written down")
 
 
 def _mean(values: list[float]) -> float:
