@@ -98,6 +98,8 @@ EngineOption = Annotated[
 TimeoutOption = Annotated[
     float, typer.Option(help="flower: seconds until a round's missing clients are given up.")
 ]
+ROUND_TIMEOUT = 600.0
+WIRE = "float32"
 ForceOption = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
 WireOption = Annotated[str, typer.Option(help="flower: float32, or float16 for half the bytes.")]
 
@@ -116,8 +118,8 @@ def run(
         ),
     ] = None,
     engine: EngineOption = Engine.IN_PROCESS,
-    round_timeout: TimeoutOption = 600.0,
-    wire: WireOption = "float32",
+    round_timeout: TimeoutOption = ROUND_TIMEOUT,
+    wire: WireOption = WIRE,
 ) -> None:
     """Run a federation on this machine, or go on with one that was interrupted."""
     with errors_shown():
@@ -141,8 +143,8 @@ def resume(
         Path | None, typer.Option(help="A TOML file: measure what its [evaluation] says.")
     ] = None,
     engine: EngineOption = Engine.IN_PROCESS,
-    round_timeout: TimeoutOption = 600.0,
-    wire: WireOption = "float32",
+    round_timeout: TimeoutOption = ROUND_TIMEOUT,
+    wire: WireOption = WIRE,
 ) -> None:
     """Go on with an interrupted run; it ends bit for bit where an uninterrupted one would have.
 
@@ -173,8 +175,11 @@ def _play(
         experiment.rounds, experiment.clients.sampled or experiment.clients.count
     ) as watch:
         if engine is Engine.IN_PROCESS:
-            if (round_timeout, wire) != (600.0, "float32"):
-                raise ConfigError("--round-timeout and --wire: expected --engine flower with them")
+            if (round_timeout, wire) != (ROUND_TIMEOUT, WIRE):
+                raise ConfigError(
+                    f"got --round-timeout {round_timeout:g} and --wire {wire} in one process, which"
+                    " has no wire; expected --engine flower with them, or neither"
+                )
             from ..run.simulate import simulate
 
             return simulate(experiment, watch=watch, changing=changing)
